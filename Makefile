@@ -1,0 +1,37 @@
+# Two commands are enough on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+export RAY_USAGE_STATS_ENABLED = 0
+export FLWR_TELEMETRY_ENABLED = 0
+
+.PHONY: help demo test lint format clean
+help:            ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
+
+demo: $(VENV)/.ready ## set up and run the main job: scenarios/organs.yaml
+	$(BIN)/python -m fedmerge.simulate scenarios/organs.yaml
+
+test: $(VENV)/.ready ## set up, check style and types, run every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready ## ruff and mypy only
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.ready ## rewrite the code in the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:           ## remove the environment, runs and caches of this folder
+	rm -rf $(VENV) runs pool cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,50 @@
+"""The record of images that every room shares, and their way into a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one owner.
+
+    pixels: (N, H, W, C), uint8 once a scanner has taken them; int16 Hounsfield units before, for CT.
+    labels: (N,) int64 in [0, len(classes)).
+    domains: (N,) int64 in [0, len(domain_names)): plane, laboratory, ... of each image.
+    groups: (N,) int64; images of one group (one patient) are never split.
+    flips: whether a horizontal flip preserves the label.
+    """
+
+    pixels: NDArray[np.uint8] | NDArray[np.int16]
+    labels: NDArray[np.int64]
+    domains: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    classes: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    flips: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, index: NDArray[np.int64]) -> Images:
+        """The images at `index` (n,), in that order."""
+        return replace(
+            self,
+            pixels=self.pixels[index],
+            labels=self.labels[index],
+            domains=self.domains[index],
+            groups=self.groups[index],
+        )
+
+
+def to_batch(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(N, H, W, C) uint8 to a normalised (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel."""
+    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
+    shape = (1, -1, 1, 1)
+    return ((x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)).contiguous()

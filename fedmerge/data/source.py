@@ -1,0 +1,51 @@
+"""What a data source promises; the sources themselves are files in `data/sources/`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar, NamedTuple
+
+from fedmerge.data.images import Images
+from fedmerge.errors import Problem
+from fedmerge.folder import Folder, Plugin
+
+
+class Geometry(NamedTuple):
+    """The model's input: side of the square image in pixels, and number of channels (1 or 3)."""
+
+    size: int
+    channels: int
+
+
+class Source(Plugin):
+    """Images of one site, as its YAML describes them. Everything but `load` is cheap and reads no pixel."""
+
+    flips: ClassVar[bool] = False
+    """Whether a horizontal flip preserves the label of this source's images."""
+
+    @abstractmethod
+    def check(self) -> list[Problem]:
+        """What is wrong with this source before it is loaded (missing folder, too few classes); `where` is filled in later."""
+
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+
+    @abstractmethod
+    def domains(self) -> tuple[str, ...]:
+        """Domain names in domain order."""
+
+    @abstractmethod
+    def identity(self, owner: str, seed: int) -> str:
+        """A sha256 of all that determines the images (fields, files' names and sizes, owner, seed, version of the generator)."""
+
+    @abstractmethod
+    def holdings(self, owner: str) -> frozenset[str] | None:
+        """Names of the items held, to tell that two sites share some; None if sharing is impossible by construction."""
+
+    @abstractmethod
+    def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
+        """The images, before the scanner. Raises DataError."""
+
+
+SOURCES: Folder[Source] = Folder("fedmerge.data.sources", Source, "data source")

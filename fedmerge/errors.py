@@ -1,0 +1,92 @@
+"""Every error that fedmerge raises on purpose.
+
+FedmergeError
+├── UserError                 the user can mend it: exit code 2, one message, no traceback
+│   ├── ScenarioError         a YAML says something that cannot be; carries all problems at once
+│   ├── DataError             images that are missing, truncated, or of the wrong kind
+│   ├── CheckpointError       weights that do not fit the model
+│   ├── FolderError           a run folder or pool that cannot be used as asked
+│   └── SiteError             a hospital failed, stayed silent, or sent something that may not be admitted
+│       └── UploadRefused     the audit said no
+└── TargetError               the target's actor died or missed a deadline: exit code 1
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where it stands, what was found, what was expected, and how to mend it."""
+
+    where: str
+    key: str
+    found: str
+    expected: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: {self.key}" if self.key else self.where
+        return f"{place}: found {self.found}; expected {self.expected}" + (f". {self.mend}" if self.mend else "")
+
+
+class FedmergeError(Exception):
+    """Root of the tree; `exit_code` is what the front door returns."""
+
+    exit_code = 1
+
+
+class UserError(FedmergeError):
+    """Something that the user can mend."""
+
+    exit_code = 2
+
+
+class ScenarioError(UserError):
+    """All problems of a scenario and its sites, reported together."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        super().__init__("\n".join([f"the scenario cannot run: {count}", *(f"  - {p}" for p in self.problems)]))
+
+    def __reduce__(self) -> tuple[type[ScenarioError], tuple[Sequence[Problem]]]:
+        return type(self), (self.problems,)
+
+
+class DataError(UserError):
+    """Images that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """Weights that do not fit the model they are meant for."""
+
+
+class FolderError(UserError):
+    """A run folder or an expert pool that cannot be used as asked."""
+
+
+class SiteError(UserError):
+    """A hospital failed, or did not answer in time. Experts of the other hospitals are kept."""
+
+
+class UploadRefused(SiteError):
+    """The audit found something in an upload that may not leave the site or may not be admitted."""
+
+
+class TargetError(FedmergeError):
+    """The target's actor died, or a wait for it reached its deadline."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?` for the closest of `known`, or the list of what is known.
+
+    >>> nearest("ties_", ["mean", "ties"])
+    "did you mean 'ties'?"
+    """
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(options)}"

@@ -1,0 +1,95 @@
+"""A folder is a registry: one file is one plug-in, and the file's name is its name in YAML.
+
+Listing imports nothing. A plug-in is a frozen pydantic model, so its fields are its YAML keys, with types and ranges.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cached_property
+from typing import Annotated, Any, Generic, TypeVar, Union
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
+
+from fedmerge.errors import Problem, ScenarioError, nearest
+
+
+class Spec(BaseModel):
+    """What a YAML mapping may say: unknown keys are errors, values never change, infinities are allowed where stated."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class Plugin(Spec):
+    """Base of everything that lives in a plug-in folder; `kind` in YAML is the file's name."""
+
+    @classmethod
+    def kind(cls) -> str:
+        """The plug-in's name: that of its file."""
+        return cls.__module__.rpartition(".")[2]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_kind(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("kind") == cls.kind():
+            return {key: item for key, item in value.items() if key != "kind"}
+        return value
+
+    @model_serializer(mode="wrap")
+    def _add_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"kind": self.kind(), **handler(self)}
+
+
+P = TypeVar("P", bound=Plugin)
+
+
+class Folder(Generic[P]):
+    """The plug-ins of one package, e.g. `Folder("fedmerge.merge.methods", Method, "method")`."""
+
+    def __init__(self, package: str, base: type[P], what: str) -> None:
+        self.package, self.base, self.what = package, base, what
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of all plug-ins, sorted; nothing is imported but the (empty) package."""
+        path = importlib.import_module(self.package).__path__
+        return tuple(sorted(module.name for module in pkgutil.iter_modules(path) if not module.name.startswith("_")))
+
+    def load(self, name: str) -> type[P]:
+        """The class that file `name` defines. Raises ScenarioError with the nearest name if there is no such file."""
+        if name not in self.names:
+            raise ScenarioError(
+                [Problem(self.what, "", f"'{name}'", f"a known {self.what}", nearest(name, self.names))]
+            )
+        module = importlib.import_module(f"{self.package}.{name}")
+        found = [
+            item
+            for item in vars(module).values()
+            if isinstance(item, type)
+            and issubclass(item, self.base)
+            and item.__module__ == module.__name__
+            and not item.__name__.startswith("_")
+        ]
+        if len(found) != 1:
+            raise TypeError(f"{module.__name__} must define exactly one public {self.base.__name__}, not {len(found)}")
+        return found[0]
+
+    def union(self) -> Any:
+        """A pydantic type that accepts any plug-in of the folder, told apart by `kind`."""
+        tagged = [Annotated[self.load(name), Tag(name)] for name in self.names]
+        return Annotated[Union[tuple(tagged)], Discriminator(_kind_of)]  # noqa: UP007 - built from a run-time tuple
+
+
+def _kind_of(value: Any) -> str | None:
+    if isinstance(value, Plugin):
+        return value.kind()
+    return value.get("kind") if isinstance(value, dict) else None

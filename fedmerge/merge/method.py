@@ -1,0 +1,114 @@
+"""The kinds of merging method. A method is one file in `merge/methods/`; its fields are its hyper-parameters.
+
+Axes everywhere in `merge/`: K experts, P parameters, N samples of a batch, C classes. Natural logarithms.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fedmerge.folder import Folder, Plugin
+
+if TYPE_CHECKING:
+    from fedmerge.merge.bank import Bank
+    from fedmerge.merge.evidence import Evidence
+
+State = dict[str, Tensor]
+"""What a method remembers between batches: named tensors only, so that it can be saved and restored."""
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Weights of the experts, for encoder and head separately.
+
+    encoder, head: (K,) for one merge per batch, or (N, K) for one per sample; rows lie on the simplex.
+    notes: what the method saw on the way (entropies in nats, chosen expert), for the run folder.
+    """
+
+    encoder: Tensor
+    head: Tensor
+    notes: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Method(Plugin):
+    """Base of every method. `label` distinguishes two entries of the same method in one scenario."""
+
+    paper: ClassVar[str]
+    """Where the method comes from, e.g. "Wortsman et al., Model soups, ICML 2022"."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it needs beyond the experts' weights: "counts", "temperature", "fisher", "gram", "labels", ..."""
+    gradient: ClassVar[bool] = False
+    """Whether it computes gradients at the target."""
+    ranked: ClassVar[bool] = True
+    """Whether it may be ranked among the others; oracles may not."""
+
+    label: str | None = Field(None, description="name in tables, when the method's own name is not enough")
+
+    @property
+    def key(self) -> str:
+        """The method's name in tables and records: its label, else the name of its file."""
+        return self.label or self.kind()
+
+
+class Static(Method):
+    """Merges once per set of experts."""
+
+    @abstractmethod
+    def merge(self, bank: Bank) -> Tensor:
+        """The merged parameters theta (P,)."""
+
+
+class Adaptive(Method):
+    """Chooses coefficients for every batch, from forward passes alone."""
+
+    def start(self, bank: Bank) -> State:
+        """The state before the first batch."""
+        return {}
+
+    @abstractmethod
+    def coefficients(self, evidence: Evidence) -> Coefficients:
+        """Coefficients for this batch alone, with no past."""
+
+    def step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients]:
+        """Coefficients for this batch given the past, and the state for the next."""
+        return state, self.coefficients(evidence)
+
+
+class Online(Method):
+    """Keeps parameters of its own between batches."""
+
+    @abstractmethod
+    def start(self, bank: Bank) -> State:
+        """The state before the first batch."""
+
+    @abstractmethod
+    def step(self, state: State, evidence: Evidence) -> tuple[State, Tensor]:
+        """The parameters theta (P,) for this batch, and the state for the next."""
+
+
+class Output(Method):
+    """Mixes predictions, not weights."""
+
+    @abstractmethod
+    def predict(self, evidence: Evidence) -> Tensor:
+        """Class probabilities (N, C)."""
+
+    def expand(self, names: tuple[str, ...]) -> tuple[Output, ...]:
+        """The rows of the table that one YAML entry stands for, given the experts' names; `expert` gives K of them."""
+        return (self,)
+
+
+METHODS: Folder[Method] = Folder("fedmerge.merge.methods", Method, "method")
+
+
+def load(name: str, **hyper_parameters: Any) -> Method:
+    """The method `name` with its hyper-parameters, e.g. `load("eam", gamma=5)`.
+
+    Raises ScenarioError for an unknown name and pydantic.ValidationError for a hyper-parameter out of range.
+    """
+    return METHODS.load(name)(**hyper_parameters)

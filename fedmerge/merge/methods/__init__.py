@@ -1,0 +1,1 @@
+"""Merging methods: one paper a file."""

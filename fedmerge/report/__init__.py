@@ -1,0 +1,1 @@
+"""What a run has shown: records, metrics, comparisons, plots, the page."""

@@ -1,0 +1,1 @@
+"""The target's unlabelled, non-i.i.d. stream of batches."""

@@ -1,0 +1,1 @@
+"""The target site: owns its images, consumes the stream, merges, predicts."""
