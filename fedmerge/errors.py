@@ -30,6 +30,8 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.where}: {self.key}" if self.key else self.where
+        if not self.expected:
+            return f"{place}: found {self.found}: {self.mend}"
         return f"{place}: found {self.found}; expected {self.expected}" + (f". {self.mend}" if self.mend else "")
 
 

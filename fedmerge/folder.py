@@ -8,17 +8,21 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cached_property
-from typing import Annotated, Any, Generic, TypeVar, Union
+from typing import Annotated, Any, Generic, Self, TypeVar, Union, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
+    ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
     Tag,
+    ValidationError,
     model_serializer,
     model_validator,
 )
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import ErrorType
 
 from fedmerge.errors import Problem, ScenarioError, nearest
 
@@ -27,6 +31,15 @@ class Spec(BaseModel):
     """What a YAML mapping may say: unknown keys are errors, values never change, infinities are allowed where stated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_unknown_keys(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            details = [_with_hint(detail, cls) for detail in error.errors()]
+            raise ValidationError.from_exception_data(cls.__name__, details) from None
 
 
 class Plugin(Spec):
@@ -48,6 +61,21 @@ class Plugin(Spec):
     def _add_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {"kind": self.kind(), **handler(self)}
 
+
+def _with_hint(detail: ErrorDetails, cls: type[BaseModel]) -> InitErrorDetails:
+    """The same error; an unknown key of `cls` itself gets the nearest known one."""
+    kind: str | PydanticCustomError = detail["type"]
+    context = detail.get("ctx", {})
+    if kind == "extra_forbidden" and len(detail["loc"]) == 1:
+        kind = PydanticCustomError(
+            "unknown_key", "unknown key; {hint}", {"hint": nearest(str(detail["loc"][0]), cls.model_fields)}
+        )
+    elif kind not in _PYDANTIC_ERRORS:
+        kind = PydanticCustomError(kind, detail["msg"].replace("{", "{{"), context)
+    return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=context)
+
+
+_PYDANTIC_ERRORS = frozenset(get_args(ErrorType))
 
 P = TypeVar("P", bound=Plugin)
 
