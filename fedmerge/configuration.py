@@ -36,7 +36,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8 text"
         raise ScenarioError([Problem(str(path), "", str(reason), "a readable YAML file", _neighbours(path))]) from None
     try:
-        content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - derives from SafeLoader
+        content = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
         raise ScenarioError([Problem(str(path), *_syntax(error))]) from None
     if not isinstance(content, dict):
@@ -74,7 +74,7 @@ def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:
 
 
 def _key(location: tuple[int | str, ...], content: Any) -> str:
-    """The path of keys as the file has them: pydantic adds the kind of a plug-in, which stands beside the keys, not above."""
+    """The path of keys as the file has them: pydantic adds the kind of a plug-in, which stands beside its keys."""
     parts: list[str] = []
     node = content
     for position, step in enumerate(location):

@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
+    GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
     Tag,
@@ -21,14 +22,15 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import ErrorType
 
 from fedmerge.errors import Problem, ScenarioError, nearest
 
 
 class Spec(BaseModel):
-    """What a YAML mapping may say: unknown keys are errors, values never change, infinities are allowed where stated."""
+    """What a YAML mapping may say: unknown keys are errors, and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
@@ -56,6 +58,12 @@ class Plugin(Spec):
         if isinstance(value, dict) and value.get("kind") == cls.kind():
             return {key: item for key, item in value.items() if key != "kind"}
         return value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core))
+        schema.setdefault("properties", {})["kind"] = {"const": cls.kind()}
+        return schema
 
     @model_serializer(mode="wrap")
     def _add_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

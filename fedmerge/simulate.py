@@ -1,0 +1,66 @@
+"""The front door: `python -m fedmerge.simulate SCENARIO`.
+
+Exit status: 0 done; 2 the user's mistake, with one clear message and no traceback; 1 ours; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from fedmerge.errors import FedmergeError
+
+A = ParamSpec("A")
+
+
+def guarded(verb: Callable[A, None]) -> Callable[A, None]:
+    """Turn our errors into one message on stderr and an exit status."""
+
+    @functools.wraps(verb)
+    def run(*args: A.args, **kwargs: A.kwargs) -> None:
+        try:
+            verb(*args, **kwargs)
+        except FedmergeError as error:
+            typer.echo(f"fedmerge: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("fedmerge: interrupted; experts that have arrived are in the pool", err=True)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@guarded
+def simulate(
+    scenario: Annotated[Path, typer.Argument(help="a scenario, e.g. scenarios/organs.yaml")],
+    out: Annotated[Path | None, typer.Option(help="run folder [default: runs/<scenario>-<seed>]")] = None,
+    pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path("pool"),
+    methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
+    seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
+    add_site: Annotated[list[str] | None, typer.Option(help="a site file that joins; may be repeated")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where an interrupted run stopped")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
+) -> None:
+    """Train the hospitals that have no expert yet, then run every method on the target's stream and write a report."""
+    from fedmerge.plan import Overrides, load
+    from fedmerge.run import Request, run
+
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    plan = load(scenario, Overrides(seed=seed, methods=names, add_sites=tuple(add_site or ())))
+    folder = out or Path("runs") / f"{plan.scenario.name}-{plan.scenario.seed}"
+    run(plan, Request(out=folder, pool=pool, resume=resume, quiet=quiet))
+
+
+def main() -> None:
+    """Entry point of `python -m fedmerge.simulate`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(simulate)
+    app(prog_name="python -m fedmerge.simulate")
+
+
+if __name__ == "__main__":
+    main()
