@@ -36,16 +36,21 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
 
 @guarded
 def simulate(
-    scenario: Annotated[Path, typer.Argument(help="a scenario, e.g. scenarios/organs.yaml")],
-    out: Annotated[Path | None, typer.Option(help="run folder [default: runs/<scenario>-<seed>]")] = None,
-    pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path("pool"),
+    scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
+    out: Annotated[Path | None, typer.Option(help="run folder", show_default="runs/<scenario>-<seed>")] = None,
+    pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path(
+        "pool"
+    ),
     methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
     add_site: Annotated[list[str] | None, typer.Option(help="a site file that joins; may be repeated")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where an interrupted run stopped")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:
-    """Train the hospitals that have no expert yet, then run every method on the target's stream and write a report."""
+    """Run SCENARIO, a YAML such as scenarios/organs.yaml.
+
+    Hospitals that have no expert in the pool train one; then every method runs on the target's stream, and a report is written.
+    """
     from fedmerge.plan import Overrides, load
     from fedmerge.run import Request, run
 

@@ -1,0 +1,125 @@
+"""The folder of one run: claimed by one process, never shared by two scenarios, readable at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import yaml
+
+from fedmerge.errors import FolderError
+from fedmerge.plan import Plan
+
+RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
+
+
+class RunFolder:
+    """`scenario.yaml` (resolved) and `manifest.json` of a run; the other files are written by their rooms.
+
+    Use it as a context: it is locked while open, and the manifest says how the run ended.
+    Raises FolderError if the folder holds another scenario's run, or another process is running there.
+    """
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path, self.plan = path, plan
+        self.manifest: dict[str, Any] = {
+            "status": "running",
+            "scenario": plan.scenario.name,
+            "scenario_sha256": plan.sha256(),
+            "seed": plan.scenario.seed,
+            "versions": _versions(),
+            "machine": _machine(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "phases_seconds": {},
+        }
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        _refuse_other_scenario(self.path, self.plan)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise FolderError(f"{self.path}: another process is running here; choose another --out") from None
+        text = yaml.safe_dump(self.plan.resolved(), sort_keys=False, allow_unicode=True)
+        replace_text(self.path / "scenario.yaml", text)
+        self._write()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.manifest["status"] = "done" if kind is None else "failed"
+        if error is not None:
+            self.manifest["reason"] = str(error) or type(error).__name__
+        self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write()
+        if self._lock:
+            self._lock.close()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase into the manifest, whether it succeeds or not."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.manifest["phases_seconds"][name] = round(time.perf_counter() - began, 3)
+            self._write()
+
+    def _write(self) -> None:
+        replace_text(self.path / "manifest.json", json.dumps(self.manifest, indent=2))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a whole file or leave the old one: never half of either."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _refuse_other_scenario(path: Path, plan: Plan) -> None:
+    file = path / "scenario.yaml"
+    if path.exists() and not path.is_dir():
+        raise FolderError(f"{path}: found a file; expected a folder for the run. Choose another --out")
+    if not file.exists():
+        if path.is_dir() and any(item.name != ".lock" for item in path.iterdir()):
+            raise FolderError(f"{path}: found files that are no run; expected an empty folder. Choose another --out")
+        return
+    old, new = yaml.safe_load(file.read_text(encoding="utf-8")), json.loads(json.dumps(plan.resolved()))
+    differs = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    if differs:
+        raise FolderError(
+            f"{path}: holds the run of another scenario (differs in: {', '.join(differs)}); expected "
+            f"'{plan.scenario.name}' with the same content. Choose another --out, or delete the folder"
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _installed()}}
+
+
+def _installed() -> list[str]:
+    present = {distribution.metadata["Name"] for distribution in metadata.distributions()}
+    return [name for name in RECORDED_PACKAGES if name in present]
+
+
+def _machine() -> dict[str, Any]:
+    """What may explain a difference in timing; nothing that names the machine or its user."""
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "byte_order": sys.byteorder,
+    }
