@@ -35,7 +35,7 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
 
 
 @guarded
-def simulate(
+def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
     out: Annotated[Path | None, typer.Option(help="run folder", show_default="runs/<scenario>-<seed>")] = None,
     pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path(
@@ -49,7 +49,8 @@ def simulate(
 ) -> None:
     """Run SCENARIO, a YAML such as scenarios/organs.yaml.
 
-    Hospitals that have no expert in the pool train one; then every method runs on the target's stream, and a report is written.
+    Hospitals that have no expert in the pool train one; then every method runs on the target's stream,
+    and a report is written.
     """
     from fedmerge.plan import Overrides, load
     from fedmerge.run import Request, run
