@@ -25,7 +25,7 @@ class Source(Plugin):
 
     @abstractmethod
     def check(self) -> list[Problem]:
-        """What is wrong with this source before it is loaded (missing folder, too few classes); `where` is filled in later."""
+        """What is wrong before anything is loaded (missing folder, too few classes); the caller fills in `where`."""
 
     @abstractmethod
     def classes(self) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ class Source(Plugin):
 
     @abstractmethod
     def identity(self, owner: str, seed: int) -> str:
-        """A sha256 of all that determines the images (fields, files' names and sizes, owner, seed, version of the generator)."""
+        """A sha256 of all that determines the images: fields, names and sizes of files, owner, seed, version."""
 
     @abstractmethod
     def holdings(self, owner: str) -> frozenset[str] | None:
