@@ -75,11 +75,9 @@ def _with_hint(detail: ErrorDetails, cls: type[BaseModel]) -> InitErrorDetails:
     kind: str | PydanticCustomError = detail["type"]
     context = detail.get("ctx", {})
     if kind == "extra_forbidden" and len(detail["loc"]) == 1:
-        kind = PydanticCustomError(
-            "unknown_key", "unknown key; {hint}", {"hint": nearest(str(detail["loc"][0]), cls.model_fields)}
-        )
+        kind = PydanticCustomError("unknown_key", "unknown key; {hint}", {"hint": nearest(str(detail["loc"][0]), cls.model_fields)})
     elif kind not in _PYDANTIC_ERRORS:
-        kind = PydanticCustomError(kind, detail["msg"].replace("{", "{{"), context)
+        kind = PydanticCustomError(detail["type"], detail["msg"], context)  # type: ignore[arg-type] # wants a literal string
     return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=context)
 
 
@@ -103,9 +101,7 @@ class Folder(Generic[P]):
     def load(self, name: str) -> type[P]:
         """The class that file `name` defines. Raises ScenarioError with the nearest name if there is no such file."""
         if name not in self.names:
-            raise ScenarioError(
-                [Problem(self.what, "", f"'{name}'", f"a known {self.what}", nearest(name, self.names))]
-            )
+            raise ScenarioError([Problem(self.what, "", f"'{name}'", f"a known {self.what}", nearest(name, self.names))])
         module = importlib.import_module(f"{self.package}.{name}")
         found = [
             item

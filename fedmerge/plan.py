@@ -82,7 +82,8 @@ def _overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]
         known: dict[str, Any] = {}
         for entry in entries if isinstance(entries, list) else []:
             name, fields = next(iter(entry.items())) if isinstance(entry, dict) and entry else (entry, None)
-            known.setdefault((fields or {}).get("label", name) if isinstance(fields, dict) else name, entry)
+            label = fields.get("label") if isinstance(fields, dict) else None
+            known.setdefault(str(label or name), entry)
         changed["methods"] = [known.get(name, name) for name in overrides.methods]
     return changed
 

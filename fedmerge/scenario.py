@@ -21,7 +21,8 @@ def _method_entry(value: Any) -> Any:
     """`eam` and `{eam: {gamma: 10}}` are the two ways to write a method; pydantic reports errors below the name."""
     if isinstance(value, Method):
         return value
-    name, fields = value, {}
+    name: Any = value
+    fields: Any = {}
     if isinstance(value, dict) and len(value) == 1:
         ((name, fields),) = value.items()
     if not isinstance(name, str) or not isinstance(fields or {}, dict):
@@ -49,7 +50,7 @@ def _method_schema() -> dict[str, Any]:
 
 
 AnySchedule: Any = SCHEDULES.union()
-AnyMethod = Annotated[METHODS.union(), BeforeValidator(_method_entry), WithJsonSchema(_method_schema())]
+AnyMethod: Any = Annotated[METHODS.union(), BeforeValidator(_method_entry), WithJsonSchema(_method_schema())]
 
 
 class Scenario(Spec):
@@ -64,12 +65,15 @@ class Scenario(Spec):
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
     target: str = Field(description="the unseen hospital: name of a file in sites/, or a path")
     stream: AnySchedule = Field(description="order in which the target's images arrive")
-    methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(_method_entries)] = Field(min_length=1)
+    methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(_method_entries)] = Field(
+        min_length=1, description="what is compared: names, or a name with its hyper-parameters below"
+    )
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
 
 
 def json_schema(kind: str) -> dict[str, Any]:
     """The JSON schema of a scenario or a site, for editors. kind: "scenario" or "site"."""
-    model = {"scenario": Scenario, "site": Site}[kind]
+    models: dict[str, type[Spec]] = {"scenario": Scenario, "site": Site}
+    model = models[kind]
     schema = model.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

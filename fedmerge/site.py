@@ -20,7 +20,5 @@ class Site(Spec):
     title: str = Field("", description="one line for the report")
     source: AnySource = Field(description="where the images come from")
     scanner: Scanner = Field(default_factory=Scanner, description="what the hospital's scanner does to every image")
-    validation: float = Field(
-        0.2, gt=0, lt=1, description="share of the groups (patients) held out to select and calibrate"
-    )
+    validation: float = Field(0.2, gt=0, lt=1, description="share of the groups (patients) held out to select and calibrate")
     samples: int = Field(0, ge=0, le=12, description="images that the hospital agrees to show in the report; audited")

@@ -115,8 +115,7 @@ def test_merge_is_usable_without_the_rest() -> None:
 def test_no_cycles() -> None:
     known = {module_of(path) for path in FILES}
     graph = {
-        module_of(path): {name for name, top in imports_of(path) if top and name in known} - {module_of(path)}
-        for path in FILES
+        module_of(path): {name for name, top in imports_of(path) if top and name in known} - {module_of(path)} for path in FILES
     }
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
     assert set(order) >= known

@@ -58,7 +58,7 @@ SOLIDS: dict[str, Solid] = {
 NAMES = tuple(SOLIDS)
 AIR = -1000.0
 
-# Axes of the image (to the right, downwards) in the patient's coordinates, as radiologists look: the patient's right is on the left.
+# Axes of the image (to the right, downwards) in the patient's coordinates, as radiologists look at it: right is on the left.
 PLANES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "axial": ((1, 0, 0), (0, 1, 0)),
     "coronal": ((1, 0, 0), (0, 0, -1)),

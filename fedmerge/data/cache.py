@@ -6,6 +6,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,22 @@ def folder() -> Path:
 
 
 def cached(owner: str, key: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """The array that `make` returns, from the owner's cache if it is there and readable. A folder that cannot be written is no error."""
+    """The array that `make` returns, from the owner's cache if it is there and readable.
+
+    A cache that cannot be written is no error: the pixels are made again next time.
+    """
     file = folder() / owner / f"{key}.npz"
     try:
         with np.load(file) as stored:
             return np.asarray(stored["pixels"])
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         pixels = make()
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".draft", delete=False) as draft:
-            np.savez(draft, pixels=pixels)
-        Path(draft.name).replace(file)
-    except OSError:  # a full or read-only disk: the pixels are made again next time
-        Path(draft.name).unlink(missing_ok=True) if "draft" in locals() else None
+    with suppress(OSError), tempfile.TemporaryDirectory(dir=_made(file.parent), prefix=".draft-") as draft:
+        np.savez(Path(draft) / "pixels.npz", pixels=pixels)
+        (Path(draft) / "pixels.npz").replace(file)
     return pixels
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path

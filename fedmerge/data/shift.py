@@ -28,7 +28,8 @@ class Scanner(Spec):
     """One scanner. Lengths are pixels of the image as the model sees it; the default takes images as they are."""
 
     window: tuple[float, float] | None = Field(
-        None, description="level and width, in Hounsfield units for CT, in 0..1 for photographs; default: the whole range"
+        None,
+        description="level and width, in Hounsfield units for CT, in 0..1 for photographs; default: the whole range",
     )
     resolution: float = Field(1.0, gt=0.1, le=1, description="detector's resolution, as a share of the image's")
     blur: float = Field(0.0, ge=0, le=10, description="sigma of the point spread, pixels")
@@ -49,10 +50,10 @@ class Scanner(Spec):
         taken = np.empty(images.pixels.shape, np.uint8)
         for start in range(0, len(images), CHUNK):
             raw = images.pixels[start : start + CHUNK].astype(np.float32)
-            raw = raw / 255 if images.pixels.dtype == np.uint8 else raw
-            x = self._optics(raw) + width * self._noise(raw.shape, rng)
+            raw = raw / np.float32(255) if images.pixels.dtype == np.uint8 else raw
+            x: NDArray[Any] = self._optics(raw) + width * self._noise(raw.shape, rng)
             x = np.clip((x - level) / width + 0.5, 0, 1) ** self.gamma
-            x = np.clip(x * np.float32(self.tint or 1), 0, 1)
+            x = np.clip(x * np.array(self.tint or (1.0,), np.float32), 0, 1)
             taken[start : start + CHUNK] = np.rint(x * 255).astype(np.uint8)
         return replace(images, pixels=taken)
 

@@ -48,4 +48,4 @@ class Source(Plugin):
         """The images, before the scanner. Raises DataError."""
 
 
-SOURCES: Folder[Source] = Folder("fedmerge.data.sources", Source, "data source")
+SOURCES: Folder[Source] = Folder("fedmerge.data.sources", Source, "data source")  # type: ignore[type-abstract]

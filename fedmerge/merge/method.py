@@ -41,11 +41,14 @@ class Method(Plugin):
     paper: ClassVar[str]
     """Where the method comes from, e.g. "Wortsman et al., Model soups, ICML 2022"."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it needs beyond the experts' weights: "counts", "temperature", "fisher", "gram", "labels", ..."""
+    """What it needs beyond the experts' weights: counts, temperature, fisher, gram, labels."""
     gradient: ClassVar[bool] = False
     """Whether it computes gradients at the target."""
     ranked: ClassVar[bool] = True
     """Whether it may be ranked among the others; oracles may not."""
+
+    exceptions: ClassVar[dict[str, str]] = {}
+    """Laws of merging that the method does not keep by design, and why."""
 
     label: str | None = Field(None, description="name in tables, when the method's own name is not enough")
 
@@ -97,6 +100,10 @@ class Output(Method):
     @abstractmethod
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C)."""
+
+    def forwards_alone(self, asked: int, experts: int) -> int:
+        """Forwards of a batch that this method would need if it ran alone, given those it asked for."""
+        return asked
 
     def expand(self, names: tuple[str, ...]) -> tuple[Output, ...]:
         """The rows of the table that one YAML entry stands for, given the experts' names; `expert` gives K of them."""

@@ -15,7 +15,7 @@ class Step:
     """What one method did on one batch.
 
     t: number of the batch, from 0. n: its size. correct: predictions that were right, as marked by the answer sheet.
-    probabilities: (n, C) float32. encoder, head: coefficients (K,), or their mean over samples, or None if the method has none.
+    probabilities: (n, C) float32. encoder, head: coefficients (K,), or their mean over samples, or None where there are none.
     entropy: mean entropy of the method's own predictions, nats. forwards: forwards of one batch through one model that this
     method would need alone. seconds: time of this method's own work. notes: per-expert values for the diagnostics.
     """

@@ -29,4 +29,9 @@ class Schedule(Plugin):
         """Index batches into the target's images; every index at most once. labels, domains: (N,)."""
 
 
-SCHEDULES: Folder[Schedule] = Folder("fedmerge.stream.schedules", Schedule, "stream schedule")
+def cut(order: NDArray[np.int64], size: int) -> Batches:
+    """Consecutive batches of `order`; the last may be smaller."""
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+SCHEDULES: Folder[Schedule] = Folder("fedmerge.stream.schedules", Schedule, "stream schedule")  # type: ignore[type-abstract]

@@ -1,0 +1,24 @@
+"""The uniform mean of the experts' weights."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fedmerge.merge.bank import Bank
+from fedmerge.merge.method import Static
+
+
+class Mean(Static):
+    """theta = (1/K) sum_k theta_k.
+
+    Worked example: experts (1, 4) and (3, 0) give (2, 2).
+    """
+
+    paper: ClassVar[str] = "Wortsman et al., Model soups, ICML 2022; one-shot FedAvg with equal weights"
+
+    def merge(self, bank: Bank) -> Tensor:
+        """The mean of the rows (P,)."""
+        return bank.mix(torch.full((bank.K,), 1 / bank.K, dtype=torch.float64), out=torch.empty_like(bank.theta[0]))

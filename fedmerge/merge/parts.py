@@ -1,0 +1,107 @@
+"""Which tensor of a model is encoder, head, or buffer: decided once, by module and name, never by dtype alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fedmerge.errors import CheckpointError
+
+StateDict = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Names of a model's tensors, in the order of `state_dict()`.
+
+    encoder, head: trainable float parameters. statistics: BatchNorm running means and variances, by pairs (mean, variance).
+    fixed: everything else in the state: counters, index tables, masks.
+    """
+
+    encoder: tuple[str, ...]
+    head: tuple[str, ...]
+    statistics: tuple[tuple[str, str], ...]
+    fixed: tuple[str, ...]
+
+    @staticmethod
+    def of(model: nn.Module, head: Sequence[str] | None = None) -> Parts:
+        """The parts of `model`; `head` names the classifier's parameters where they cannot be found.
+
+        Raises CheckpointError if `head` names no parameter, or if there is no classifier to be found.
+        """
+        heads = set(head_names(model, head))
+        parameters = [name for name, _ in model.named_parameters()]
+        statistics = tuple(
+            (f"{prefix}running_mean", f"{prefix}running_var")
+            for name, module in model.named_modules()
+            if isinstance(module, _BatchNorm) and module.running_mean is not None
+            for prefix in [f"{name}." if name else ""]
+        )
+        claimed = {*parameters, *(name for pair in statistics for name in pair)}
+        return Parts(
+            encoder=tuple(name for name in parameters if name not in heads),
+            head=tuple(name for name in parameters if name in heads),
+            statistics=statistics,
+            fixed=tuple(name for name in model.state_dict() if name not in claimed),
+        )
+
+
+def head_names(model: nn.Module, head: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Names of the final classifier's parameters: as given, else timm's `get_classifier()`, else the last linear layer.
+
+    Raises CheckpointError if a given name is no parameter, or if there is no classifier to be found.
+    """
+    parameters = dict(model.named_parameters())
+    if head is not None:
+        unknown = sorted(set(head) - set(parameters))
+        if unknown:
+            raise CheckpointError(f"head: found {unknown}, which are no parameters; the model's last are {list(parameters)[-4:]}")
+        return tuple(head)
+    classifiers = _classifiers(model)
+    owned = {id(parameter) for module in classifiers for parameter in module.parameters()}
+    names = tuple(name for name, parameter in parameters.items() if id(parameter) in owned)
+    if not names:
+        raise CheckpointError("the model has no final classifier that could be found; name its parameters with head=[...]")
+    return names
+
+
+def _classifiers(model: nn.Module) -> list[nn.Module]:
+    getter = getattr(model, "get_classifier", None)
+    if getter is not None:
+        found = getter()
+        return [item for item in (found if isinstance(found, tuple | list) else [found]) if isinstance(item, nn.Module)]
+    linear: list[nn.Module] = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return linear[-1:]
+
+
+def describe_mismatch(found: StateDict, wanted: StateDict) -> list[str]:
+    """Lines that say how the tensors of `found` differ from those of `wanted`; empty if names, shapes and dtypes agree."""
+    lines = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in found]
+    lines += [f"unexpected: {name} {tuple(found[name].shape)}" for name in found if name not in wanted]
+    for name in wanted:
+        if name not in found:
+            continue
+        here, there = found[name], wanted[name]
+        if here.shape != there.shape:
+            lines.append(f"shape of {name}: found {tuple(here.shape)}, expected {tuple(there.shape)}")
+        elif here.is_floating_point() != there.is_floating_point():
+            lines.append(f"dtype of {name}: found {here.dtype}, expected {there.dtype}")
+    return lines
+
+
+def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
+    """Raises CheckpointError, naming the owner and every difference, if `state` does not fit or holds a NaN or an infinity."""
+    lines = describe_mismatch(state, wanted)
+    lines += [
+        f"values of {name}: found NaN or infinity, expected finite numbers"
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines[:12])
+        more = f"\n  ... and {len(lines) - 12} more" if len(lines) > 12 else ""
+        raise CheckpointError(f"{owner} does not fit the model:\n{shown}{more}")

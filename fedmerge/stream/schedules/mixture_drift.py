@@ -1,0 +1,62 @@
+"""The mix of domains changes along the stream: today mostly one scanner, tomorrow another."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fedmerge.errors import Problem
+from fedmerge.stream.schedule import Batches, Schedule
+
+
+class MixtureDrift(Schedule):
+    """Batch t draws from Q_t = sum_m pi_m(t) P_m over M domains, without replacement, for T batches, u = t / (T - 1).
+
+    smooth: pi_1 = (1 + cos(pi u)) / 2 for M = 2, tents around m / (M - 1) for more. abrupt: M equal segments, each of one
+    domain (or `purity` of it, the rest shared by the others). T = floor(min_m |P_m| / (N mean_t pi_m)), so that domains last
+    in expectation; if one runs dry all the same, the stream stops there.
+    """
+
+    drift: Literal["smooth", "abrupt"] = Field("smooth", description="how the mix changes")
+    purity: float = Field(1.0, gt=0, le=1, description="share of the segment's own domain in an abrupt drift")
+
+    def check(self, domains: tuple[str, ...]) -> list[Problem]:
+        """A drift needs two domains to drift between."""
+        if len(domains) > 1:
+            return []
+        return [Problem("", "kind", f"a drift over one domain ({', '.join(domains)})", "a target with two domains or more")]
+
+    def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
+        """T batches of `batch_size` images, fewer if a domain runs dry."""
+        pools = [list(rng.permutation(np.flatnonzero(domains == domain))) for domain in np.unique(domains)]
+        batches: Batches = []
+        for pi in self.mixture(self.length([len(pool) for pool in pools]), len(pools)):
+            wanted = rng.multinomial(self.batch_size, pi)
+            if any(count > len(pool) for pool, count in zip(pools, wanted, strict=True)):
+                break
+            drawn = [pool.pop() for pool, count in zip(pools, wanted, strict=True) for _ in range(count)]
+            batches.append(rng.permutation(drawn).astype(np.int64))
+        return batches
+
+    def mixture(self, length: int, domains: int) -> NDArray[np.float64]:
+        """pi (T, M): the share of every domain in every batch; rows sum to 1."""
+        u = np.linspace(0, 1, length) if length > 1 else np.zeros(length)
+        if self.drift == "abrupt":
+            segment = np.minimum((np.arange(length) * domains) // max(length, 1), domains - 1)
+            rest = (1 - self.purity) / (domains - 1)
+            return np.where(np.arange(domains) == segment[:, None], self.purity, rest)
+        if domains == 2:
+            first = (1 + np.cos(np.pi * u)) / 2
+            return np.stack([first, 1 - first], 1)
+        peaks = np.arange(domains) / (domains - 1)
+        tents = np.clip(1 - np.abs(u[:, None] - peaks) * (domains - 1), 0, None)
+        shares: NDArray[np.float64] = tents / tents.sum(1, keepdims=True)
+        return shares
+
+    def length(self, sizes: list[int]) -> int:
+        """T for domains of these sizes; the mean share of a domain depends little on T, so 1000 steps tell it."""
+        mean = self.mixture(1000, len(sizes)).mean(0)
+        return int(np.floor(np.min(np.array(sizes) / (self.batch_size * mean))))

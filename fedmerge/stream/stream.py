@@ -1,0 +1,67 @@
+"""The target's stream: seeded index batches, their digest, and the labels, sealed until the report."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmerge.data.images import Images
+from fedmerge.errors import DataError
+from fedmerge.seeds import generator
+from fedmerge.stream.schedule import Batches, Schedule
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Labels and domains of every batch in order, as the report needs them: lists of (n_t,) int64."""
+
+    labels: list[NDArray[np.int64]]
+    domains: list[NDArray[np.int64]]
+
+
+class Stream:
+    """Index batches into the target's images. Labels are read by the sampler and the answer sheet, and by nobody else.
+
+    Raises DataError if the schedule makes no batch of these images.
+    """
+
+    def __init__(self, images: Images, schedule: Schedule, owner: str, seed: int) -> None:
+        rng = generator(seed, "stream", owner, schedule.kind())
+        batches = schedule.batches(images.labels, images.domains, rng)[: schedule.max_batches]
+        if not batches:
+            raise DataError(
+                f"target '{owner}': found {len(images)} images, from which '{schedule.kind()}' makes no batch of "
+                f"{schedule.batch_size}; expected more images of every domain, or a smaller stream.batch_size"
+            )
+        self.batches: Batches = [batch.astype(np.int64) for batch in batches]
+        self.samples = sum(len(batch) for batch in self.batches)
+        self.unused = len(images) - self.samples
+        self._labels, self._domains = images.labels, images.domains
+        self._domain_count = len(images.domain_names)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @property
+    def index_sha256(self) -> str:
+        """Digest of all index batches, the same on every machine: lengths and indices as little-endian 64-bit integers."""
+        digest = hashlib.sha256()
+        for batch in self.batches:
+            digest.update(np.array([len(batch)], "<i8").tobytes() + batch.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    @property
+    def truth(self) -> NDArray[np.float64]:
+        """The true share of every domain in every batch (T, D)."""
+        return np.stack([np.bincount(self._domains[b], minlength=self._domain_count) / len(b) for b in self.batches])
+
+    def mark(self, t: int, probabilities: NDArray[np.float32]) -> int:
+        """How many predictions (n_t, C) for batch t are right."""
+        return int((probabilities.argmax(-1) == self._labels[self.batches[t]]).sum())
+
+    def answers(self) -> Answers:
+        """The sealed labels, opened: for the report alone, when the stream is over."""
+        return Answers([self._labels[b] for b in self.batches], [self._domains[b] for b in self.batches])
