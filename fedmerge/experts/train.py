@@ -1,0 +1,190 @@
+"""What a hospital does when it is asked: train diverse runs on its own images, select on its own validation split, upload one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedmerge.data.images import Images, to_batch
+from fedmerge.data.partition import holdout
+from fedmerge.errors import DataError
+from fedmerge.experts.backbone import ModelSpec, build, normalisation, renew_head
+from fedmerge.experts.calibration import fit_temperature
+from fedmerge.experts.diversity import Diversity, Hyper
+from fedmerge.experts.fitting import LearningRate, Optimiser, Recipe, Split, accuracy, fit, logits_of
+from fedmerge.experts.upload import Upload
+from fedmerge.experts.views import Strength
+from fedmerge.folder import Spec
+from fedmerge.merge.parts import head_names
+from fedmerge.seeds import generator, seed_of
+from fedmerge.site import Site
+
+State = dict[str, Tensor]
+OnProgress = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and a few words."""
+
+
+class Training(Spec):
+    """How every hospital trains. Defaults follow Rame et al. (DiWA, NeurIPS 2022)."""
+
+    runs: int = Field(5, ge=1, le=100, description="runs per hospital: one with default hyper-parameters, then draws")
+    epochs: int = Field(50, ge=1, description="passes over the hospital's training images")
+    max_steps: int = Field(5001, ge=1, description="most steps of a run, whatever the epochs")
+    batch_size: int = Field(32, ge=1)
+    evaluations: int = Field(20, ge=1, description="validations per run; the best checkpoint is kept")
+    select: Literal["best", "uniform", "greedy"] = Field("best", description="best run, or a soup of the site's runs")
+    optimiser: Optimiser = "adam"
+    schedule: LearningRate = "constant"
+    augment: Strength = "full"
+    diversity: Diversity = Field(default_factory=Diversity, description="where the runs differ")
+    threads: int = Field(1, ge=1, description="threads per hospital; part of what determines an expert's bits")
+    deadline_s: float = Field(3600, gt=0, description="longest wait for the hospitals' answers, seconds")
+
+
+class SiteTask(Spec):
+    """Everything a hospital is asked, as it travels to it."""
+
+    site: Site
+    model: ModelSpec
+    training: Training
+    classes: tuple[str, ...]
+    seed: int
+    initial_sha256: str
+    head_init: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained run: its best checkpoint, that checkpoint's validation accuracy, and its hyper-parameters."""
+
+    state: State
+    accuracy: float
+    hyper: Hyper
+
+
+@dataclass(frozen=True)
+class Ward:
+    """A hospital's images, ready to train on."""
+
+    train: Split
+    validation: Split
+    images: Images
+
+
+def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress) -> Upload:
+    """Train, select, calibrate. Raises DataError if the hospital's images cannot be used."""
+    torch.set_num_threads(task.training.threads)
+    ward = admit_images(task)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = build(task.model, len(task.classes), seed=task.seed).to(device)
+    heads = head_names(model)
+    if task.head_init == "per_site_random":
+        theta_0 = renew_head(theta_0, heads, "random", seed_of(task.seed, "head", task.site.name))
+    runs = [_train_run(task, number, theta_0, ward, on_progress) for number in range(task.training.runs)]
+    state = select(runs, task.training.select, lambda state: _validate(model, state, ward.validation))
+    model.load_state_dict(state)
+    logits = logits_of(model, ward.validation.x)
+    shown = ward.images.pixels[_one_of_each(ward.images, task.site.samples)]
+    return Upload(
+        site=task.site.name,
+        weights={name: tensor.detach().cpu().clone() for name, tensor in state.items()},
+        scalars={
+            "n": float(len(ward.train.y)),
+            "validation_accuracy": accuracy(logits, ward.validation.y),
+            "temperature": fit_temperature(logits, ward.validation.y),
+            **{f"runs.{i}.{name}": value for i, run in enumerate(runs) for name, value in _row(run).items()},
+        },
+        samples=torch.from_numpy(shown.copy()) if task.site.samples else None,
+    )
+
+
+def admit_images(task: SiteTask) -> Ward:
+    """The hospital's own images through its own scanner, split by patients into training and validation."""
+    site = task.site
+    raw = site.source.load(task.model.geometry, site.name, task.seed)
+    images = site.scanner.scan(raw, site.name, task.seed)
+    try:
+        train, held = holdout(images.labels, images.groups, site.validation, generator(task.seed, "holdout", site.name))
+    except ValueError as error:
+        raise DataError(f"site '{site.name}': {error}; expected two patients or more") from None
+    x = to_batch(images.pixels, *normalisation(task.model))
+    y = torch.from_numpy(images.labels)
+    return Ward(Split(x[train], y[train]), Split(x[held], y[held]), images)
+
+
+def select(runs: Sequence[Run], how: str, validate: Callable[[State], float]) -> State:
+    """The expert of a site: its best run (the first of several), the mean of all, or the greedy soup.
+
+    greedy: runs in falling order of validation accuracy; one joins if the accuracy of the mean does not fall (Wortsman et al.,
+    Model soups, ICML 2022, recipe 1; ties are accepted as in DiWA).
+    """
+    order = sorted(runs, key=lambda run: -run.accuracy)
+    if how == "best":
+        return order[0].state
+    if how == "uniform":
+        return soup([run.state for run in runs])
+    chosen = [order[0].state]
+    best = validate(order[0].state)
+    for run in order[1:]:
+        reached = validate(soup([*chosen, run.state]))
+        if reached >= best:
+            chosen, best = [*chosen, run.state], reached
+    return soup(chosen)
+
+
+def soup(states: Sequence[State]) -> State:
+    """The mean of state dicts; integer buffers are those of the first."""
+    first = states[0]
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0) if first[name].is_floating_point() else first[name]
+        for name in first
+    }
+
+
+def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progress: OnProgress) -> Run:
+    training = task.training
+    hyper = training.diversity.hyper_parameters(number, task.site.name, task.seed)
+    model = build(task.model, len(task.classes), hyper["dropout"], seed=task.seed)
+    model.load_state_dict(theta_0)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    per_epoch = max(1, len(ward.train.y) // training.batch_size)
+    steps = min(training.epochs * per_epoch, training.max_steps)
+    every = max(1, steps // training.evaluations)
+    best = Run({}, -1.0, hyper)
+
+    def visit(step: int) -> None:
+        nonlocal best
+        if step % every == 0 or step == steps:
+            reached = accuracy(logits_of(model, ward.validation.x), ward.validation.y)
+            if reached > best.accuracy:
+                best = Run({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, reached, hyper)
+            done = number * steps + step
+            on_progress(done, training.runs * steps, f"run {number + 1}/{training.runs}, epoch {-(-step // per_epoch)}")
+
+    recipe = Recipe(
+        hyper["lr"], hyper["weight_decay"], steps, training.batch_size, training.optimiser, training.schedule,
+        training.augment, ward.images.flips,
+    )  # fmt: skip
+    fit(model, ward.train, recipe, seed_of(task.seed, "run", task.site.name, number), visit)
+    return best
+
+
+def _validate(model: nn.Module, state: State, held: Split) -> float:
+    model.load_state_dict(state)
+    return accuracy(logits_of(model, held.x), held.y)
+
+
+def _row(run: Run) -> dict[str, float]:
+    return {**run.hyper, "validation_accuracy": run.accuracy}
+
+
+def _one_of_each(images: Images, count: int) -> list[int]:
+    """Positions of `count` images, of as many classes as there are."""
+    first = [int((images.labels == label).argmax()) for label in sorted(set(images.labels.tolist()))]
+    rest = [i for i in range(len(images)) if i not in first]
+    return (first + rest)[:count]

@@ -1,0 +1,127 @@
+"""What may leave a site: the declared arrays and scalars, nothing else; every item is written to the audit with bytes and digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import UploadRefused
+
+SCALARS = ("n", "validation_accuracy", "temperature")
+RUN_SCALARS = ("lr", "weight_decay", "dropout", "validation_accuracy")
+SCALAR_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a site sends: one expert's whole state, a few numbers, and sample images if its site file grants them."""
+
+    site: str
+    weights: dict[str, Tensor]
+    scalars: dict[str, float]
+    samples: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of the audit."""
+
+    site: str
+    item: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    sha256: str
+    direction: str = "up"
+    verdict: str = "admitted"
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a site may send: arrays by name, shape and dtype, scalars by name, and a number of sample images."""
+
+    site: str
+    arrays: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    scalars: frozenset[str]
+    samples: int = 0
+    image_shape: tuple[int, ...] = field(default=())
+
+    @staticmethod
+    def of(site: str, state: Mapping[str, Tensor], runs: int, samples: int, image_shape: tuple[int, ...]) -> Declaration:
+        """The declaration of one trained expert: the layout of theta_0, the site's numbers, and one row for each run."""
+        rows = {f"runs.{run}.{name}" for run in range(runs) for name in RUN_SCALARS}
+        arrays = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+        return Declaration(site, arrays, frozenset({*SCALARS, *rows}), samples, image_shape)
+
+
+def inspect(upload: Upload, declaration: Declaration) -> list[Item]:
+    """Every item of an upload as a line of the audit. Raises UploadRefused at the first that was not declared so."""
+    site = declaration.site
+    _same(site, "site", upload.site, site)
+    _same(site, "arrays", sorted(upload.weights), sorted(declaration.arrays))
+    _same(site, "scalars", sorted(upload.scalars), sorted(declaration.scalars))
+    items = [_array(site, name, upload.weights[name], *declaration.arrays[name]) for name in declaration.arrays]
+    items += [_scalar(site, name, upload.scalars[name]) for name in sorted(upload.scalars)]
+    if upload.samples is not None or declaration.samples:
+        shown = upload.samples if upload.samples is not None else torch.empty(0)
+        _same(site, "number of sample images", len(shown) <= declaration.samples and len(shown) > 0, True)
+        items.append(_array(site, "samples", shown, (len(shown), *declaration.image_shape), torch.uint8, "samples"))
+    return items
+
+
+def digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's bytes in memory order."""
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 over the names, shapes, dtypes and bytes of a state dict, in order of names."""
+    whole = hashlib.sha256()
+    for name in sorted(state):
+        whole.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode() + _bytes(state[name]))
+    return whole.hexdigest()
+
+
+def write_audit(path: Path, items: list[Item]) -> None:
+    """Append one line for each item."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps({"time": now, **asdict(item)}) + "\n" for item in items)
+
+
+def _array(site: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, kind: str = "weights") -> Item:
+    _same(site, f"shape of {name}", tuple(tensor.shape), shape)
+    _same(site, f"dtype of {name}", tensor.dtype, dtype)
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise UploadRefused(f"site '{site}': {name}: found NaN or infinity; expected finite numbers")
+    size = tensor.numel() * tensor.element_size()
+    return Item(site, name, kind, shape, str(dtype).removeprefix("torch."), size, digest(tensor))
+
+
+def _scalar(site: str, name: str, value: float) -> Item:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise UploadRefused(f"site '{site}': scalar {name}: found {value!r}; expected a finite number")
+    tensor = torch.tensor(float(value), dtype=torch.float64)
+    return Item(site, name, "scalar", (), "float64", SCALAR_BYTES, digest(tensor))
+
+
+def _same(site: str, what: str, found: object, expected: object) -> None:
+    if found == expected:
+        return
+    if isinstance(found, list) and isinstance(expected, list):
+        extra, missing = sorted(set(found) - set(expected)), sorted(set(expected) - set(found))
+        raise UploadRefused(f"site '{site}': {what}: found undeclared {extra or 'none'}; missing {missing or 'none'}")
+    raise UploadRefused(f"site '{site}': {what}: found {found}; expected {expected}")
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
