@@ -77,7 +77,7 @@ def _with_hint(detail: ErrorDetails, cls: type[BaseModel]) -> InitErrorDetails:
     if kind == "extra_forbidden" and len(detail["loc"]) == 1:
         kind = PydanticCustomError("unknown_key", "unknown key; {hint}", {"hint": nearest(str(detail["loc"][0]), cls.model_fields)})
     elif kind not in _PYDANTIC_ERRORS:
-        kind = PydanticCustomError(detail["type"], detail["msg"], context)  # type: ignore[arg-type] # wants a literal string
+        kind = PydanticCustomError(detail["type"], detail["msg"], context)
     return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=context)
 
 

@@ -33,7 +33,7 @@ DOORS = {
     "cli": {"simulate", "scenario", "errors"},
 }
 # A whole foreign package, and the one file that may name it.
-SEAMS = {"flwr": "experts/federation.py", "ray": "target/actor.py", "timm": "experts/backbone.py"}
+SEAMS = {"flwr": "experts/flower.py", "ray": "target/actor.py", "timm": "experts/backbone.py"}
 
 
 def module_of(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Images:
         )
 
 
-def to_batch(pixels: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(N, H, W, C) uint8 to a normalised (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel."""
     x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
     shape = (1, -1, 1, 1)

@@ -75,7 +75,7 @@ def logits_of(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
     device = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    logits = torch.cat([model(part.to(device)).float().cpu() for part in x.split(batch_size)])
+    logits = torch.cat([model(part.to(device)).float().cpu() for part in torch.split(x, batch_size)])
     for module, mode in modes.items():
         module.training = mode
     return logits

@@ -1,4 +1,4 @@
-"""What may leave a site: the declared arrays and scalars, nothing else; every item is written to the audit with bytes and digest."""
+"""What may leave a site: declared arrays and scalars, nothing else; every item goes into the audit with bytes and digest."""
 
 from __future__ import annotations
 

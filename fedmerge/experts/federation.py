@@ -1,0 +1,108 @@
+"""Hospitals as Flower clients: the same calls as `local`, with the federation in a process of its own.
+
+Flower's simulation cannot be left while a client is stuck, so a deadline has to be kept from outside: the federation runs in a
+child process with a process group of its own, which never outlives the call. The expert pool on disk is the border: the child
+fills it as uploads arrive.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from fedmerge.errors import SiteError
+from fedmerge.experts.gather import START_GRACE_S, Job, Outcome, Tick
+from fedmerge.experts.initialisation import Initial
+from fedmerge.experts.pool import ExpertPool
+
+OnTick = Callable[[Tick], None]
+
+
+def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:
+    """Ask every site whose expert is not in the pool, as Flower clients; nothing is started if there is none."""
+    pool = ExpertPool(job.pool)
+    if all(pool.has(task) for task in job.tasks):
+        return {task.site.name: Outcome(task.site.name, False) for task in job.tasks}
+    said = _in_child("gather", job, on_tick)
+    lost = {task.site.name: Outcome(task.site.name, False, said["failure"]) for task in job.tasks if not pool.has(task)}
+    return lost | {name: Outcome(**outcome) for name, outcome in said["outcomes"].items()}
+
+
+def probe(job: Job, on_tick: OnTick) -> Initial:
+    """theta_0 with a head from federated linear probing among Flower clients. Raises SiteError."""
+    from safetensors.torch import load_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        said = _in_child("probe", job, on_tick, keep=Path(folder) / "theta_0.safetensors")
+        if said["failure"]:
+            raise SiteError(said["failure"])
+        weights = load_file(Path(folder) / "theta_0.safetensors")
+    return Initial(weights, said["sha256"], job.initial.head_init, job.initial.description)
+
+
+def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) -> dict[str, Any]:
+    """Run the Flower seam as a process of its own until it is done, or past its deadline; it never outlives this call."""
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(prefix="fedmerge-") as name, (job.audit.parent / "federation.log").open("a") as log:
+        folder = Path(name)
+        (folder / "ticks").mkdir()
+        save_file({key: tensor.contiguous() for key, tensor in job.initial.weights.items()}, folder / "initial.safetensors")
+        (folder / "job.json").write_text(_to_json(what, job, keep), encoding="utf-8")
+        command = [sys.executable, "-m", "fedmerge.experts.flower", str(folder)]
+        child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        try:
+            _watch(child, folder, job.deadline_s * (1 if what == "gather" else 10) + START_GRACE_S, on_tick)
+        finally:
+            _end(child)
+        said = folder / "said.json"
+        if said.exists():
+            answer: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
+            return answer
+    return {"failure": f"the federation ended without an answer (see {job.audit.parent / 'federation.log'})", "outcomes": {}}
+
+
+def _watch(child: subprocess.Popen[bytes], folder: Path, deadline_s: float, on_tick: OnTick) -> None:
+    """Pass progress on until the child has said its last word, has ended, or the deadline has passed."""
+    began, told = time.monotonic(), dict[str, str]()
+    while child.poll() is None and not (folder / "said.json").exists() and time.monotonic() - began < deadline_s:
+        time.sleep(0.1)
+        for file in sorted((folder / "ticks").glob("*.json")):
+            text = file.read_text(encoding="utf-8")
+            if told.get(file.name) != text:
+                told[file.name] = text
+                on_tick(Tick(**json.loads(text)))
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Give the child a moment to shut Ray down, then end whatever is left of its process group."""
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(10)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(5)
+
+
+def _to_json(what: str, job: Job, keep: Path | None) -> str:
+    return json.dumps(
+        {
+            "what": what,
+            "tasks": [task.model_dump(mode="json") for task in job.tasks],
+            "initial": {"sha256": job.initial.sha256, "head_init": job.initial.head_init, "description": job.initial.description},
+            "pool": str(job.pool.absolute()),
+            "audit": str(job.audit.absolute()),
+            "deadline_s": job.deadline_s,
+            "keep": str(keep) if keep else None,
+        }
+    )

@@ -1,0 +1,61 @@
+"""Hospitals as a plain loop in this process: the same result as the federation, for libraries, tests and debugging."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import UserError
+from fedmerge.experts.gather import Ask, Job, Outcome, Reply, Tick, collect, probe_head
+from fedmerge.experts.initialisation import Initial
+from fedmerge.experts.probe import Probe
+from fedmerge.experts.train import SiteTask, train_site
+
+OnTick = Callable[[Tick], None]
+
+
+def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:
+    """Train every site whose expert is not in the pool, one after the other."""
+    with _threads_restored():
+        return collect(job, _asking(on_tick))
+
+
+def probe(job: Job, on_tick: OnTick) -> Initial:
+    """theta_0 with a head from federated linear probing."""
+    with _threads_restored():
+        return probe_head(job, _asking(on_tick))
+
+
+def _asking(on_tick: OnTick) -> Ask:
+    def ask(what: str, tasks: Sequence[SiteTask], weights: dict[str, Tensor], deadline_s: float) -> Iterator[Reply]:
+        for task in tasks:
+            yield answer(what, task, weights, on_tick)
+
+    return ask
+
+
+def answer(what: str, task: SiteTask, weights: dict[str, Tensor], on_tick: OnTick) -> Reply:
+    """One site's answer; what the user can mend comes back as a reason."""
+    began = time.perf_counter()
+    name = task.site.name
+    try:
+        if what == "probe":
+            upload = Probe.at_site(task, weights)
+        else:
+            upload = train_site(task, weights, lambda done, total, text: on_tick(Tick(name, done, total, text)))
+    except UserError as error:
+        return Reply(task, None, str(error), time.perf_counter() - began)
+    return Reply(task, upload, "", time.perf_counter() - began)
+
+
+class _threads_restored:  # noqa: N801 - reads as a statement
+    """A site sets its own number of threads; this process gets its own back."""
+
+    def __enter__(self) -> None:
+        self.threads = torch.get_num_threads()
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_num_threads(self.threads)
