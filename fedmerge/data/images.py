@@ -22,7 +22,7 @@ class Images:
     flips: whether a horizontal flip preserves the label.
     """
 
-    pixels: NDArray[np.uint8] | NDArray[np.int16]
+    pixels: NDArray[Any]
     labels: NDArray[np.int64]
     domains: NDArray[np.int64]
     groups: NDArray[np.int64]

@@ -80,7 +80,10 @@ def _simulate(asked: list[SiteTask], folder: Path, program: Callable[[Ask], None
         server_app=server,
         client_app=client_app(asked, folder / "ticks"),
         num_supernodes=len(asked),
-        backend_config={"client_resources": resources, "init_args": {} if os.environ.get("RAY_ADDRESS") else arguments},
+        backend_config={
+            "client_resources": resources,
+            "init_args": {} if os.environ.get("RAY_ADDRESS") else arguments | {"address": "local"},
+        },
     )
     if failed:
         raise failed[0]

@@ -57,6 +57,10 @@ class Method(Plugin):
         """The method's name in tables and records: its label, else the name of its file."""
         return self.label or self.kind()
 
+    def forwards_alone(self, asked: int, experts: int) -> int:
+        """Forwards of a batch that this method would need if it ran alone, given those it asked for."""
+        return asked
+
 
 class Static(Method):
     """Merges once per set of experts."""
@@ -64,6 +68,10 @@ class Static(Method):
     @abstractmethod
     def merge(self, bank: Bank) -> Tensor:
         """The merged parameters theta (P,)."""
+
+    def statistics(self, bank: Bank) -> Tensor | None:
+        """Convex weights (K,) for BatchNorm statistics; None is 1/K each, for rules that are not convex."""
+        return None
 
 
 class Adaptive(Method):
@@ -100,10 +108,6 @@ class Output(Method):
     @abstractmethod
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C)."""
-
-    def forwards_alone(self, asked: int, experts: int) -> int:
-        """Forwards of a batch that this method would need if it ran alone, given those it asked for."""
-        return asked
 
     def expand(self, names: tuple[str, ...]) -> tuple[Output, ...]:
         """The rows of the table that one YAML entry stands for, given the experts' names; `expert` gives K of them."""

@@ -25,6 +25,10 @@ class WeightedMean(Static):
         """The weighted mean of the rows (P,). Raises CheckpointError if the bank has no counts."""
         return bank.mix(self.weights(bank), out=torch.empty_like(bank.theta[0]))
 
+    def statistics(self, bank: Bank) -> Tensor:
+        """n_k / n (K,), as for the parameters."""
+        return self.weights(bank)
+
     def weights(self, bank: Bank) -> Tensor:
         """n_k / n (K,)."""
         if bank.counts is None:

@@ -1,0 +1,68 @@
+"""How sure the numbers are: intervals over the batches of one stream, and paired comparison of two methods on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of a method less that of the reference on the same samples; ci95 by block bootstrap, p by McNemar."""
+
+    difference: float
+    ci95: tuple[float, float]
+    p: float
+
+
+def block_length(batches: int) -> int:
+    """Length of a block in batches: T^(1/3), the usual order (Kuensch 1989), since neighbouring batches are alike."""
+    return max(1, round(batches ** (1 / 3)))
+
+
+def interval(correct: NDArray[np.int64], sizes: NDArray[np.int64], seed: int) -> tuple[float, float]:
+    """95% interval of the stream's accuracy. correct, sizes: (T,), right predictions and samples of every batch."""
+    drawn = _draws(len(sizes), seed)
+    return _quantiles(correct[drawn].sum(1) / sizes[drawn].sum(1))
+
+
+def paired(right: NDArray[np.bool_], reference: NDArray[np.bool_], sizes: NDArray[np.int64], seed: int) -> Difference:
+    """Compare two methods on the same samples. right, reference: (samples,); sizes: (T,)."""
+    edges = np.cumsum(sizes)[:-1]
+    gains = np.array([part.sum() for part in np.split(right.astype(np.int64) - reference.astype(np.int64), edges)])
+    drawn = _draws(len(sizes), seed)
+    return Difference(
+        difference=float(right.mean() - reference.mean()),
+        ci95=_quantiles(gains[drawn].sum(1) / sizes[drawn].sum(1)),
+        p=mcnemar(int((right & ~reference).sum()), int((~right & reference).sum())),
+    )
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Exact two-sided McNemar test on the samples where exactly one of two methods is right (McNemar 1947).
+
+    It takes samples as independent, which the neighbours in a stream are not: the interval beside it does not.
+    """
+    from scipy.stats import binomtest
+
+    discordant = only_first + only_second
+    return 1.0 if discordant == 0 else float(binomtest(only_first, discordant, 0.5).pvalue)
+
+
+def _draws(batches: int, seed: int) -> NDArray[np.int64]:
+    """Circular block bootstrap (Politis & Romano 1992): batch indices (DRAWS, T), the same for every method of a run."""
+    length = block_length(batches)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    starts = rng.integers(batches, size=(DRAWS, -(-batches // length)))
+    blocks = (starts[..., None] + np.arange(length)) % batches
+    return blocks.reshape(DRAWS, -1)[:, :batches]
+
+
+def _quantiles(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)

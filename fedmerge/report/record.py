@@ -1,0 +1,85 @@
+"""Everything that a run has shown, as the report needs it: plain records, no models, no hospitals' images but the granted ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmerge.report.step import Step
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One hospital. samples: images that it agrees to show, uint8 (n, H, W, C). runs: hyper-parameters and accuracy of each."""
+
+    name: str
+    title: str
+    trained: bool
+    expert_sha256: str
+    n: int
+    validation_accuracy: float
+    temperature: float
+    runs: list[dict[str, float]]
+    samples: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One row of the table. merge_bytes: memory traffic of its merges per batch."""
+
+    paper: str
+    kind: str
+    needs: tuple[str, ...]
+    gradient: bool
+    ranked: bool
+    hyper_parameters: dict[str, Any]
+    merge_bytes: int
+
+
+@dataclass(frozen=True)
+class StreamFacts:
+    """The stream as it was. truth: (T, D), the share of every domain in every batch."""
+
+    kind: str
+    batches: int
+    samples: int
+    unused: int
+    index_sha256: str
+    truth: NDArray[np.float64]
+    domain_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A whole run. labels, domains: per batch, (n_t,) int64. forwards_run: per batch, with logits shared by all methods."""
+
+    scenario: str
+    question: str
+    seed: int
+    classes: tuple[str, ...]
+    sites: list[SiteRow]
+    target: str
+    target_title: str
+    target_samples: NDArray[np.uint8] | None
+    initialisation: str
+    stream: StreamFacts
+    labels: list[NDArray[np.int64]]
+    domains: list[NDArray[np.int64]]
+    steps: list[Step]
+    methods: dict[str, MethodInfo]
+    forwards_run: float
+    audit: list[dict[str, Any]]
+    manifest: dict[str, Any]
+    yaml: str
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def steps_of(self, method: str) -> list[Step]:
+        """The steps of one method in the order of the stream."""
+        return [step for step in self.steps if step.method == method]
+
+    def probabilities(self, method: str) -> NDArray[np.float32]:
+        """Class probabilities (samples, C) of one method over the whole stream."""
+        return np.concatenate([step.probabilities for step in self.steps_of(method)])

@@ -1,0 +1,92 @@
+"""The numbers of a run: `summary.json`, and `predictions.npz` from which they can be computed again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmerge.report.compare import interval, paired
+from fedmerge.report.metrics import by_group, measure
+from fedmerge.report.record import RunRecord, SiteRow
+
+REFERENCE = "mean"
+
+
+def summarise(record: RunRecord) -> dict[str, Any]:
+    """The summary, with the same keys in every version; methods stand in the scenario's order."""
+    stream = record.stream
+    return {
+        "scenario": record.scenario,
+        "seed": record.seed,
+        "seeds": "one seed",
+        "stream": {
+            "kind": stream.kind,
+            "batches": stream.batches,
+            "samples": stream.samples,
+            "unused": stream.unused,
+            "index_sha256": stream.index_sha256,
+        },
+        "sites": [_site(site) for site in record.sites],
+        "methods": {name: _method(record, name) for name in record.methods},
+        "forwards_per_batch_shared": record.forwards_run,
+    }
+
+
+def right(record: RunRecord, method: str) -> NDArray[np.bool_]:
+    """Whether each prediction of the stream is right (samples,)."""
+    return record.probabilities(method).argmax(-1) == np.concatenate(record.labels)
+
+
+def predictions(record: RunRecord) -> dict[str, NDArray[Any]]:
+    """Labels, domains, batch numbers, and every method's probabilities (samples, C) as float32."""
+    sizes = [len(batch) for batch in record.labels]
+    return {
+        "labels": np.concatenate(record.labels),
+        "domains": np.concatenate(record.domains),
+        "batch": np.repeat(np.arange(len(sizes)), sizes),
+        **{f"p:{name}": record.probabilities(name) for name in record.methods},
+    }
+
+
+def _site(site: SiteRow) -> dict[str, Any]:
+    return {
+        "name": site.name,
+        "trained": site.trained,
+        "expert_sha256": site.expert_sha256,
+        "n": site.n,
+        "validation_accuracy": site.validation_accuracy,
+        "temperature": site.temperature,
+    }
+
+
+def _method(record: RunRecord, name: str) -> dict[str, Any]:
+    steps, info, p = record.steps_of(name), record.methods[name], record.probabilities(name)
+    y, domains = np.concatenate(record.labels), np.concatenate(record.domains)
+    sizes = np.array([step.n for step in steps])
+    correct = np.array([step.correct for step in steps])
+    names = record.stream.domain_names
+    return {
+        **measure(p, record.labels).as_dict(),
+        "ci95": interval(correct, sizes, record.seed),
+        "vs_mean": _versus_mean(record, name, sizes),
+        "per_domain": {names[group]: value for group, value in by_group(p, y, domains).items()},
+        "per_class": {record.classes[group]: value for group, value in by_group(p, y, y).items()},
+        "forwards_per_batch": float(np.mean([step.forwards for step in steps])),
+        "merge_bytes_per_batch": info.merge_bytes,
+        "seconds": float(np.sum([step.seconds for step in steps])),
+        "kind": info.kind,
+        "needs": list(info.needs),
+        "gradient": info.gradient,
+        "ranked": info.ranked,
+        "paper": info.paper,
+    }
+
+
+def _versus_mean(record: RunRecord, name: str, sizes: NDArray[np.int64]) -> dict[str, Any] | None:
+    """Nothing for the mean itself, and nothing where it was not run."""
+    if name == REFERENCE or REFERENCE not in record.methods:
+        return None
+    found = paired(right(record, name), right(record, REFERENCE), sizes, record.seed)
+    return {"difference": found.difference, "ci95": found.ci95, "p": found.p}

@@ -1,0 +1,130 @@
+"""The Ray seam: the target site as a Ray actor, on a GPU if Ray has one. No other file names ray.
+
+The actor takes no CPU out of Ray's count: it would starve clients that count the same CPUs. Every wait has a deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from fedmerge.errors import FedmergeError, TargetError
+from fedmerge.report.step import Step
+from fedmerge.stream.stream import Answers
+from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
+
+START_DEADLINE_S = 180.0
+"""Longest wait for Ray, and for the actor to load its images and experts, seconds."""
+
+
+class RemoteTarget:
+    """A `TargetSite` in an actor of its own, with the same calls. Use it as a context: what it started ends with it.
+
+    `RAY_ADDRESS` connects to an existing cluster, which is left running. Raises TargetError if the actor dies or a deadline
+    passes, and whatever user's error the target site itself raises.
+    """
+
+    def __init__(self, task: TargetTask, experts: Sequence[Contribution], base: Arrays, deadline_s: float) -> None:
+        self.task, self.experts, self.base, self.deadline_s = task, experts, base, deadline_s
+        self._actor: Any = None
+
+    def __enter__(self) -> Self:
+        import ray
+
+        _start(ray)
+        try:
+            gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+            self._actor = ray.remote(_Host).options(num_cpus=0, num_gpus=gpus).remote()
+            experts = [ray.put(expert) for expert in self.experts]
+            opened = self._actor.open.remote(self.task, experts, self.base)
+            self._wait(opened, "the target to load its images and experts", START_DEADLINE_S)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        import ray
+
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
+        ray.shutdown()
+
+    def describe(self) -> Description:
+        """The stream and the rows of the table."""
+        return self._call("describe")  # type: ignore[no-any-return]
+
+    def advance(self, batches: int) -> list[Step]:
+        """Every method's step on each of the next batches; empty when the stream is over."""
+        return self._call("advance", batches)  # type: ignore[no-any-return]
+
+    def answers(self) -> Answers:
+        """Labels and domains of the whole stream, for the report."""
+        return self._call("answers")  # type: ignore[no-any-return]
+
+    def snapshot(self) -> dict[str, Any]:
+        """The position and every method's state."""
+        return self._call("snapshot")  # type: ignore[no-any-return]
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go on from a snapshot."""
+        self._call("restore", snapshot)
+
+    def forwards_so_far(self) -> int:
+        """Forwards through one model that were really run."""
+        return self._call("forwards_so_far")  # type: ignore[no-any-return]
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        return self._wait(self._actor.call.remote(name, *arguments), f"the target's answer to '{name}'", self.deadline_s)
+
+    def _wait(self, reference: Any, what: str, deadline_s: float) -> Any:
+        """ray.get with a deadline, and Ray's errors as ours."""
+        import ray
+
+        try:
+            return ray.get(reference, timeout=deadline_s)
+        except ray.exceptions.GetTimeoutError:
+            raise TargetError(f"waited {deadline_s:g} s for {what}; raise target_deadline_s, or give the target more") from None
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, FedmergeError):
+                raise cause from None
+            raise TargetError(f"the target failed: {type(cause).__name__}: {cause}") from error
+        except ray.exceptions.RayError as error:
+            raise TargetError(f"the target's actor is gone ({type(error).__name__}) while waiting for {what}") from None
+
+
+class _Host:
+    """Runs in the actor's process; the target site is made there, so that its images are nowhere else."""
+
+    def open(self, task: TargetTask, experts: list[Any], base: Arrays) -> None:
+        """Make the target site from experts in Ray's object store."""
+        import ray
+
+        from fedmerge.target.loop import TargetSite
+
+        self.site = TargetSite(task, ray.get(experts), base)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """Any method of the target site."""
+        return getattr(self.site, name)(*arguments)
+
+
+def _start(ray: Any) -> None:
+    """Connect to `RAY_ADDRESS`, or start Ray for this process alone."""
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(address="auto", **quiet)
+        else:
+            ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
+    except (ConnectionError, OSError, TimeoutError, RuntimeError, ValueError) as error:
+        raise TargetError(f"Ray cannot be started or reached: {str(error).splitlines()[0]}") from None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

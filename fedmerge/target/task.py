@@ -1,0 +1,71 @@
+"""What the target is given and what it tells: plain records that travel between processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmerge.experts.backbone import ModelSpec
+from fedmerge.merge.method import Method
+from fedmerge.site import Site
+from fedmerge.stream.schedule import Schedule
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TargetTask:
+    """The unseen hospital, the model, the order of its images, and the methods to compare. threads: for torch."""
+
+    site: Site
+    model: ModelSpec
+    classes: tuple[str, ...]
+    schedule: Schedule
+    methods: tuple[Method, ...]
+    seed: int
+    threads: int
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """One expert as it reaches the target: its state as numpy arrays, and what its site declared."""
+
+    site: str
+    weights: Arrays
+    n: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class RowInfo:
+    """One row of the table: what kind of method it is and what it costs. merge_bytes: memory traffic per batch."""
+
+    paper: str
+    kind: str
+    needs: tuple[str, ...]
+    gradient: bool
+    ranked: bool
+    hyper_parameters: dict[str, Any]
+    merge_bytes: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """The stream and the target, without images or labels. truth: (T, D), the share of every domain in every batch.
+
+    shown: images that the target's site file agrees to show, uint8 (n, H, W, C), or None.
+    """
+
+    kind: str
+    batches: int
+    samples: int
+    unused: int
+    index_sha256: str
+    truth: NDArray[np.float64]
+    domain_names: tuple[str, ...]
+    shown: NDArray[np.uint8] | None
+    device: str
+    rows: dict[str, RowInfo]
