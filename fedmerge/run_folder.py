@@ -27,12 +27,13 @@ RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", 
 class RunFolder:
     """`scenario.yaml` (resolved) and `manifest.json` of a run; the other files are written by their rooms.
 
-    Use it as a context: it is locked while open, and the manifest says how the run ended.
+    keep: what an interrupted run wrote stays. Use it as a context: it is locked while open, and the manifest says how the
+    run ended.
     Raises FolderError if the folder holds another scenario's run, or another process is running there.
     """
 
-    def __init__(self, path: Path, plan: Plan) -> None:
-        self.path, self.plan = path, plan
+    def __init__(self, path: Path, plan: Plan, keep: bool = False) -> None:
+        self.path, self.plan, self.keep = path, plan, keep
         self.manifest: dict[str, Any] = {
             "status": "running",
             "scenario": plan.scenario.name,
@@ -54,6 +55,9 @@ class RunFolder:
         except BlockingIOError:
             self._lock.close()
             raise FolderError(f"{self.path}: another process is running here; choose another --out") from None
+        if not self.keep:
+            (self.path / "audit.jsonl").unlink(missing_ok=True)
+        (self.path / "audit.jsonl").touch()
         text = yaml.safe_dump(self.plan.resolved(), sort_keys=False, allow_unicode=True)
         replace_text(self.path / "scenario.yaml", text)
         self._write()

@@ -113,6 +113,6 @@ def _admit(reply: Reply, job: Job, pool: ExpertPool) -> Outcome:
         items = inspect(reply.upload, declaration(reply.task, job.initial.weights))
     except UploadRefused as refusal:
         return Outcome(name, False, f"its upload was refused: {refusal}")
-    pool.add(reply.task, reply.upload, reply.seconds)
     write_audit(job.audit, items)
+    pool.add(reply.task, reply.upload, items, reply.seconds)
     return Outcome(name, True)

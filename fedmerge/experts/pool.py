@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedmerge.errors import FolderError
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.upload import Upload, state_digest
+from fedmerge.experts.upload import Item, Upload, state_digest
 
 TRAINER_VERSION = 1
 """Raise it whenever the same task would train another expert."""
@@ -34,6 +34,7 @@ class Expert:
     temperature: float
     runs: list[dict[str, float]]
     samples: Tensor | None
+    audit: list[dict[str, Any]]
 
 
 def fingerprint(task: SiteTask) -> str:
@@ -66,8 +67,8 @@ class ExpertPool:
         """Whether the expert of this task is there."""
         return (self._entry(task) / "manifest.json").is_file()
 
-    def add(self, task: SiteTask, upload: Upload, seconds: float) -> None:
-        """Keep an upload that has passed the audit."""
+    def add(self, task: SiteTask, upload: Upload, items: list[Item], seconds: float) -> None:
+        """Keep an upload that has passed the audit, and the audit's lines with it."""
         from safetensors.torch import save_file
 
         entry = self._entry(task)
@@ -82,6 +83,7 @@ class ExpertPool:
             "sha256": state_digest(upload.weights),
             "scalars": upload.scalars,
             "seconds": round(seconds, 3),
+            "audit": [asdict(item) for item in items],
             "task": task.model_dump(mode="json"),
         }
         (draft / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
@@ -115,6 +117,7 @@ class ExpertPool:
             temperature=scalars["temperature"],
             runs=_runs(scalars),
             samples=samples,
+            audit=manifest["audit"],
         )
 
     def _entry(self, task: SiteTask) -> Path:

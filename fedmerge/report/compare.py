@@ -22,7 +22,7 @@ class Difference:
 
 def block_length(batches: int) -> int:
     """Length of a block in batches: T^(1/3), the usual order (Kuensch 1989), since neighbouring batches are alike."""
-    return max(1, round(batches ** (1 / 3)))
+    return max(1, int(np.rint(np.cbrt(batches))))
 
 
 def interval(correct: NDArray[np.int64], sizes: NDArray[np.int64], seed: int) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def measure(probabilities: NDArray[np.float32], labels: list[NDArray[np.int64]])
     taken = np.clip(probabilities[np.arange(len(y)), y].astype(np.float64), SMALLEST, 1)
     return Metrics(
         accuracy=float(right.mean()),
-        batch_accuracy=float(np.mean([right[a:b].mean() for a, b in zip(edges[:-1], edges[1:], strict=True)])),
+        batch_accuracy=float(np.mean([right[a:b].mean() for a, b in pairwise(edges)])),
         balanced_accuracy=float(recall_score(y, predicted, labels=present, average="macro", zero_division=0)),
         macro_f1=float(f1_score(y, predicted, labels=present, average="macro", zero_division=0)),
         nll=float(-np.log(taken).mean()),

@@ -47,3 +47,10 @@ class Step:
             "notes": self.notes,
         }
         return json.dumps(record)
+
+    @staticmethod
+    def parse(line: str, probabilities: NDArray[np.float32]) -> Step:
+        """The step of a line and its probabilities."""
+        record = json.loads(line)
+        shares = {name: None if record[name] is None else tuple(record[name]) for name in ("encoder", "head")}
+        return Step(**{**record, **shares, "probabilities": probabilities})

@@ -36,7 +36,8 @@ def summarise(record: RunRecord) -> dict[str, Any]:
 
 def right(record: RunRecord, method: str) -> NDArray[np.bool_]:
     """Whether each prediction of the stream is right (samples,)."""
-    return record.probabilities(method).argmax(-1) == np.concatenate(record.labels)
+    hits: NDArray[np.bool_] = record.probabilities(method).argmax(-1) == np.concatenate(record.labels)
+    return hits
 
 
 def predictions(record: RunRecord) -> dict[str, NDArray[Any]]:

@@ -108,15 +108,15 @@ class TargetSite:
         return self.stream.answers()
 
     def snapshot(self) -> dict[str, Any]:
-        """The position and every method's state: tensors and integers only."""
-        states = {key: {name: value.clone() for name, value in row.state.items()} for key, row in self.rows.items()}
+        """The position and every method's state: numpy arrays and integers only."""
+        states = {key: {name: value.cpu().numpy().copy() for name, value in row.state.items()} for key, row in self.rows.items()}
         return {"position": self.position, "forwards_run": self.forwards_run, "states": states}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go on from a snapshot: the steps that follow are those of an undisturbed run."""
         self.position, self.forwards_run = snapshot["position"], snapshot["forwards_run"]
         for key, state in snapshot["states"].items():
-            self.rows[key].state = {name: value.clone() for name, value in state.items()}
+            self.rows[key].state = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
     def _rows(self) -> dict[str, Row]:
         rows: dict[str, Row] = {}

@@ -1,0 +1,102 @@
+"""`report.html`: one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmerge.report.record import RunRecord
+from fedmerge.report.terminal import p_value
+
+PIXELS = 96
+"""Side of a sample image on the page; small images are enlarged without smoothing."""
+
+
+def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) -> str:
+    """The page as text; every image is inside it."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": _percent, "size": _size, "p": p_value, "points": _points}
+    template = environment.from_string(resources.files("fedmerge.report").joinpath("page.html").read_text("utf-8"))
+    rows = sorted(summary["methods"].items(), key=lambda item: (not item[1]["ranked"], -item[1]["accuracy"]))
+    adaptive = [name for name in record.methods if record.steps_of(name)[0].encoder is not None]
+    return template.render(
+        r=record,
+        s=summary,
+        rows=rows,
+        headline=headline(record, summary),
+        plots={name: _inline(svg) for name, svg in plots.items()},
+        adaptive=adaptive,
+        leaves=leaves(record),
+        galleries=galleries(record),
+    )
+
+
+def headline(record: RunRecord, summary: dict[str, Any]) -> str:
+    """One honest sentence or two: what was best, and how every adaptive method stands against the mean."""
+    ranked = {name: row for name, row in summary["methods"].items() if row["ranked"]}
+    best = max(ranked, key=lambda name: ranked[name]["accuracy"])
+    said = [f"{best} is right most often: {_percent(ranked[best]['accuracy'])}% of {summary['stream']['samples']} images."]
+    for name, row in ranked.items():
+        versus = row["vs_mean"]
+        if record.methods[name].kind == "adaptive" and versus:
+            low, high = versus["ci95"]
+            word = "beats the mean" if low > 0 else "loses to the mean" if high < 0 else "is not told apart from the mean"
+            said.append(f"{name} {word} ({_points(versus['difference'])} points, 95% interval {_points(low)} to {_points(high)}).")
+    return " ".join(said)
+
+
+def leaves(record: RunRecord) -> list[dict[str, Any]]:
+    """What left every site: totals by kind, and every item."""
+    found = []
+    for site in record.sites:
+        items = [item for item in record.audit if item["site"] == site.name]
+        kinds = sorted({item["kind"] for item in items})
+        totals = {kind: sum(item["bytes"] for item in items if item["kind"] == kind) for kind in kinds}
+        found.append({"site": site.name, "items": items, "totals": totals, "bytes": sum(totals.values())})
+    return found
+
+
+def galleries(record: RunRecord) -> list[dict[str, Any]]:
+    """Sample images of every site and of the target that agree to show some."""
+    shown = [(site.name, site.title, site.samples) for site in record.sites]
+    shown.append((record.target, record.target_title or "the target", record.target_samples))
+    return [
+        {"name": name, "title": title, "images": [_png(image) for image in samples] if samples is not None else []}
+        for name, title, samples in shown
+    ]
+
+
+def _png(image: NDArray[np.uint8]) -> str:
+    from PIL import Image
+
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    file = io.BytesIO()
+    picture.resize((PIXELS, PIXELS), Image.Resampling.NEAREST).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _inline(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg[svg.index("<svg") :].encode()).decode()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

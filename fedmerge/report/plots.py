@@ -1,0 +1,189 @@
+"""The report's plots, as SVG. One colour per method and per site in all of them, from a palette for colour-blind people."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmerge.report.record import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito, Color universal design, 2008.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
+QUIET = "#9a9a9a"
+WIDTH = 8.6
+
+
+def draw(record: RunRecord, summary: dict[str, Any]) -> dict[str, str]:
+    """Every plot by name, as the text of an SVG file."""
+    import matplotlib as mpl
+
+    style = {
+        "font.size": 9,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "fedmerge",
+        "svg.fonttype": "none",
+    }
+    with mpl.rc_context(style):
+        plots = {
+            "accuracy": _svg(accuracy(record, summary)),
+            "running": _svg(running(record, summary)),
+            "domains": _svg(domains(record, summary)),
+            "cost": _svg(cost(record, summary)),
+        }
+        adaptive = [name for name in record.methods if record.steps_of(name)[0].encoder is not None]
+        plots |= {f"coefficients-{i}": _svg(coefficients(record, name)) for i, name in enumerate(adaptive)}
+    return plots
+
+
+def colours(record: RunRecord) -> dict[str, str]:
+    """A colour for each method; single experts are grey, since there are many of them."""
+    named = [name for name in record.methods if not name.startswith("expert")]
+    return dict.fromkeys(record.methods, QUIET) | {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(named)}
+
+
+def accuracy(record: RunRecord, summary: dict[str, Any]) -> Figure:
+    """Accuracy with its interval, the best on top."""
+    names = sorted(summary["methods"], key=lambda name: summary["methods"][name]["accuracy"])
+    figure, axes = _figure(0.9 + 0.27 * len(names))
+    shade = colours(record)
+    for row, name in enumerate(names):
+        values = summary["methods"][name]
+        low, high = (100 * end for end in values["ci95"])
+        axes.plot([low, high], [row, row], color=shade[name], lw=2, solid_capstyle="round")
+        axes.plot(100 * values["accuracy"], row, "o", color=shade[name], ms=6)
+    if "mean" in summary["methods"]:
+        axes.axvline(100 * summary["methods"]["mean"]["accuracy"], color=QUIET, lw=0.8, ls=":")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("accuracy over the stream, % (95% interval by block bootstrap; dotted: the mean)")
+    return figure
+
+
+def running(record: RunRecord, summary: dict[str, Any]) -> Figure:
+    """Accuracy in a moving window of batches, so that a change of the stream shows."""
+    window = max(3, record.stream.batches // 12)
+    figure, axes = _figure(3.4)
+    shade = colours(record)
+    for name in record.methods:
+        steps = record.steps_of(name)
+        smooth = _moving(np.array([s.correct for s in steps]), np.array([s.n for s in steps]), window)
+        expert = name.startswith("expert")
+        axes.plot(100 * smooth, color=shade[name], lw=0.9 if expert else 1.8, ls="--" if expert else "-", zorder=1 if expert else 2)
+    last = {name: 100 * _last(record, name, window) for name in record.methods}
+    _label_ends(axes, last, shade, record.stream.batches)
+    axes.set_xlabel(f"batch (mean of {window} batches)")
+    axes.set_ylabel("accuracy, %")
+    axes.margins(x=0)
+    return figure
+
+
+def coefficients(record: RunRecord, method: str) -> Figure:
+    """What the stream was made of, and what the method made of it: encoder and head, stacked to 1."""
+    from matplotlib.figure import Figure
+
+    steps = record.steps_of(method)
+    sites = [site.name for site in record.sites]
+    panels: list[tuple[str, NDArray[np.float64], list[str], tuple[str, ...]]] = [
+        ("the stream's true mix", record.stream.truth, list(record.stream.domain_names), PALETTE),
+        (f"{method}: encoder", np.array([step.encoder for step in steps]), sites, PALETTE),
+        (f"{method}: head", np.array([step.head for step in steps]), sites, PALETTE),
+    ]
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    grid = figure.subplots(3, 1, sharex=True)
+    for axes, (title, shares, names, palette) in zip(grid, panels, strict=True):
+        shade = [palette[i % len(palette)] for i in range(len(names))]
+        axes.stackplot(np.arange(len(shares)), shares.T, labels=names, colors=shade, lw=0, alpha=0.9)
+        axes.set_ylim(0, 1)
+        axes.set_title(title, loc="left", fontsize=9)
+        axes.margins(x=0)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    grid[-1].set_xlabel("batch")
+    return figure
+
+
+def domains(record: RunRecord, summary: dict[str, Any]) -> Figure:
+    """Accuracy of every method in every domain of the target."""
+    names = sorted(summary["methods"], key=lambda name: -summary["methods"][name]["accuracy"])
+    columns = [name for name in record.stream.domain_names if name in summary["methods"][names[0]]["per_domain"]]
+    table = np.array([[100 * summary["methods"][name]["per_domain"][column] for column in columns] for name in names])
+    figure, axes = _figure(0.9 + 0.27 * len(names))
+    axes.imshow(table, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white", fontsize=8)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title("accuracy by domain of the target, %", loc="left", fontsize=9)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def cost(record: RunRecord, summary: dict[str, Any]) -> Figure:
+    """Accuracy against forwards per batch: what a gain costs."""
+    figure, axes = _figure(3.0)
+    shade = colours(record)
+    for name, values in summary["methods"].items():
+        axes.plot(values["forwards_per_batch"], 100 * values["accuracy"], "o", color=shade[name], ms=7)
+        axes.annotate(
+            name, (values["forwards_per_batch"], 100 * values["accuracy"]), xytext=(6, 3), textcoords="offset points", fontsize=8
+        )
+    axes.set_xlim(left=0)
+    axes.margins(x=0.15, y=0.15)
+    axes.set_xlabel("forwards of a batch through one model, if the method ran alone")
+    axes.set_ylabel("accuracy, %")
+    return figure
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _moving(correct: NDArray[Any], sizes: NDArray[Any], window: int) -> NDArray[np.float64]:
+    """Accuracy over the last `window` batches, fewer at the beginning."""
+    starts = np.maximum(np.arange(len(sizes)) - window + 1, 0)
+    right, seen = np.concatenate([[0], correct.cumsum()]), np.concatenate([[0], sizes.cumsum()])
+    ends = np.arange(len(sizes)) + 1
+    accuracies: NDArray[np.float64] = (right[ends] - right[starts]) / (seen[ends] - seen[starts])
+    return accuracies
+
+
+def _last(record: RunRecord, name: str, window: int) -> float:
+    steps = record.steps_of(name)[-window:]
+    return sum(step.correct for step in steps) / sum(step.n for step in steps)
+
+
+def _label_ends(axes: Axes, ends: dict[str, float], shade: dict[str, str], batches: int) -> None:
+    """Names at the right end of their lines, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    gap = (high - low) / 19
+    place = -np.inf
+    for name, value in sorted(ends.items(), key=lambda item: item[1]):
+        place = max(value, place + gap)
+        axes.annotate(
+            name,
+            (batches - 1, value),
+            xytext=(batches * 1.015, place),
+            color=shade[name],
+            fontsize=8,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as SVG, with no date in it."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "fedmerge"}, transparent=True, bbox_inches="tight")
+    return text.getvalue()

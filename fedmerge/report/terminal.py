@@ -1,0 +1,140 @@
+"""What a person sees while a run goes on: phases, progress of every site, running accuracy, and the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fedmerge.report.step import Step
+
+QUARTERS = 4
+
+
+class Terminal:
+    """Live where there is a terminal, a few plain lines where there is none, and nothing if `quiet`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False)
+        self.live = self.console.is_terminal and not quiet
+        self._told: dict[str, int] = {}
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[SiteProgress]:
+        """A block of progress bars, one for each site that reports."""
+        self.say(title)
+        bars = SiteProgress(self)
+        if not self.live:
+            yield bars
+            return
+        with bars.bars:
+            yield bars
+
+    @contextmanager
+    def stream(self, batches: int, methods: list[str]) -> Iterator[StreamProgress]:
+        """Progress of the stream above a table of running accuracies."""
+        shown = StreamProgress(self, batches, methods)
+        if not self.live:
+            yield shown
+            return
+        with Live(shown.render(), console=self.console, refresh_per_second=4, transient=True) as live:
+            shown.live = live
+            yield shown
+
+    def summary(self, summary: dict[str, Any]) -> None:
+        """The final table: accuracy with its interval, and the difference to the mean."""
+        table = Table(title=f"{summary['scenario']}, seed {summary['seed']} (one seed; 95% intervals over batches)")
+        table.add_column("method")
+        for name in ("accuracy", "95% interval", "against the mean", "balanced", "NLL", "ECE", "forwards"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, row in sorted(summary["methods"].items(), key=lambda item: -item[1]["accuracy"]):
+            low, high = row["ci95"]
+            versus = row["vs_mean"]
+            gain = f"{100 * versus['difference']:+.1f} (p {p_value(versus['p'])})" if versus else ""
+            cells = [f"{100 * row['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", gain]
+            cells += [f"{100 * row['balanced_accuracy']:.1f}", f"{row['nll']:.2f}", f"{row['ece']:.3f}"]
+            table.add_row(name, *cells, f"{row['forwards_per_batch']:g}")
+        self.console.print(table)
+
+    def quarter(self, key: str, done: int, total: int, text: str) -> None:
+        """Without a terminal: a line at each quarter, and no more."""
+        reached = QUARTERS * done // max(total, 1)
+        if reached > self._told.get(key, 0):
+            self._told[key] = reached
+            self.say(f"  {key}: {text} ({100 * done // max(total, 1)}%)")
+
+
+class SiteProgress:
+    """Bars by site."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+        self.bars = Progress(
+            TextColumn("  {task.fields[site]:<12}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=terminal.console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def tick(self, site: str, done: int, total: int, text: str) -> None:
+        """Steps done of all, and a few words."""
+        if not self.terminal.live:
+            self.terminal.quarter(site, done, total, text)
+            return
+        if site not in self._tasks:
+            self._tasks[site] = self.bars.add_task(text, total=total, site=site)
+        self.bars.update(self._tasks[site], completed=done, description=text)
+
+
+class StreamProgress:
+    """Running accuracy of every method."""
+
+    def __init__(self, terminal: Terminal, batches: int, methods: list[str]) -> None:
+        self.terminal, self.batches = terminal, batches
+        self.right = dict.fromkeys(methods, 0)
+        self.seen = dict.fromkeys(methods, 0)
+        self.done = 0
+        self.live: Live | None = None
+
+    def add(self, steps: list[Step]) -> None:
+        """The steps of some batches."""
+        for step in steps:
+            self.right[step.method] += step.correct
+            self.seen[step.method] += step.n
+            self.done = max(self.done, step.t + 1)
+        if self.live:
+            self.live.update(self.render())
+        else:
+            self.terminal.quarter("stream", self.done, self.batches, f"batch {self.done}/{self.batches}")
+
+    def render(self) -> Group:
+        """The stream's position and the table."""
+        table = Table(box=None, padding=(0, 2))
+        table.add_column("method")
+        table.add_column("running accuracy", justify="right")
+        for method, seen in self.seen.items():
+            table.add_row(method, f"{100 * self.right[method] / seen:.1f}" if seen else "")
+        return Group(f"  batch {self.done} of {self.batches}", table)
+
+
+def p_value(p: float) -> str:
+    """Two digits, or a bound."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def shown_path(path: Path) -> str:
+    """A path as short as it can be typed from here."""
+    absolute = path.resolve()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
