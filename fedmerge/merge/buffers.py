@@ -50,7 +50,7 @@ class Buffers:
         state = dict(self.fixed)
         for mean, variance in self.pairs:
             mu, v = self.stacked[mean], self.stacked[variance]  # (K, features)
-            a = torch.full((len(mu),), 1 / len(mu)).to(mu) if coefficients is None else coefficients.to(mu)
+            a = torch.full_like(mu[:, 0], 1 / len(mu)) if coefficients is None else coefficients.to(mu)
             used = a != 0
             state[mean] = a[used] @ mu[used]
             second = v[used] + mu[used] ** 2 if self.policy == "moment" else v[used]

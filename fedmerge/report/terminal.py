@@ -15,6 +15,8 @@ from rich.table import Table
 from fedmerge.report.step import Step
 
 QUARTERS = 4
+PLAIN_WIDTH = 120
+"""Characters of a line where there is no terminal to ask."""
 
 
 class Terminal:
@@ -22,6 +24,8 @@ class Terminal:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
         self.live = self.console.is_terminal and not quiet
         self._told: dict[str, int] = {}
 
@@ -54,16 +58,15 @@ class Terminal:
     def summary(self, summary: dict[str, Any]) -> None:
         """The final table: accuracy with its interval, and the difference to the mean."""
         table = Table(title=f"{summary['scenario']}, seed {summary['seed']} (one seed; 95% intervals over batches)")
-        table.add_column("method")
-        for name in ("accuracy", "95% interval", "against the mean", "balanced", "NLL", "ECE", "forwards"):
-            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("method", no_wrap=True)
+        for name in ("accuracy", "95% interval", "against the mean", "NLL", "forwards"):
+            table.add_column(name, justify="right")
         for name, row in sorted(summary["methods"].items(), key=lambda item: -item[1]["accuracy"]):
             low, high = row["ci95"]
             versus = row["vs_mean"]
             gain = f"{100 * versus['difference']:+.1f} (p {p_value(versus['p'])})" if versus else ""
             cells = [f"{100 * row['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", gain]
-            cells += [f"{100 * row['balanced_accuracy']:.1f}", f"{row['nll']:.2f}", f"{row['ece']:.3f}"]
-            table.add_row(name, *cells, f"{row['forwards_per_batch']:g}")
+            table.add_row(name, *cells, f"{row['nll']:.2f}", f"{row['forwards_per_batch']:g}")
         self.console.print(table)
 
     def quarter(self, key: str, done: int, total: int, text: str) -> None:

@@ -1,0 +1,151 @@
+"""Streams: nothing twice, nothing lost unless it says so, and the mix is the one that was asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fedmerge.data.images import Images
+from fedmerge.errors import DataError
+from fedmerge.stream.schedule import SCHEDULES
+from fedmerge.stream.schedules.dirichlet_batch import DirichletBatch
+from fedmerge.stream.schedules.iid import Iid
+from fedmerge.stream.schedules.mixture_drift import MixtureDrift
+from fedmerge.stream.stream import Stream
+
+
+def some_images(n: int, classes: int = 4, domains: int = 2) -> Images:
+    index = np.arange(n)
+    return Images(
+        pixels=np.zeros((n, 2, 2, 1), np.uint8),
+        labels=index % classes,
+        domains=(index // classes) % domains,
+        groups=index,
+        classes=tuple("abcdefgh"[:classes]),
+        domain_names=tuple("uvwxyz"[:domains]),
+        flips=False,
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(SCHEDULES.names), st.integers(40, 200), st.integers(1, 24), st.integers(0, 5), st.integers(2, 4))
+def test_no_image_comes_twice(kind: str, n: int, size: int, seed: int, domains: int) -> None:
+    schedule = SCHEDULES.load(kind)(batch_size=size)
+    images = some_images(n, domains=domains)
+    try:
+        stream = Stream(images, schedule, "x", seed)
+    except DataError:
+        assert kind == "mixture_drift"
+        return
+    flat = np.concatenate(stream.batches)
+    assert len(set(flat.tolist())) == len(flat) == stream.samples == n - stream.unused
+    assert flat.min() >= 0
+    assert flat.max() < n
+    assert all(len(batch) == size for batch in stream.batches[:-1])
+    assert 1 <= len(stream.batches[-1]) <= size
+    if kind != "mixture_drift":
+        assert stream.unused == 0
+    np.testing.assert_allclose(stream.truth.sum(1), 1)
+    assert stream.index_sha256 == Stream(images, schedule, "x", seed).index_sha256
+
+
+def test_a_seed_makes_another_stream() -> None:
+    images = some_images(100)
+    assert Stream(images, Iid(), "x", 0).index_sha256 != Stream(images, Iid(), "x", 1).index_sha256
+
+
+def test_the_digest_is_the_same_in_another_process() -> None:
+    code = (
+        "from tests.stream.test_schedules import some_images; from fedmerge.stream.stream import Stream;"
+        "from fedmerge.stream.schedules.dirichlet_batch import DirichletBatch;"
+        "print(Stream(some_images(100), DirichletBatch(), 'x', 3).index_sha256)"
+    )
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert there == Stream(some_images(100), DirichletBatch(), "x", 3).index_sha256
+
+
+def largest_class(delta: float) -> float:
+    images = some_images(2000, classes=4)
+    batches = Stream(images, DirichletBatch(delta=delta), "x", 0).batches
+    return float(np.mean([np.bincount(images.labels[b]).max() for b in batches[: len(batches) // 2]]))
+
+
+def test_a_small_delta_means_few_classes_per_batch() -> None:
+    assert largest_class(0.01) > 28
+    assert largest_class(0.01) > largest_class(0.5) > largest_class(100)
+    assert largest_class(100) < 16
+
+
+def test_a_tiny_delta_is_guarded() -> None:
+    assert Stream(some_images(64), DirichletBatch(delta=1e-300), "x", 0).samples == 64
+
+
+@pytest.mark.parametrize("domains", [2, 3, 4])
+def test_a_smooth_drift_goes_from_the_first_domain_to_the_last(domains: int) -> None:
+    mixture = MixtureDrift().mixture(101, domains)
+    np.testing.assert_allclose(mixture.sum(1), 1)
+    assert mixture[0].tolist() == pytest.approx(np.eye(domains)[0])
+    assert mixture[-1].tolist() == pytest.approx(np.eye(domains)[-1])
+    if domains == 2:
+        assert mixture[50].tolist() == pytest.approx([0.5, 0.5])
+    else:
+        assert mixture[:, 1].argmax() == round(100 / (domains - 1))
+
+
+def test_an_abrupt_drift_has_equal_segments() -> None:
+    mixture = MixtureDrift(drift="abrupt").mixture(9, 3)
+    assert mixture.argmax(1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert set(mixture.ravel()) == {0, 1}
+    soft = MixtureDrift(drift="abrupt", purity=0.9).mixture(9, 3)
+    np.testing.assert_allclose(soft[0], [0.9, 0.05, 0.05])
+
+
+def test_the_stream_follows_the_mixture() -> None:
+    images = some_images(4000, domains=2)
+    stream = Stream(images, MixtureDrift(), "x", 0)
+    planned = MixtureDrift().length([2000, 2000])
+    assert planned == 125  # floor(2000 / (32 * 0.5))
+    assert 0.9 * planned < len(stream) <= planned
+    assert abs(stream.truth - MixtureDrift().mixture(planned, 2)[: len(stream)]).mean() < 0.06
+
+
+def test_a_stream_stops_when_a_domain_runs_dry() -> None:
+    images = some_images(64, domains=2)  # 32 images of each domain for 2 batches of 32: chance decides
+    lengths = {len(Stream(images, MixtureDrift(drift="abrupt", purity=0.5), "x", seed)) for seed in range(20)}
+    assert lengths == {1, 2}
+
+
+def test_a_drift_needs_two_domains() -> None:
+    (problem,) = MixtureDrift().check(("axial",))
+    assert "one domain" in problem.found
+    assert MixtureDrift().check(("axial", "coronal")) == []
+
+
+def test_too_few_images_for_one_batch() -> None:
+    with pytest.raises(DataError, match="makes no batch"):
+        Stream(some_images(20), MixtureDrift(batch_size=32), "mercy", 0)
+
+
+def test_the_answer_sheet_marks_and_opens() -> None:
+    images = some_images(50)
+    stream = Stream(images, Iid(batch_size=16), "x", 0)
+    sure = np.eye(4, dtype=np.float32)[images.labels[stream.batches[1]]]
+    assert stream.mark(1, sure) == 16
+    assert stream.mark(1, np.roll(sure, 1, axis=1)) == 0
+    answers = stream.answers()
+    assert [len(batch) for batch in answers.labels] == [16, 16, 16, 2]
+    assert np.array_equal(np.concatenate(answers.domains), images.domains[np.concatenate(stream.batches)])
+
+
+@pytest.mark.parametrize("bad", [{"batch_size": 0}, {"max_batches": 0}])
+def test_sizes_are_checked(bad: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        Iid(**bad)
+    with pytest.raises(ValidationError):
+        DirichletBatch(delta=0)
