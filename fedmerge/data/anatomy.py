@@ -30,7 +30,9 @@ class Solid(NamedTuple):
 
 FAR = 2000.0  # a semi-axis this long makes a cylinder
 
-# Painted in this order: a later solid covers an earlier one. Right organs have negative x.
+# Painted in this order: a later solid covers an earlier one. Right organs have negative x. What tells left from right even in a
+# sagittal slice is what tells it in a patient: the liver over the right kidney, which lies lower; stomach and spleen over the
+# left one; the heart at the left lung; the sigmoid colon with its gas before the left femoral head, the caecum on the right.
 SOLIDS: dict[str, Solid] = {
     "fat": Solid((0, 0, 0), (178, 122, FAR), -95, 8, 2, 1, 0.04),
     "wall": Solid((0, 2, 0), (160, 105, FAR), 50, 6, 2, 1, 0.03),
@@ -48,8 +50,10 @@ SOLIDS: dict[str, Solid] = {
     "kidney-left": Solid((60, 50, -20), (28, 26, 54), 180, 15),
     "pancreas": Solid((14, 2, 4), (62, 15, 15), 95, 10, 6, 10),
     "caecum": Solid((-88, -25, -130), (30, 32, 46), 40, 20, 6),
-    "sigmoid": Solid((78, -30, -190), (26, 26, 40), -420, 120, 6),
+    "sigmoid": Solid((88, -32, -206), (28, 25, 42), -420, 120, 5),
     "bladder": Solid((0, -32, -228), (40, 36, 34), 5, 6, 6, 8, 0.15),
+    "shaft-right": Solid((-122, 10, -292), (15, 15, 48), 380, 40, 4),
+    "shaft-left": Solid((122, 10, -292), (15, 15, 48), 380, 40, 4),
     "femur-right": Solid((-94, 8, -248), (26, 26, 26), 420, 40, 5),
     "femur-left": Solid((94, 8, -248), (26, 26, 26), 420, 40, 5),
     "spine": Solid((0, 72, 0), (21, 21, FAR), 320, 40, 2, 2, 0.06),

@@ -13,28 +13,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Arrays = dict[str, NDArray[Any]]
+
 
 def folder() -> Path:
     """`FEDMERGE_CACHE`, else `fedmerge` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "fedmerge"
-    return Path(os.environ.get("FEDMERGE_CACHE", default)).expanduser()
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fedmerge"
+    return Path(os.environ.get("FEDMERGE_CACHE") or default).expanduser()
 
 
-def cached(owner: str, key: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """The array that `make` returns, from the owner's cache if it is there and readable.
+def cached(owner: str, key: str, make: Callable[[], Arrays]) -> Arrays:
+    """The named arrays that `make` returns, from the owner's cache if they are there and readable.
 
-    A cache that cannot be written is no error: the pixels are made again next time.
+    A cache that cannot be read or written is no error: the arrays are made again.
     """
     file = folder() / owner / f"{key}.npz"
     try:
         with np.load(file) as stored:
-            return np.asarray(stored["pixels"])
+            return dict(stored)
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        pixels = make()
+        arrays = make()
     with suppress(OSError), tempfile.TemporaryDirectory(dir=_made(file.parent), prefix=".draft-") as draft:
-        np.savez(Path(draft) / "pixels.npz", pixels=pixels)
-        (Path(draft) / "pixels.npz").replace(file)
-    return pixels
+        np.savez(Path(draft) / "arrays.npz", **arrays)  # type: ignore[arg-type] # the stub takes them for options
+        (Path(draft) / "arrays.npz").replace(file)
+    return arrays
 
 
 def _made(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a scanner does to every image: resolution, blur, noise, intensity window, gamma, colour."""
+"""What a scanner does to every image: resolution, blur, noise, intensity window, contrast, tone and colour."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy import ndimage
+from scipy.ndimage import gaussian_filter
 
 from fedmerge.data.images import Images
 from fedmerge.errors import DataError
 from fedmerge.folder import Spec
 from fedmerge.seeds import generator
+
+Float = NDArray[np.float32]
 
 CHUNK = 512
 """Images filtered at a time: bounds the float copies in memory."""
@@ -22,62 +24,100 @@ CT_WINDOW = (40.0, 400.0)
 """Level and width of the abdominal soft-tissue window, Hounsfield units."""
 
 Gain = Annotated[float, Field(gt=0, le=4)]
+Level = Annotated[float, Field(ge=-2000, le=4000)]
+Width = Annotated[float, Field(ge=0.01, le=6000)]
 
 
 class Scanner(Spec):
     """One scanner. Lengths are pixels of the image as the model sees it; the default takes images as they are."""
 
-    window: tuple[float, float] | None = Field(
-        None,
-        description="level and width, in Hounsfield units for CT, in 0..1 for photographs; default: the whole range",
-    )
-    resolution: float = Field(1.0, gt=0.1, le=1, description="detector's resolution, as a share of the image's")
+    resolution: float = Field(1.0, ge=0.1, le=1, description="detector's resolution, as a share of the image's")
     blur: float = Field(0.0, ge=0, le=10, description="sigma of the point spread, pixels")
     noise: float = Field(0.0, ge=0, le=1, description="standard deviation of the noise, as a share of the window's width")
     grain: float = Field(0.0, ge=0, le=10, description="correlation length of the noise, pixels; 0 is white noise")
-    gamma: float = Field(1.0, gt=0.1, le=10, description="exponent applied to windowed intensities in 0..1")
-    tint: tuple[Gain, Gain, Gain] | None = Field(None, description="gains of red, green and blue")
+    window: tuple[Level, Width] | None = Field(
+        None,
+        description="level and width: Hounsfield units for CT (default 40, 400), 0 to 1 for photographs (default 0.5, 1)",
+    )
+    contrast: float = Field(1.0, ge=0.1, le=10, description="gain about middle grey")
+    gamma: float = Field(1.0, ge=0.1, le=10, description="exponent applied to intensities in 0..1; above 1 is darker")
+    tint: tuple[Gain, Gain, Gain] | None = Field(None, description="gains of red, green and blue; colour images only")
 
     def scan(self, images: Images, owner: str, seed: int) -> Images:
-        """The images as this scanner shows them, uint8. An image's noise depends on seed, owner and its position alone.
+        """The images as this scanner shows them: pixels (N, H, W, C) uint8, everything else unchanged.
 
-        Raises DataError if colour gains meet images of one channel.
+        Pixels are int16 Hounsfield units (CT) or uint8 (photographs). Image i gets the i-th noise of (seed, owner), however
+        many images there are. Raises DataError if colour gains meet images of one channel, or for other pixels.
         """
-        if self.tint and images.pixels.shape[-1] != 3:
-            raise DataError(f"site '{owner}': scanner.tint needs three channels; found {images.pixels.shape[-1]}")
+        pixels = images.pixels
+        if self.tint is not None and pixels.shape[-1] != 3:
+            raise DataError(
+                f"site '{owner}': scanner.tint: found images of {pixels.shape[-1]} channel; expected 3 channels. "
+                "Remove the tint, or give the model in_chans: 3"
+            )
+        level, width = self._window(pixels.dtype, owner)
         rng = generator(seed, "scanner", owner)
-        level, width = self.window or _whole_range(images.pixels)
-        taken = np.empty(images.pixels.shape, np.uint8)
-        for start in range(0, len(images), CHUNK):
-            raw = images.pixels[start : start + CHUNK].astype(np.float32)
-            raw = raw / np.float32(255) if images.pixels.dtype == np.uint8 else raw
-            x: NDArray[Any] = self._optics(raw) + width * self._noise(raw.shape, rng)
-            x = np.clip((x - level) / width + 0.5, 0, 1) ** self.gamma
-            x = np.clip(x * np.array(self.tint or (1.0,), np.float32), 0, 1)
+        taken = np.empty(pixels.shape, np.uint8)
+        for start in range(0, len(pixels), CHUNK):
+            x: Float = (pixels[start : start + CHUNK].astype(np.float32) - np.float32(level)) / np.float32(width)
+            x = self._tone(self._exposure(x, rng) + np.float32(0.5))
             taken[start : start + CHUNK] = np.rint(x * 255).astype(np.uint8)
         return replace(images, pixels=taken)
 
-    def _optics(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Lower resolution, then blur; x: (n, H, W, C)."""
+    def _window(self, dtype: np.dtype[Any], owner: str) -> tuple[float, float]:
+        """Level and width in the unit of the pixels: Hounsfield units, or 0 to 255."""
+        if dtype == np.int16:
+            return self.window or CT_WINDOW
+        if dtype != np.uint8:
+            raise DataError(f"site '{owner}': found pixels of {dtype}; expected int16 (CT) or uint8 (photographs)")
+        level, width = self.window or (0.5, 1.0)
+        return 255 * level, 255 * width
+
+    def _exposure(self, x: Float, rng: np.random.Generator) -> Float:
+        """Detector, point spread and noise, before the window cuts anything off. x: (n, H, W, C) in widths of the window."""
         if self.resolution < 1:
-            height, width = x.shape[1:3]
-            small = ndimage.zoom(x, (1, self.resolution, self.resolution, 1), order=1, grid_mode=True, mode="nearest")
-            back = (1, height / small.shape[1], width / small.shape[2], 1)
-            x = ndimage.zoom(small, back, order=1, grid_mode=True, mode="nearest")
+            x = _resampled(x, self.resolution)
         if self.blur > 0:
-            x = ndimage.gaussian_filter(x, (0, self.blur, self.blur, 0), mode="nearest")
+            x = _smooth(x, self.blur)
+        if self.noise > 0:
+            x = x + np.float32(self.noise) * _texture(x.shape, self.grain, rng)
         return x
 
-    def _noise(self, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
-        """Noise of standard deviation `noise`; the same in all channels when it has a grain, as in a grain of film."""
-        if self.noise == 0:
-            return np.float32(0)
-        white = rng.standard_normal(shape, dtype=np.float32)
-        if self.grain > 0:
-            white = ndimage.gaussian_filter(white, (0, self.grain, self.grain, 0), mode="wrap")
-            white *= 2 * self.grain * np.sqrt(np.pi)  # a Gaussian filter of sigma s divides the deviation by 2 s sqrt(pi)
-        return white * np.float32(self.noise)
+    def _tone(self, x: Float) -> Float:
+        """The window's ends, contrast, tone curve and colour gains; values in 0..1."""
+        x = np.clip((np.clip(x, 0, 1) - 0.5) * np.float32(self.contrast) + 0.5, 0, 1)
+        if self.gamma != 1:
+            x = x ** np.float32(self.gamma)
+        return x if self.tint is None else np.clip(x * np.array(self.tint, np.float32), 0, 1)
 
 
-def _whole_range(pixels: NDArray[Any]) -> tuple[float, float]:
-    return (0.5, 1.0) if pixels.dtype == np.uint8 else CT_WINDOW
+def _smooth(x: Float, sigma: float) -> Float:
+    """Gaussian smoothing of every image and channel by itself; x: (n, H, W, C)."""
+    smooth: Float = gaussian_filter(x, (0, sigma, sigma, 0), mode="nearest")
+    return smooth
+
+
+def _texture(shape: tuple[int, ...], grain: float, rng: np.random.Generator) -> Float:
+    """Noise of standard deviation 1, correlated over `grain` pixels. shape: (n, H, W, C)."""
+    white = rng.standard_normal(shape, dtype=np.float32)
+    if grain == 0:
+        return white
+    # The filter's own weights tell by how much it lowers the deviation; one image's noise never depends on another's.
+    side = 2 * int(4 * grain + 0.5) + 1
+    impulse = np.zeros(side, np.float64)
+    impulse[side // 2] = 1
+    weights = gaussian_filter(impulse, grain, mode="constant")
+    smooth: Float = gaussian_filter(white, (0, grain, grain, 0), mode="wrap")
+    return smooth / np.float32(np.square(weights).sum())
+
+
+def _resampled(x: Float, share: float) -> Float:
+    """Down to `share` of the pixels with antialiasing, and up again. x: (n, H, W, C)."""
+    from torch import from_numpy
+    from torch.nn.functional import interpolate
+
+    size = x.shape[1:3]
+    planes = from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    small = interpolate(planes, size=[max(1, round(share * side)) for side in size], mode="bilinear", antialias=True)
+    large = interpolate(small, size=list(size), mode="bilinear", align_corners=False)
+    return np.ascontiguousarray(large.numpy().transpose(0, 2, 3, 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedmerge.data.images import Images
 from fedmerge.errors import Problem
@@ -20,8 +20,11 @@ class Geometry(NamedTuple):
 class Source(Plugin):
     """Images of one site, as its YAML describes them. Everything but `load` is cheap and reads no pixel."""
 
-    flips: ClassVar[bool] = False
-    """Whether a horizontal flip preserves the label of this source's images."""
+    if TYPE_CHECKING:  # every source has it: as a class variable if it is a fact, as a field if the user must say it
+
+        @property
+        def flips(self) -> bool:
+            """Whether a horizontal flip preserves the label of this source's images."""
 
     @abstractmethod
     def check(self) -> list[Problem]:
