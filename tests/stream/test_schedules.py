@@ -111,13 +111,13 @@ def test_the_stream_follows_the_mixture() -> None:
     stream = Stream(images, MixtureDrift(), "x", 0)
     planned = MixtureDrift().length([2000, 2000])
     assert planned == 125  # floor(2000 / (32 * 0.5))
-    assert 0.9 * planned < len(stream) <= planned
+    assert 0.75 * planned < len(stream) <= planned  # a domain may run dry while its share is already small
     assert abs(stream.truth - MixtureDrift().mixture(planned, 2)[: len(stream)]).mean() < 0.06
 
 
 def test_a_stream_stops_when_a_domain_runs_dry() -> None:
     images = some_images(64, domains=2)  # 32 images of each domain for 2 batches of 32: chance decides
-    lengths = {len(Stream(images, MixtureDrift(drift="abrupt", purity=0.5), "x", seed)) for seed in range(20)}
+    lengths = {len(Stream(images, MixtureDrift(drift="abrupt", purity=0.5), "x", seed)) for seed in range(60)}
     assert lengths == {1, 2}
 
 

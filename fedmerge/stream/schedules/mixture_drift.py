@@ -59,4 +59,4 @@ class MixtureDrift(Schedule):
     def length(self, sizes: list[int]) -> int:
         """T for domains of these sizes; the mean share of a domain depends little on T, so 1000 steps tell it."""
         mean = self.mixture(1000, len(sizes)).mean(0)
-        return int(np.floor(np.min(np.array(sizes) / (self.batch_size * mean))))
+        return int(np.floor(np.min(np.array(sizes) / (self.batch_size * mean)) + 1e-9))
