@@ -23,6 +23,7 @@ from fedmerge.errors import SiteError
 from fedmerge.experts.gather import START_GRACE_S, Job, Outcome, Tick
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import ExpertPool
+from fedmerge.experts.train import SiteTask
 
 OnTick = Callable[[Tick], None]
 
@@ -30,11 +31,18 @@ OnTick = Callable[[Tick], None]
 def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:
     """Ask every site whose expert is not in the pool, as Flower clients; nothing is started if there is none."""
     pool = ExpertPool(job.pool)
-    if all(pool.has(task) for task in job.tasks):
+    asked = [task for task in job.tasks if not pool.has(task)]
+    if not asked:
         return {task.site.name: Outcome(task.site.name, False) for task in job.tasks}
     said = _in_child("gather", job, on_tick)
-    lost = {task.site.name: Outcome(task.site.name, False, said["failure"]) for task in job.tasks if not pool.has(task)}
-    return lost | {name: Outcome(**outcome) for name, outcome in said["outcomes"].items()}
+    told = {name: Outcome(**outcome) for name, outcome in said["outcomes"].items()}
+    return {task.site.name: told.get(task.site.name) or _by_pool(task, task in asked, pool, said["failure"]) for task in job.tasks}
+
+
+def _by_pool(task: SiteTask, asked: bool, pool: ExpertPool, failure: str) -> Outcome:
+    """How a site fared when the child died before it could tell: what has arrived is in the pool."""
+    has = pool.has(task)
+    return Outcome(task.site.name, asked and has, "" if has else failure)
 
 
 def probe(job: Job, on_tick: OnTick) -> Initial:
