@@ -13,6 +13,9 @@ from fedmerge.errors import CheckpointError
 
 StateDict = Mapping[str, Tensor]
 
+SHOWN = 4
+"""Differences of one kind that an error message lists."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -102,6 +105,17 @@ def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     ]
     if lines:
-        shown = "\n".join(f"  {line}" for line in lines[:12])
-        more = f"\n  ... and {len(lines) - 12} more" if len(lines) > 12 else ""
-        raise CheckpointError(f"{owner} does not fit the model:\n{shown}{more}")
+        raise CheckpointError("\n".join([f"{owner} does not fit the model:", *_shortened(lines)]))
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    """A few lines of every kind (missing, unexpected, shape, ...), so that no kind hides another."""
+    kinds: dict[str, list[str]] = {}
+    for line in lines:
+        kinds.setdefault(line.split()[0], []).append(line)
+    shown: list[str] = []
+    for same in kinds.values():
+        shown += [f"  {line}" for line in same[:SHOWN]]
+        if len(same) > SHOWN:
+            shown.append(f"  ... and {len(same) - SHOWN} more of these")
+    return shown
