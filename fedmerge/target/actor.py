@@ -78,6 +78,10 @@ class RemoteTarget:
         """Forwards through one model that were really run."""
         return self._call("forwards_so_far")  # type: ignore[no-any-return]
 
+    def process(self) -> int:
+        """Number of the actor's process on its node, to look at it or to end it."""
+        return self._wait(self._actor.process.remote(), "the target's process number", self.deadline_s)  # type: ignore[no-any-return]
+
     def _call(self, name: str, *arguments: Any) -> Any:
         return self._wait(self._actor.call.remote(name, *arguments), f"the target's answer to '{name}'", self.deadline_s)
 
@@ -108,6 +112,10 @@ class _Host:
         from fedmerge.target.loop import TargetSite
 
         self.site = TargetSite(task, ray.get(experts), base)
+
+    def process(self) -> int:
+        """Number of this process."""
+        return os.getpid()
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Any method of the target site."""
