@@ -39,6 +39,7 @@ class RunFolder:
             "scenario": plan.scenario.name,
             "scenario_sha256": plan.sha256(),
             "seed": plan.scenario.seed,
+            "classes": list(plan.classes),
             "versions": _versions(),
             "machine": _machine(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

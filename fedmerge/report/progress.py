@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -29,9 +30,13 @@ class Progress:
     def open(cls, out: Path, key: dict[str, Any], resume: bool) -> Self:
         """Start anew, or from the chunks of an interrupted run of the same stream and experts (`key`)."""
         progress = cls(out, key)
+        steps: list[Step] = []
         chunks = sorted((out / "progress").glob("*.npz")) if resume else []
         for chunk in chunks:
-            steps, snapshot = _read(chunk, key)
+            try:
+                steps, snapshot = _read(chunk, key)
+            except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):  # torn: the run goes on from the chunk before
+                snapshot = None
             if snapshot is None:
                 break
             progress.steps += steps

@@ -1,0 +1,117 @@
+"""What a run leaves behind: one page that needs nothing else, and lines from which an interrupted run goes on."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+
+from fedmerge.report.page import headline
+from fedmerge.report.progress import Progress
+from fedmerge.report.record import RunRecord
+from fedmerge.report.step import Step
+from fedmerge.report.summary import summarise
+from fedmerge.report.write import write
+from tests.report.conftest import steps_of
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Balance(HTMLParser):
+    """Every element that is opened is closed, and every picture has a description."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            assert dict(attrs).get("alt")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else(record: RunRecord, tmp_path: Path) -> None:
+    write(tmp_path, record)
+    page = (tmp_path / "report.html").read_text()
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert "http" not in re.sub(r"data:[^\"']+", "", page)
+    assert "<b>this</b>" not in page
+    assert "one seed" in page
+    assert "Circular block bootstrap".lower() in page.lower()
+    assert page.count("data:image/png") == 3
+    assert "This hospital shows no images" in page
+    assert {path.name for path in (tmp_path / "plots").iterdir()} >= {"accuracy.svg", "running.svg", "coefficients-0.svg"}
+    assert not list(tmp_path.rglob("*.draft"))
+
+
+def test_the_same_record_gives_the_same_files(record: RunRecord, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for folder in ("a", "b"):
+        write(tmp_path / folder, record)
+    for name in ("summary.json", "report.html", "plots/accuracy.svg"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_predictions_give_the_numbers_again(record: RunRecord, tmp_path: Path) -> None:
+    summary = write(tmp_path, record)
+    with np.load(tmp_path / "predictions.npz") as kept:
+        for name, row in summary["methods"].items():
+            assert (kept[f"p:{name}"].argmax(1) == kept["labels"]).mean() == row["accuracy"]
+
+
+def test_the_headline_says_when_the_method_loses(record: RunRecord) -> None:
+    assert "eam beats the mean" in headline(record, summarise(record))
+    worse = steps_of("eam", record.labels, 0.3, True, 3)
+    losing = replace(record, steps=[step for step in record.steps if step.method != "eam"] + worse)
+    said = headline(losing, summarise(losing))
+    assert "eam loses to the mean" in said
+    assert said.startswith(("mean is right most often", "ensemble is right most often"))
+
+
+def same(a: list[Step], b: list[Step]) -> bool:
+    return [x.line() for x in a] == [x.line() for x in b] and all(
+        np.array_equal(x.probabilities, y.probabilities) for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_an_interrupted_run_goes_on_where_it_was(record: RunRecord, tmp_path: Path) -> None:
+    key = {"index": "x", "experts": ["y"]}
+    steps = record.steps_of("eam")
+    progress = Progress.open(tmp_path, key, resume=False)
+    for start in (0, 4):
+        state = {"eam": {"encoder": np.array([start / 8, 1 - start / 8])}}
+        progress.add(steps[start : start + 4], {"position": start + 4, "forwards_run": 12, "states": state})
+    again = Progress.open(tmp_path, key, resume=True)
+    assert same(again.steps, steps[:8])
+    assert again.snapshot is not None
+    assert again.snapshot["position"] == 8
+    np.testing.assert_array_equal(again.snapshot["states"]["eam"]["encoder"], [0.5, 0.5])
+    lines = [json.loads(line) for line in (tmp_path / "batches.jsonl").read_text().splitlines()]
+    assert [line["t"] for line in lines] == list(range(8))
+    assert Progress.open(tmp_path, {**key, "experts": ["z"]}, resume=True).snapshot is None
+    assert Progress.open(tmp_path, key, resume=True).snapshot is None  # what belonged to others is gone
+
+
+def test_a_torn_chunk_costs_only_its_own_batches(record: RunRecord, tmp_path: Path) -> None:
+    steps = record.steps_of("mean")
+    progress = Progress.open(tmp_path, {}, resume=False)
+    for start in (0, 4):
+        progress.add(steps[start : start + 4], {"position": start + 4, "forwards_run": 4, "states": {"mean": {}}})
+    last = max((tmp_path / "progress").iterdir())
+    last.write_bytes(last.read_bytes()[:100])
+    again = Progress.open(tmp_path, {}, resume=True)
+    assert same(again.steps, steps[:4])
+    assert again.snapshot is not None
+    assert again.snapshot["position"] == 4

@@ -1,0 +1,113 @@
+"""Metrics, intervals and tests against independent computations."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmerge.report import compare
+from fedmerge.report.metrics import by_group, measure
+from fedmerge.report.record import RunRecord
+from fedmerge.report.summary import summarise
+
+
+def loops(p: np.ndarray, labels: list[np.ndarray]) -> dict[str, float]:
+    """The same metrics, sample by sample in Python floats."""
+    y = [int(label) for batch in labels for label in batch]
+    guess = [max(range(p.shape[1]), key=lambda c, row=row: row[c]) for row in p.tolist()]
+    recalls, scores = [], []
+    for c in sorted(set(y)):
+        hit = sum(a == b == c for a, b in zip(y, guess, strict=True))
+        recalls.append(hit / y.count(c))
+        scores.append(2 * hit / (y.count(c) + guess.count(c)))
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
+    for row, a, b in zip(p.tolist(), y, guess, strict=True):
+        bins[min(14, math.ceil(row[b] * 15) - 1)].append((row[b], a == b))
+    ece = sum(abs(sum(c for c, _ in b) - sum(r for _, r in b)) for b in bins) / len(y)
+    batches = list(itertools.accumulate((len(batch) for batch in labels), initial=0))
+    each = [sum(y[i] == guess[i] for i in range(a, b)) / (b - a) for a, b in itertools.pairwise(batches)]
+    return {
+        "accuracy": sum(a == b for a, b in zip(y, guess, strict=True)) / len(y),
+        "batch_accuracy": sum(each) / len(each),
+        "balanced_accuracy": sum(recalls) / len(recalls),
+        "macro_f1": sum(scores) / len(scores),
+        "nll": sum(-math.log(max(row[a], 1e-12)) for row, a in zip(p.tolist(), y, strict=True)) / len(y),
+        "ece": ece,
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(2, 5))
+def test_metrics_are_those_of_plain_loops(seed: int, sizes: list[int], classes: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = [rng.integers(classes, size=size) for size in sizes]
+    p = rng.dirichlet(np.ones(classes), sum(sizes)).astype(np.float32)
+    wanted = loops(p, labels)
+    for name, value in measure(p, labels).as_dict().items():
+        assert value == pytest.approx(wanted[name], abs=2e-6), name
+
+
+def test_one_sure_mistake_costs_a_bounded_amount() -> None:
+    p = np.array([[1.0, 0.0]], np.float32)
+    assert measure(p, [np.array([1])]).nll == pytest.approx(27.63, abs=0.01)
+
+
+def test_accuracy_by_group() -> None:
+    p = np.eye(2, dtype=np.float32)[[0, 1, 1, 0]]
+    assert by_group(p, np.array([0, 1, 0, 0]), np.array([0, 0, 2, 2])) == {0: 1.0, 2: 0.5}
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 0), (5, 0), (3, 9), (7, 7), (1, 2)])
+def test_mcnemar_is_the_exact_binomial(a: int, b: int) -> None:
+    n = a + b
+    chances = [math.comb(n, i) / 2**n for i in range(n + 1)]
+    wanted = min(1.0, sum(c for c in chances if c <= chances[a] * (1 + 1e-7))) if n else 1.0
+    assert compare.mcnemar(a, b) == pytest.approx(wanted)
+    assert compare.mcnemar(a, b) == compare.mcnemar(b, a)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    sizes = np.full(60, 32)
+    hits = 0
+    for seed in range(150):
+        low, high = compare.interval(rng.binomial(32, 0.8, 60), sizes, seed)
+        hits += low <= 0.8 <= high
+    assert 0.87 <= hits / 150 <= 0.99
+
+
+def test_blocks_widen_the_interval_of_a_stream_whose_neighbours_are_alike() -> None:
+    drift = np.repeat([32, 24, 16, 24, 32, 8], 10)
+    mixed = np.random.default_rng(0).permutation(drift)
+    low, high = compare.interval(drift, np.full(60, 32), 0)
+    lower, higher = compare.interval(mixed, np.full(60, 32), 0)
+    assert high - low > 1.3 * (higher - lower)
+
+
+def test_a_method_against_itself_differs_by_nothing() -> None:
+    right = np.random.default_rng(0).random(100) < 0.7
+    found = compare.paired(right, right, np.full(10, 10), 0)
+    assert (found.difference, found.ci95, found.p) == (0.0, (0.0, 0.0), 1.0)
+    better = compare.paired(np.ones(100, bool), right, np.full(10, 10), 0)
+    assert better.difference == pytest.approx(1 - right.mean())
+    assert better.ci95[0] > 0
+
+
+def test_the_summary_keeps_its_promised_keys(record: RunRecord) -> None:
+    summary = json.loads(json.dumps(summarise(record)))
+    assert {"scenario", "seed", "stream", "sites", "methods"} <= set(summary)
+    assert {"kind", "batches", "samples", "index_sha256"} <= set(summary["stream"])
+    assert {"name", "trained", "expert_sha256", "n", "validation_accuracy"} <= set(summary["sites"][0])
+    promised = "accuracy ci95 balanced_accuracy macro_f1 nll ece vs_mean forwards_per_batch merge_bytes_per_batch seconds needs gradient ranked"
+    for row in summary["methods"].values():
+        assert set(promised.split()) <= set(row)
+    assert summary["methods"]["mean"]["vs_mean"] is None
+    assert summary["methods"]["ensemble"]["vs_mean"]["difference"] == 0
+    assert summary["methods"]["eam"]["vs_mean"]["ci95"][0] > 0
+    assert summary["seeds"] == "one seed"

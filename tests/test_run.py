@@ -1,0 +1,183 @@
+"""The whole path with real Flower and real Ray, by the real front door, on hospitals of a few patients."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedmerge.report.step import Step
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.slow
+
+SCENARIO = {
+    "name": "tiny",
+    "seed": 3,
+    "model": TINY,
+    "initialisation": {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "epochs": 1},
+    "sites": ["north", "south"],
+    "training": {"runs": 2, "epochs": 2, "optimiser": "adamw", "diversity": {"lr": {"default": 1e-3, "draw": [2e-3]}}},
+    "target": "mercy",
+    "stream": {"kind": "mixture_drift", "batch_size": 8},
+    "methods": ["mean", "weighted_mean", "expert", "ensemble", "dcs", {"eam": {"gamma": 5}}],
+}
+PHANTOM = {"kind": "organ_phantom", "images": 80, "patients": 16}
+
+
+def world(root: Path) -> Path:
+    """A folder with a scenario and its sites; returns the scenario's file."""
+    (root / "sites").mkdir(parents=True)
+    (root / "scenarios").mkdir()
+    for name, planes in {"north": ["axial"], "south": ["coronal"], "east": ["sagittal"], "mercy": ["axial", "coronal"]}.items():
+        site = {"name": name, "source": {**PHANTOM, "planes": planes}, "scanner": {"noise": 0.05}, "samples": 1}
+        (root / "sites" / f"{name}.yaml").write_text(yaml.safe_dump(site))
+    (root / "scenarios" / "tiny.yaml").write_text(yaml.safe_dump(SCENARIO))
+    return root / "scenarios" / "tiny.yaml"
+
+
+def simulate(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedmerge.simulate", "scenarios/tiny.yaml", *options]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def done(folder: Path, *options: str) -> str:
+    ended = simulate(folder, *options)
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def without_times(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary but for what the clock says, and who trained when."""
+    sites = [{name: value for name, value in site.items() if name != "trained"} for site in summary["sites"]]
+    methods = {key: {name: v for name, v in row.items() if name != "seconds"} for key, row in summary["methods"].items()}
+    return {**summary, "sites": sites, "methods": methods}
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One run with a cold pool, and what it printed."""
+    folder = tmp_path_factory.mktemp("world") / "here"
+    world(folder)
+    return folder, done(folder)
+
+
+def test_a_run_leaves_everything_it_decided(first: tuple[Path, str]) -> None:
+    folder, said = first
+    run = folder / "runs" / "tiny-3"
+    expected = {
+        "scenario.yaml",
+        "manifest.json",
+        "audit.jsonl",
+        "batches.jsonl",
+        "summary.json",
+        "report.html",
+        "plots",
+        "predictions.npz",
+    }
+    assert expected <= {path.name for path in run.iterdir()}
+    assert "report: runs/tiny-3/report.html" in said
+    summary, manifest = read(run / "summary.json"), read(run / "manifest.json")
+    assert manifest["status"] == "done"
+    assert {"torch", "flwr", "ray", "timm"} <= set(manifest["versions"])
+    assert manifest["index_sha256"] == summary["stream"]["index_sha256"]
+    assert manifest["experts"] == {site["name"]: site["expert_sha256"] for site in summary["sites"]}
+    assert {site["name"]: site["trained"] for site in summary["sites"]} == {"north": True, "south": True}
+    assert set(summary["methods"]) == {"mean", "weighted_mean", "expert:north", "expert:south", "ensemble", "dcs", "eam"}
+    resolved = yaml.safe_load((run / "scenario.yaml").read_text())
+    assert resolved["methods"][-1]["eam"]["rho"] == 0.5  # defaults are written out
+    assert not (run / "progress").exists()
+
+
+def test_the_lines_of_the_batches_add_up_to_the_summary(first: tuple[Path, str]) -> None:
+    run = first[0] / "runs" / "tiny-3"
+    lines = [Step.parse(line, np.empty((0, 11), np.float32)) for line in (run / "batches.jsonl").read_text().splitlines()]
+    summary = read(run / "summary.json")
+    for name, row in summary["methods"].items():
+        steps = [line for line in lines if line.method == name]
+        assert [step.t for step in steps] == list(range(summary["stream"]["batches"]))
+        assert sum(step.n for step in steps) == summary["stream"]["samples"]
+        assert sum(step.correct for step in steps) / sum(step.n for step in steps) == pytest.approx(row["accuracy"])
+
+
+def test_what_left_each_site_is_what_was_declared(first: tuple[Path, str]) -> None:
+    run = first[0] / "runs" / "tiny-3"
+    lines = [json.loads(line) for line in (run / "audit.jsonl").read_text().splitlines()]
+    for site in ("north", "south"):
+        sent = [line for line in lines if line["site"] == site]
+        (entry,) = (first[0] / "pool" / "experts").glob(f"{site}-*")
+        (header,) = np.frombuffer((entry / "expert.safetensors").read_bytes()[:8], "<u8")
+        stored = (entry / "expert.safetensors").stat().st_size - 8 - int(header)
+        assert sum(line["bytes"] for line in sent if line["kind"] == "weights") == stored
+        assert sum(line["bytes"] for line in sent if line["kind"] == "samples") == 16 * 16
+        assert {line["kind"] for line in sent} == {"weights", "scalar", "samples"}
+
+
+def test_a_second_run_trains_nobody_and_says_so(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    said = done(folder, "--out", "runs/again")
+    assert "every expert is in the pool; nobody trains" in said
+    again, before = read(folder / "runs/again/summary.json"), read(folder / "runs/tiny-3/summary.json")
+    assert not any(site["trained"] for site in again["sites"])
+    assert without_times(again) == without_times(before)
+
+
+def test_the_same_seed_with_a_fresh_pool_gives_the_same_numbers(first: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = first
+    world(tmp_path / "there")
+    assert done(tmp_path / "there", "--quiet") == ""
+    run = tmp_path / "there" / "runs" / "tiny-3"
+    assert without_times(read(run / "summary.json")) == without_times(read(folder / "runs/tiny-3/summary.json"))
+
+
+def test_a_hospital_joins_and_nobody_else_trains(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    said = done(folder, "--add-site", "sites/east.yaml", "--out", "runs/joined", "--methods", "mean,eam")
+    assert "hospitals: east train" in said
+    summary = read(folder / "runs/joined/summary.json")
+    assert [(site["name"], site["trained"]) for site in summary["sites"]] == [("north", False), ("south", False), ("east", True)]
+    before = {site["name"]: site["expert_sha256"] for site in read(folder / "runs/tiny-3/summary.json")["sites"]}
+    assert all(site["expert_sha256"] == before[site["name"]] for site in summary["sites"][:2])
+    assert set(summary["methods"]) == {"mean", "eam"}
+
+
+def test_a_folder_of_another_scenario_is_refused(first: tuple[Path, str]) -> None:
+    ended = simulate(first[0], "--seed", "4", "--out", "runs/tiny-3")
+    assert ended.returncode == 2
+    assert "holds the run of another scenario (differs in: seed)" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert read(first[0] / "runs/tiny-3/summary.json")["seed"] == 3
+
+
+def test_images_that_cannot_be_used_cost_no_other_hospital_its_expert(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    shutil.rmtree(folder / "album", ignore_errors=True)
+    for label in yaml.safe_load((folder / "runs/tiny-3/manifest.json").read_text())["classes"]:
+        (folder / "album" / "ward" / label).mkdir(parents=True)
+        for number in range(3):
+            (folder / "album" / "ward" / label / f"{number}.png").write_bytes(b"no image")
+    site = {"name": "west", "source": {"kind": "image_folder", "root": "album"}}
+    (folder / "sites" / "west.yaml").write_text(yaml.safe_dump(site))
+    ended = simulate(folder, "--add-site", "sites/west.yaml", "--out", "runs/west")
+    assert ended.returncode == 2
+    assert "site 'west'" in ended.stderr
+    assert "ward/bladder/0.png" in ended.stderr
+    assert "2 of 3 experts are in the pool" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (folder / "runs/west/summary.json").exists()
+    assert read(folder / "runs/west/manifest.json")["status"] == "failed"
