@@ -37,8 +37,6 @@ def test_a_proxy_is_trained_once(tmp_path: Path) -> None:
 def test_the_head_is_what_was_asked_for(tmp_path: Path) -> None:
     specs = {how: Proxy.model_validate({**SPEC, "head_init": how}) for how in ("zero", "shared_random")}
     weights = {how: made(spec, tmp_path)[0].weights for how, spec in specs.items()}
-        how: made(Proxy.model_validate({**SPEC, "head_init": how}), tmp_path)[0].weights for how in ("zero", "shared_random")
-    }
     assert not weights["zero"]["head.weight"].any()
     random = weights["shared_random"]
     assert 0.01 < float(random["head.weight"].std()) < 0.03
