@@ -16,6 +16,10 @@ def info(kind: str) -> MethodInfo:
     return MethodInfo("A. Author, 2020", kind, (), False, True, {}, 0)
 
 
+def site(name: str, samples: np.ndarray | None) -> SiteRow:
+    return SiteRow(name, name.title(), True, "cd" * 32, 40, 0.9, 1.1, [{"lr": 1e-3, "validation_accuracy": 0.9}], samples)
+
+
 def steps_of(method: str, labels: list[np.ndarray], accuracy: float, adaptive: bool, seed: int) -> list[Step]:
     """Predictions that are right with probability `accuracy`."""
     rng = np.random.default_rng(seed)
@@ -34,6 +38,7 @@ def record() -> RunRecord:
     rng = np.random.default_rng(0)
     labels = [rng.integers(3, size=SIZE) for _ in range(BATCHES)]
     share = np.linspace(1, 0, BATCHES)
+    truth = np.stack([share, 1 - share], 1)
     steps = (
         steps_of("mean", labels, 0.6, False, 1)
         + steps_of("eam", labels, 0.9, True, 2)
@@ -53,15 +58,12 @@ def record() -> RunRecord:
         question="Is <b>this</b> escaped?",
         seed=0,
         classes=CLASSES,
-        sites=[
-            SiteRow("north", "Northern", True, "cd" * 32, 40, 0.9, 1.1, [{"lr": 1e-3, "validation_accuracy": 0.9}], np.zeros((1, 8, 8, 1), np.uint8)),
-            SiteRow("south", "", False, "ef" * 32, 30, 0.8, 0.9, [{"lr": 1e-3, "validation_accuracy": 0.8}], None),
-        ],
+        sites=[site("north", np.zeros((1, 8, 8, 1), np.uint8)), site("south", None)],
         target="mercy",
         target_title="Mercy",
         target_samples=np.zeros((2, 8, 8, 3), np.uint8),
         initialisation="proxy",
-        stream=StreamFacts("mixture_drift", BATCHES, BATCHES * SIZE, 7, "12" * 32, np.stack([share, 1 - share], 1), ("axial", "coronal")),
+        stream=StreamFacts("mixture_drift", BATCHES, BATCHES * SIZE, 7, "12" * 32, truth, ("axial", "coronal")),
         labels=labels,
         domains=[(np.arange(SIZE) >= round(SIZE * s)).astype(np.int64) for s in share],
         steps=steps,
@@ -71,4 +73,4 @@ def record() -> RunRecord:
         manifest={"device": "cpu", "machine": {"cores": 2}, "versions": {"torch": "2.9"}},
         yaml="name: toy\n",
         seconds={"stream": 1.0},
-    )  # fmt: skip
+    )

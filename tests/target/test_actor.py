@@ -36,9 +36,9 @@ def test_the_actor_does_what_the_loop_does(target: Targets) -> None:
 
 @pytest.mark.slow
 def test_a_target_that_dies_or_stays_silent_is_an_error_and_no_hang(target: Targets) -> None:
-    with RemoteTarget(target(images=2400), experts(), base(), 0.01) as there:
-        with pytest.raises(TargetError, match=r"waited 0.01 s for the target's answer to 'advance'"):
-            there.advance(1000)
+    waited = r"waited 0.01 s for the target's answer to 'advance'"
+    with pytest.raises(TargetError, match=waited), RemoteTarget(target(images=2400), experts(), base(), 0.01) as there:
+        there.advance(1000)
     began = time.monotonic()
     with RemoteTarget(target(), experts(), base(), 60) as there:
         os.kill(there.process(), signal.SIGKILL)
