@@ -50,7 +50,19 @@ def check(model: type[S], content: Any, file: str) -> S:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise ScenarioError([_problem(detail, content, file) for detail in error.errors()]) from None
+        raise ScenarioError([_problem(detail, content, file) for detail in _causes(error.errors())]) from None
+
+
+def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without what only follows: a list whose items are wrong counts as too short, too."""
+
+    def follows(detail: ErrorDetails) -> bool:
+        depth = len(detail["loc"])
+        return detail["type"] == "too_short" and any(
+            len(other["loc"]) > depth and other["loc"][:depth] == detail["loc"] for other in details
+        )
+
+    return [detail for detail in details if not follows(detail)]
 
 
 def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,13 +138,14 @@ def _names(where: str, names: list[str], target: str | None) -> list[Problem]:
 def _agreement(sites: list[Site]) -> list[Problem]:
     """Sites must have the same classes in the same order, and no image in common."""
     problems: list[Problem] = []
-    for site in sites[1:]:
-        first, here = sites[0].source.classes(), site.source.classes()
-        if here != first:
-            missing, extra = sorted(set(first) - set(here)), sorted(set(here) - set(first))
+    classes = {site.name: site.source.classes() for site in sites}
+    usual = Counter(classes.values()).most_common(1)[0][0] if classes else ()
+    for name, here in classes.items():
+        if here != usual:
+            missing, extra = sorted(set(usual) - set(here)), sorted(set(here) - set(usual))
             found = f"classes {', '.join(here)}" if not (missing or extra) else f"missing {missing}, extra {extra}"
-            mend = f"'{sites[0].name}' has: {', '.join(first)}"
-            problems.append(Problem(f"site '{site.name}'", "source", found, f"the classes of '{sites[0].name}'", mend))
+            expected = f"the classes of '{next(other for other in classes if classes[other] == usual)}'"
+            problems.append(Problem(f"site '{name}'", "source", found, expected, f"They are: {', '.join(usual)}"))
     held = [(site.name, site.source.holdings(site.name)) for site in sites]
     for index, (name, items) in enumerate(held):
         for other, theirs in held[:index]:
