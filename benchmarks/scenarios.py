@@ -83,7 +83,7 @@ def table(name: str, runs: list[dict[str, Any]]) -> str:
         lines.append(f"| {method} | {mean(values):.1f}{spread} | {shown} |")
     lines += [
         "",
-        "| seed | cold, s | warm, s | peak, GiB | images in the stream | validation accuracy |",
+        "| seed | cold, s | warm, s | peak, GiB | images in stream | validation accuracy |",
         "|---|---|---|---|---|---|",
     ]
     for run in runs:
