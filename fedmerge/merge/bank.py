@@ -1,12 +1,15 @@
 """K experts as one flat matrix: encoder columns first, head columns last, and any of them, or a mixture, as a running model.
 
 A linear merge is one matrix-vector product for each part, written in place. No copy of the weights is made per batch.
+Below the experts' rows lie the anchors': theta_0, and a generalist if one is given. Coefficients are (K,) over the experts, or
+(K + A,) over experts and anchors, so that rules which extrapolate from theta_0 use the same kernel.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,37 +19,37 @@ from torch.func import functional_call
 from fedmerge.errors import CheckpointError
 from fedmerge.merge.buffers import Buffers
 from fedmerge.merge.parts import Parts, StateDict, check_state
-
-CONVEX_TOLERANCE = 1e-4
+from fedmerge.merge.statistics import Statistics
 
 
 class Bank:
-    """Experts theta (K, P) with base theta_0 (P,) or None, the model they run in, and what their owners declared.
+    """Experts theta (K, P), the model they run in, and what their owners declared.
 
-    names: experts' names. counts: training images of each, or None. temperatures: (K,), 1 where none was fitted.
-    flips: whether a horizontal flip preserves the label. encoder, head: slices of the P columns.
+    rows: (K + A, P), experts and then anchors. names: the experts'. anchors: subset of "theta_0", "generalist", in order.
+    counts: training images of each expert, or None. temperatures: (K,), 1 where none was fitted. flips: whether a horizontal
+    flip preserves the label. shared_head: whether all experts started from one head. encoder, head: slices of the P columns.
+    statistics: what sites uploaded beside weights, by kind.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        parts: Parts,
-        theta: Tensor,
-        buffers: Buffers,
-        names: Sequence[str],
-        base: Tensor | None = None,
+        self, model: nn.Module, parts: Parts, rows: Tensor, buffers: Buffers, names: Sequence[str], anchors: Sequence[str] = ()
     ) -> None:
-        self.model, self.parts, self.theta, self.base, self.buffers = model, parts, theta, base, buffers
-        self.names = tuple(names)
-        self.K, self.P = theta.shape
+        self.model, self.parts, self.rows, self.buffers = model, parts, rows, buffers
+        self.names, self.anchors = tuple(names), tuple(anchors)
+        self.K, self.P = len(self.names), rows.shape[1]
+        self.theta = rows[: self.K]
+        self.base = rows[self.anchor("theta_0")] if "theta_0" in self.anchors else None
         self.shapes = {name: model.get_parameter(name).shape for name in (*parts.encoder, *parts.head)}
+        ends = list(accumulate(shape.numel() for shape in self.shapes.values()))
+        self.slices = {name: slice(a, b) for name, a, b in zip(self.shapes, [0, *ends], ends, strict=False)}
         width = sum(self.shapes[name].numel() for name in parts.encoder)
         self.encoder, self.head = slice(0, width), slice(width, self.P)
         self.counts: tuple[int, ...] | None = None
-        self.temperatures = torch.ones(self.K, dtype=theta.dtype, device=theta.device)
-        self.flips = False
-        self._experts = [self._views(row) | buffers.of_expert(k) for k, row in enumerate(theta)]
-        self._merged = torch.empty_like(theta[0])
+        self.temperatures = torch.ones(self.K, dtype=rows.dtype, device=rows.device)
+        self.flips, self.shared_head = False, True
+        self.statistics = Statistics(self.names, self.slices)
+        self._rows = [self._views(row) | buffers.of_row(k) for k, row in enumerate(rows)]
+        self._merged = torch.empty_like(rows[0])
 
     @staticmethod
     def of(  # noqa: PLR0913 - all but the experts have defaults
@@ -54,6 +57,8 @@ class Bank:
         experts: Sequence[StateDict] | Mapping[str, StateDict],
         base: StateDict | None = None,
         *,
+        generalist: StateDict | None = None,
+        statistics: Mapping[str, Sequence[StateDict]] | None = None,
         counts: Sequence[int] | None = None,
         temperatures: Sequence[float] | None = None,
         flips: bool = False,
@@ -62,29 +67,46 @@ class Bank:
         dtype: torch.dtype = torch.float32,
         variance: str = "linear",
     ) -> Bank:
-        """A bank of state dicts that fit `model`. `variance` is the buffer policy: "linear" or "moment".
+        """A bank of state dicts that fit `model`, in the experts' order where there is one of each.
 
+        base: theta_0. generalist: a model that an adaptive method may fall back on. statistics: by kind, one mapping of tensors
+        per expert: "fisher" and "soup" by parameter, "gram" by weight. variance: the buffer policy, "linear" or "moment".
         Raises CheckpointError if there is no expert, or one does not fit the model or holds a NaN.
         """
         named = dict(experts) if isinstance(experts, Mapping) else {f"expert-{k}": x for k, x in enumerate(experts)}
         if not named:
             raise CheckpointError("found no expert; expected at least one")
-        wanted = model.state_dict()
-        for name, state in [*named.items(), *([("the base", base)] if base is not None else [])]:
-            check_state(state, wanted, name)
+        anchors = {name: state for name, state in (("theta_0", base), ("generalist", generalist)) if state is not None}
+        for name, state in [*named.items(), *anchors.items()]:
+            check_state(state, model.state_dict(), name)
         parts = Parts.of(model, head)
-        states = list(named.values())
-        theta = torch.stack([flatten(state, parts, device, dtype) for state in states])
-        flat_base = flatten(base, parts, device, dtype) if base is not None else None
-        buffers = Buffers.of(states, base, parts, theta, variance)
+        states = [*named.values(), *anchors.values()]
+        rows = torch.stack([flatten(state, parts, device, dtype) for state in states])
+        buffers = Buffers.of(states, len(named), parts, rows, variance)
         skeleton = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
-        bank = Bank(skeleton, parts, theta, buffers, tuple(named), flat_base)
+        bank = Bank(skeleton, parts, rows, buffers, tuple(named), tuple(anchors))
+        for kind, given in (statistics or {}).items():
+            bank.statistics.add(kind, given, rows)
         bank.flips = flips
         if counts is not None:
             bank.counts = tuple(counts)
         if temperatures is not None:
-            bank.temperatures = torch.as_tensor(temperatures, dtype=dtype, device=theta.device)
+            bank.temperatures = torch.as_tensor(temperatures, dtype=dtype, device=rows.device)
         return bank
+
+    def anchor(self, name: str) -> int:
+        """The row of an anchor. Raises CheckpointError if the bank was made without it."""
+        if name not in self.anchors:
+            given = {"theta_0": "base=theta_0", "generalist": "generalist=..."}[name]
+            raise CheckpointError(f"{name}: the bank was made without it; expected Bank.of(..., {given})")
+        return self.K + self.anchors.index(name)
+
+    @property
+    def tau(self) -> Tensor:
+        """Task vectors tau_k = theta_k - theta_0 (K, P), at least float32. Raises CheckpointError without theta_0."""
+        theta_0 = self.rows[self.anchor("theta_0")]
+        wide = torch.float64 if theta_0.dtype == torch.float64 else torch.float32
+        return self.theta.to(wide) - theta_0.to(wide)
 
     @property
     def merge_bytes(self) -> int:
@@ -94,24 +116,33 @@ class Bank:
     def mix(self, encoder: Tensor, head: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """theta (P,) = (sum_k encoder_k phi_k, sum_k head_k w_k), written into `out` or the bank's own buffer.
 
-        encoder, head: (K,); head defaults to encoder. A one-hot row returns that expert bit for bit, and an expert with
-        coefficient 0 is not read, so that a broken one cannot spoil the others.
+        encoder, head: (K,), or (K + A,) with the anchors; head defaults to encoder. A one-hot row returns that expert bit for bit,
+        and an expert with coefficient 0 is not read, so that a broken one cannot spoil the others.
         """
         out = self._merged if out is None else out
         for part, weights in ((self.encoder, encoder), (self.head, encoder if head is None else head)):
-            weighted_sum(self.theta[:, part], weights, out[part])
+            weighted_sum(self.rows[: len(weights), part], weights, out[part])
         return out
 
     def forward(self, theta: Tensor, batch: Tensor, coefficients: Tensor | None = None) -> Tensor:
         """Logits (N, C) of the model with parameters theta (P,) on a batch (N, channels, H, W).
 
-        coefficients: (K,) convex weights for the BatchNorm statistics; default 1/K each.
+        coefficients: (K,) or (K + A,) convex weights for the BatchNorm statistics; default 1/K each expert.
         """
         return self._run(self._views(theta) | self.buffers.merged(coefficients), batch)
 
     def expert_logits(self, batch: Tensor) -> Tensor:
         """Logits (K, N, C) of every expert on a batch (N, channels, H, W)."""
-        return torch.stack([self._run(state, batch) for state in self._experts])
+        return torch.stack([self.row_logits(k, batch) for k in range(self.K)])
+
+    def row_logits(self, row: int, batch: Tensor) -> Tensor:
+        """Logits (N, C) of one expert, or of one anchor, as `anchor(name)` numbers it."""
+        return self._run(self._rows[row], batch)
+
+    def forward_of(self, row: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """(theta (P,), batch) -> logits, with the BatchNorm statistics of one row."""
+        buffers = self.buffers.of_row(row)
+        return lambda theta, batch: self._run(self._views(theta) | buffers, batch)
 
     def state_dict(self, theta: Tensor, coefficients: Tensor | None = None) -> dict[str, Tensor]:
         """theta (P,) as a state dict that `model.load_state_dict` accepts, buffers included; a copy."""

@@ -16,15 +16,28 @@ from fedmerge.merge.entropy import entropy, log_probabilities
 
 @dataclass
 class Bill:
-    """The views of a batch that one method asked for; `forwards` is what it would have cost alone."""
+    """What one method asked for; `forwards` is what it would have cost alone, in forwards of a batch through one model.
+
+    views: of the batch, seen by all experts. single: other models by name, seen once. own: what the method ran itself.
+    """
 
     experts: int
     views: set[str] = field(default_factory=set)
+    single: set[str] = field(default_factory=set)
+    own: int = 0
 
     @property
     def forwards(self) -> int:
         """Forwards of the batch through one model."""
-        return self.experts * len(self.views)
+        return self.experts * len(self.views) + len(self.single) + self.own
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The truth about a batch, for oracles alone: labels and domains (N,) int64."""
+
+    labels: Tensor
+    domains: Tensor
 
 
 class Evidence:
@@ -36,7 +49,10 @@ class Evidence:
     def __init__(self, bank: Bank, batch: Tensor) -> None:
         self.bank, self.batch = bank, batch
         self._logits: dict[str, Tensor] = {}
+        self._single: dict[str, Tensor] = {}
+        self._own = 0
         self._bill = Bill(bank.K)
+        self._answer: Answer | None = None
 
     @staticmethod
     def of(bank: Bank, batch: Tensor) -> Evidence:
@@ -52,10 +68,31 @@ class Evidence:
         finally:
             self._bill = outer
 
+    @contextmanager
+    def opened(self, answer: Answer) -> Iterator[None]:
+        """Show the truth inside the block: for a method that declares that it needs labels, and is never ranked."""
+        self._answer = answer
+        try:
+            yield
+        finally:
+            self._answer = None
+
+    @property
+    def answer(self) -> Answer:
+        """The truth. Raises PermissionError outside of `opened`."""
+        if self._answer is None:
+            raise PermissionError("labels are sealed: only an oracle, which declares that it needs them, may see them")
+        return self._answer
+
+    def charge(self, forwards: int) -> None:
+        """Note forwards that a method ran itself; a backward counts as two."""
+        self._bill.own += forwards
+        self._own += forwards
+
     @property
     def forwards_run(self) -> int:
         """Forwards through one model that were really run, whoever asked."""
-        return self.bank.K * len(self._logits)
+        return self.bank.K * len(self._logits) + len(self._single) + self._own
 
     @property
     def logits(self) -> Tensor:
@@ -79,6 +116,20 @@ class Evidence:
         if name not in self._logits:
             self._logits[name] = self.bank.expert_logits(VIEWS[name](self.batch))
         return self._logits[name]
+
+    def anchor_log_p(self, name: str) -> Tensor:
+        """log p (N, C) of an anchor of the bank, or of "mean", the uniform mean of the experts' weights.
+
+        Raises CheckpointError if the bank was made without that anchor.
+        """
+        self._bill.single.add(name)
+        if name not in self._single:
+            if name == "mean":
+                uniform = torch.full((self.bank.K,), 1 / self.bank.K, dtype=torch.float64)
+                self._single[name] = self.bank.forward(self.bank.mix(uniform), self.batch)
+            else:
+                self._single[name] = self.bank.row_logits(self.bank.anchor(name), self.batch)
+        return log_probabilities(self._single[name])
 
     def log_p(self, view: View = "none", calibrated: bool = False) -> Tensor:
         """log p_k (K, N, C); `calibrated` divides logits by each site's temperature T_k first."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -26,7 +26,8 @@ State = dict[str, Tensor]
 class Coefficients:
     """Weights of the experts, for encoder and head separately.
 
-    encoder, head: (K,) for one merge per batch, or (N, K) for one per sample; rows lie on the simplex.
+    encoder, head: (K,) for one merge per batch, or (N, K) for one per sample; rows sum to 1, on the simplex unless the method
+    says otherwise. With the bank's A anchors they are (K + A,) or (N, K + A).
     notes: what the method saw on the way (entropies in nats, chosen expert), for the run folder.
     """
 
@@ -41,7 +42,7 @@ class Method(Plugin):
     paper: ClassVar[str]
     """Where the method comes from, e.g. "Wortsman et al., Model soups, ICML 2022"."""
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it needs beyond the experts' weights: counts, temperature, fisher, gram, labels."""
+    """What it needs beyond the experts' weights: theta_0, counts, temperature, labels, or a statistic that sites upload."""
     gradient: ClassVar[bool] = False
     """Whether it computes gradients at the target."""
     ranked: ClassVar[bool] = True
@@ -57,17 +58,50 @@ class Method(Plugin):
         """The method's name in tables and records: its label, else the name of its file."""
         return self.label or self.kind()
 
+    @property
+    def needed(self) -> frozenset[str]:
+        """What it needs with these hyper-parameters."""
+        return self.needs
+
+    @property
+    def transductive(self) -> bool:
+        """Whether it must see the whole stream before its first prediction; such a row is marked, and not ranked."""
+        return False
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the table must know about this row, or nothing."""
+        return "sees the whole stream before it predicts" if self.transductive else ""
+
+    def expand(self, names: tuple[str, ...]) -> tuple[Method, ...]:
+        """The rows of the table that one YAML entry stands for, given the experts' names; `expert` gives K of them."""
+        return (self,)
+
     def forwards_alone(self, asked: int, experts: int) -> int:
         """Forwards of a batch that this method would need if it ran alone, given those it asked for."""
         return asked
 
 
 class Static(Method):
-    """Merges once per set of experts."""
+    """Merges once per set of experts.
+
+    head_policy: the method's rule also for the head, or the mean of the heads. Averaging the logits of K heads on the merged
+    encoder is that mean too, because a head is linear. Where sites did not start from one head, task vectors of heads mean
+    nothing, so a rule about theta_0 falls back to the mean there.
+    """
+
+    head_policy: Literal["same", "mean"] = Field("same", description="what merges the heads: the same rule, or their mean")
 
     @abstractmethod
+    def rule(self, bank: Bank) -> Tensor:
+        """theta (P,) by the method's rule, encoder and head alike."""
+
     def merge(self, bank: Bank) -> Tensor:
-        """The merged parameters theta (P,)."""
+        """The merged parameters theta (P,), a tensor of its own. Raises CheckpointError if the bank lacks what it needs."""
+        theta = self.rule(bank).to(bank.theta)
+        if self.head_policy == "mean" or ("theta_0" in self.needed and not bank.shared_head):
+            theta[bank.head] = bank.theta[:, bank.head].mean(0)
+        return theta
 
     def statistics(self, bank: Bank) -> Tensor | None:
         """Convex weights (K,) for BatchNorm statistics; None is 1/K each, for rules that are not convex."""
@@ -80,6 +114,10 @@ class Adaptive(Method):
     def start(self, bank: Bank) -> State:
         """The state before the first batch."""
         return {}
+
+    def survey(self, state: State, evidence: Evidence) -> State:
+        """One batch of a first pass over the whole stream; called for every batch if the method is transductive."""
+        return state
 
     @abstractmethod
     def coefficients(self, evidence: Evidence) -> Coefficients:
@@ -108,10 +146,6 @@ class Output(Method):
     @abstractmethod
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C)."""
-
-    def expand(self, names: tuple[str, ...]) -> tuple[Output, ...]:
-        """The rows of the table that one YAML entry stands for, given the experts' names; `expert` gives K of them."""
-        return (self,)
 
 
 METHODS: Folder[Method] = Folder("fedmerge.merge.methods", Method, "method")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.merge.evidence import Evidence
-from fedmerge.merge.method import Output
+from fedmerge.merge.method import Method, Output
 
 
 class Expert(Output):
@@ -24,7 +24,7 @@ class Expert(Output):
         """`expert:axial`, unless a label is given."""
         return self.label or (f"expert:{self.site}" if self.site else "expert")
 
-    def expand(self, names: tuple[str, ...]) -> tuple[Output, ...]:
+    def expand(self, names: tuple[str, ...]) -> tuple[Method, ...]:
         """One row of the table for every expert, or the one that is named."""
         return (self,) if self.site else tuple(Expert(site=name) for name in names)
 

@@ -19,6 +19,6 @@ class Mean(Static):
 
     paper: ClassVar[str] = "Wortsman et al., Model soups, ICML 2022; one-shot FedAvg with equal weights"
 
-    def merge(self, bank: Bank) -> Tensor:
+    def rule(self, bank: Bank) -> Tensor:
         """The mean of the rows (P,)."""
         return bank.mix(torch.full((bank.K,), 1 / bank.K, dtype=torch.float64), out=torch.empty_like(bank.theta[0]))

@@ -21,7 +21,7 @@ class WeightedMean(Static):
     paper: ClassVar[str] = "McMahan et al., FedAvg, AISTATS 2017, one communication round"
     needs: ClassVar[frozenset[str]] = frozenset({"counts"})
 
-    def merge(self, bank: Bank) -> Tensor:
+    def rule(self, bank: Bank) -> Tensor:
         """The weighted mean of the rows (P,). Raises CheckpointError if the bank has no counts."""
         return bank.mix(self.weights(bank), out=torch.empty_like(bank.theta[0]))
 

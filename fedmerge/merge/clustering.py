@@ -1,0 +1,118 @@
+"""A few groups of coefficient rows, so that one merge serves many images. Rows lie on the simplex (N, K); float64 throughout.
+
+Oh et al., DaWin, ICLR 2025, appendix A: a Beta mixture for two models. For more, k-means or a Dirichlet mixture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+EDGE = 1e-6
+"""Rows are kept this far inside the simplex, where densities are finite."""
+
+TOLERANCE, ITERATIONS = 1e-4, 1000
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """centres: (M, K) rows. member: (N,) the cluster of each row."""
+
+    centres: Tensor
+    member: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """Every row replaced by its cluster's centre, (N, K)."""
+        return self.centres[self.member]
+
+
+def kmeans(rows: Tensor, count: int, seed: int, restarts: int = 3) -> Clusters:
+    """The best of some runs of Lloyd's algorithm from k-means++ starts; at most as many clusters as distinct rows."""
+    count = min(count, _distinct(rows))
+    best: tuple[float, Clusters] | None = None
+    for restart in range(restarts):
+        found = _lloyd(rows, _spread_starts(rows, count, seed + restart))
+        inertia = float(((rows - found.rows) ** 2).sum())
+        if best is None or inertia < best[0]:
+            best = (inertia, found)
+    assert best is not None
+    return best[1]
+
+
+def mixture(rows: Tensor, count: int, seed: int, restarts: int = 3) -> Clusters:
+    """A Dirichlet mixture by EM with moment matching, for K = 2 the paper's Beta mixture; membership by posterior.
+
+    E: log g_im = log pi_m + log Dir(x_i; alpha_m). M: pi = mean g; m, v = weighted mean and variance of the rows;
+    s = median_k m_k (1 - m_k) / v_k - 1 (for K = 2 at least 3, as v <= m (1 - m) / 4), alpha = s m. Stop at a change of the mean
+    log-likelihood below 1e-4, or after 1000 iterations; the run of largest likelihood is kept. Coefficients are the means m.
+    """
+    x = rows.clamp(EDGE, 1 - EDGE)
+    x = x / x.sum(1, keepdim=True)
+    count = min(count, _distinct(x))
+    best: tuple[float, Clusters] | None = None
+    for restart in range(restarts):
+        start = kmeans(x, count, seed + restart, restarts=1)
+        g = torch.nn.functional.one_hot(start.member, len(start.centres)).double()
+        likelihood = -torch.inf
+        for _ in range(ITERATIONS):
+            pi, m, alpha = _moments(x, g)
+            log_g = pi.log() + _log_dirichlet(x[:, None], alpha)
+            before, likelihood = likelihood, float(log_g.logsumexp(1).mean())
+            g = log_g.softmax(1)
+            if abs(likelihood - before) < TOLERANCE:
+                break
+        if best is None or likelihood > best[0]:
+            best = (likelihood, Clusters(m, log_g.argmax(1)))
+    assert best is not None
+    return best[1]
+
+
+def nearest(rows: Tensor, centres: Tensor) -> Tensor:
+    """The nearest centre of each row (N,)."""
+    return torch.cdist(rows, centres).argmin(1)
+
+
+def _log_dirichlet(x: Tensor, alpha: Tensor) -> Tensor:
+    """log density of Dir(alpha) at x; (N, 1, K) and (M, K) -> (N, M)."""
+    return ((alpha - 1) * x.log()).sum(-1) + alpha.sum(-1).lgamma() - alpha.lgamma().sum(-1)
+
+
+def _distinct(rows: Tensor) -> int:
+    return len(set(map(tuple, rows.tolist())))
+
+
+def _moments(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """pi (M,), means (M, K) and concentrations (M, K) of responsibilities g (N, M)."""
+    tiny = 10 * torch.finfo(torch.float64).eps
+    weight = g.sum(0) + tiny
+    m = (g.T @ x) / weight[:, None]
+    m = m / m.sum(1, keepdim=True)
+    v = ((g.T @ x**2) / weight[:, None] - m**2).clamp(min=0)
+    s = (m * (1 - m) / (v + 1e-10)).median(1).values - 1
+    s = s.clamp(min=3.0 if x.shape[1] == 2 else 1e-3)
+    return weight / weight.sum(), m, s[:, None] * m
+
+
+def _spread_starts(rows: Tensor, count: int, seed: int) -> Tensor:
+    """k-means++ (Arthur & Vassilvitskii, SODA 2007): each start drawn with probability ~ squared distance to those before."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [int(torch.randint(len(rows), (1,), generator=generator))]
+    while len(chosen) < count:
+        distance = torch.cdist(rows, rows[chosen]).amin(1) ** 2
+        chosen.append(int(torch.multinomial(distance, 1, generator=generator)))
+    return rows[chosen]
+
+
+def _lloyd(rows: Tensor, centres: Tensor) -> Clusters:
+    member = nearest(rows, centres)
+    for _ in range(100):
+        groups = [rows[member == m] for m in range(len(centres))]
+        centres = torch.stack([group.mean(0) if len(group) else old for group, old in zip(groups, centres, strict=True)])
+        moved = nearest(rows, centres)
+        if torch.equal(moved, member):
+            break
+        member = moved
+    return Clusters(centres, member)

@@ -1,0 +1,66 @@
+"""The diagonal of a classifier's Fisher information: how much the prediction depends on every single parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.func import grad, vmap
+
+Estimator = Literal["exact", "mc", "fb_compat"]
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""(theta (P,), x (N, channels, H, W)) -> logits (N, C)."""
+
+GRADIENT_BYTES = 2**28
+"""Memory for the gradients of the samples that are looked at together."""
+
+BATCH = 32
+"""Samples whose gradients `fb_compat` sums before squaring."""
+
+
+def diagonal(forward: Forward, theta: Tensor, x: Tensor, estimator: Estimator = "exact", seed: int = 0) -> Tensor:
+    """F (P,), not negative, of the samples x (N, channels, H, W) under the model's own label distribution.
+
+    exact:      F = (1/N) sum_i sum_c p_ic (d log p_ic / d theta)^2
+    mc:         F = (1/N) sum_i (d log p_iy / d theta)^2, one label y ~ p_i for each sample
+    fb_compat:  F = (1/N) sum_batches sum_c (d/d theta sum_i sqrt(p_ic) log p_ic)^2, as FusionBench has it: it squares a sum over
+                samples, so it depends on the batch size and is not the diagonal; for comparison only.
+    """
+    if estimator == "fb_compat":
+        return _squares_of_sums(forward, theta, x)
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros_like(theta)
+    size = max(1, GRADIENT_BYTES // (theta.numel() * theta.element_size()))
+    for part in torch.split(x, size):
+        p = forward(theta, part).detach().softmax(-1)
+        if estimator == "mc":
+            labels = torch.multinomial(p.cpu(), 1, generator=generator).to(x.device)
+            total += (_gradients(forward, theta, part, labels[:, 0]) ** 2).sum(0)
+        else:
+            for c in range(p.shape[1]):
+                g = _gradients(forward, theta, part, torch.full((len(part),), c, device=x.device))
+                total += p[:, c] @ g**2
+    return total / len(x)
+
+
+def _gradients(forward: Forward, theta: Tensor, x: Tensor, labels: Tensor) -> Tensor:
+    """d log p_iy / d theta (N, P) of every sample by itself."""
+
+    def log_p(theta: Tensor, image: Tensor, label: Tensor) -> Tensor:
+        return forward(theta, image[None]).log_softmax(-1)[0].gather(0, label[None])[0]
+
+    per_sample: Tensor = vmap(grad(log_p), in_dims=(None, 0, 0))(theta, x, labels)
+    return per_sample
+
+
+@torch.enable_grad()
+def _squares_of_sums(forward: Forward, theta: Tensor, x: Tensor) -> Tensor:
+    total = torch.zeros_like(theta)
+    for part in torch.split(x, BATCH):
+        leaf = theta.detach().requires_grad_()
+        log_p = forward(leaf, part).log_softmax(-1)
+        for column in (log_p.detach().exp().sqrt() * log_p).sum(0):
+            total += torch.autograd.grad(column, leaf, retain_graph=True)[0] ** 2
+    return total / len(x)

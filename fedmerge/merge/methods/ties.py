@@ -1,0 +1,51 @@
+"""Task vectors trimmed, given one sign, and merged where they agree."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmerge.merge.bank import Bank
+from fedmerge.merge.method import Static
+
+
+class Ties(Static):
+    """theta = theta_0 + s tau*, tau* from trim, elect sign, disjoint merge.
+
+    trim: of the P entries of tau_k the int(keep P) + 1 largest in magnitude stay (all that tie with the last of them), as in the
+    authors' code. elect: gamma = sign(sum_k tau_k), and where that is 0 the sign of most parameters.
+    merge: the mean (or sum) of the entries whose sign is gamma; 0 where there is none.
+
+    Where sources differ: the paper takes the mean, FusionBench's default the sum; both are here.
+    Worked example: theta_0 = 0, keep = 1, tau_1 = (4, -1), tau_2 = (2, 3): gamma = (+, +), tau* = (3, 3), theta = (0.9, 0.9).
+    """
+
+    paper: ClassVar[str] = "Yadav et al., TIES-merging, NeurIPS 2023"
+    needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
+
+    keep: float = Field(0.2, ge=0, le=1, description="share of every task vector that survives the trimming")
+    combine: Literal["mean", "sum"] = Field("mean", description="how entries of the elected sign are merged")
+    scale: float = Field(0.3, ge=0, le=2, description="s, the scale of the merged task vector")
+
+    def rule(self, bank: Bank) -> Tensor:
+        """(P,)."""
+        trimmed = torch.stack([trim(tau, self.keep) for tau in bank.tau])
+        return bank.rows[bank.anchor("theta_0")] + self.scale * disjoint_merge(trimmed, self.combine)
+
+
+def trim(tau: Tensor, keep: float) -> Tensor:
+    """tau (P,) with 0 below the magnitude of rank P - int(keep P), counted from the smallest."""
+    rank = max(1, len(tau) - int(keep * len(tau)))
+    return torch.where(tau.abs() >= tau.abs().kthvalue(rank).values, tau, 0)
+
+
+def disjoint_merge(tau: Tensor, combine: str) -> Tensor:
+    """Entries of the elected sign, merged: tau (K, P) -> (P,)."""
+    gamma = tau.sum(0).sign()
+    gamma = torch.where(gamma == 0, gamma.sum().sign(), gamma)
+    agreeing = (tau.sign() == gamma) & (tau != 0)
+    total = (tau * agreeing).sum(0)
+    return total / agreeing.sum(0).clamp(min=1) if combine == "mean" else total
