@@ -67,6 +67,10 @@ class CheckpointError(UserError):
     """Weights that do not fit the model they are meant for."""
 
 
+class PerSampleRefused(CheckpointError):
+    """A model whose parameters cannot be merged for every sample exactly; the message names the operation and the parameter."""
+
+
 class FolderError(UserError):
     """A run folder or an expert pool that cannot be used as asked."""
 

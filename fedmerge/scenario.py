@@ -13,6 +13,7 @@ from fedmerge.experts.initialisation import Initialisation
 from fedmerge.experts.train import Training
 from fedmerge.folder import Spec
 from fedmerge.merge.method import METHODS, Method
+from fedmerge.merge.per_sample import Way
 from fedmerge.site import Site
 from fedmerge.stream.schedule import SCHEDULES
 
@@ -68,6 +69,7 @@ class Scenario(Spec):
     methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(_method_entries)] = Field(
         min_length=1, description="what is compared: names, or a name with its hyper-parameters below"
     )
+    per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
 
 

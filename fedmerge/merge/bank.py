@@ -147,7 +147,7 @@ class Bank:
     def state_dict(self, theta: Tensor, coefficients: Tensor | None = None) -> dict[str, Tensor]:
         """theta (P,) as a state dict that `model.load_state_dict` accepts, buffers included; a copy."""
         state = self._views(theta) | self.buffers.merged(coefficients)
-        return {name: state[name].clone() for name in self.model.state_dict()}
+        return {name: state[self.parts.aliases.get(name, name)].clone() for name in self.model.state_dict()}
 
     def _views(self, theta: Tensor) -> dict[str, Tensor]:
         pieces = torch.split(theta, [shape.numel() for shape in self.shapes.values()])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,14 @@ class Parts:
     """Names of a model's tensors, in the order of `state_dict()`.
 
     encoder, head: trainable float parameters. statistics: BatchNorm running means and variances, by pairs (mean, variance).
-    fixed: everything else in the state: counters, index tables, masks.
+    fixed: everything else in the state: counters, index tables, masks. aliases: other names of tied parameters, by name.
     """
 
     encoder: tuple[str, ...]
     head: tuple[str, ...]
     statistics: tuple[tuple[str, str], ...]
     fixed: tuple[str, ...]
+    aliases: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(model: nn.Module, head: Sequence[str] | None = None) -> Parts:
@@ -44,12 +45,16 @@ class Parts:
             if isinstance(module, _BatchNorm) and module.running_mean is not None
             for prefix in [f"{name}." if name else ""]
         )
-        claimed = {*parameters, *(name for pair in statistics for name in pair)}
+        first = {id(parameter): name for name, parameter in model.named_parameters()}
+        every = dict(model.named_parameters(remove_duplicate=False))
+        aliases = {name: first[id(parameter)] for name, parameter in every.items() if name not in set(parameters)}
+        claimed = {*parameters, *aliases, *(name for pair in statistics for name in pair)}
         return Parts(
             encoder=tuple(name for name in parameters if name not in heads),
             head=tuple(name for name in parameters if name in heads),
             statistics=statistics,
             fixed=tuple(name for name in model.state_dict() if name not in claimed),
+            aliases=aliases,
         )
 
 

@@ -28,7 +28,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """One row of the table. merge_bytes: memory traffic of its merges per batch."""
+    """One row of the table. remark: what a reader must know about it, or nothing."""
 
     paper: str
     kind: str
@@ -36,7 +36,7 @@ class MethodInfo:
     gradient: bool
     ranked: bool
     hyper_parameters: dict[str, Any]
-    merge_bytes: int
+    remark: str
 
 
 @dataclass(frozen=True)

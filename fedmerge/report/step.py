@@ -18,6 +18,7 @@ class Step:
     probabilities: (n, C) float32. encoder, head: coefficients (K,), or their mean over samples, or None where there are none.
     entropy: mean entropy of the method's own predictions, nats. forwards: forwards of one batch through one model that this
     method would need alone. seconds: time of this method's own work. notes: per-expert values for the diagnostics.
+    merge_bytes: memory traffic of the merges.
     """
 
     t: int
@@ -31,6 +32,7 @@ class Step:
     encoder: tuple[float, ...] | None = None
     head: tuple[float, ...] | None = None
     notes: dict[str, list[float]] = field(default_factory=dict)
+    merge_bytes: int = 0
 
     def line(self) -> str:
         """The line of `batches.jsonl`: everything but the probabilities."""
@@ -45,6 +47,7 @@ class Step:
             "forwards": self.forwards,
             "seconds": self.seconds,
             "notes": self.notes,
+            "merge_bytes": self.merge_bytes,
         }
         return json.dumps(record)
 

@@ -75,12 +75,13 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
         "per_domain": {names[group]: value for group, value in by_group(p, y, domains).items()},
         "per_class": {record.classes[group]: value for group, value in by_group(p, y, y).items()},
         "forwards_per_batch": float(np.mean([step.forwards for step in steps])),
-        "merge_bytes_per_batch": info.merge_bytes,
+        "merge_bytes_per_batch": int(np.mean([step.merge_bytes for step in steps])),
         "seconds": float(np.sum([step.seconds for step in steps])),
         "kind": info.kind,
         "needs": list(info.needs),
         "gradient": info.gradient,
         "ranked": info.ranked,
+        "remark": info.remark,
         "paper": info.paper,
     }
 

@@ -62,6 +62,10 @@ class Stream:
         """How many predictions (n_t, C) for batch t are right."""
         return int((probabilities.argmax(-1) == self._labels[self.batches[t]]).sum())
 
+    def truth_of(self, t: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Labels and domains (n_t,) of batch t: for oracles, which are never ranked."""
+        return self._labels[self.batches[t]], self._domains[self.batches[t]]
+
     def answers(self) -> Answers:
         """The sealed labels, opened: for the report alone, when the stream is over."""
         return Answers([self._labels[b] for b in self.batches], [self._domains[b] for b in self.batches])

@@ -78,6 +78,10 @@ class RemoteTarget:
         """Forwards through one model that were really run."""
         return self._call("forwards_so_far")  # type: ignore[no-any-return]
 
+    def per_sample_ways(self) -> dict[str, Any]:
+        """How rows of coefficients were merged, for the manifest."""
+        return self._call("per_sample_ways")  # type: ignore[no-any-return]
+
     def process(self) -> int:
         """Number of the actor's process on its node, to look at it or to end it."""
         return self._wait(self._actor.process.remote(), "the target's process number", self.deadline_s)  # type: ignore[no-any-return]

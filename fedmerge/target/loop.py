@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,30 +19,13 @@ from fedmerge.data.images import to_batch
 from fedmerge.experts.backbone import build, normalisation
 from fedmerge.merge.bank import Bank
 from fedmerge.merge.entropy import entropy
-from fedmerge.merge.evidence import Evidence
-from fedmerge.merge.method import Adaptive, Coefficients, Method, Online, Output, State, Static
+from fedmerge.merge.evidence import Answer, Evidence
+from fedmerge.merge.method import Adaptive, Method
+from fedmerge.merge.per_sample import PerSample
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers, Stream
-from fedmerge.target.task import Arrays, Contribution, Description, RowInfo, TargetTask
-
-
-@dataclass
-class Row:
-    """One row of the table: a method and what it keeps between batches."""
-
-    method: Method
-    state: State = field(default_factory=dict)
-    theta: Tensor | None = None
-    statistics: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Log-probabilities (N, C), the coefficients behind them if any, and forwards of merged models that they took."""
-
-    log_p: Tensor
-    coefficients: Coefficients | None = None
-    forwards: int = 0
+from fedmerge.target.predict import Row, predict, rows_of
+from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
 
 class TargetSite:
@@ -66,10 +50,15 @@ class TargetSite:
             temperatures=[expert.temperature for expert in experts],
             flips=self.images.flips,
             device=self.device,
+            generalist=_tensors(task.generalist) if task.generalist else None,
+            statistics=_by_kind(experts),
         )
-        self.rows = self._rows()
+        self.bank.shared_head = task.shared_head
+        self.per_sample = PerSample(self.bank, task.per_sample)
+        self.rows = rows_of(task.methods, self.bank)
         self.position = 0
         self.forwards_run = 0
+        self.surveyed = False
 
     def describe(self) -> Description:
         """What a reader of the report may know of the stream and the methods."""
@@ -84,16 +73,17 @@ class TargetSite:
             domain_names=self.images.domain_names,
             shown=shown,
             device=self.device,
-            rows={key: self._info(row.method) for key, row in self.rows.items()},
+            rows={key: row.info() for key, row in self.rows.items()},
         )
 
     @torch.no_grad()
     def advance(self, batches: int) -> list[Step]:
         """Every method's step on each of the next batches; empty when the stream is over."""
         steps: list[Step] = []
+        if self.position == 0 and not self.surveyed:
+            self._survey()
         for t in range(self.position, min(self.position + batches, len(self.stream))):
-            x = to_batch(self.images.pixels[self.stream.batches[t]], *self.normalisation).to(self.device)
-            evidence = Evidence.of(self.bank, x)
+            evidence = self._evidence(t)
             steps += [self._step(t, key, row, evidence) for key, row in self.rows.items()]
             self.forwards_run += evidence.forwards_run
             self.position = t + 1
@@ -102,6 +92,11 @@ class TargetSite:
     def forwards_so_far(self) -> int:
         """Forwards through one model that were really run."""
         return self.forwards_run
+
+    def per_sample_ways(self) -> dict[str, Any]:
+        """How rows of coefficients were merged, for the manifest: batches by way, measured seconds, and why not the mixture."""
+        done = self.per_sample
+        return {"taken": done.taken, "seconds": asdict(done.costs) if done.costs.size else {}, "refusal": done.refusal}
 
     def answers(self) -> Answers:
         """Labels and domains of the whole stream, for the report."""
@@ -118,22 +113,10 @@ class TargetSite:
         for key, state in snapshot["states"].items():
             self.rows[key].state = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
-    def _rows(self) -> dict[str, Row]:
-        rows: dict[str, Row] = {}
-        for method in self.task.methods:
-            for single in method.expand(self.bank.names) if isinstance(method, Output) else (method,):
-                rows[single.key] = Row(single)
-        for row in rows.values():
-            if isinstance(row.method, Static):
-                row.theta, row.statistics = row.method.merge(self.bank), row.method.statistics(self.bank)
-            elif isinstance(row.method, Adaptive | Online):
-                row.state = row.method.start(self.bank)
-        return rows
-
     def _step(self, t: int, key: str, row: Row, evidence: Evidence) -> Step:
         began = time.perf_counter()
-        with evidence.billed() as bill:
-            found = self._predict(row, evidence)
+        with evidence.billed() as bill, self._told(row.method, t, evidence):
+            found = predict(row, evidence, self.per_sample)
         probabilities = found.log_p.exp().float().cpu().numpy()
         used = found.coefficients
         self.forwards_run += found.forwards
@@ -148,57 +131,39 @@ class TargetSite:
             seconds=time.perf_counter() - began,
             encoder=_shares(used.encoder) if used else None,
             head=_shares(used.head) if used else None,
-            notes=used.notes if used else {},
+            notes=found.notes,
+            merge_bytes=found.merges * self.bank.merge_bytes,
         )
 
-    def _predict(self, row: Row, evidence: Evidence) -> Prediction:
-        method = row.method
-        match method:
-            case Output():
-                return Prediction(method.predict(evidence).log())
-            case Static():
-                return self._merged(row.theta, evidence, row.statistics)
-            case Adaptive():
-                row.state, coefficients = method.step(row.state, evidence)
-                return self._mixed(coefficients, evidence)
-            case Online():
-                row.state, theta = method.step(row.state, evidence)
-                return self._merged(theta, evidence)
-        raise TypeError(f"{type(method).__name__} is of no known kind")
+    def _evidence(self, t: int) -> Evidence:
+        x = to_batch(self.images.pixels[self.stream.batches[t]], *self.normalisation)
+        return Evidence.of(self.bank, x.to(self.device))
 
-    def _merged(self, theta: Tensor | None, evidence: Evidence, statistics: Tensor | None = None) -> Prediction:
-        assert theta is not None
-        logits = self.bank.forward(theta, evidence.batch, statistics)
-        return Prediction(torch.log_softmax(logits.float(), -1), None, 1)
+    def _told(self, method: Method, t: int, evidence: Evidence) -> AbstractContextManager[None]:
+        """The truth, for oracles, which say that they need labels; nothing for anybody else."""
+        if "labels" not in method.needed:
+            return nullcontext()
+        labels, domains = self.stream.truth_of(t)
+        device = evidence.batch.device
+        return evidence.opened(Answer(torch.from_numpy(labels).to(device), torch.from_numpy(domains).to(device)))
 
-    def _mixed(self, coefficients: Coefficients, evidence: Evidence) -> Prediction:
-        """One merge for each distinct row of coefficients; predictions go back to their places in the batch."""
-        if coefficients.encoder.ndim == 1:
-            theta = self.bank.mix(coefficients.encoder, coefficients.head)
-            merged = self._merged(theta, evidence, coefficients.encoder)
-            return Prediction(merged.log_p, coefficients, 1)
-        both = torch.cat([coefficients.encoder, coefficients.head], 1)  # (N, 2K)
-        distinct, which = torch.unique(both, dim=0, return_inverse=True)
-        log_p = torch.empty(len(both), len(self.task.classes), device=evidence.batch.device)
-        for number, row in enumerate(distinct):
-            here = (which == number).to(evidence.batch.device)
-            theta = self.bank.mix(row[: self.bank.K], row[self.bank.K :])
-            logits = self.bank.forward(theta, evidence.batch[here], row[: self.bank.K])
-            log_p[here] = torch.log_softmax(logits.float(), -1)
-        return Prediction(log_p, coefficients, 1)
+    def _survey(self) -> None:
+        """The first pass over the stream, for methods that are transductive; what it costs is counted as run."""
+        self.surveyed = True
+        first = [row for row in self.rows.values() if isinstance(row.method, Adaptive) and row.method.transductive]
+        for t in range(len(self.stream)) if first else ():
+            evidence = self._evidence(t)
+            for row in first:
+                assert isinstance(row.method, Adaptive)
+                with self._told(row.method, t, evidence):
+                    row.state = row.method.survey(row.state, evidence)
+            self.forwards_run += evidence.forwards_run
 
-    def _info(self, method: Method) -> RowInfo:
-        kind = next(kind for kind in (Static, Adaptive, Online, Output) if isinstance(method, kind))
-        per_batch = {Static: 0, Output: 0}.get(kind, self.bank.merge_bytes)
-        return RowInfo(
-            paper=method.paper,
-            kind=kind.__name__.lower(),
-            needs=tuple(sorted(method.needs)),
-            gradient=method.gradient,
-            ranked=method.ranked,
-            hyper_parameters=method.model_dump(mode="json", exclude={"label", "kind"}),
-            merge_bytes=per_batch,
-        )
+
+def _by_kind(experts: Sequence[Contribution]) -> dict[str, list[dict[str, Tensor]]]:
+    """Statistics that every expert came with, one list for each kind."""
+    kinds = set.intersection(*(set(expert.statistics) for expert in experts)) if experts else set()
+    return {kind: [_tensors(expert.statistics[kind]) for expert in experts] for kind in sorted(kinds)}
 
 
 def _tensors(arrays: Arrays) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fedmerge.experts.backbone import ModelSpec
 from fedmerge.merge.method import Method
+from fedmerge.merge.per_sample import Way
 from fedmerge.site import Site
 from fedmerge.stream.schedule import Schedule
 
@@ -18,7 +19,11 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class TargetTask:
-    """The unseen hospital, the model, the order of its images, and the methods to compare. threads: for torch."""
+    """The unseen hospital, the model, the order of its images, and the methods to compare. threads: for torch.
+
+    per_sample: how rows of coefficients are merged. shared_head: whether all experts started from one head. generalist: the
+    scenario's own, as a state, or None.
+    """
 
     site: Site
     model: ModelSpec
@@ -27,21 +32,25 @@ class TargetTask:
     methods: tuple[Method, ...]
     seed: int
     threads: int
+    per_sample: Way = "auto"
+    shared_head: bool = True
+    generalist: Arrays | None = None
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """One expert as it reaches the target: its state as numpy arrays, and what its site declared."""
+    """One expert as it reaches the target: its state as numpy arrays, and what its site declared. statistics: by kind."""
 
     site: str
     weights: Arrays
     n: int
     temperature: float
+    statistics: dict[str, Arrays] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RowInfo:
-    """One row of the table: what kind of method it is and what it costs. merge_bytes: memory traffic per batch."""
+    """One row of the table: what kind of method it is, and what a reader must know about it."""
 
     paper: str
     kind: str
@@ -49,7 +58,7 @@ class RowInfo:
     gradient: bool
     ranked: bool
     hyper_parameters: dict[str, Any]
-    merge_bytes: int
+    remark: str
 
 
 @dataclass(frozen=True)

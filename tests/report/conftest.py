@@ -13,7 +13,7 @@ BATCHES, SIZE = 20, 10
 
 
 def info(kind: str) -> MethodInfo:
-    return MethodInfo("A. Author, 2020", kind, (), False, True, {}, 0)
+    return MethodInfo("A. Author, 2020", kind, (), False, True, {}, "")
 
 
 def site(name: str, samples: np.ndarray | None) -> SiteRow:

@@ -1,0 +1,151 @@
+"""A parameter that is another for every sample of the batch, w_i = sum_r lambda_ir w_r, as a tensor that any model can run with.
+
+Every operation that is linear in its parameters is done r times on the activations scaled by lambda_ir and summed before the next
+nonlinearity, so that no w_i is ever built (Imam et al., T^3, 2025, has one merge for every image; the identity is ours). What is
+not linear in a parameter (a clamped scale, a standardised filter) is merged first, for every sample, and then computed.
+An operation that is not in this table is an error that names it and the parameter: never a wrong number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import PerSampleRefused
+
+TABLE: dict[str, Callable[[Any, Any, Any], Any]] = {}
+"""Operation's name -> how it is done; filled by `mixed_operations`."""
+
+PLAIN = {"size", "dim", "numel", "is_floating_point", "is_complex", "ndimension", "stride", "is_contiguous", "__len__"}
+"""Questions about the shape alone."""
+
+
+class Mixed(torch.Tensor):
+    """Either pieces (R tensors of the parameter's shape) with weights (N, R), or merged (N, *shape).
+
+    owners: names of the parameters it comes from. used: names of those that have been read.
+    """
+
+    pieces: list[Tensor]
+    weights: Tensor | None
+    merged: Tensor | None
+    owners: tuple[str, ...]
+    used: set[str]
+
+    @staticmethod
+    def linear(pieces: Sequence[Tensor], weights: Tensor, owners: tuple[str, ...], used: set[str]) -> Mixed:
+        """sum_r weights_ir pieces_r for sample i, not computed."""
+        made = _empty(pieces[0].shape, pieces[0].dtype)
+        made.pieces, made.weights, made.merged, made.owners, made.used = list(pieces), weights, None, owners, used
+        return made
+
+    @staticmethod
+    def computed(values: Tensor, owners: tuple[str, ...], used: set[str]) -> Mixed:
+        """values (N, *shape), one for every sample."""
+        made = _empty(values.shape[1:], values.dtype)
+        made.pieces, made.weights, made.merged, made.owners, made.used = [], None, values, owners, used
+        return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__":
+            return _attribute(func, args[0])
+        if name in PLAIN:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        handler = TABLE.get(name)
+        if handler is not None:
+            return handler(func, args, kwargs)
+        return for_every_sample(func, name, args, kwargs)
+
+
+def count(mixed: Mixed) -> int:
+    """N, the samples of the batch."""
+    return len(mixed.merged if mixed.merged is not None else cast(Tensor, mixed.weights))
+
+
+def per_sample(mixed: Mixed) -> Tensor:
+    """The merged parameter of every sample, (N, *shape): for small parameters, and where nothing else is exact."""
+    mixed.used.update(mixed.owners)
+    if mixed.merged is not None:
+        return mixed.merged
+    assert mixed.weights is not None
+    stacked = torch.stack(mixed.pieces).flatten(1).to(mixed.weights.dtype)
+    return (mixed.weights @ stacked).reshape(-1, *mixed.shape).to(mixed.pieces[0].dtype)
+
+
+def refuse(name: str, args: Any) -> PerSampleRefused:
+    """The error for an operation that has no exact per-sample form here."""
+    parameters = sorted({one for mixed in mixed_in(args) for one in mixed.owners})
+    return PerSampleRefused(
+        f"per-sample merging: the operation '{name}' on {', '.join(parameters) or 'a parameter'} has no exact form here; "
+        "use one merge per distinct row instead (per_sample: rows)"
+    )
+
+
+def aligned(mixed: Mixed, like: Tensor) -> Tensor:
+    """Values that broadcast against activations (N m, ...), m windows for every sample, sample by sample."""
+    values, dims, groups = per_sample(mixed), mixed.ndim, like.shape[0] // count(mixed)
+    if dims == like.ndim and dims > 0:
+        if mixed.shape[0] != 1:
+            raise refuse("broadcast", [mixed])
+        values = values[:, 0]
+    elif dims < like.ndim:
+        values = values.reshape(len(values), *[1] * (like.ndim - 1 - dims), *mixed.shape)
+    else:
+        raise refuse("broadcast", [mixed])
+    return values.repeat_interleave(groups, 0) if groups > 1 else values
+
+
+def for_every_sample(func: Any, name: str, args: Any, kwargs: Any, constants: bool = False) -> Any:
+    """The operation on every sample's own merged parameter; exact whatever it is, as long as no activation takes part.
+
+    constants: other tensors may take part, as tables that are the same for every sample.
+    """
+    if not constants and any(not isinstance(item, Mixed) for item in _tensors_in((args, kwargs))):
+        raise refuse(name, (args, kwargs))
+    mixed = list(mixed_in((args, kwargs)))
+    names, used = tuple(dict.fromkeys(one for item in mixed for one in item.owners)), mixed[0].used
+    merged = {id(item): per_sample(item) for item in mixed}
+    results = [func(*_swap(args, merged, i), **_swap(kwargs, merged, i)) for i in range(count(mixed[0]))]
+    if isinstance(results[0], tuple | list):
+        return tuple(Mixed.computed(torch.stack(list(parts)), names, used) for parts in zip(*results, strict=True))
+    return Mixed.computed(torch.stack(results), names, used)
+
+
+def _swap(tree: Any, merged: dict[int, Tensor], i: int) -> Any:
+    if isinstance(tree, Mixed):
+        return merged[id(tree)][i]
+    if isinstance(tree, dict):
+        return {key: _swap(item, merged, i) for key, item in tree.items()}
+    if isinstance(tree, tuple | list):
+        return type(tree)(_swap(item, merged, i) for item in tree)
+    return tree
+
+
+def _tensors_in(tree: Any) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, tuple | list) else ()
+    return [found for item in items for found in _tensors_in(item)]
+
+
+def mixed_in(tree: Any) -> list[Mixed]:
+    return [item for item in _tensors_in(tree) if isinstance(item, Mixed)]
+
+
+def _attribute(func: Any, mixed: Mixed) -> Any:
+    if func is torch.Tensor.device.__get__:
+        return (mixed.merged if mixed.merged is not None else mixed.pieces[0]).device
+    with torch._C.DisableTorchFunctionSubclass():
+        return func(mixed)
+
+
+def _empty(shape: Any, dtype: torch.dtype) -> Mixed:
+    """A tensor of that shape without content: what slips past the table fails instead of computing with some expert's weights."""
+    return torch.Tensor._make_subclass(Mixed, torch.empty(shape, dtype=dtype, device="meta"))

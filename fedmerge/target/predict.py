@@ -1,0 +1,113 @@
+"""What one method predicts for one batch: the rows of the table, by kind of method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedmerge.merge.bank import Bank
+from fedmerge.merge.evidence import Evidence
+from fedmerge.merge.method import Adaptive, Coefficients, Method, Online, Output, State, Static
+from fedmerge.merge.per_sample import PerSample
+from fedmerge.target.task import RowInfo
+
+
+@dataclass
+class Row:
+    """One row of the table: a method and what it keeps between batches."""
+
+    method: Method
+    state: State = field(default_factory=dict)
+    theta: Tensor | None = None
+    statistics: Tensor | None = None
+
+    @property
+    def transductive(self) -> bool:
+        """Whether it must see the whole stream first."""
+        return self.method.transductive
+
+    def info(self) -> RowInfo:
+        """What the report says of it."""
+        method = self.method
+        kind = next(kind for kind in (Static, Adaptive, Online, Output) if isinstance(method, kind))
+        return RowInfo(
+            paper=method.paper,
+            kind=kind.__name__.lower(),
+            needs=tuple(sorted(method.needed)),
+            gradient=method.gradient,
+            ranked=method.ranked and not method.transductive,
+            hyper_parameters=method.model_dump(mode="json", exclude={"label", "kind"}),
+            remark=method.remark,
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Log-probabilities (N, C), the coefficients behind them if any, and forwards and merges of models that they took.
+
+    Samples whose logits are not finite are predicted uniformly, and counted in the notes.
+    """
+
+    log_p: Tensor
+    coefficients: Coefficients | None = None
+    forwards: int = 0
+    merges: int = 0
+    notes: dict[str, list[float]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(log_p: Tensor, coefficients: Coefficients | None = None, forwards: int = 0, merges: int = 0) -> Prediction:
+        """A prediction from log-probabilities that may hold NaN."""
+        notes = dict(coefficients.notes) if coefficients else {}
+        broken = torch.isnan(log_p).any(-1)
+        if bool(broken.any()):
+            log_p = torch.where(broken[:, None], -math.log(log_p.shape[-1]), log_p)
+            notes["not_finite"] = [float(broken.sum())]
+        return Prediction(log_p, coefficients, forwards, merges, notes)
+
+
+def rows_of(methods: Sequence[Method], bank: Bank) -> dict[str, Row]:
+    """The rows that the methods stand for, static ones merged. Raises CheckpointError if the bank lacks what one needs."""
+    rows = {single.key: Row(single) for method in methods for single in method.expand(bank.names)}
+    for row in rows.values():
+        if isinstance(row.method, Static):
+            row.theta, row.statistics = row.method.merge(bank), row.method.statistics(bank)
+        elif isinstance(row.method, Adaptive | Online):
+            row.state = row.method.start(bank)
+    return rows
+
+
+def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
+    """The row's prediction for the batch of the evidence; its state goes on to the next."""
+    method = row.method
+    match method:
+        case Output():
+            return Prediction.of(method.predict(evidence).log())
+        case Static():
+            assert row.theta is not None
+            return _merged(row.theta, evidence, row.statistics)
+        case Adaptive():
+            row.state, coefficients = method.step(row.state, evidence)
+            return _mixed(coefficients, evidence, per_sample)
+        case Online():
+            row.state, theta = method.step(row.state, evidence)
+            return _merged(theta, evidence, merges=1)
+    raise TypeError(f"{type(method).__name__} is of no known kind")
+
+
+def _merged(
+    theta: Tensor, evidence: Evidence, statistics: Tensor | None = None, merges: int = 0, found: Coefficients | None = None
+) -> Prediction:
+    logits = evidence.bank.forward(theta, evidence.batch, statistics)
+    return Prediction.of(torch.log_softmax(logits.float(), -1), found, 1, merges)
+
+
+def _mixed(found: Coefficients, evidence: Evidence, per_sample: PerSample) -> Prediction:
+    """One merge for the batch, or as `PerSample` does it where samples have coefficients of their own."""
+    if found.encoder.ndim == 1:
+        return _merged(evidence.bank.mix(found.encoder, found.head), evidence, found.encoder, 1, found)
+    done = per_sample.predict(evidence.batch, found)
+    return Prediction.of(torch.log_softmax(done.logits.float(), -1), found, done.forwards, done.merges)
