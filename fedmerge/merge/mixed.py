@@ -49,6 +49,10 @@ class Mixed(torch.Tensor):
         made.pieces, made.weights, made.merged, made.owners, made.used = [], None, values, owners, used
         return made
 
+    def __repr__(self) -> str:  # type: ignore[override]
+        """Whose parameter it is."""
+        return f"Mixed({', '.join(self.owners)})"
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -160,7 +160,8 @@ def _grouped(func: Any, x: Tensor, weight: Mixed, rest: Any, named: dict[str, An
 
 def _per_channel(apply: Any, x: Tensor, parameter: Any) -> Tensor:
     """apply(x, parameter) along the channels of x (N m, channels, ...); the parameter is (channels,), mixed or not."""
-    fit = aligned(parameter, x.flatten(2)[..., 0]) if isinstance(parameter, Mixed) else parameter[None]
+    flat = x if x.ndim == 2 else x.flatten(2)[..., 0]
+    fit = aligned(parameter, flat) if isinstance(parameter, Mixed) else parameter[None]
     return cast(Tensor, apply(x, fit.reshape(*fit.shape, *[1] * (x.ndim - 2))))
 
 

@@ -1,0 +1,150 @@
+"""What merging costs: ratios measured in one run, medians of several repeats.
+
+    python benchmarks/merging.py                 # all of it, about 2 minutes on 2 cores, 4 GiB
+    python benchmarks/merging.py --no-large      # without the ViT-B/32 experts
+
+1. t3, one merge for every image, against t3_batch and against one explicit merge and forward for every image (ViT-tiny, batch 32, two
+   models). Imam et al. report 3,800 s against 123 s for explicit merges, a factor of 31.
+2. A linear merge of K = 4 ViT-B/32 experts against a plain copy of as many bytes.
+3. Forwards per batch of all static and adaptive methods together, counted, against the number that sharing predicts.
+4. Lines of each method's file.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import timm
+import torch
+import typer
+from torch import Tensor
+
+from fedmerge.merge import load
+from fedmerge.merge.bank import Bank
+from fedmerge.merge.evidence import Evidence
+from fedmerge.merge.method import METHODS, Adaptive, Coefficients, Static
+from fedmerge.merge.per_sample import PerSample
+
+
+def median(work: Callable[[], object], repeats: int) -> float:
+    """Median seconds after one repeat that warms up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def a_bank(name: str, experts: int, **arguments: object) -> Bank:
+    """Random experts near one initialisation."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=11, **arguments).eval()
+    base = model.state_dict()
+    near = [{key: value + 0.02 * torch.randn_like(value) for key, value in base.items()} for _ in range(experts)]
+    return Bank.of(model, near, base)
+
+
+@torch.no_grad()
+def per_sample(repeats: int) -> None:
+    """Figure 1."""
+    bank = a_bank("vit_tiny_patch16_224", 1)  # two models: theta_0 as generalist, and one expert
+    batch = torch.randn(32, 3, 224, 224)
+    t3, t3_batch = load("t3", generalist="theta_0"), load("t3_batch", generalist="theta_0")
+
+    def whole(way: str) -> Tensor:
+        found = t3.coefficients(Evidence.of(bank, batch))
+        spread = found.encoder + 1e-4 * torch.rand(32, 1).double() * torch.tensor([1.0, -1.0])  # no two rows alike
+        return PerSample(bank, way).predict(batch, Coefficients(spread, spread)).logits  # type: ignore[arg-type]
+
+    def one_merge() -> Tensor:
+        found = t3_batch.coefficients(Evidence.of(bank, batch))
+        return bank.forward(bank.mix(found.encoder), batch)
+
+    ways = PerSample(bank, "mixture")
+    ways._checked = True
+    rows = torch.rand(32, 2).double()
+    rows = Coefficients(rows / rows.sum(1, keepdim=True), rows / rows.sum(1, keepdim=True))
+    fast = median(lambda: (t3.coefficients(Evidence.of(bank, batch)), ways.predict(batch, rows)), repeats)
+    batchwise = median(one_merge, repeats)
+    slow = median(lambda: (t3.coefficients(Evidence.of(bank, batch)), PerSample(bank, "samples").predict(batch, rows)), max(2, repeats // 3))
+    mixture = median(lambda: ways.predict(batch, rows), repeats)
+    explicit = median(lambda: PerSample(bank, "samples").predict(batch, rows), max(2, repeats // 3))
+    print("1. ViT-tiny, batch 32, two models")
+    print(f"   t3 per image, one pass          {fast:7.3f} s")
+    print(f"   t3_batch                        {batchwise:7.3f} s   ratio {fast / batchwise:.2f} (wanted at most 2.0)")
+    print(f"   t3, a merge for every image     {slow:7.3f} s   ratio {slow / fast:.1f}")
+    print(f"   the prediction alone: one pass {mixture:.3f} s, a merge and a forward for every image {explicit:.3f} s, ratio {explicit / mixture:.1f}")
+
+
+@torch.no_grad()
+def bandwidth(repeats: int) -> None:
+    """Figure 2."""
+    bank = a_bank("vit_base_patch32_224", 4)
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    merge = median(lambda: bank.mix(weights), repeats)
+    source, there = bank.theta, torch.empty_like(bank.theta)
+    copy = median(lambda: there.copy_(source), repeats)
+    moved, copied = bank.merge_bytes, 2 * source.numel() * source.element_size()
+    print(f"2. linear merge of 4 ViT-B/32 experts ({bank.P / 1e6:.1f} M parameters)")
+    print(f"   merge {merge:.3f} s, {moved / merge / 1e9:.1f} GB/s; copy {copy:.3f} s, {copied / copy / 1e9:.1f} GB/s;", end=" ")
+    print(f"share {moved / merge / (copied / copy):.0%} (wanted at least 70%)")
+
+
+@torch.no_grad()
+def sharing() -> None:
+    """Figure 3."""
+    bank = a_bank("vit_tiny_patch16_224", 3, img_size=32, patch_size=8, embed_dim=96, depth=2)
+    bank.counts = (30, 20, 10)
+    batch = torch.randn(32, 3, 32, 32)
+    methods = [load(name) for name in METHODS.names]
+    static = [m for m in methods if isinstance(m, Static) and not m.needed & {"fisher", "gram", "gram_rounds", "soup"}]
+    adaptive = [m for m in methods if isinstance(m, Adaptive) and m.ranked]
+    evidence, merged, alone = Evidence.of(bank, batch), 0, 0
+    chooser = PerSample(bank, "rows")
+    for method in static:
+        bank.forward(method.merge(bank), batch)
+        merged, alone = merged + 1, alone + 1
+    views, single = set[str](), set[str]()
+    for one in adaptive:
+        with evidence.billed() as bill:
+            found = one.coefficients(evidence)
+        forwards = chooser.predict(batch, found).forwards if found.encoder.ndim == 2 else 1
+        merged, alone = merged + forwards, alone + bill.forwards + forwards
+        views, single = views | bill.views, single | bill.single
+    predicted = bank.K * len(views) + len(single) + merged
+    counted = evidence.forwards_run + merged
+    print(f"3. {len(static)} static and {len(adaptive)} adaptive methods, K = 3, one stream")
+    print(f"   forwards per batch: counted {counted}, predicted {predicted} = K x {len(views)} views + {len(single)} + {merged} merged;", end=" ")
+    print(f"without sharing {alone}")
+    assert counted == predicted
+
+
+def lines() -> None:
+    """Figure 4."""
+    folder = Path(__file__).resolve().parents[1] / "fedmerge" / "merge" / "methods"
+    counts = {name: len((folder / f"{name}.py").read_text().splitlines()) for name in METHODS.names}
+    longest = max(counts, key=lambda name: counts[name])
+    print(f"4. lines of a method's file: median {statistics.median(counts.values()):.0f}, maximum {counts[longest]} ({longest})")
+
+
+def main(
+    large: Annotated[bool, typer.Option(help="the ViT-B/32 experts too")] = True,
+    repeats: Annotated[int, typer.Option(min=2)] = 7,
+) -> None:
+    """Print the four figures."""
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    per_sample(repeats)
+    if large:
+        bandwidth(repeats)
+    sharing()
+    lines()
+
+
+if __name__ == "__main__":
+    typer.run(main)
