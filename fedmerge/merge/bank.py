@@ -21,6 +21,9 @@ from fedmerge.merge.buffers import Buffers
 from fedmerge.merge.parts import Parts, StateDict, check_state
 from fedmerge.merge.statistics import Statistics
 
+BLOCK = 2**19
+"""Columns that a merge on a CPU sums at a time."""
+
 
 class Bank:
     """Experts theta (K, P), the model they run in, and what their owners declared.
@@ -165,14 +168,22 @@ def flatten(state: StateDict, parts: Parts, device: torch.device | str | None, d
 
 
 def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor) -> Tensor:
-    """out (P,) = sum_k weights_k rows_k, reading only rows of weight other than 0. rows: (K, P)."""
-    used = [k for k, weight in enumerate(weights.tolist()) if weight != 0]
-    if len(used) == 1 and weights[used[0]] == 1:
-        return out.copy_(rows[used[0]])
-    weights = weights.to(rows)
-    if len(used) < len(weights):
-        out.zero_()
-        for k in used:
-            out.add_(rows[k] * weights[k])
-        return out
-    return torch.mv(rows.T, weights, out=out)
+    """out (P,) = sum_k weights_k rows_k, reading only rows of weight other than 0. rows: (K, P).
+
+    Block by block: what is being summed stays in the cache, so that memory is read once for each row and written once.
+    """
+    used = [(k, weight) for k, weight in enumerate(weights.tolist()) if weight != 0]
+    if not used:
+        return out.zero_()
+    if len(used) == 1 and used[0][1] == 1:
+        return out.copy_(rows[used[0][0]])
+    step = BLOCK if out.device.type == "cpu" else len(out)
+    for start in range(0, len(out), step):
+        block = out[start : start + step]
+        for number, (k, weight) in enumerate(used):
+            part = rows[k, start : start + step]
+            if number == 0:
+                torch.mul(part, weight, out=block)
+            else:
+                block.add_(part, alpha=weight)
+    return out
