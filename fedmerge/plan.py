@@ -11,6 +11,8 @@ from typing import Any
 
 from fedmerge.configuration import check, read_yaml
 from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.experts.statistic import STATISTICS
+from fedmerge.merge.method import Method
 from fedmerge.scenario import Scenario
 from fedmerge.site import Site
 
@@ -165,10 +167,33 @@ def _methods(where: str, scenario: Scenario, names: list[str], sites: list[Site]
     ]
     for number, method in enumerate(scenario.methods):
         at = f"methods[{number}]"
+        problems += _needs(where, at, method, scenario)
         site = getattr(method, "site", None)
         if site is not None and site not in names:
             problems.append(Problem(where, f"{at}.site", f"'{site}'", "a site of the scenario", nearest(site, names)))
         if "hflip" in getattr(method, "augs", ()) and not all(item.source.flips for item in sites):
             expected = "views that preserve the label: a flip turns a left organ into a right one here"
             problems.append(Problem(where, f"{at}.augs", "'hflip'", expected, "Use 'shift' instead"))
+    return problems
+
+
+def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Problem]:
+    """What a method needs from sites must be among the uploads, and computed as the method wants it."""
+    problems = []
+    uploads = {statistic.kind(): statistic for statistic in scenario.uploads}
+    for kind in sorted(method.needed & set(STATISTICS.names)):
+        if kind not in uploads:
+            found = f"'{method.key}', which needs the statistic '{kind}' of every site"
+            expected = f"'{kind}' among the scenario's uploads"
+            mend = f"Add the line 'uploads: [{', '.join([*uploads, kind])}]', or leave the method out"
+            problems.append(Problem(where, at, found, expected, mend))
+            continue
+        for field in sorted({"ratio", "ridge"} & set(type(uploads[kind]).model_fields)):
+            here, there = getattr(method, field), getattr(uploads[kind], field)
+            if here != there:
+                expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
+                problems.append(Problem(where, f"{at}.{field}", str(here), expected))
+    if "generalist" in method.needed and scenario.generalist is None:
+        expected = "a key 'generalist' with the path of a safetensors file"
+        problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))
     return problems

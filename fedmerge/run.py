@@ -6,35 +6,24 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from fedmerge.errors import SiteError
-from fedmerge.experts.gather import Job, Outcome
-from fedmerge.experts.initialisation import Initial, initialise
-from fedmerge.experts.pool import Expert, ExpertPool
-from fedmerge.experts.train import SiteTask
+from fedmerge.experts.asking import Outcome
+from fedmerge.experts.checkpoint import read_state
+from fedmerge.experts.initialisation import Initial
+from fedmerge.experts.pool import Expert
+from fedmerge.federate import gather, load_experts, site_task, start
 from fedmerge.plan import Plan
 from fedmerge.report.progress import Progress
 from fedmerge.report.record import MethodInfo, RunRecord, SiteRow, StreamFacts
 from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.report.write import write
-from fedmerge.run_folder import RunFolder
+from fedmerge.run_folder import Request, RunFolder
 from fedmerge.target.task import Contribution, TargetTask
 
 BATCHES_AT_A_TIME = 4
 """Batches between two signs of life from the target, and between two snapshots."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """Where a run reads and writes. resume: go on from the folder's last snapshot, if it has one."""
-
-    out: Path
-    pool: Path
-    resume: bool = False
-    quiet: bool = False
 
 
 def run(plan: Plan, request: Request) -> dict[str, Any]:
@@ -46,76 +35,23 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         with folder.phase("initialisation"):
             initial = start(plan, request, terminal)
         tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
+        generalist = read_generalist(plan)
         with folder.phase("hospitals"):
             outcomes = gather(plan, tasks, initial, request, terminal)
-        experts = [ExpertPool(request.pool).load(task) for task in tasks]
+        experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         with folder.phase("stream"):
-            progress, seen = consume(plan, initial, experts, request, terminal)
+            progress, seen = consume(plan, initial, Sent(experts, generalist), request, terminal)
         folder.manifest["index_sha256"] = seen.description.index_sha256
         folder.manifest["device"] = seen.description.device
+        folder.manifest["per_sample"] = seen.per_sample
         with folder.phase("report"):
             summary = write(request.out, record_of(plan, initial, experts, outcomes, progress.steps, seen, folder))
             progress.close()
     terminal.summary(summary)
     terminal.say(f"report: {shown_path(request.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
     return summary
-
-
-def start(plan: Plan, request: Request, terminal: Terminal) -> Initial:
-    """theta_0, with a head from federated linear probing if the scenario asks for one."""
-    scenario = plan.scenario
-    with terminal.progress("initialisation: theta_0, which all sites share") as bars:
-        initial = initialise(
-            scenario.initialisation,
-            scenario.model,
-            len(plan.classes),
-            scenario.seed,
-            request.pool,
-            lambda done, total, text: bars.tick("coordinator", done, total, text),
-        )
-        if initial.head_init == "fed_lp":
-            from fedmerge.experts.federation import probe
-
-            tasks = tuple(site_task(plan, number, initial) for number in range(len(plan.sites)))
-            initial = probe(job_of(plan, tasks, initial, request), lambda t: bars.tick(t.site, t.done, t.total, t.text))
-    return initial
-
-
-def gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> dict[str, Outcome]:
-    """Experts of all sites into the pool. Raises SiteError that names every site without one; the others' are kept."""
-    from fedmerge.experts.federation import gather as ask
-
-    pool = ExpertPool(request.pool)
-    missing = [task.site.name for task in tasks if not pool.has(task)]
-    title = f"hospitals: {', '.join(missing)} train" if missing else "hospitals: every expert is in the pool; nobody trains"
-    with terminal.progress(title) as bars:
-        outcomes = ask(job_of(plan, tuple(tasks), initial, request), lambda t: bars.tick(t.site, t.done, t.total, t.text))
-    failed = [f"site '{outcome.site}': {outcome.reason}" for outcome in outcomes.values() if outcome.reason]
-    if failed:
-        kept = f"{len(outcomes) - len(failed)} of {len(outcomes)} experts are in the pool, and are not trained again"
-        raise SiteError("\n".join([*failed, kept]))
-    return outcomes
-
-
-def site_task(plan: Plan, number: int, initial: Initial) -> SiteTask:
-    """What one site is asked."""
-    scenario = plan.scenario
-    return SiteTask(
-        site=plan.sites[number],
-        model=scenario.model,
-        training=scenario.training,
-        classes=plan.classes,
-        seed=scenario.seed,
-        initial_sha256=initial.sha256,
-        head_init=initial.head_init,
-    )
-
-
-def job_of(plan: Plan, tasks: tuple[SiteTask, ...], initial: Initial, request: Request) -> Job:
-    """What is gathered from the sites, and where it goes."""
-    return Job(tasks, initial, request.pool, request.out / "audit.jsonl", plan.scenario.training.deadline_s)
 
 
 @dataclass(frozen=True)
@@ -125,18 +61,44 @@ class Seen:
     description: Any
     answers: Any
     forwards_run: int
+    per_sample: dict[str, Any]
 
 
-def consume(plan: Plan, initial: Initial, experts: list[Expert], request: Request, terminal: Terminal) -> tuple[Progress, Seen]:
+@dataclass(frozen=True)
+class Sent:
+    """What the target is sent beside theta_0. generalist: the scenario's own model, or None."""
+
+    experts: list[Expert]
+    generalist: dict[str, Any] | None
+
+
+def read_generalist(plan: Plan) -> dict[str, Any] | None:
+    """The scenario's generalist. Raises CheckpointError if it does not fit the model."""
+    scenario = plan.scenario
+    return read_state(scenario.generalist, "generalist", scenario.model, len(plan.classes)) if scenario.generalist else None
+
+
+def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal: Terminal) -> tuple[Progress, Seen]:
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
     from fedmerge.target.actor import RemoteTarget
 
     scenario = plan.scenario
-    task = TargetTask(plan.target, scenario.model, plan.classes, scenario.stream, scenario.methods, scenario.seed, _cores())
-    contributions = [Contribution(e.site, _arrays(e.weights), e.n, e.temperature) for e in experts]
+    task = TargetTask(
+        site=plan.target,
+        model=scenario.model,
+        classes=plan.classes,
+        schedule=scenario.stream,
+        methods=scenario.methods,
+        seed=scenario.seed,
+        threads=_cores(),
+        per_sample=scenario.per_sample,
+        shared_head=initial.head_init != "per_site_random",
+        generalist=_arrays(sent.generalist) if sent.generalist else None,
+    )
+    contributions = [contribution(expert) for expert in sent.experts]
     with RemoteTarget(task, contributions, _arrays(initial.weights), scenario.target_deadline_s) as target:
         description = target.describe()
-        key = {"index": description.index_sha256, "experts": [expert.sha256 for expert in experts]}
+        key = {"index": description.index_sha256, "experts": [expert.sha256 for expert in sent.experts]}
         progress = Progress.open(request.out, key, request.resume)
         if progress.snapshot:
             target.restore(progress.snapshot)
@@ -148,7 +110,13 @@ def consume(plan: Plan, initial: Initial, experts: list[Expert], request: Reques
             for steps in _advances(target):
                 bars.add(steps)
                 progress.add(steps, target.snapshot())
-        return progress, Seen(description, target.answers(), target.forwards_so_far())
+        return progress, Seen(description, target.answers(), target.forwards_so_far(), target.per_sample_ways())
+
+
+def contribution(expert: Expert) -> Contribution:
+    """An expert as it travels to the target."""
+    statistics = {kind: _arrays(state) for kind, state in expert.statistics.items()}
+    return Contribution(expert.site, _arrays(expert.weights), expert.n, expert.temperature, statistics)
 
 
 def _advances(target: Any) -> Iterator[list[Step]]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,16 @@ from fedmerge.errors import FolderError
 from fedmerge.plan import Plan
 
 RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Where a run reads and writes. resume: go on from the folder's last snapshot, if it has one."""
+
+    out: Path
+    pool: Path
+    resume: bool = False
+    quiet: bool = False
 
 
 class RunFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
@@ -10,48 +11,49 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 from fedmerge.errors import nearest
 from fedmerge.experts.backbone import ModelSpec
 from fedmerge.experts.initialisation import Initialisation
+from fedmerge.experts.statistic import STATISTICS
 from fedmerge.experts.train import Training
-from fedmerge.folder import Spec
-from fedmerge.merge.method import METHODS, Method
+from fedmerge.folder import Folder, Plugin, Spec
+from fedmerge.merge.method import METHODS
 from fedmerge.merge.per_sample import Way
 from fedmerge.site import Site
 from fedmerge.stream.schedule import SCHEDULES
 
 
-def _method_entry(value: Any) -> Any:
-    """`eam` and `{eam: {gamma: 10}}` are the two ways to write a method; pydantic reports errors below the name."""
-    if isinstance(value, Method):
-        return value
-    name: Any = value
-    fields: Any = {}
-    if isinstance(value, dict) and len(value) == 1:
-        ((name, fields),) = value.items()
-    if not isinstance(name, str) or not isinstance(fields or {}, dict):
-        raise ValueError("a method is its name, or one name with a mapping of its hyper-parameters below it")
-    if name not in METHODS.names:
-        raise ValueError(f"no such method: {nearest(name, METHODS.names)}")
-    return {"kind": name, **(fields or {})}
+def _by_name(folder: Folder[Any]) -> Any:
+    """A plug-in of a folder as scenarios write it: `eam`, or `{eam: {gamma: 10}}`; errors are reported below the name."""
 
+    def entry(value: Any) -> Any:
+        if isinstance(value, Plugin):
+            return value
+        name: Any = value
+        fields: Any = {}
+        if isinstance(value, dict) and len(value) == 1:
+            ((name, fields),) = value.items()
+        if not isinstance(name, str) or not isinstance(fields or {}, dict):
+            raise ValueError(f"a {folder.what} is its name, or one name with a mapping of its fields below it")
+        if name not in folder.names:
+            raise ValueError(f"no such {folder.what}: {nearest(name, folder.names)}")
+        return {"kind": name, **(fields or {})}
 
-def _method_entries(entries: Sequence[Method]) -> list[Any]:
-    return [{entry.kind(): entry.model_dump(mode="json", exclude={"kind"})} for entry in entries]
-
-
-def _method_schema() -> dict[str, Any]:
-    """Either a name, or one name with its hyper-parameters below."""
-    fields = {name: METHODS.load(name).model_json_schema() for name in METHODS.names}
     one = {
         "type": "object",
-        "properties": fields,
+        "properties": {name: folder.load(name).model_json_schema() for name in folder.names},
         "additionalProperties": False,
         "minProperties": 1,
         "maxProperties": 1,
     }
-    return {"anyOf": [{"enum": list(METHODS.names)}, one]}
+    schema = {"anyOf": [{"enum": list(folder.names)}, one]}
+    return Annotated[folder.union(), BeforeValidator(entry), WithJsonSchema(schema)]
+
+
+def _as_written(entries: Sequence[Plugin]) -> list[Any]:
+    return [{entry.kind(): entry.model_dump(mode="json", exclude={"kind"})} for entry in entries]
 
 
 AnySchedule: Any = SCHEDULES.union()
-AnyMethod: Any = Annotated[METHODS.union(), BeforeValidator(_method_entry), WithJsonSchema(_method_schema())]
+AnyMethod: Any = _by_name(METHODS)
+AnyUpload: Any = _by_name(STATISTICS)
 
 
 class Scenario(Spec):
@@ -66,9 +68,13 @@ class Scenario(Spec):
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
     target: str = Field(description="the unseen hospital: name of a file in sites/, or a path")
     stream: AnySchedule = Field(description="order in which the target's images arrive")
-    methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(_method_entries)] = Field(
+    methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(_as_written)] = Field(
         min_length=1, description="what is compared: names, or a name with its hyper-parameters below"
     )
+    uploads: Annotated[tuple[AnyUpload, ...], PlainSerializer(_as_written)] = Field(
+        (), description="statistics that sites upload beside weights, for methods that need them: names, or with fields below"
+    )
+    generalist: Path | None = Field(None, description="safetensors of a model that t3 may fall back on, e.g. a FedAvg model")
     per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
 

@@ -51,7 +51,8 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     and a report is written.
     """
     from fedmerge.plan import Overrides, load
-    from fedmerge.run import Request, run
+    from fedmerge.run import run
+    from fedmerge.run_folder import Request
 
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     plan = load(scenario, Overrides(seed=seed, methods=names, add_sites=tuple(add_site or ())))

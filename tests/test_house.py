@@ -27,10 +27,11 @@ DOORS = {
     "report": {"errors"},
     "target": {"merge", "stream", "data", "site", "experts", "report", "seeds", "errors", "folder"},
     "scenario": {"site", "merge", "stream", "experts", "folder", "errors"},
-    "plan": {"scenario", "site", "configuration", "errors"},
+    "plan": {"scenario", "site", "configuration", "experts", "merge", "errors"},
     "run_folder": {"plan", "errors"},
-    "run": {"plan", "run_folder", "scenario", "experts", "target", "report", "data", "errors", "seeds"},
-    "simulate": {"plan", "run", "errors"},
+    "federate": {"plan", "run_folder", "experts", "report", "errors"},
+    "run": {"federate", "plan", "run_folder", "scenario", "experts", "target", "report", "data", "errors", "seeds"},
+    "simulate": {"plan", "run", "run_folder", "errors"},
     "cli": {"simulate", "scenario", "errors"},
 }
 # A whole foreign package, and the one file that may name it.

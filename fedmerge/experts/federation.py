@@ -20,29 +20,32 @@ from pathlib import Path
 from typing import Any
 
 from fedmerge.errors import SiteError
-from fedmerge.experts.gather import START_GRACE_S, Job, Outcome, Tick
+from fedmerge.experts.asking import START_GRACE_S, Job, Outcome, Tick
+from fedmerge.experts.gather import incomplete
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import ExpertPool
-from fedmerge.experts.train import SiteTask
+from fedmerge.experts.probe import ROUNDS
+
+MOST_ROUNDS = 200
+"""More blocks of layers than any model has."""
 
 OnTick = Callable[[Tick], None]
 
 
 def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:
-    """Ask every site whose expert is not in the pool, as Flower clients; nothing is started if there is none."""
+    """Ask every site for what is not in the pool, as Flower clients; nothing is started if nothing is missing."""
     pool = ExpertPool(job.pool)
-    asked = [task for task in job.tasks if not pool.has(task)]
-    if not asked:
+    untrained = [task for task in job.tasks if not pool.has(task)]
+    if not incomplete(job):
         return {task.site.name: Outcome(task.site.name, False) for task in job.tasks}
     said = _in_child("gather", job, on_tick)
     told = {name: Outcome(**outcome) for name, outcome in said["outcomes"].items()}
-    return {task.site.name: told.get(task.site.name) or _by_pool(task, task in asked, pool, said["failure"]) for task in job.tasks}
-
-
-def _by_pool(task: SiteTask, asked: bool, pool: ExpertPool, failure: str) -> Outcome:
-    """How a site fared when the child died before it could tell: what has arrived is in the pool."""
-    has = pool.has(task)
-    return Outcome(task.site.name, asked and has, "" if has else failure)
+    left = incomplete(job)
+    return {
+        task.site.name: told.get(task.site.name)
+        or Outcome(task.site.name, task in untrained and pool.has(task), said["failure"] if task in left else "")
+        for task in job.tasks  # where the child died before it could tell, what has arrived is in the pool
+    }
 
 
 def probe(job: Job, on_tick: OnTick) -> Initial:
@@ -69,7 +72,7 @@ def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) ->
         command = [sys.executable, "-m", "fedmerge.experts.flower", str(folder)]
         child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
-            _watch(child, folder, job.deadline_s * (1 if what == "gather" else 10) + START_GRACE_S, on_tick)
+            _watch(child, folder, job.deadline_s * _waits(what, job) + START_GRACE_S, on_tick)
         finally:
             _end(child)
         said = folder / "said.json"
@@ -77,6 +80,13 @@ def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) ->
             answer: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
             return answer
     return {"failure": f"the federation ended without an answer (see {job.audit.parent / 'federation.log'})", "outcomes": {}}
+
+
+def _waits(what: str, job: Job) -> int:
+    """At most so many times the coordinator waits for the hospitals' answers: once for each round of messages."""
+    if what == "probe":
+        return ROUNDS
+    return 1 + sum(MOST_ROUNDS if statistic.starts_from == "rounds" else 1 for statistic in job.tasks[0].uploads)
 
 
 def _watch(child: subprocess.Popen[bytes], folder: Path, deadline_s: float, on_tick: OnTick) -> None:

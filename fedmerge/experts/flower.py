@@ -16,13 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fedmerge.errors import FedmergeError, SiteError
-from fedmerge.experts.gather import START_GRACE_S, Ask, Job, Reply, Tick, collect, probe_head
+from fedmerge.experts.asking import START_GRACE_S, Ask, Job, Reply, Request, Tick
+from fedmerge.experts.gather import collect, incomplete, probe_head
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.local import answer
-from fedmerge.experts.pool import ExpertPool
 from fedmerge.experts.train import SiteTask
 from fedmerge.experts.upload import Upload
 
@@ -36,8 +34,7 @@ def main(folder: Path) -> None:
     tasks = tuple(SiteTask.model_validate(task) for task in read["tasks"])
     job = Job(tasks, initial, Path(read["pool"]), Path(read["audit"]), read["deadline_s"])
     said: dict[str, Any] = {"failure": "", "outcomes": {}}
-    pool = ExpertPool(job.pool)
-    asked = [task for task in tasks if read["what"] == "probe" or not pool.has(task)]
+    asked = list(tasks) if read["what"] == "probe" else incomplete(job)
 
     def program(ask: Ask) -> None:
         """Say the last word here: after this, Flower waits for ever for a client that is stuck."""
@@ -92,17 +89,26 @@ def client_app(tasks: Sequence[SiteTask], ticks: Path) -> Any:
 
     app = ClientApp()
 
+    @app.query()  # type: ignore[untyped-decorator]
+    def introduce(message: Message, context: Context) -> Message:
+        said = ConfigRecord({"site": tasks[int(context.node_config["partition-id"])].site.name})
+        return Message(RecordDict({"said": said}), reply_to=message)
+
     @app.train()  # type: ignore[untyped-decorator]
-    def train(message: Message, context: Context) -> Message:
+    def work(message: Message, context: Context) -> Message:
         task = tasks[int(context.node_config["partition-id"])]
-        weights = message.content["theta_0"].to_torch_state_dict()
-        reply = answer(str(message.content["ask"]["what"]), task, weights, lambda tick: _tell(ticks, tick))
-        content = RecordDict({"said": ConfigRecord({"site": task.site.name, "reason": reply.reason})})
+        asked = message.content["ask"]
+        weights = message.content["weights"].to_torch_state_dict()
+        request = Request(str(asked["what"]), task, weights, tuple(str(asked["layers"]).split()))
+        reply = answer(request, lambda tick: _tell(ticks, tick))
+        content = RecordDict({"said": ConfigRecord({"reason": reply.reason})})
         if reply.upload is not None:
             content["weights"] = ArrayRecord(reply.upload.weights)
             content["scalars"] = MetricRecord(dict(reply.upload.scalars))
             if reply.upload.samples is not None:
                 content["samples"] = ArrayRecord({"samples": reply.upload.samples})
+            for kind, state in reply.upload.statistics.items():
+                content[f"statistic.{kind}"] = ArrayRecord(state)
         return Message(content, reply_to=message)
 
     return app
@@ -117,34 +123,49 @@ def _tell(ticks: Path, tick: Tick) -> None:
 
 
 def _asking(grid: Any, tasks: list[SiteTask]) -> Ask:
-    """Ask by Flower messages: every node the same, and each answers for its own hospital."""
+    """Ask by Flower messages, one to the node of each site; which node is whose, the nodes say first."""
     from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
-    def ask(what: str, _: Sequence[SiteTask], weights: dict[str, Tensor], deadline_s: float) -> Iterator[Reply]:
+    whose: dict[str, int] = {}
+
+    def ask(requests: Sequence[Request], deadline_s: float) -> Iterator[Reply]:
         began = time.monotonic()
-        nodes = _nodes(grid, len(tasks), deadline_s)
-        content = RecordDict({"ask": ConfigRecord({"what": what}), "theta_0": ArrayRecord(dict(weights))})
-        messages = [Message(content, dst_node_id=node, message_type=MessageType.TRAIN) for node in nodes]
-        waiting = set(grid.push_messages(messages))
-        answered: set[str] = set()
-        failures: list[str] = []
+        if not whose:
+            whose.update(_introduced(grid, len(tasks), deadline_s))
+        waiting: dict[str, Request] = {}
+        for request in requests:
+            asked = ConfigRecord({"what": request.what, "layers": " ".join(request.layers)})
+            content = RecordDict({"ask": asked, "weights": ArrayRecord(dict(request.weights))})
+            node = whose.get(request.task.site.name)
+            if node is None:
+                yield Reply(request.task, None, "its client did not start", time.monotonic() - began)
+                continue
+            (sent,) = grid.push_messages([Message(content, dst_node_id=node, message_type=MessageType.TRAIN)])
+            waiting[sent] = request
         while waiting and time.monotonic() - began < deadline_s:
             for message in grid.pull_messages(list(waiting)):
-                waiting.discard(message.metadata.reply_to_message_id)
-                if message.has_error():
-                    failures.append(_reason(message.error.reason))
-                else:
-                    reply = _reply(message, tasks, time.monotonic() - began)
-                    answered.add(reply.task.site.name)
-                    yield reply
-            time.sleep(0.2)
-        # An error that Flower made itself does not say whose it is; when all but the failed have answered, it is known.
-        silent = [task for task in tasks if task.site.name not in answered]
-        for task, failure in zip(silent, failures, strict=False):
-            whose = failure if len(failures) == len(silent) == 1 or not waiting else f"{failure} (or another silent site)"
-            yield Reply(task, None, whose, time.monotonic() - began)
+                request = waiting.pop(message.metadata.reply_to_message_id)
+                yield _reply(message, request.task, time.monotonic() - began)
+            time.sleep(0.05)
 
     return ask
+
+
+def _introduced(grid: Any, count: int, deadline_s: float) -> dict[str, int]:
+    """Site -> node, of all that answer in time."""
+    from flwr.app import Message, MessageType, RecordDict
+
+    began = time.monotonic()
+    messages = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in _nodes(grid, count, deadline_s)]
+    waiting = set(grid.push_messages(messages))
+    found: dict[str, int] = {}
+    while waiting and time.monotonic() - began < min(deadline_s, START_GRACE_S):
+        for message in grid.pull_messages(list(waiting)):
+            waiting.discard(message.metadata.reply_to_message_id)
+            if not message.has_error():
+                found[str(message.content["said"]["site"])] = message.metadata.src_node_id
+        time.sleep(0.05)
+    return found
 
 
 def _nodes(grid: Any, count: int, deadline_s: float) -> list[int]:
@@ -156,15 +177,20 @@ def _nodes(grid: Any, count: int, deadline_s: float) -> list[int]:
     return nodes
 
 
-def _reply(message: Any, tasks: list[SiteTask], seconds: float) -> Reply:
-    said = message.content["said"]
-    task = next(task for task in tasks if task.site.name == said["site"])
-    if said["reason"]:
-        return Reply(task, None, str(said["reason"]), seconds)
-    weights = dict(message.content["weights"].to_torch_state_dict())
-    scalars = {name: float(value) for name, value in message.content["scalars"].items()}
-    shown = message.content["samples"].to_torch_state_dict()["samples"] if "samples" in message.content else None
-    return Reply(task, Upload(task.site.name, weights, scalars, shown), "", seconds)
+def _reply(message: Any, task: SiteTask, seconds: float) -> Reply:
+    if message.has_error():
+        return Reply(task, None, _reason(message.error.reason), seconds)
+    content = message.content
+    if content["said"]["reason"]:
+        return Reply(task, None, str(content["said"]["reason"]), seconds)
+    weights = dict(content["weights"].to_torch_state_dict())
+    scalars = {name: float(value) for name, value in content["scalars"].items()}
+    shown = content["samples"].to_torch_state_dict()["samples"] if "samples" in content else None
+    statistics = {
+        kind: dict(content[f"statistic.{kind}"].to_torch_state_dict())
+        for kind in (key.removeprefix("statistic.") for key in content.keys() if key.startswith("statistic."))  # noqa: SIM118
+    }
+    return Reply(task, Upload(task.site.name, weights, scalars, shown, statistics), "", seconds)
 
 
 def _reason(text: str) -> str:

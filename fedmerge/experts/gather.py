@@ -2,78 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fedmerge.errors import SiteError, UploadRefused
+from fedmerge.experts.asking import Ask, Job, Outcome, Reply, Request
 from fedmerge.experts.initialisation import Initial
+from fedmerge.experts.measuring import gather_statistics, model_of
 from fedmerge.experts.pool import ExpertPool
 from fedmerge.experts.probe import ROUNDS, Probe
+from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.upload import Declaration, Upload, inspect, state_digest, write_audit
-
-START_GRACE_S = 120.0
-"""What the carriers of messages may take to start and to stop, on top of the hospitals' deadline, seconds."""
+from fedmerge.experts.upload import Declaration, DeclaredStatistic, inspect, state_digest, write_audit
 
 
-@dataclass(frozen=True)
-class Tick:
-    """Progress of one site: steps done, steps in all, a few words. Nothing else is told before the upload."""
-
-    site: str
-    done: int
-    total: int
-    text: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How asking one site ended. trained: it trained now. reason: why there is no expert, or empty."""
-
-    site: str
-    trained: bool
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One site's answer: an upload, or the reason why there is none. seconds: since it was asked."""
-
-    task: SiteTask
-    upload: Upload | None
-    reason: str
-    seconds: float
-
-
-Ask = Callable[[str, Sequence[SiteTask], dict[str, Tensor], float], Iterator[Reply]]
-"""(what, whom, weights to start from, deadline in seconds) -> replies as they arrive. what: "train" or "probe"."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be gathered, and where it goes."""
-
-    tasks: tuple[SiteTask, ...]
-    initial: Initial
-    pool: Path
-    audit: Path
-    deadline_s: float
+def incomplete(job: Job) -> list[SiteTask]:
+    """The sites that have to be asked something."""
+    known = StatisticPool(ExpertPool(job.pool), job.tasks)
+    return [task for task in job.tasks if not known.complete(task)]
 
 
 def collect(job: Job, ask: Ask) -> dict[str, Outcome]:
-    """Ask every site whose expert is not in the pool, and admit what arrives. One site's failure costs no other its expert."""
+    """Ask every site whose expert is not in the pool, and admit what arrives. One site's failure costs no other its expert.
+
+    When all experts are there, ask for the statistics that are not.
+    """
     pool = ExpertPool(job.pool)
     missing = [task for task in job.tasks if not pool.has(task)]
     outcomes = {task.site.name: Outcome(task.site.name, False) for task in job.tasks if task not in missing}
-    for reply in ask("train", missing, job.initial.weights, job.deadline_s) if missing else ():
+    for reply in ask([Request("train", task, job.initial.weights) for task in missing], job.deadline_s) if missing else ():
         outcomes[reply.task.site.name] = _admit(reply, job, pool)
     for task in missing:
-        silent = f"did not answer within {job.deadline_s:g} s"
-        outcomes.setdefault(task.site.name, Outcome(task.site.name, False, silent))
+        outcomes.setdefault(task.site.name, Outcome(task.site.name, False, job.silence))
+    if not any(outcome.reason for outcome in outcomes.values()):
+        for name, reason in gather_statistics(job, ask).items():
+            outcomes[name] = replace(outcomes[name], reason=reason)
     return outcomes
 
 
@@ -85,7 +50,7 @@ def probe_head(job: Job, ask: Ask) -> Initial:
     weights = dict(job.initial.weights)
     for _ in range(ROUNDS):
         heads: list[tuple[float, dict[str, Tensor]]] = []
-        for reply in ask("probe", job.tasks, weights, job.deadline_s):
+        for reply in ask([Request("probe", task, weights) for task in job.tasks], job.deadline_s):
             if reply.upload is None:
                 raise SiteError(f"site '{reply.task.site.name}': linear probing: {reply.reason}")
             declared = Probe.declaration(reply.task.site.name, reply.upload, weights)
@@ -102,7 +67,11 @@ def probe_head(job: Job, ask: Ask) -> Initial:
 def declaration(task: SiteTask, weights: dict[str, Tensor]) -> Declaration:
     """What the site of a task may send."""
     size, channels = task.model.geometry
-    return Declaration.of(task.site.name, weights, task.training.runs, task.site.samples, (size, size, channels))
+    expert = Declaration.of(task.site.name, weights, task.training.runs, task.site.samples, (size, size, channels))
+    asked = [statistic for statistic in task.uploads if statistic.starts_from != "rounds"]
+    model = model_of(task) if asked else None
+    declared = {one.kind(): DeclaredStatistic(one.layout(model), one.refuses) for one in asked if model is not None}
+    return replace(expert, statistics=declared)
 
 
 def _admit(reply: Reply, job: Job, pool: ExpertPool) -> Outcome:
@@ -114,5 +83,9 @@ def _admit(reply: Reply, job: Job, pool: ExpertPool) -> Outcome:
     except UploadRefused as refusal:
         return Outcome(name, False, f"its upload was refused: {refusal}")
     write_audit(job.audit, items)
-    pool.add(reply.task, reply.upload, items, reply.seconds)
+    kinds = {statistic.kind(): statistic for statistic in reply.task.uploads}
+    pool.add(reply.task, reply.upload, [item for item in items if item.kind not in kinds], reply.seconds)
+    known = StatisticPool(pool, job.tasks)
+    for kind, state in reply.upload.statistics.items():
+        known.add(reply.task, kinds[kind], state, [item for item in items if item.kind == kind])
     return Outcome(name, True)

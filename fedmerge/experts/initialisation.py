@@ -19,6 +19,7 @@ from fedmerge.data.shift import Scanner
 from fedmerge.data.source import SOURCES
 from fedmerge.errors import CheckpointError
 from fedmerge.experts.backbone import ModelSpec, build, normalisation, renew_head
+from fedmerge.experts.checkpoint import read_tensors
 from fedmerge.experts.fitting import Recipe, Split, fit
 from fedmerge.experts.upload import state_digest
 from fedmerge.folder import Spec
@@ -127,19 +128,12 @@ def _pretrained(model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
 
 
 def _checkpoint(spec: Checkpoint, model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(os.path.expandvars(spec.path)).expanduser()
-    try:
-        found = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"initialisation.path: {path}: {error}; expected a safetensors file of {model.name}") from None
+    found = read_tensors(spec.path, "initialisation.path", model)
     skeleton = build(model, classes, seed=seed)
     wanted = skeleton.state_dict()
     kept = {name: found[name] for name in found if name not in head_names(skeleton)}
     fresh = {name: wanted[name] for name in head_names(skeleton)}
-    check_state({**kept, **fresh}, wanted, f"initialisation.path: {path.name}")
+    check_state({**kept, **fresh}, wanted, f"initialisation.path: {Path(spec.path).name}")
     return {name: ({**kept, **fresh})[name].to(wanted[name].dtype) for name in wanted}
 
 

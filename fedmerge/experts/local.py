@@ -6,19 +6,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from fedmerge.errors import UserError
-from fedmerge.experts.gather import Ask, Job, Outcome, Reply, Tick, collect, probe_head
+from fedmerge.experts.asking import Ask, Job, Outcome, Reply, Request, Tick
+from fedmerge.experts.gather import collect, probe_head
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.probe import Probe
-from fedmerge.experts.train import SiteTask, train_site
+from fedmerge.experts.train import measure_site, train_site
 
 OnTick = Callable[[Tick], None]
 
 
 def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:
-    """Train every site whose expert is not in the pool, one after the other."""
+    """Ask every site for what is not in the pool, one after the other."""
     with _threads_restored():
         return collect(job, _asking(on_tick))
 
@@ -30,22 +30,29 @@ def probe(job: Job, on_tick: OnTick) -> Initial:
 
 
 def _asking(on_tick: OnTick) -> Ask:
-    def ask(what: str, tasks: Sequence[SiteTask], weights: dict[str, Tensor], deadline_s: float) -> Iterator[Reply]:
-        for task in tasks:
-            yield answer(what, task, weights, on_tick)
+    def ask(requests: Sequence[Request], deadline_s: float) -> Iterator[Reply]:
+        for request in requests:
+            yield answer(request, on_tick)
 
     return ask
 
 
-def answer(what: str, task: SiteTask, weights: dict[str, Tensor], on_tick: OnTick) -> Reply:
+def answer(request: Request, on_tick: OnTick) -> Reply:
     """One site's answer; what the user can mend comes back as a reason."""
     began = time.perf_counter()
-    name = task.site.name
+    task = request.task
+
+    def on_progress(done: int, total: int, text: str) -> None:
+        on_tick(Tick(task.site.name, done, total, text))
+
     try:
-        if what == "probe":
-            upload = Probe.at_site(task, weights)
-        else:
-            upload = train_site(task, weights, lambda done, total, text: on_tick(Tick(name, done, total, text)))
+        match request.what:
+            case "probe":
+                upload = Probe.at_site(task, request.weights)
+            case "train":
+                upload = train_site(task, request.weights, on_progress)
+            case kind:
+                upload = measure_site(task, kind, request.weights, request.layers, on_progress)
     except UserError as error:
         return Reply(task, None, str(error), time.perf_counter() - began)
     return Reply(task, upload, "", time.perf_counter() - began)

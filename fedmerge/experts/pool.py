@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ TRAINER_VERSION = 1
 
 @dataclass(frozen=True)
 class Expert:
-    """One site's expert as the target gets it. runs: hyper-parameters and validation accuracy of every run."""
+    """One site's expert as the target gets it. runs: hyper-parameters and accuracy of every run. statistics: by kind."""
 
     site: str
     fingerprint: str
@@ -35,6 +35,7 @@ class Expert:
     runs: list[dict[str, float]]
     samples: Tensor | None
     audit: list[dict[str, Any]]
+    statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 def fingerprint(task: SiteTask) -> str:
@@ -63,15 +64,19 @@ class ExpertPool:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def entry(self, task: SiteTask) -> Path:
+        """The folder of a task's expert, whether it exists or not."""
+        return self.path / "experts" / f"{task.site.name}-{fingerprint(task)[:16]}"
+
     def has(self, task: SiteTask) -> bool:
         """Whether the expert of this task is there."""
-        return (self._entry(task) / "manifest.json").is_file()
+        return (self.entry(task) / "manifest.json").is_file()
 
     def add(self, task: SiteTask, upload: Upload, items: list[Item], seconds: float) -> None:
         """Keep an upload that has passed the audit, and the audit's lines with it."""
         from safetensors.torch import save_file
 
-        entry = self._entry(task)
+        entry = self.entry(task)
         entry.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
         save_file({name: tensor.contiguous() for name, tensor in upload.weights.items()}, draft / "expert.safetensors")
@@ -97,7 +102,7 @@ class ExpertPool:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        entry = self._entry(task)
+        entry = self.entry(task)
         try:
             manifest = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
             weights = load_file(entry / "expert.safetensors")
@@ -119,9 +124,6 @@ class ExpertPool:
             samples=samples,
             audit=manifest["audit"],
         )
-
-    def _entry(self, task: SiteTask) -> Path:
-        return self.path / "experts" / f"{task.site.name}-{fingerprint(task)[:16]}"
 
 
 def _verify(entry: Path, manifest: dict[str, Any], wanted: str, weights: dict[str, Tensor]) -> None:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmerge.experts.backbone import build
-from fedmerge.experts.train import SiteTask, State, admit_images
+from fedmerge.experts.statistic import State
+from fedmerge.experts.train import SiteTask, admit_images
 from fedmerge.experts.upload import Declaration, Upload
 from fedmerge.merge.parts import head_names
 

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from fedmerge.data.images import Images, to_batch
 from fedmerge.data.partition import holdout
 from fedmerge.errors import DataError
 from fedmerge.experts.backbone import ModelSpec, build, normalisation, renew_head
 from fedmerge.experts.calibration import fit_temperature
-from fedmerge.experts.diversity import Diversity, Hyper
+from fedmerge.experts.diversity import Diversity
 from fedmerge.experts.fitting import LearningRate, Optimiser, Recipe, Split, accuracy, fit, logits_of
+from fedmerge.experts.selection import Run, select
+from fedmerge.experts.statistic import STATISTICS, Ground, State, Statistic
 from fedmerge.experts.upload import Upload
 from fedmerge.experts.views import Strength
 from fedmerge.folder import Spec
@@ -24,7 +26,7 @@ from fedmerge.merge.parts import head_names
 from fedmerge.seeds import generator, seed_of
 from fedmerge.site import Site
 
-State = dict[str, Tensor]
+AnyStatistic: Any = STATISTICS.union()
 OnProgress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a few words."""
 
@@ -47,7 +49,7 @@ class Training(Spec):
 
 
 class SiteTask(Spec):
-    """Everything a hospital is asked, as it travels to it."""
+    """Everything a hospital is asked, as it travels to it. uploads: statistics beside its expert, one of a kind."""
 
     site: Site
     model: ModelSpec
@@ -56,15 +58,7 @@ class SiteTask(Spec):
     seed: int
     initial_sha256: str
     head_init: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """One trained run: its best checkpoint, that checkpoint's validation accuracy, and its hyper-parameters."""
-
-    state: State
-    accuracy: float
-    hyper: Hyper
+    uploads: tuple[AnyStatistic, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,19 +71,14 @@ class Ward:
 
 
 def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress) -> Upload:
-    """Train, select, calibrate. Raises DataError if the hospital's images cannot be used."""
-    torch.set_num_threads(task.training.threads)
-    ward = admit_images(task)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build(task.model, len(task.classes), seed=task.seed).to(device)
-    heads = head_names(model)
-    if task.head_init == "per_site_random":
-        theta_0 = renew_head(theta_0, heads, "random", seed_of(task.seed, "head", task.site.name))
-    runs = [_train_run(task, number, theta_0, ward, on_progress) for number in range(task.training.runs)]
+    """Train, select, calibrate, and compute what else is asked for. Raises DataError if the hospital's images cannot be used."""
+    ward, model = open_ward(task)
+    runs = train_runs(task, theta_0, ward, on_progress)
     state = select(runs, task.training.select, lambda state: _validate(model, state, ward.validation))
     model.load_state_dict(state)
     logits = logits_of(model, ward.validation.x)
     shown = ward.images.pixels[_one_of_each(ward.images, task.site.samples)]
+    asked = [statistic for statistic in task.uploads if statistic.starts_from != "rounds"]
     return Upload(
         site=task.site.name,
         weights={name: tensor.detach().cpu().clone() for name, tensor in state.items()},
@@ -100,7 +89,49 @@ def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress) -> Uploa
             **{f"runs.{i}.{name}": value for i, run in enumerate(runs) for name, value in _row(run).items()},
         },
         samples=torch.from_numpy(shown.copy()) if task.site.samples else None,
+        statistics={one.kind(): _measure(task, one, model, ward, lambda: [run.state for run in runs]) for one in asked},
     )
+
+
+def measure_site(task: SiteTask, kind: str, weights: State, layers: tuple[str, ...], on_progress: OnProgress) -> Upload:
+    """One statistic of a hospital that has trained before, from the model that it is sent: see `Statistic.starts_from`."""
+    ward, model = open_ward(task)
+    model.load_state_dict(weights)
+    statistic = next(one for one in task.uploads if one.kind() == kind)
+    on_progress(0, 1, f"computes {kind}")
+    found = _measure(
+        task, statistic, model, ward, lambda: [run.state for run in train_runs(task, weights, ward, on_progress)], layers
+    )
+    on_progress(1, 1, f"computes {kind}")
+    return Upload(task.site.name, {}, {}, statistics={kind: found})
+
+
+def open_ward(task: SiteTask) -> tuple[Ward, nn.Module]:
+    """The hospital's images, and a model for its expert, on a GPU if there is one."""
+    torch.set_num_threads(task.training.threads)
+    ward = admit_images(task)
+    model = build(task.model, len(task.classes), seed=task.seed)
+    return ward, model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train_runs(task: SiteTask, theta_0: State, ward: Ward, on_progress: OnProgress) -> list[Run]:
+    """All runs of a hospital: the same for the same task and theta_0."""
+    if task.head_init == "per_site_random":
+        heads = head_names(build(task.model, len(task.classes), seed=task.seed))
+        theta_0 = renew_head(theta_0, heads, "random", seed_of(task.seed, "head", task.site.name))
+    return [_train_run(task, number, theta_0, ward, on_progress) for number in range(task.training.runs)]
+
+
+def _measure(
+    task: SiteTask,
+    statistic: Statistic,
+    model: nn.Module,
+    ward: Ward,
+    runs: Callable[[], list[State]],
+    layers: tuple[str, ...] = (),
+) -> State:
+    x = ward.train.x.to(next(model.parameters()).device)
+    return statistic.measure(Ground(model.eval(), x, runs, layers, seed_of(task.seed, statistic.kind(), task.site.name)))
 
 
 def admit_images(task: SiteTask) -> Ward:
@@ -115,35 +146,6 @@ def admit_images(task: SiteTask) -> Ward:
     x = to_batch(images.pixels, *normalisation(task.model))
     y = torch.from_numpy(images.labels)
     return Ward(Split(x[train], y[train]), Split(x[held], y[held]), images)
-
-
-def select(runs: Sequence[Run], how: str, validate: Callable[[State], float]) -> State:
-    """The expert of a site: its best run (the first of several), the mean of all, or the greedy soup.
-
-    greedy: runs in falling order of validation accuracy; one joins if the accuracy of the mean does not fall (Wortsman et al.,
-    Model soups, ICML 2022, recipe 1; ties are accepted as in DiWA).
-    """
-    order = sorted(runs, key=lambda run: -run.accuracy)
-    if how == "best":
-        return order[0].state
-    if how == "uniform":
-        return soup([run.state for run in runs])
-    chosen = [order[0].state]
-    best = validate(order[0].state)
-    for run in order[1:]:
-        reached = validate(soup([*chosen, run.state]))
-        if reached >= best:
-            chosen, best = [*chosen, run.state], reached
-    return soup(chosen)
-
-
-def soup(states: Sequence[State]) -> State:
-    """The mean of state dicts; integer buffers are those of the first."""
-    first = states[0]
-    return {
-        name: torch.stack([state[name] for state in states]).mean(0) if first[name].is_floating_point() else first[name]
-        for name in first
-    }
 
 
 def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progress: OnProgress) -> Run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,12 +22,16 @@ SCALAR_BYTES = 8
 
 @dataclass(frozen=True)
 class Upload:
-    """What a site sends: one expert's whole state, a few numbers, and sample images if its site file grants them."""
+    """What a site sends: one expert's whole state, a few numbers, and sample images if its site file grants them.
+
+    statistics: what the scenario's `uploads` ask for, by kind. An upload of statistics alone has no weights and no scalars.
+    """
 
     site: str
     weights: dict[str, Tensor]
     scalars: dict[str, float]
     samples: Tensor | None = None
+    statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,23 @@ class Item:
 
 
 @dataclass(frozen=True)
+class DeclaredStatistic:
+    """Arrays of one kind of statistic, float32, by name and shape. refuses: says why one cannot be right, or nothing."""
+
+    shapes: dict[str, tuple[int, ...]]
+    refuses: Callable[[str, Tensor], str]
+
+
+@dataclass(frozen=True)
 class Declaration:
-    """What a site may send: arrays by name, shape and dtype, scalars by name, and a number of sample images."""
+    """What a site may send: arrays by name, shape and dtype, scalars by name, sample images by number, statistics by kind."""
 
     site: str
     arrays: dict[str, tuple[tuple[int, ...], torch.dtype]]
     scalars: frozenset[str]
     samples: int = 0
     image_shape: tuple[int, ...] = field(default=())
+    statistics: dict[str, DeclaredStatistic] = field(default_factory=dict)
 
     @staticmethod
     def of(site: str, state: Mapping[str, Tensor], runs: int, samples: int, image_shape: tuple[int, ...]) -> Declaration:
@@ -75,6 +88,9 @@ def inspect(upload: Upload, declaration: Declaration) -> list[Item]:
         shown = upload.samples if upload.samples is not None else torch.empty(0)
         _same(site, "number of sample images", len(shown) <= declaration.samples and len(shown) > 0, True)
         items.append(_array(site, "samples", shown, (len(shown), *declaration.image_shape), torch.uint8, "samples"))
+    _same(site, "statistics", sorted(upload.statistics), sorted(declaration.statistics))
+    for kind, declared in declaration.statistics.items():
+        items += _statistic(site, kind, upload.statistics[kind], declared)
     return items
 
 
@@ -105,6 +121,15 @@ def _array(site: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: 
         raise UploadRefused(f"site '{site}': {name}: found NaN or infinity; expected finite numbers")
     size = tensor.numel() * tensor.element_size()
     return Item(site, name, kind, shape, str(dtype).removeprefix("torch."), size, digest(tensor))
+
+
+def _statistic(site: str, kind: str, found: Mapping[str, Tensor], declared: DeclaredStatistic) -> list[Item]:
+    _same(site, kind, sorted(found), sorted(declared.shapes))
+    items = [_array(site, f"{kind}.{name}", found[name], shape, torch.float32, kind) for name, shape in declared.shapes.items()]
+    for name in declared.shapes:
+        if wrong := declared.refuses(name, found[name]):
+            raise UploadRefused(f"site '{site}': {kind}.{name}: {wrong}")
+    return items
 
 
 def _scalar(site: str, name: str, value: float) -> Item:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fedmerge.data.sources.organ_phantom import ORGANS
+from fedmerge.experts.asking import Job
 from fedmerge.experts.backbone import ModelSpec
-from fedmerge.experts.gather import Job
 from fedmerge.experts.initialisation import Initial, Proxy, initialise
 from fedmerge.experts.train import SiteTask, Training
 from fedmerge.site import Site

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from fedmerge.experts import federation, local
-from fedmerge.experts.gather import Job, Tick
+from fedmerge.experts.asking import Job, Tick
 from fedmerge.experts.pool import ExpertPool
 from fedmerge.experts.train import SiteTask
 

@@ -10,7 +10,8 @@ import torch
 
 from fedmerge.data.shift import Scanner
 from fedmerge.errors import FolderError
-from fedmerge.experts.gather import Job, Reply, declaration
+from fedmerge.experts.asking import Job, Reply
+from fedmerge.experts.gather import declaration
 from fedmerge.experts.pool import ExpertPool, fingerprint
 from fedmerge.experts.train import SiteTask
 from fedmerge.experts.upload import RUN_SCALARS, Upload, inspect, state_digest

@@ -15,7 +15,9 @@ from fedmerge.experts.backbone import ModelSpec, build, train_mode
 from fedmerge.experts.calibration import fit_temperature
 from fedmerge.experts.diversity import MILD, Diversity, Draw
 from fedmerge.experts.initialisation import Initial
-from fedmerge.experts.train import Run, SiteTask, State, select, soup, train_site
+from fedmerge.experts.selection import Run, select, soup
+from fedmerge.experts.statistic import State
+from fedmerge.experts.train import SiteTask, train_site
 from fedmerge.experts.upload import state_digest
 from fedmerge.experts.views import augment
 

@@ -1,0 +1,1 @@
+"""One file, one kind of statistic that a site may upload beside its weights."""
