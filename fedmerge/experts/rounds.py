@@ -44,7 +44,7 @@ def blocks(model: nn.Module, image: tuple[int, ...]) -> list[Block]:
     order: list[str] = []
     layers = linear_layers(model)
     hooks = [layer.register_forward_pre_hook(lambda *_, name=name: order.append(name)) for name, layer in layers.items()]
-    model(torch.zeros(1, *image))
+    model(torch.zeros(1, *image).to(next(model.parameters())))
     for hook in hooks:
         hook.remove()
     found: dict[str, list[str]] = {}

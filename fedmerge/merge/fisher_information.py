@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Estimator = Literal["exact", "mc", "fb_compat"]
 Forward = Callable[[Tensor, Tensor], Tensor]
@@ -51,7 +52,8 @@ def _gradients(forward: Forward, theta: Tensor, x: Tensor, labels: Tensor) -> Te
     def log_p(theta: Tensor, image: Tensor, label: Tensor) -> Tensor:
         return forward(theta, image[None]).log_softmax(-1)[0].gather(0, label[None])[0]
 
-    per_sample: Tensor = vmap(grad(log_p), in_dims=(None, 0, 0))(theta, x, labels)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no rule for vmap, and would go one by one
+        per_sample: Tensor = vmap(grad(log_p), in_dims=(None, 0, 0))(theta, x, labels)
     return per_sample
 
 
