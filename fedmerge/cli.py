@@ -42,6 +42,20 @@ def schema(document: Annotated[Document, typer.Argument(help="which YAML to desc
     typer.echo(json.dumps(json_schema(document.value), indent=2))
 
 
+@app.command()
+@guarded
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, for its formula and fields; all if left out")] = None,
+) -> None:
+    """Print the table of merging methods, or one method with its formula and its fields."""
+    from fedmerge.catalogue import describe, table
+
+    if name:
+        typer.echo(describe(name))
+    else:
+        table()
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()

@@ -165,6 +165,12 @@ def _methods(where: str, scenario: Scenario, names: list[str], sites: list[Site]
         for key in dict.fromkeys(keys)
         if keys.count(key) > 1
     ]
+    kinds = [statistic.kind() for statistic in scenario.uploads]
+    problems += [
+        Problem(where, "uploads", f"'{kind}' {kinds.count(kind)} times", "every statistic once")
+        for kind in dict.fromkeys(kinds)
+        if kinds.count(kind) > 1
+    ]
     for number, method in enumerate(scenario.methods):
         at = f"methods[{number}]"
         problems += _needs(where, at, method, scenario)

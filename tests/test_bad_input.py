@@ -73,6 +73,22 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
     ),
     "an unknown method": (change(methods=["mean", "eaam"]), ("tiny.yaml: methods[1]", "did you mean 'eam'?")),
     "a method's misspelt key": (change(methods=[{"eam": {"gama": 3}}]), ("methods[0].eam.gama", "did you mean 'gamma'?")),
+    "a statistic that nobody uploads": (
+        change(methods=["mean", "fisher"], uploads=["gram"]),
+        ("tiny.yaml: methods[1]", "needs the statistic 'fisher'", "uploads: [gram, fisher]"),
+    ),
+    "an unknown statistic": (change(uploads=["fischer"]), ("tiny.yaml: uploads[0]", "did you mean 'fisher'?")),
+    "a statistic twice": (change(uploads=["gram", {"gram": {"samples": 3}}]), ("tiny.yaml: uploads", "'gram' 2 times")),
+    "other rounds than the method's": (
+        change(methods=[{"regmean_pp": {"ratio": 0.5}}], uploads=["gram_rounds"]),
+        ("methods[0].ratio", "found 0.5", "1.0, as in uploads.gram_rounds"),
+    ),
+    "RegMean++ at the target": (change(methods=[{"regmean_pp": {"mode": "target"}}]), ("regmean_pp.mode", "the merge is the mean")),
+    "a generalist that nobody gave": (change(methods=[{"t3": {"generalist": "generalist"}}]), ("methods[0]", "a key 'generalist'")),
+    "a share above 1": (
+        change(methods=[{"ties": {"keep": 1.5}}]),
+        ("methods[0].ties.keep", "found 1.5", "less than"),
+    ),
     "an unknown schedule": (change(stream={"kind": "idd"}), ("tiny.yaml: stream", "did you mean 'iid'?")),
     "a flip where left is not right": (change(methods=[{"eam": {"augs": ["hflip"]}}]), ("augs", "left organ")),
     "a text for a number": (change(seed="three"), ("tiny.yaml: seed", "'three'")),
@@ -140,6 +156,16 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     assert "w.safetensors does not fit the model" in said
     assert "unexpected: blocks.1" in said
     assert not (tmp_path / "here" / "runs" / "tiny-3" / "summary.json").exists()
+
+
+def test_a_generalist_that_does_not_fit(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    save_file({"head.weight": build(ModelSpec.model_validate(TINY), 3).state_dict()["head.weight"]}, tmp_path / "g.safetensors")
+    given = {"generalist": str(tmp_path / "g.safetensors"), "methods": [{"t3": {"generalist": "generalist"}}]}
+    file.write_text(yaml.safe_dump({**SCENARIO, **given}))
+    said = refused(run(tmp_path / "here", "scenarios/tiny.yaml"))
+    assert "generalist: g.safetensors does not fit the model" in said
+    assert not list((tmp_path / "here").rglob("expert.safetensors"))
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

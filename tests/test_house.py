@@ -32,7 +32,8 @@ DOORS = {
     "federate": {"plan", "run_folder", "experts", "report", "errors"},
     "run": {"federate", "plan", "run_folder", "scenario", "experts", "target", "report", "data", "errors", "seeds"},
     "simulate": {"plan", "run", "run_folder", "errors"},
-    "cli": {"simulate", "scenario", "errors"},
+    "catalogue": {"merge", "target", "folder"},
+    "cli": {"simulate", "scenario", "catalogue", "errors"},
 }
 # A whole foreign package, and the one file that may name it.
 SEAMS = {"flwr": "experts/flower.py", "ray": "target/actor.py", "timm": "experts/backbone.py"}

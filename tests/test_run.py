@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from fedmerge.merge.method import METHODS
 from fedmerge.report.step import Step
 from tests.conftest import TINY
 
@@ -45,7 +46,8 @@ def world(root: Path) -> Path:
 
 
 def simulate(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedmerge.simulate", "scenarios/tiny.yaml", *options]
+    scenario = [] if options and options[0].endswith(".yaml") else ["scenarios/tiny.yaml"]
+    command = [sys.executable, "-m", "fedmerge.simulate", *scenario, *options]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -181,3 +183,36 @@ def test_images_that_cannot_be_used_cost_no_other_hospital_its_expert(first: tup
     assert "Traceback" not in ended.stderr
     assert not (folder / "runs/west/summary.json").exists()
     assert read(folder / "runs/west/manifest.json")["status"] == "failed"
+
+
+def test_every_method_of_the_folder_runs_and_is_labelled(first: tuple[Path, str]) -> None:
+    """All methods on one stream, with whatever they need; the experts are those that the first run has trained."""
+    folder, _ = first
+    target_fisher = {"fisher": {"mode": "target", "samples": 8, "label": "fisher-target"}}
+    stream = {"dawin": {"scope": "full", "label": "dawin-full"}}
+    everything = {
+        **SCENARIO,
+        "name": "everything",
+        "methods": [*METHODS.names, target_fisher, stream],
+        "uploads": [{"fisher": {"samples": 8}}, {"gram": {"samples": 8}}, {"gram_rounds": {"samples": 8}}, "soup"],
+    }
+    (folder / "scenarios" / "everything.yaml").write_text(yaml.safe_dump(everything))
+    said = done(folder, "scenarios/everything.yaml")
+    assert "compute fisher, gram, gram_rounds, soup" in said
+    summary = read(folder / "runs" / "everything-3" / "summary.json")
+    rows = summary["methods"]
+    assert set(METHODS.names) - {"expert"} <= set(rows)
+    assert not any(site["trained"] for site in summary["sites"])
+    assert not rows["oracle"]["ranked"]
+    assert not rows["dawin-full"]["ranked"]
+    assert rows["dawin-full"]["remark"] == "sees the whole stream before it predicts"
+    assert {name for name, row in rows.items() if row["gradient"]} >= {"adamerging", "fisher-target"}
+    assert {"fisher", "gram", "gram_rounds", "soup"} <= {json.loads(x)["kind"] for x in lines(folder / "runs" / "everything-3")}
+    assert read(folder / "runs" / "everything-3" / "manifest.json")["per_sample"]["taken"]
+    report = (folder / "runs" / "everything-3" / "report.html").read_text()
+    assert "sees the whole stream before it predicts" in report
+    assert "fisher" in report
+
+
+def lines(run: Path) -> list[str]:
+    return (run / "audit.jsonl").read_text().splitlines()

@@ -69,6 +69,11 @@ class Method(Plugin):
         return False
 
     @property
+    def precomputes(self) -> bool:
+        """Whether its coefficients may come from a first pass over the images, so that a second pass costs one forward."""
+        return False
+
+    @property
     def remark(self) -> str:
         """What a reader of the table must know about this row, or nothing."""
         return "sees the whole stream before it predicts" if self.transductive else ""

@@ -17,6 +17,10 @@ PIXELS = 96
 """Side of a sample image on the page; small images are enlarged without smoothing."""
 
 
+FEW = 3
+"""Adaptive methods that get a sentence each in the headline; more are listed."""
+
+
 def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) -> str:
     """The page as text; every image is inside it."""
     from jinja2 import Environment, StrictUndefined
@@ -33,6 +37,8 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         headline=headline(record, summary),
         plots={name: _inline(svg) for name, svg in plots.items()},
         adaptive=adaptive,
+        remarks=[(name, row["remark"]) for name, row in rows if row["remark"]],
+        precomputed=any(row["forwards_after_first_pass"] for _, row in rows),
         leaves=leaves(record),
         galleries=galleries(record),
     )
@@ -43,13 +49,21 @@ def headline(record: RunRecord, summary: dict[str, Any]) -> str:
     ranked = {name: row for name, row in summary["methods"].items() if row["ranked"]}
     best = max(ranked, key=lambda name: ranked[name]["accuracy"])
     said = [f"{best} is right most often: {_percent(ranked[best]['accuracy'])}% of {summary['stream']['samples']} images."]
-    for name, row in ranked.items():
-        versus = row["vs_mean"]
-        if record.methods[name].kind == "adaptive" and versus:
-            low, high = versus["ci95"]
-            word = "beats the mean" if low > 0 else "loses to the mean" if high < 0 else "is not told apart from the mean"
-            said.append(f"{name} {word} ({_points(versus['difference'])} points, 95% interval {_points(low)} to {_points(high)}).")
+    versus = {name: row["vs_mean"] for name, row in ranked.items() if record.methods[name].kind == "adaptive" and row["vs_mean"]}
+    for name, found in versus.items() if len(versus) <= FEW else ():
+        low, high = found["ci95"]
+        points = f"({_points(found['difference'])} points, 95% interval {_points(low)} to {_points(high)})"
+        said.append(f"{name} {_verdict(found)} {points}.")
+    for verdict in ("beats the mean", "is not told apart from the mean", "loses to the mean") if len(versus) > FEW else ():
+        names = [f"{name} ({_points(found['difference'])})" for name, found in versus.items() if _verdict(found) == verdict]
+        if names:
+            said.append(f"What {verdict}, with the difference in points: {', '.join(names)}.")
     return " ".join(said)
+
+
+def _verdict(versus: dict[str, Any]) -> str:
+    low, high = versus["ci95"]
+    return "beats the mean" if low > 0 else "loses to the mean" if high < 0 else "is not told apart from the mean"
 
 
 def leaves(record: RunRecord) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """One row of the table. remark: what a reader must know about it, or nothing."""
+    """One row of the table. remark: what a reader must know, or nothing. precomputes: whether a first pass gives coefficients."""
 
     paper: str
     kind: str
@@ -37,6 +37,7 @@ class MethodInfo:
     ranked: bool
     hyper_parameters: dict[str, Any]
     remark: str
+    precomputes: bool = False
 
 
 @dataclass(frozen=True)

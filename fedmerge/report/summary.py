@@ -75,6 +75,7 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
         "per_domain": {names[group]: value for group, value in by_group(p, y, domains).items()},
         "per_class": {record.classes[group]: value for group, value in by_group(p, y, y).items()},
         "forwards_per_batch": float(np.mean([step.forwards for step in steps])),
+        "forwards_after_first_pass": 1 if info.precomputes else None,
         "merge_bytes_per_batch": int(np.mean([step.merge_bytes for step in steps])),
         "seconds": float(np.sum([step.seconds for step in steps])),
         "kind": info.kind,

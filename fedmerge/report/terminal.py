@@ -61,12 +61,14 @@ class Terminal:
         table.add_column("method", no_wrap=True)
         for name in ("accuracy", "95% interval", "against the mean", "NLL", "forwards"):
             table.add_column(name, justify="right")
-        for name, row in sorted(summary["methods"].items(), key=lambda item: -item[1]["accuracy"]):
+        for name, row in sorted(summary["methods"].items(), key=lambda item: (not item[1]["ranked"], -item[1]["accuracy"])):
             low, high = row["ci95"]
             versus = row["vs_mean"]
             gain = f"{100 * versus['difference']:+.1f} (p {p_value(versus['p'])})" if versus else ""
             cells = [f"{100 * row['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", gain]
-            table.add_row(name, *cells, f"{row['nll']:.2f}", f"{row['forwards_per_batch']:g}")
+            table.add_row(
+                name if row["ranked"] else f"{name} (not ranked)", *cells, f"{row['nll']:.2f}", f"{row['forwards_per_batch']:g}"
+            )
         self.console.print(table)
 
     def quarter(self, key: str, done: int, total: int, text: str) -> None:

@@ -42,6 +42,7 @@ class Row:
             ranked=method.ranked and not method.transductive,
             hyper_parameters=method.model_dump(mode="json", exclude={"label", "kind"}),
             remark=method.remark,
+            precomputes=method.precomputes,
         )
 
 

@@ -59,6 +59,7 @@ class RowInfo:
     ranked: bool
     hyper_parameters: dict[str, Any]
     remark: str
+    precomputes: bool = False
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,12 @@ class T3(Adaptive):
         """Which generalist, and whether the first pass counts."""
         who = {"mean": "the experts' mean", "theta_0": "theta_0", "generalist": "the scenario's model"}[self.generalist]
         said = "no generalist" if self.k_rule == "no_generalist" else f"generalist: {who}; no zero-shot text head exists here"
-        return f"{said}; precomputed: only 1 of its forwards is in the second pass" if self.precompute else said
+        return f"{said}; precomputed: not online, and its first pass is counted" if self.precompute else said
+
+    @property
+    def precomputes(self) -> bool:
+        """As asked for."""
+        return self.precompute
 
     def coefficients(self, evidence: Evidence) -> Coefficients:
         """alpha (N, K), or (N, K + A) where the generalist is an anchor; rows on the simplex."""
