@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -118,18 +119,21 @@ class Evidence:
         return self._logits[name]
 
     def anchor_log_p(self, name: str) -> Tensor:
-        """log p (N, C) of an anchor of the bank, or of "mean", the uniform mean of the experts' weights.
+        """log p (N, C) of an anchor of the bank, or of "mean", the uniform mean of the valid experts' weights; uniform where its
+        logits are not finite.
 
         Raises CheckpointError if the bank was made without that anchor.
         """
         self._bill.single.add(name)
         if name not in self._single:
             if name == "mean":
-                uniform = torch.full((self.bank.K,), 1 / self.bank.K, dtype=torch.float64)
+                valid = self.valid.double() if bool(self.valid.any()) else torch.ones(self.bank.K, dtype=torch.float64)
+                uniform = valid.cpu() / valid.cpu().sum()
                 self._single[name] = self.bank.forward(self.bank.mix(uniform), self.batch)
             else:
                 self._single[name] = self.bank.row_logits(self.bank.anchor(name), self.batch)
-        return log_probabilities(self._single[name])
+        log_p = log_probabilities(self._single[name])
+        return torch.where(torch.isfinite(self._single[name]).all(1, keepdim=True), log_p, -math.log(self.classes))
 
     def log_p(self, view: View = "none", calibrated: bool = False) -> Tensor:
         """log p_k (K, N, C); `calibrated` divides logits by each site's temperature T_k first."""

@@ -52,7 +52,7 @@ class Progress:
         chunk = self.out / "progress" / f"{snapshot['position']:08d}.npz"
         draft = chunk.with_suffix(".draft")
         states = {f"state {key}\t{name}": v for key, s in snapshot["states"].items() for name, v in s.items()}
-        facts = {"key": self.key, "position": snapshot["position"], "forwards_run": snapshot["forwards_run"]}
+        facts = {"key": self.key} | {name: value for name, value in snapshot.items() if name != "states"}
         arrays: dict[str, Any] = {f"p{i}": step.probabilities for i, step in enumerate(steps)}
         with draft.open("wb") as file:
             np.savez(file, facts=json.dumps(facts), lines=np.array([step.line() for step in steps]), **arrays, **states)
@@ -79,4 +79,4 @@ def _read(chunk: Path, key: dict[str, Any]) -> tuple[list[Step], Snapshot | None
             if name.startswith("state "):
                 method, _, tensor = name.removeprefix("state ").partition("\t")
                 states[method][tensor] = stored[name]
-    return steps, {"position": facts["position"], "forwards_run": facts["forwards_run"], "states": states}
+    return steps, {name: value for name, value in facts.items() if name != "key"} | {"states": states}

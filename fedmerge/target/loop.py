@@ -21,7 +21,7 @@ from fedmerge.merge.bank import Bank
 from fedmerge.merge.entropy import entropy
 from fedmerge.merge.evidence import Answer, Evidence
 from fedmerge.merge.method import Adaptive, Method
-from fedmerge.merge.per_sample import PerSample
+from fedmerge.merge.per_sample import Costs, PerSample
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers, Stream
 from fedmerge.target.predict import Row, predict, rows_of
@@ -103,13 +103,16 @@ class TargetSite:
         return self.stream.answers()
 
     def snapshot(self) -> dict[str, Any]:
-        """The position and every method's state: numpy arrays and integers only."""
+        """The position, every method's state as numpy arrays, and how rows of coefficients are merged."""
         states = {key: {name: value.cpu().numpy().copy() for name, value in row.state.items()} for key, row in self.rows.items()}
-        return {"position": self.position, "forwards_run": self.forwards_run, "states": states}
+        ways = {"taken": self.per_sample.taken, "costs": asdict(self.per_sample.costs)}
+        return {"position": self.position, "forwards_run": self.forwards_run, "states": states, "per_sample": ways}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go on from a snapshot: the steps that follow are those of an undisturbed run."""
         self.position, self.forwards_run = snapshot["position"], snapshot["forwards_run"]
+        self.per_sample.taken = dict(snapshot["per_sample"]["taken"])
+        self.per_sample.costs = Costs(**snapshot["per_sample"]["costs"])  # measured again, another way might be taken
         for key, state in snapshot["states"].items():
             self.rows[key].state = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 

@@ -11,7 +11,8 @@ import torch
 from fedmerge.data.images import to_batch
 from fedmerge.errors import CheckpointError
 from fedmerge.experts.backbone import build, normalisation
-from fedmerge.merge.method import load
+from fedmerge.merge.evidence import Evidence
+from fedmerge.merge.method import Adaptive, load
 from fedmerge.report.step import Step
 from fedmerge.target.loop import TargetSite
 from fedmerge.target.task import TargetTask
@@ -99,14 +100,60 @@ def test_going_on_from_a_snapshot_is_an_undisturbed_run(target: Targets) -> None
     assert second.forwards_so_far() == whole.forwards_so_far()
 
 
+EVERY_STATE = (
+    "t3",
+    "t3_batch",
+    "dawin_sample",
+    "oracle",
+    load("dawin", scope="prefix"),
+    load("dawin", scope="full", label="dawin-full"),
+    load("adamerging"),
+    load("fisher", mode="target", samples=20, label="fisher-target"),
+)
+
+
+def test_what_learns_from_the_stream_goes_on_where_it_stood(target: Targets) -> None:
+    """Rows by image, two passes, gradients: all of them from a snapshot as if nothing had happened."""
+    whole = TargetSite(target(*EVERY_STATE), experts(), base())
+    expected = whole.advance(1000)
+    first = TargetSite(target(*EVERY_STATE), experts(), base())
+    begun = first.advance(5)
+    second = TargetSite(target(*EVERY_STATE), experts(), base())
+    second.restore(first.snapshot())
+    resumed = begun + second.advance(1000)
+    for a, b in zip(resumed, expected, strict=True):
+        assert (a.t, a.method) == (b.t, b.method)
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=2e-6)  # `auto` may take another way, not another result
+    assert second.per_sample_ways()["taken"].keys() <= {"mixture", "rows"}
+
+
+def test_rows_by_image_are_a_merge_for_every_image(target: Targets) -> None:
+    site = TargetSite(target("t3", "dawin_sample"), experts(), base())
+    steps = site.advance(3)
+    model = build(MODEL, 11).eval()
+    bank = site.bank
+    for t in range(3):
+        x = to_batch(site.images.pixels[site.stream.batches[t]], *normalisation(MODEL))
+        evidence = Evidence.of(bank, x)
+        for name in ("t3", "dawin_sample"):
+            method = load(name)
+            assert isinstance(method, Adaptive)
+            found = method.coefficients(evidence)
+            for i, image in enumerate(x):
+                model.load_state_dict(bank.state_dict(bank.mix(found.encoder[i], found.head[i])))
+                with torch.no_grad():
+                    wanted = model(image[None]).softmax(-1)[0]
+                np.testing.assert_allclose(steps_by(steps, name)[t].probabilities[i], wanted, atol=2e-5)
+
+
 def test_a_broken_expert_gets_no_weight_and_is_named(target: Targets) -> None:
     broken = experts()
     huge = {name: array * 1e30 if name == "blocks.0.mlp.fc1.weight" else array for name, array in broken[1].weights.items()}
     broken[1] = type(broken[1])("south", huge, 40, 1.0)
-    site = TargetSite(target("eam", "ensemble"), broken, base())
+    site = TargetSite(target("eam", "ensemble", "t3", "t3_batch", "dawin", "dawin_sample", "doe", "dcs", "mean"), broken, base())
     for step in site.advance(2):
         assert np.isfinite(step.probabilities).all()
-        if step.method == "eam":
+        if step.method in ("eam", "t3", "t3_batch", "dawin", "dawin_sample"):
             assert step.encoder is not None
             assert step.encoder[1] == 0
             assert step.notes["invalid"] == [1]
