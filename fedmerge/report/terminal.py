@@ -74,6 +74,8 @@ class Terminal:
     def quarter(self, key: str, done: int, total: int, text: str) -> None:
         """Without a terminal: a line at each quarter, and no more."""
         reached = QUARTERS * done // max(total, 1)
+        if reached < self._told.get(key, 0):  # the same site with its next task
+            self._told[key] = reached
         if reached > self._told.get(key, 0):
             self._told[key] = reached
             self.say(f"  {key}: {text} ({100 * done // max(total, 1)}%)")
