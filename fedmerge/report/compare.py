@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,30 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     discordant = only_first + only_second
     return 1.0 if discordant == 0 else float(binomtest(only_first, discordant, 0.5).pvalue)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values adjusted for how many there are, in the given order (Holm, Scandinavian Journal of Statistics 1979).
+
+    The i-th smallest of m is multiplied by m - i + 1; none is smaller than one before it, and none is above 1.
+    """
+    order = np.argsort(ps, kind="stable")
+    factors = len(ps) - np.arange(len(ps))
+    raised = np.minimum(1, np.maximum.accumulate(np.asarray(ps, float)[order] * factors))
+    adjusted = np.empty(len(ps))
+    adjusted[order] = raised
+    return [float(p) for p in adjusted]
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
+    """95% t interval of the mean over seeds; None with one seed, which says nothing about others."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    centre, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    reach = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+    return centre - reach, centre + reach
 
 
 def _draws(batches: int, seed: int) -> NDArray[np.int64]:

@@ -16,16 +16,21 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Metrics:
-    """accuracy: correct over all samples. batch_accuracy: mean of the batches' accuracies. nll in nats. ece: 15 bins."""
+    """accuracy: correct over all samples. batch_accuracy: mean of the batches' accuracies. nll in nats. ece: 15 bins.
+
+    auroc: one class against the rest, macro; None where the stream has one class only. brier: in [0, 2].
+    """
 
     accuracy: float
     batch_accuracy: float
     balanced_accuracy: float
     macro_f1: float
+    auroc: float | None
     nll: float
     ece: float
+    brier: float
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         """Plain numbers by name."""
         return asdict(self)
 
@@ -33,7 +38,7 @@ class Metrics:
 def measure(probabilities: NDArray[np.float32], labels: list[NDArray[np.int64]]) -> Metrics:
     """Metrics of class probabilities (samples, C) against the labels of every batch.
 
-    balanced_accuracy and macro_f1 are over the classes that occur in the stream.
+    balanced_accuracy, macro_f1 and auroc are over the classes that occur in the stream.
     """
     from sklearn.metrics import f1_score, recall_score
 
@@ -48,8 +53,10 @@ def measure(probabilities: NDArray[np.float32], labels: list[NDArray[np.int64]])
         batch_accuracy=float(np.mean([right[a:b].mean() for a, b in pairwise(edges)])),
         balanced_accuracy=float(recall_score(y, predicted, labels=present, average="macro", zero_division=0)),
         macro_f1=float(f1_score(y, predicted, labels=present, average="macro", zero_division=0)),
+        auroc=auroc(probabilities, y),
         nll=float(-np.log(taken).mean()),
         ece=calibration_error(probabilities, y),
+        brier=brier(probabilities, y),
     )
 
 
@@ -60,6 +67,22 @@ def calibration_error(probabilities: NDArray[np.float32], y: NDArray[np.int64]) 
 
     p = torch.from_numpy(probabilities)
     return float(multiclass_calibration_error(p, torch.from_numpy(y), p.shape[1], n_bins=BINS, norm="l1"))
+
+
+def auroc(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> float | None:
+    """Mean over the classes that occur of the area under the ROC curve of that class against the rest; None with one class."""
+    from sklearn.metrics import roc_auc_score
+
+    present = np.unique(y)
+    if len(present) < 2:
+        return None
+    return float(np.mean([roc_auc_score(y == label, probabilities[:, label]) for label in present]))
+
+
+def brier(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> float:
+    """Mean over samples of sum_c (p_c - [y = c])^2, in [0, 2] (Brier, Monthly Weather Review 1950)."""
+    p = probabilities.astype(np.float64)
+    return float(((p - np.eye(p.shape[1])[y]) ** 2).sum(1).mean())
 
 
 def by_group(probabilities: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[np.int64]) -> dict[int, float]:

@@ -17,6 +17,9 @@ PIXELS = 96
 """Side of a sample image on the page; small images are enlarged without smoothing."""
 
 
+MOST_SEGMENTS = 12
+"""Segments that a table can show; a stream that changes with every batch has none worth the name."""
+
 FEW = 3
 """Adaptive methods that get a sentence each in the headline; more are listed."""
 
@@ -29,6 +32,7 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
     environment.filters |= {"percent": _percent, "size": _size, "p": p_value, "points": _points}
     template = environment.from_string(resources.files("fedmerge.report").joinpath("page.html").read_text("utf-8"))
     rows = sorted(summary["methods"].items(), key=lambda item: (not item[1]["ranked"], -item[1]["accuracy"]))
+    changes = rows[0][1]["segments"]
     adaptive = [name for name in record.methods if record.steps_of(name)[0].encoder is not None]
     return template.render(
         r=record,
@@ -37,6 +41,8 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         headline=headline(record, summary),
         plots={name: _inline(svg) for name, svg in plots.items()},
         adaptive=adaptive,
+        changes=changes if 1 < len(changes) <= MOST_SEGMENTS else [],
+        closed=any(row["gap_closed"] is not None for _, row in rows),
         remarks=[(name, row["remark"]) for name, row in rows if row["remark"]],
         precomputed=any(row["forwards_after_first_pass"] for _, row in rows),
         leaves=leaves(record),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.report.compare import interval, paired
+from fedmerge.report.compare import holm, interval, paired
 from fedmerge.report.metrics import by_group, measure
 from fedmerge.report.record import RunRecord, SiteRow
+from fedmerge.report.relative import closed, err, mce_t3
+from fedmerge.report.segments import halves, segments
 
 REFERENCE = "mean"
 
@@ -17,6 +20,8 @@ REFERENCE = "mean"
 def summarise(record: RunRecord) -> dict[str, Any]:
     """The summary, with the same keys in every version; methods stand in the scenario's order."""
     stream = record.stream
+    methods = {name: _method(record, name) for name in record.methods}
+    _relate(methods)
     return {
         "scenario": record.scenario,
         "seed": record.seed,
@@ -29,7 +34,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
             "index_sha256": stream.index_sha256,
         },
         "sites": [_site(site) for site in record.sites],
-        "methods": {name: _method(record, name) for name in record.methods},
+        "methods": methods,
         "forwards_per_batch_shared": record.forwards_run,
     }
 
@@ -72,6 +77,8 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
         **measure(p, record.labels).as_dict(),
         "ci95": interval(correct, sizes, record.seed),
         "vs_mean": _versus_mean(record, name, sizes),
+        "halves": halves(correct, sizes),
+        "segments": [asdict(s) | {"domain": names[s.domain]} for s in segments(record.stream.truth, correct, sizes)],
         "per_domain": {names[group]: value for group, value in by_group(p, y, domains).items()},
         "per_class": {record.classes[group]: value for group, value in by_group(p, y, y).items()},
         "forwards_per_batch": float(np.mean([step.forwards for step in steps])),
@@ -85,6 +92,19 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
         "remark": info.remark,
         "paper": info.paper,
     }
+
+
+def _relate(methods: dict[str, dict[str, Any]]) -> None:
+    """What a row says only beside others: adjusted p-values, errors relative to the mean merge, and the way to the oracle."""
+    compared = [row["vs_mean"] for row in methods.values() if row["vs_mean"] and row["ranked"]]
+    for versus, p in zip(compared, holm([versus["p"] for versus in compared]), strict=True):
+        versus["p_holm"] = p
+    mean, oracle = methods.get(REFERENCE), next((row for row in methods.values() if "labels" in row["needs"]), None)
+    for row in methods.values():
+        errs = {name: err(value, mean["per_domain"][name]) for name, value in row["per_domain"].items()} if mean else {}
+        row["err_vs_mean"] = errs
+        row["mce_vs_mean"] = mce_t3(list(errs.values()))
+        row["gap_closed"] = closed(row["accuracy"], mean["accuracy"], oracle["accuracy"]) if mean and oracle else None
 
 
 def _versus_mean(record: RunRecord, name: str, sizes: NDArray[np.int64]) -> dict[str, Any] | None:

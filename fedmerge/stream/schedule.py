@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema
 
-from fedmerge.errors import Problem
+from fedmerge.errors import Problem, nearest
 from fedmerge.folder import Folder, Plugin
 
 Batches = list[NDArray[np.int64]]
@@ -29,9 +31,33 @@ class Schedule(Plugin):
         """Index batches into the target's images; every index at most once. labels, domains: (N,)."""
 
 
+def below(key: str, problems: list[Problem]) -> list[Problem]:
+    """The problems of a schedule inside another, with their keys as they stand in the file."""
+    return [replace(problem, key=f"{key}.{problem.key}") for problem in problems]
+
+
 def cut(order: NDArray[np.int64], size: int) -> Batches:
     """Consecutive batches of `order`; the last may be smaller."""
     return [order[start : start + size] for start in range(0, len(order), size)]
 
+
+def _inner(value: Any) -> Any:
+    """A schedule by its name, or as a mapping with its kind; pydantic reports errors below the key."""
+    if isinstance(value, Schedule):
+        return value
+    fields = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or not isinstance(fields.get("kind"), str):
+        raise ValueError("a schedule is its name, or a mapping with the key 'kind'")
+    if fields["kind"] not in SCHEDULES.names:
+        raise ValueError(f"no such schedule: {nearest(fields['kind'], SCHEDULES.names)}")
+    return SCHEDULES.load(fields["kind"]).model_validate(fields)
+
+
+Within = Annotated[
+    SerializeAsAny[Schedule],
+    BeforeValidator(_inner),
+    WithJsonSchema({"description": "a schedule by its name, or a mapping with its kind and keys"}),
+]
+"""A schedule inside another."""
 
 SCHEDULES: Folder[Schedule] = Folder("fedmerge.stream.schedules", Schedule, "stream schedule")  # type: ignore[type-abstract]

@@ -17,6 +17,7 @@ from fedmerge.stream.schedule import SCHEDULES
 from fedmerge.stream.schedules.dirichlet_batch import DirichletBatch
 from fedmerge.stream.schedules.iid import Iid
 from fedmerge.stream.schedules.mixture_drift import MixtureDrift
+from fedmerge.stream.schedules.note import Note
 from fedmerge.stream.stream import Stream
 
 
@@ -36,7 +37,8 @@ def some_images(n: int, classes: int = 4, domains: int = 2) -> Images:
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from(SCHEDULES.names), st.integers(40, 200), st.integers(1, 24), st.integers(0, 5), st.integers(2, 4))
 def test_no_image_comes_twice(kind: str, n: int, size: int, seed: int, domains: int) -> None:
-    schedule = SCHEDULES.load(kind)(batch_size=size)
+    schedule = SCHEDULES.load(kind)() if kind == "single" else SCHEDULES.load(kind)(batch_size=size)
+    size = schedule.batch_size
     images = some_images(n, domains=domains)
     try:
         stream = Stream(images, schedule, "x", seed)
@@ -47,7 +49,8 @@ def test_no_image_comes_twice(kind: str, n: int, size: int, seed: int, domains: 
     assert len(set(flat.tolist())) == len(flat) == stream.samples == n - stream.unused
     assert flat.min() >= 0
     assert flat.max() < n
-    assert all(len(batch) == size for batch in stream.batches[:-1])
+    if kind != "domain_seq":  # there each domain has its last batch
+        assert all(len(batch) == size for batch in stream.batches[:-1])
     assert 1 <= len(stream.batches[-1]) <= size
     if kind != "mixture_drift":
         assert stream.unused == 0
@@ -149,3 +152,99 @@ def test_sizes_are_checked(bad: dict[str, int]) -> None:
         Iid(**bad)
     with pytest.raises(ValidationError):
         DirichletBatch(delta=0)
+
+
+def largest(schedule: object, images: Images, seed: int = 0) -> float:
+    """Mean count of the most frequent class in a batch."""
+    stream = Stream(images, schedule, "x", seed)  # type: ignore[arg-type]
+    return float(np.mean([np.bincount(images.labels[batch]).max() for batch in stream.batches if len(batch) == 32]))
+
+
+def test_note_does_not_feel_delta_with_two_classes() -> None:
+    """METHODS.md 7: 31.0 to 31.4 of 32 at every delta from 0.001 to 10, of 600 samples."""
+    images = some_images(600, classes=2)
+    found = [np.mean([largest(Note(delta=delta), images, seed) for seed in range(5)]) for delta in (1e-3, 0.1, 1, 10)]
+    assert all(30.5 < value < 31.7 for value in found), found
+
+
+def test_the_29_of_32_of_the_papers() -> None:
+    """METHODS.md 7: with 7 classes, Dirichlet batches of delta 0.01 and NOTE's order of about 0.4 both give 29 of 32."""
+    labels = np.repeat(np.arange(7), [379, 255, 180, 135, 199, 288, 449])  # PACS, art painting: sizes of its classes
+    images = some_images(len(labels), classes=7)
+    images = Images(**{**vars(images), "labels": labels.astype(np.int64)})
+    batches = np.mean([largest(DirichletBatch(delta=0.01), images, seed) for seed in range(3)])
+    note = np.mean([largest(Note(delta=0.4), images, seed) for seed in range(3)])
+    assert 28 < batches < 30.5
+    assert 27.5 < note < 30.5
+
+
+def test_temporal_orders() -> None:
+    images = some_images(400, classes=4)
+    temporal = SCHEDULES.load("temporal")
+    labels = images.labels[np.concatenate(Stream(images, temporal(order="sorted"), "x", 0).batches)]
+    assert (np.diff(labels) >= 0).all()
+    chain = images.labels[np.concatenate(Stream(images, temporal(order="markov", stay=0.9), "x", 0).batches)]
+    stays = float((np.diff(chain) == 0).mean())
+    assert abs(stays - (0.9 + 0.1 / 4)) < 0.05
+    free = images.labels[np.concatenate(Stream(images, temporal(order="markov", stay=0), "x", 0).batches)]
+    assert abs(float((np.diff(free) == 0).mean()) - 0.25) < 0.08
+    same = Stream(images, temporal(order="note", delta=0.2), "x", 0).batches
+    assert sorted(np.concatenate(same).tolist()) == list(range(400))
+
+
+def test_domains_one_after_another_with_labels_in_any_order() -> None:
+    images = some_images(300, domains=3)
+    schedule = SCHEDULES.load("domain_seq").model_validate(
+        {"kind": "domain_seq", "within": {"kind": "temporal", "order": "sorted"}}
+    )
+    stream = Stream(images, schedule, "x", 0)
+    order = np.concatenate(stream.batches)
+    assert (np.diff(images.domains[order]) >= 0).all()
+    assert stream.unused == 0
+    assert all(len(np.unique(images.domains[batch])) == 1 for batch in stream.batches)
+    for domain in range(3):
+        assert (np.diff(images.labels[order[images.domains[order] == domain]]) >= 0).all()
+    again = SCHEDULES.load("domain_seq").model_validate(schedule.model_dump(mode="json"))
+    assert again == schedule
+    drawn = {Stream(images, SCHEDULES.load("domain_seq")(order="random"), "x", seed).truth[0].argmax() for seed in range(12)}
+    assert len(drawn) > 1
+
+
+def test_mixed_domains_and_single_keep_the_inner_order() -> None:
+    images = some_images(120, domains=3)
+    mixed = SCHEDULES.load("mixed_domains")(within={"kind": "temporal", "order": "sorted"})
+    assert (np.diff(images.labels[np.concatenate(Stream(images, mixed, "x", 0).batches)]) >= 0).all()
+    single = Stream(images, SCHEDULES.load("single")(of=mixed), "x", 0)
+    assert [len(batch) for batch in single.batches] == [1] * 120
+    assert (np.diff(images.labels[np.concatenate(single.batches)]) >= 0).all()
+    nested = SCHEDULES.load("mixed_domains")(within="mixture_drift")
+    (problem,) = nested.check(("u", "v"))
+    assert problem.key == "within.kind"
+
+
+@pytest.mark.parametrize("wrong", ["temporl", {"kind": "iidd"}, {"stay": 0.5}, {"kind": "temporal", "stay": 1.5}, 3])
+def test_a_wrong_inner_schedule_is_told(wrong: object) -> None:
+    with pytest.raises(ValidationError) as error:
+        SCHEDULES.load("domain_seq").model_validate({"within": wrong})
+    assert error.value.errors()[0]["loc"][0] == "within"
+
+
+def test_drifts_that_come_back_rise_and_fall_or_jump() -> None:
+    recurring = MixtureDrift(drift="recurring", cycles=2).mixture(12, 3).argmax(1)
+    assert recurring.tolist() == [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2]
+    severity = MixtureDrift(drift="gradual_severity").mixture(9, 5).argmax(1)
+    assert severity.tolist() == [0, 1, 2, 3, 4, 3, 2, 1, 0]
+    images = some_images(2000, domains=4)
+    stream = Stream(images, MixtureDrift(drift="random"), "x", 0)
+    assert len(stream) > 10
+    np.testing.assert_allclose(stream.truth.mean(0), 0.25, atol=0.12)
+    assert stream.truth.max(1).mean() > 0.5  # Dir(0.5) is uneven
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(["abrupt", "recurring", "gradual_severity", "random", "smooth"]), st.integers(2, 6), st.integers(1, 50))
+def test_every_mixture_sums_to_one(drift: str, domains: int, length: int) -> None:
+    pi = MixtureDrift(drift=drift).mixture(length, domains)  # type: ignore[arg-type]
+    assert pi.shape == (length, domains)
+    np.testing.assert_allclose(pi.sum(1), 1)
+    assert (pi >= 0).all()

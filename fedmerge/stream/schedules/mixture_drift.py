@@ -11,17 +11,26 @@ from pydantic import Field
 from fedmerge.errors import Problem
 from fedmerge.stream.schedule import Batches, Schedule
 
+SPREAD = 0.5
+"""Dirichlet concentration of a random drift."""
+
 
 class MixtureDrift(Schedule):
     """Batch t draws from Q_t = sum_m pi_m(t) P_m over M domains, without replacement, for T batches, u = t / (T - 1).
 
     smooth: pi_1 = (1 + cos(pi u)) / 2 for M = 2, tents around m / (M - 1) for more. abrupt: M equal segments, each of one
-    domain (or `purity` of it, the rest shared by the others). T = floor(min_m |P_m| / (N mean_t pi_m)), so that domains last
+    domain (or `purity` of it, the rest shared by the others). recurring: the same, `cycles` times over. gradual_severity: domains
+    are severities, which rise and fall: 1, 2, .., M, .., 2, 1. random: pi(t) ~ Dir(0.5) for each batch.
+
+    T = floor(min_m |P_m| / (N mean_t pi_m)), so that domains last
     in expectation; if one runs dry all the same, the stream stops there.
     """
 
-    drift: Literal["smooth", "abrupt"] = Field("smooth", description="how the mix changes")
-    purity: float = Field(1.0, gt=0, le=1, description="share of the segment's own domain in an abrupt drift")
+    drift: Literal["smooth", "abrupt", "recurring", "gradual_severity", "random"] = Field(
+        "smooth", description="how the mix changes"
+    )
+    purity: float = Field(1.0, gt=0, le=1, description="share of the segment's own domain where there are segments")
+    cycles: int = Field(3, ge=1, le=100, description="how often a recurring drift comes round")
 
     def check(self, domains: tuple[str, ...]) -> list[Problem]:
         """A drift needs two domains to drift between."""
@@ -33,7 +42,9 @@ class MixtureDrift(Schedule):
         """T batches of `batch_size` images, fewer if a domain runs dry."""
         pools = [list(rng.permutation(np.flatnonzero(domains == domain))) for domain in np.unique(domains)]
         batches: Batches = []
-        for pi in self.mixture(self.length([len(pool) for pool in pools]), len(pools)):
+        length = self.length([len(pool) for pool in pools])
+        shares = rng.dirichlet(np.full(len(pools), SPREAD), length) if self.drift == "random" else self.mixture(length, len(pools))
+        for pi in shares:
             wanted = rng.multinomial(self.batch_size, pi)
             if any(count > len(pool) for pool, count in zip(pools, wanted, strict=True)):
                 break
@@ -42,11 +53,14 @@ class MixtureDrift(Schedule):
         return batches
 
     def mixture(self, length: int, domains: int) -> NDArray[np.float64]:
-        """pi (T, M): the share of every domain in every batch; rows sum to 1."""
+        """pi (T, M): the share of every domain in every batch, in expectation where it is drawn; rows sum to 1."""
         u = np.linspace(0, 1, length) if length > 1 else np.zeros(length)
-        if self.drift == "abrupt":
-            segment = np.minimum((np.arange(length) * domains) // max(length, 1), domains - 1)
-            rest = (1 - self.purity) / (domains - 1)
+        if self.drift == "random":
+            return np.full((length, domains), 1 / domains)
+        if self.drift != "smooth":
+            visited = self._visited(domains)
+            segment = visited[np.minimum((np.arange(length) * len(visited)) // max(length, 1), len(visited) - 1)]
+            rest = (1 - self.purity) / max(1, domains - 1)
             return np.where(np.arange(domains) == segment[:, None], self.purity, rest)
         if domains == 2:
             first = (1 + np.cos(np.pi * u)) / 2
@@ -55,6 +69,13 @@ class MixtureDrift(Schedule):
         tents = np.clip(1 - np.abs(u[:, None] - peaks) * (domains - 1), 0, None)
         shares: NDArray[np.float64] = tents / tents.sum(1, keepdims=True)
         return shares
+
+    def _visited(self, domains: int) -> NDArray[np.int64]:
+        """The domain of each segment, in order."""
+        up = np.arange(domains)
+        if self.drift == "gradual_severity":
+            return np.concatenate([up, up[-2::-1]])
+        return np.tile(up, self.cycles if self.drift == "recurring" else 1)
 
     def length(self, sizes: list[int]) -> int:
         """T for domains of these sizes; the mean share of a domain depends little on T, so 1000 steps tell it."""

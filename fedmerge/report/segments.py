@@ -1,0 +1,48 @@
+"""How a method fares after the stream has changed: accuracy of every segment, and how long it takes to recover."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+WITHIN = 0.01
+"""A method has recovered when a batch is within one point of its segment's accuracy."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Batches start..stop - 1, in which `domain` has the largest share. accuracy: over the segment's samples.
+
+    recovery: batches until the first that is as good as usual; in the first segment, how long the method takes to begin.
+    """
+
+    domain: int
+    start: int
+    stop: int
+    accuracy: float
+    recovery: int
+
+
+def segments(truth: NDArray[np.float64], correct: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[Segment]:
+    """Runs of batches of one largest domain, the first of equals. truth: (T, D), shares of domains; correct, sizes: (T,)."""
+    largest = truth.argmax(1)
+    edges = [0, *(np.flatnonzero(np.diff(largest)) + 1).tolist(), len(largest)]
+    return [_segment(int(largest[a]), a, b, correct[a:b], sizes[a:b]) for a, b in pairwise(edges)]
+
+
+def _segment(domain: int, start: int, stop: int, correct: NDArray[np.int64], sizes: NDArray[np.int64]) -> Segment:
+    accuracy = float(correct.sum() / sizes.sum())
+    good = np.flatnonzero(correct / sizes >= accuracy - WITHIN)  # never empty: some batch is no worse than the mean of all
+    return Segment(domain, start, stop, accuracy, int(good[0]))
+
+
+def halves(correct: NDArray[np.int64], sizes: NDArray[np.int64]) -> tuple[float, float] | None:
+    """Accuracy of the first and of the second half of the batches; None with one batch. Late batches see depleted classes."""
+    middle = len(sizes) // 2
+    if middle == 0:
+        return None
+    first, second = slice(0, middle), slice(middle, None)
+    return float(correct[first].sum() / sizes[first].sum()), float(correct[second].sum() / sizes[second].sum())

@@ -1,0 +1,30 @@
+"""One image at a time, in any order: the hardest batch to fit a model to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from fedmerge.errors import Problem
+from fedmerge.stream.schedule import Batches, Schedule, Within, below
+
+
+class Single(Schedule):
+    """Batches of one, in the order of the schedule `of`, whose own batch size says how many images share a mix.
+
+    With one image, entropies are noisy: the moving average of `eam` wants rho of 0.9 or more here.
+    """
+
+    batch_size: Literal[1] = Field(1, description="always 1")
+    of: Within = Field("iid", validate_default=True, description="schedule whose order is kept")
+
+    def check(self, domains: tuple[str, ...]) -> list[Problem]:
+        """What is wrong with the inner schedule."""
+        return below("of", self.of.check(domains))
+
+    def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
+        """Every image that the inner schedule uses, alone."""
+        return [batch[i : i + 1] for batch in self.of.batches(labels, domains, rng) for i in range(len(batch))]
