@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +33,33 @@ def fedmerge() -> None:
 
 
 app.command("simulate")(simulate)
+
+
+@app.command()
+@guarded
+def sweep(  # noqa: PLR0913 - one parameter per option of the command line
+    scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
+    seeds: Annotated[int, typer.Option(min=1, help="seeds 0, 1, 2, ...")] = 1,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE,VALUE,... of the scenario, e.g. methods.eam.gamma=1,10; repeatable")
+    ] = None,
+    targets: Annotated[str, typer.Option(help="'each' site in turn, left out of training, or names separated by commas")] = "",
+    methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
+    out: Annotated[Path | None, typer.Option(help="folder of the sweep", show_default="runs/<scenario>-sweep")] = None,
+    pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path("pool"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="streams at a time", show_default="all cores")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
+) -> None:
+    """Run SCENARIO for all combinations of seeds, settings and targets, and write one table.
+
+    Experts are trained once and shared. A sweep that was cut off goes on where it stopped when the same command is given again.
+    """
+    from fedmerge.sweep import Sweep, cells_of, run
+
+    cells = cells_of(scenario, range(seeds), setting or [], targets)
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    folder = out or Path("runs") / f"{scenario.stem}-sweep"
+    run(Sweep(scenario, cells, names, folder, pool, jobs or len(os.sched_getaffinity(0))), quiet)
 
 
 @app.command()

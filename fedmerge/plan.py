@@ -14,6 +14,7 @@ from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
 from fedmerge.scenario import Scenario
+from fedmerge.settings import assign
 from fedmerge.site import Site
 
 
@@ -41,24 +42,29 @@ class Plan:
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line changes in a scenario."""
+    """What the command line changes in a scenario.
+
+    settings: keys and values, as in `fedmerge.settings`. target: another target; if it is one of the sites, it trains no more.
+    """
 
     seed: int | None = None
     methods: tuple[str, ...] = ()
     add_sites: tuple[str, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+    target: str | None = None
 
 
 def load(path: Path, overrides: Overrides | None = None) -> Plan:
     """Read and check a scenario with its sites. Raises ScenarioError with all problems at once."""
     overrides = overrides or Overrides()
-    content = read_yaml(path)
+    content = _overridden(read_yaml(path), overrides)
     problems: list[Problem] = []
     scenario: Scenario | None = None
     try:
-        scenario = check(Scenario, _overridden(content, overrides), str(path))
+        scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
         problems += error.problems
-    names = _strings(content.get("sites")) + list(overrides.add_sites)
+    names = _strings(content.get("sites"))
     target_name = next(iter(_strings([content.get("target")])), None)
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys(names)}
     target = _read_site(target_name, path, problems) if target_name else None
@@ -76,12 +82,18 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
 def _overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     """The scenario as the command line wants it; a method named there keeps its entry's hyper-parameters, if any."""
     changed = dict(content)
+    for key, value in overrides.settings:
+        changed = assign(changed, key, value)
     if overrides.seed is not None:
         changed["seed"] = overrides.seed
-    if overrides.add_sites and isinstance(content.get("sites"), list):
-        changed["sites"] = [*content["sites"], *overrides.add_sites]
+    if overrides.target is not None:
+        changed["target"] = overrides.target
+        if isinstance(content.get("sites"), list):
+            changed["sites"] = [site for site in content["sites"] if site != overrides.target]
+    if overrides.add_sites and isinstance(changed.get("sites"), list):
+        changed["sites"] = [*changed["sites"], *overrides.add_sites]
     if overrides.methods:
-        entries = content.get("methods")
+        entries = changed.get("methods")
         known: dict[str, Any] = {}
         for entry in entries if isinstance(entries, list) else []:
             name, fields = next(iter(entry.items())) if isinstance(entry, dict) and entry else (entry, None)

@@ -26,6 +26,16 @@ BATCHES_AT_A_TIME = 4
 """Batches between two signs of life from the target, and between two snapshots."""
 
 
+def prepare(plan: Plan, request: Request) -> None:
+    """Only the hospitals' part: afterwards all experts are in the pool, with what the scenario's uploads ask for."""
+    terminal = Terminal(request.quiet)
+    with RunFolder(request.out, plan, keep=request.resume) as folder:
+        with folder.phase("initialisation"):
+            initial = start(plan, request, terminal)
+        with folder.phase("hospitals"):
+            gather(plan, [site_task(plan, number, initial) for number in range(len(plan.sites))], initial, request, terminal)
+
+
 def run(plan: Plan, request: Request) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
     began = time.perf_counter()
@@ -90,7 +100,7 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         schedule=scenario.stream,
         methods=scenario.methods,
         seed=scenario.seed,
-        threads=_cores(),
+        threads=request.threads or _cores(),
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
         generalist=_arrays(sent.generalist) if sent.generalist else None,

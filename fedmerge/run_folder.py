@@ -27,12 +27,13 @@ RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", 
 
 @dataclass(frozen=True)
 class Request:
-    """Where a run reads and writes. resume: go on from the folder's last snapshot, if it has one."""
+    """Where a run reads and writes. resume: go on from the folder's last snapshot, if there is one. threads: of the target."""
 
     out: Path
     pool: Path
     resume: bool = False
     quiet: bool = False
+    threads: int | None = None
 
 
 class RunFolder:

@@ -43,6 +43,12 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
     add_site: Annotated[list[str] | None, typer.Option(help="a site file that joins; may be repeated")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where an interrupted run stopped")] = False,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario, e.g. stream.batch_size=16; may be repeated")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="another target; a site that becomes the target trains no more")] = None,
+    experts_only: Annotated[bool, typer.Option("--experts-only", help="stop when the experts are in the pool")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of the target", show_default="all cores")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:
     """Run SCENARIO, a YAML such as scenarios/organs.yaml.
@@ -51,13 +57,20 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     and a report is written.
     """
     from fedmerge.plan import Overrides, load
-    from fedmerge.run import run
+    from fedmerge.run import prepare, run
     from fedmerge.run_folder import Request
+    from fedmerge.settings import single
 
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
-    plan = load(scenario, Overrides(seed=seed, methods=names, add_sites=tuple(add_site or ())))
+    settings = tuple(single(text) for text in setting or ())
+    overrides = Overrides(seed, names, tuple(add_site or ()), settings, target)
+    plan = load(scenario, overrides)
     folder = out or Path("runs") / f"{plan.scenario.name}-{plan.scenario.seed}"
-    run(plan, Request(out=folder, pool=pool, resume=resume, quiet=quiet))
+    request = Request(out=folder, pool=pool, resume=resume, quiet=quiet, threads=threads)
+    if experts_only:
+        prepare(plan, request)
+    else:
+        run(plan, request)
 
 
 def main() -> None:

@@ -27,13 +27,15 @@ DOORS = {
     "report": {"errors"},
     "target": {"merge", "stream", "data", "site", "experts", "report", "seeds", "errors", "folder"},
     "scenario": {"site", "merge", "stream", "experts", "folder", "errors"},
-    "plan": {"scenario", "site", "configuration", "experts", "merge", "errors"},
+    "plan": {"scenario", "settings", "site", "configuration", "experts", "merge", "errors"},
     "run_folder": {"plan", "errors"},
     "federate": {"plan", "run_folder", "experts", "report", "errors"},
     "run": {"federate", "plan", "run_folder", "scenario", "experts", "target", "report", "data", "errors", "seeds"},
-    "simulate": {"plan", "run", "run_folder", "errors"},
+    "simulate": {"plan", "run", "run_folder", "settings", "errors"},
+    "settings": {"errors"},
+    "sweep": {"plan", "settings", "configuration", "report", "target", "errors"},
     "catalogue": {"merge", "target", "folder"},
-    "cli": {"simulate", "scenario", "catalogue", "errors"},
+    "cli": {"simulate", "scenario", "catalogue", "sweep", "errors"},
 }
 # A whole foreign package, and the one file that may name it.
 SEAMS = {"flwr": "experts/flower.py", "ray": "target/actor.py", "timm": "experts/backbone.py"}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -104,6 +105,18 @@ class RemoteTarget:
             raise TargetError(f"the target failed: {type(cause).__name__}: {cause}") from error
         except ray.exceptions.RayError as error:
             raise TargetError(f"the target's actor is gone ({type(error).__name__}) while waiting for {what}") from None
+
+
+@contextmanager
+def shared_ray() -> Iterator[str]:
+    """A Ray of this process, and the address at which other processes reach it. Raises TargetError."""
+    import ray
+
+    _start(ray)
+    try:
+        yield str(ray.get_runtime_context().gcs_address)
+    finally:
+        ray.shutdown()
 
 
 class _Host:
