@@ -37,6 +37,25 @@ app.command("simulate")(simulate)
 
 @app.command()
 @guarded
+def plan(
+    scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
+    seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario; may be repeated")] = None,
+    target: Annotated[str | None, typer.Option(help="another target")] = None,
+    pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
+) -> None:
+    """Show what SCENARIO will do, before anything is trained: sites, stream, what is in the pool, time and memory."""
+    from fedmerge.outlook import show
+    from fedmerge.plan import Overrides, load
+    from fedmerge.preview import preview
+    from fedmerge.settings import single
+
+    changes = Overrides(seed=seed, settings=tuple(single(text) for text in setting or ()), target=target)
+    show(preview(load(scenario, changes), pool, len(os.sched_getaffinity(0))))
+
+
+@app.command()
+@guarded
 def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
     seeds: Annotated[int, typer.Option(min=1, help="seeds 0, 1, 2, ...")] = 1,

@@ -33,9 +33,11 @@ DOORS = {
     "run": {"federate", "plan", "run_folder", "scenario", "experts", "target", "report", "data", "errors", "seeds"},
     "simulate": {"plan", "run", "run_folder", "settings", "errors"},
     "settings": {"errors"},
+    "preview": {"plan", "federate", "run_folder", "experts", "stream", "report"},
+    "outlook": {"preview", "report"},
     "sweep": {"plan", "settings", "configuration", "report", "target", "errors"},
     "catalogue": {"merge", "target", "folder"},
-    "cli": {"simulate", "scenario", "catalogue", "sweep", "errors"},
+    "cli": {"simulate", "scenario", "catalogue", "sweep", "plan", "preview", "outlook", "settings", "errors"},
 }
 # A whole foreign package, and the one file that may name it.
 SEAMS = {"flwr": "experts/flower.py", "ray": "target/actor.py", "timm": "experts/backbone.py"}

@@ -141,15 +141,7 @@ def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, on_progress: O
     """The proxy's encoder from disk, or trained now, under a head of the target's number of classes."""
     from safetensors.torch import load_file, save_file
 
-    determined: dict[str, Any] = {
-        "version": VERSION,
-        "proxy": spec.model_dump(mode="json", exclude={"head_init"}),
-        "images": spec.source.identity(PUBLIC, seed),
-        "model": model.model_dump(mode="json"),
-        "seed": seed,
-    }
-    key = hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:16]
-    file = folder / "initialisations" / f"proxy-{key}.safetensors"
+    file = kept_proxy(spec, model, seed, folder)
     if not file.exists():
         encoder = _train_proxy(spec, model, seed, on_progress)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -158,6 +150,19 @@ def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, on_progress: O
         draft.replace(file)
     fresh = build(model, classes, seed=seed).state_dict()
     return {**fresh, **load_file(file)}
+
+
+def kept_proxy(spec: Proxy, model: ModelSpec, seed: int, folder: Path) -> Path:
+    """Where the encoder of a proxy is kept, whether it is there or not."""
+    determined: dict[str, Any] = {
+        "version": VERSION,
+        "proxy": spec.model_dump(mode="json", exclude={"head_init"}),
+        "images": spec.source.identity(PUBLIC, seed),
+        "model": model.model_dump(mode="json"),
+        "seed": seed,
+    }
+    key = hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:16]
+    return folder / "initialisations" / f"proxy-{key}.safetensors"
 
 
 def _train_proxy(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:

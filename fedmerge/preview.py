@@ -1,0 +1,152 @@
+"""What a scenario will do, before it does it: who holds what, who must train, what the stream looks like, what it will cost.
+
+Images are loaded in a process for each site, from which only counts come back.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedmerge.experts.backbone import build
+from fedmerge.experts.census import Census, census
+from fedmerge.experts.initialisation import Proxy, kept_proxy
+from fedmerge.experts.pool import ExpertPool
+from fedmerge.federate import start
+from fedmerge.plan import Plan
+from fedmerge.report.terminal import Terminal
+from fedmerge.run_folder import Request
+from fedmerge.stream.stream import Stream
+
+WORKER_BYTES = 0.42 * 2**30
+"""What a process with torch, Ray and Flower in it takes before it does anything, as measured on Linux."""
+
+TRIALS = 3
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The stream's batches: shares of classes (T, C) and of domains (T, D), number of images, and of those left out."""
+
+    classes: NDArray[np.float64]
+    domains: NDArray[np.float64]
+    domain_names: tuple[str, ...]
+    samples: int
+    unused: int
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Estimates for this machine: seconds of training (all hospitals that must) and of the stream, and bytes at the peak."""
+
+    training_s: float
+    stream_s: float
+    peak_bytes: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `fedmerge plan` shows. trained: site -> whether its expert is in the pool; None while theta_0 is not there."""
+
+    plan: Plan
+    sites: tuple[Census, ...]
+    target: Census
+    trained: dict[str, bool | None]
+    mix: Mix
+    parameters: int
+    cost: Cost
+
+
+def preview(plan: Plan, pool: Path, cores: int) -> Preview:
+    """Count, look, and time a few steps; nothing is trained and nothing is written but caches of images."""
+    scenario, everyone = plan.scenario, [*plan.sites, plan.target]
+    geometry = scenario.model.geometry
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(cores, len(everyone)), context, max_tasks_per_child=1) as workers:
+        mixed = workers.submit(mix_of, plan)
+        counted = [workers.submit(census, site, geometry, scenario.seed, site is not plan.target) for site in everyone]
+        found = [one.result() for one in counted]
+        mix = mixed.result()
+    trained = in_pool(plan, pool)
+    model = build(scenario.model, len(plan.classes), seed=scenario.seed)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    left = [one for one in found[:-1] if not trained[one.site]]
+    cost = estimate(plan, model, left, mix, proxy_steps(plan, pool), cores)
+    return Preview(plan, tuple(found[:-1]), found[-1], trained, mix, parameters, cost)
+
+
+def mix_of(plan: Plan) -> Mix:
+    """The stream as the target will see it, in numbers."""
+    scenario, target = plan.scenario, plan.target
+    images = target.source.load(scenario.model.geometry, target.name, scenario.seed)
+    stream = Stream(images, scenario.stream, target.name, scenario.seed)
+    classes = np.stack([np.bincount(labels, minlength=len(plan.classes)) / len(labels) for labels in stream.answers().labels])
+    return Mix(classes, stream.truth, images.domain_names, stream.samples, stream.unused, stream.index_sha256)
+
+
+def in_pool(plan: Plan, pool: Path) -> dict[str, bool | None]:
+    """Which experts are there. Which one a site needs depends on theta_0, so nobody knows while that has to be trained."""
+    from fedmerge.federate import site_task
+
+    scenario = plan.scenario
+    spec = scenario.initialisation
+    if spec.head_init == "fed_lp" or proxy_steps(plan, pool):
+        return dict.fromkeys([site.name for site in plan.sites])
+    initial = start(plan, Request(out=pool, pool=pool), Terminal(quiet=True))
+    return {site.name: ExpertPool(pool).has(site_task(plan, number, initial)) for number, site in enumerate(plan.sites)}
+
+
+def proxy_steps(plan: Plan, pool: Path) -> int:
+    """Training steps of theta_0 that have still to be done."""
+    scenario = plan.scenario
+    spec = scenario.initialisation
+    if not isinstance(spec, Proxy) or kept_proxy(spec, scenario.model, scenario.seed, pool).exists():
+        return 0
+    images = getattr(spec.source, "images", 0)
+    return spec.epochs * max(1, images // spec.batch_size)
+
+
+def estimate(plan: Plan, model: torch.nn.Module, left: Sequence[Census], mix: Mix, first_steps: int, cores: int) -> Cost:
+    """From a few timed steps on random images; hospitals train side by side. first_steps: those of theta_0 that are left."""
+    scenario = plan.scenario
+    training = scenario.training
+    size, channels = scenario.model.geometry
+    step = _seconds(model, training.batch_size, (channels, size, size))
+    forward = _seconds(model, min(32, int(mix.samples / len(mix.classes)) or 1), (channels, size, size), backward=False)
+    per_site = []
+    for site in left:
+        steps = min(training.epochs * max(1, site.train // training.batch_size), training.max_steps)
+        checked = training.evaluations * forward * site.validation / 32
+        per_site.append(training.runs * (steps * step + checked))
+    at_once = max(1, cores // training.threads)
+    trains = first_steps * step + max([sum(per_site) / at_once, *per_site], default=0.0)
+    forwards = (len(plan.sites) * 3 + len(scenario.methods)) * len(mix.classes)
+    rows = (len(plan.sites) + 2) * sum(parameter.numel() for parameter in model.parameters()) * 4
+    pixels = mix.samples * size * size * channels
+    return Cost(trains, forwards * forward, rows * 2 + pixels + WORKER_BYTES * (4 + min(at_once, max(1, len(left)))))
+
+
+def _seconds(model: torch.nn.Module, batch: int, image: tuple[int, ...], backward: bool = True) -> float:
+    """Least time of a few steps, or forwards, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    x, times = torch.randn(batch, *image), []
+    for _ in range(TRIALS):
+        began = time.perf_counter()
+        with torch.set_grad_enabled(backward):
+            logits = model(x)
+            if backward:
+                logits.logsumexp(1).mean().backward()
+                model.zero_grad()
+        times.append(time.perf_counter() - began)
+    torch.set_num_threads(threads)
+    return min(times)
