@@ -83,6 +83,21 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
 
 @app.command()
 @guarded
+def mirage(
+    pool: Annotated[Path, typer.Argument(help="a pool of experts")] = Path("pool"),
+    out: Annotated[Path | None, typer.Option(help="write all numbers as JSON")] = None,
+) -> None:
+    """Tell from the weights in POOL alone whether averaging is at risk in this federation, and at which layers."""
+    from fedmerge.mirage import as_json, federations, show
+
+    found = federations(pool)
+    show(found)
+    if out:
+        out.write_text(json.dumps(as_json(found), indent=2), encoding="utf-8")
+
+
+@app.command()
+@guarded
 def schema(document: Annotated[Document, typer.Argument(help="which YAML to describe")] = Document.scenario) -> None:
     """Print the JSON schema of a scenario or a site file, for editors."""
     from fedmerge.scenario import json_schema

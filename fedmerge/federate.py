@@ -5,7 +5,7 @@ from __future__ import annotations
 from fedmerge.errors import SiteError
 from fedmerge.experts.asking import Job, Outcome
 from fedmerge.experts.gather import incomplete
-from fedmerge.experts.initialisation import Initial, initialise
+from fedmerge.experts.initialisation import Initial, initialise, keep
 from fedmerge.experts.pool import Expert, ExpertPool
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
@@ -31,6 +31,7 @@ def start(plan: Plan, request: Request, terminal: Terminal) -> Initial:
 
             tasks = tuple(site_task(plan, number, initial) for number in range(len(plan.sites)))
             initial = probe(job_of(plan, tasks, initial, request), lambda t: bars.tick(t.site, t.done, t.total, t.text))
+    keep(initial, request.pool)
     return initial
 
 

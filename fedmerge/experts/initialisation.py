@@ -117,6 +117,34 @@ def initialise(
     return Initial(weights, state_digest(weights), spec.head_init, f"{description}; head: {spec.head_init}")
 
 
+def keep(initial: Initial, folder: Path) -> None:
+    """Leave theta_0 in the pool, so that what experts have learnt can be told from where they started."""
+    from safetensors.torch import save_file
+
+    file = _file_of(initial.sha256, folder)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}.draft")
+        save_file({name: tensor.contiguous() for name, tensor in initial.weights.items()}, draft)
+        draft.replace(file)
+
+
+def kept(sha256: str, folder: Path) -> dict[str, Tensor] | None:
+    """theta_0 by its digest, or None if the pool has it not, or not undamaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = dict(load_file(_file_of(sha256, folder)))
+    except (OSError, SafetensorError):
+        return None
+    return weights if state_digest(weights) == sha256 else None
+
+
+def _file_of(sha256: str, folder: Path) -> Path:
+    return folder / "initialisations" / f"theta_0-{sha256[:16]}.safetensors"
+
+
 def _pretrained(model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
     try:
         return dict(build(model, classes, pretrained=True, seed=seed).state_dict())
