@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 from fedmerge.configuration import read_yaml
 from fedmerge.errors import Problem, ScenarioError, SiteError
 from fedmerge.plan import Overrides, Plan, load
-from fedmerge.report.grid import Grid, write_grid
+from fedmerge.report.grid import Grid, plainly, write_grid
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.settings import parse
 
@@ -29,7 +30,7 @@ OF_THE_TARGET = ("stream", "methods", "per_sample", "generalist", "target", "nam
 """Keys of a resolved scenario on which no expert depends."""
 
 
-LONGEST = 40
+LONGEST = 48
 """Characters of one setting in the name of a folder."""
 
 
@@ -44,7 +45,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        words = [f"{key.rpartition('.')[2]}={value}" for key, value in self.settings]
+        words = [f"{key.rpartition('.')[2]}={plainly(value)}" for key, value in self.settings]
         words = [_file_name(word) for word in words]
         return "-".join([*([self.target] if self.target else []), *words, f"seed{self.seed}"])
 
@@ -64,7 +65,7 @@ class Cell:
 
 def _file_name(word: str) -> str:
     """The word without what a file system minds; a digest ends what had to be cut."""
-    plain = "".join(c if c.isalnum() or c in "=.-_" else "_" for c in word)
+    plain = re.sub(r"[^\w=.\-]+", "_", word)
     return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}_{hashlib.sha256(word.encode()).hexdigest()[:6]}"
 
 

@@ -67,6 +67,15 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "one class": (album("liver"), ("north.yaml: source.root", "one class only (liver)")),
     "no runs": (change(training={"runs": 0}), ("tiny.yaml: training.runs", "found 0", "greater than or equal to 1")),
     "no images in a batch": (change(stream={"kind": "iid", "batch_size": 0}), ("tiny.yaml: stream.batch_size", "found 0")),
+    "a delta of 0": (change(stream={"kind": "dirichlet_batch", "delta": 0}), ("tiny.yaml: stream.delta", "greater than 0")),
+    "a schedule inside that is none": (
+        change(stream={"kind": "domain_seq", "within": "temporl"}),
+        ("tiny.yaml: stream.within", "did you mean 'temporal'?"),
+    ),
+    "a drift within one domain": (
+        change(stream={"kind": "domain_seq", "within": "mixture_drift"}),
+        ("tiny.yaml: stream.within.kind", "a drift over one domain"),
+    ),
     "a drift over one domain": (
         site("mercy", source={"kind": "organ_phantom", "images": 80, "patients": 16, "planes": ["axial"]}),
         ("tiny.yaml: stream.kind", "a drift over one domain (axial)"),

@@ -54,6 +54,8 @@ def test_cells_are_all_combinations(tmp_path: Path) -> None:
     assert len(cells) == 12
     assert len({cell.name for cell in cells}) == 12
     assert [cell.target for cell in cells_of(file, range(1), [], "each")] == ["north", "south"]
+    (named,) = cells_of(file, [3], ["stream={kind: domain_seq, within: {kind: temporal, order: sorted}}"], "north")
+    assert named.name == "north-stream=domain_seq_within_temporal_order_sorted-seed3"
     with pytest.raises(ScenarioError, match="a key twice"):
         cells_of(file, range(1), ["seed=1", "seed=2"], "")
 

@@ -68,7 +68,7 @@ class Grid:
         return [
             [
                 *([line.target] if self.targets else []),
-                *[str(line.settings[key]) for key in self.keys],
+                *[plainly(line.settings[key]) for key in self.keys],
                 line.method if line.ranked else f"{line.method} (not ranked)",
                 str(len(line.seeds)),
                 *_with_interval(line.accuracies, ""),
@@ -76,6 +76,13 @@ class Grid:
             ]
             for line in self.lines
         ]
+
+
+def plainly(value: Any) -> str:
+    """A value without quotes and braces: {'kind': 'note', 'delta': 0.1} is "note, delta 0.1"."""
+    if isinstance(value, Mapping):
+        return ", ".join(plainly(inner) if key == "kind" else f"{key} {plainly(inner)}" for key, inner in value.items())
+    return " ".join(plainly(inner) for inner in value) if isinstance(value, list | tuple) else str(value)
 
 
 def write_grid(out: Path, grid: Grid, title: str) -> None:

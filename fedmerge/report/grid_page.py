@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedmerge.report.compare import over_seeds
-from fedmerge.report.grid import REFERENCE, Grid, Line
+from fedmerge.report.grid import REFERENCE, Grid, Line, plainly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def _draw(axes: Axes, labels: list[str], lines: dict[str, Line], colour: str, ba
 
 
 def _label(grid: Grid, line: Line) -> str:
-    words = [*([line.target] if grid.targets else []), *[f"{line.settings[key]}" for key in grid.keys]]
+    words = [*([line.target] if grid.targets else []), *[plainly(line.settings[key]) for key in grid.keys]]
     return ", ".join(words) or "as it is"
 
 

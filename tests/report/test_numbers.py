@@ -165,6 +165,13 @@ def test_err_and_mce_are_those_of_the_published_table() -> None:
     assert closed(0.85, 0.9, 0.9) is None
 
 
+def test_one_class_has_no_auroc() -> None:
+    found = measure(np.full((4, 3), 1 / 3, np.float32), [np.zeros(4, np.int64)])
+    assert found.auroc is None
+    assert found.accuracy == 1
+    assert found.brier == pytest.approx(2 / 3)
+
+
 def test_segments_and_recovery() -> None:
     truth = np.array([[1, 0], [0.6, 0.4], [0.5, 0.5], [0.2, 0.8], [0, 1], [0, 1.0]])
     correct, sizes = np.array([8, 8, 8, 2, 6, 10]), np.full(6, 10)
