@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmerge.report.compare import holm, interval, paired
+from fedmerge.report.influence import influence
 from fedmerge.report.metrics import by_group, measure
 from fedmerge.report.record import RunRecord, SiteRow
 from fedmerge.report.relative import closed, err, mce_t3
 from fedmerge.report.segments import halves, segments
 
 REFERENCE = "mean"
+ANCHORS = ("theta_0", "generalist")
+"""Whose coefficients may stand behind the experts', in the bank's order."""
 
 
 def summarise(record: RunRecord) -> dict[str, Any]:
@@ -81,6 +84,7 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
         "segments": [asdict(s) | {"domain": names[s.domain]} for s in segments(record.stream.truth, correct, sizes)],
         "per_domain": {names[group]: value for group, value in by_group(p, y, domains).items()},
         "per_class": {record.classes[group]: value for group, value in by_group(p, y, y).items()},
+        "influence": _influence(record, name),
         "forwards_per_batch": float(np.mean([step.forwards for step in steps])),
         "forwards_after_first_pass": 1 if info.precomputes else None,
         "merge_bytes_per_batch": int(np.mean([step.merge_bytes for step in steps])),
@@ -92,6 +96,21 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
         "remark": info.remark,
         "paper": info.paper,
     }
+
+
+def _influence(record: RunRecord, name: str) -> dict[str, Any] | None:
+    """Of encoder and head, with the sites' names; None for a method without coefficients."""
+    steps, sites = record.steps_of(name), [site.name for site in record.sites]
+    found: dict[str, Any] = {}
+    for part in ("encoder", "head"):
+        given = [getattr(step, part) for step in steps]
+        if any(row is None for row in given):
+            return None
+        names = [*sites, *ANCHORS[: len(given[0]) - len(sites)]]
+        of = influence(np.array(given, dtype=np.float64))
+        pairs = {"mean": of.mean, "strongest": of.strongest}
+        found[part] = {key: dict(zip(names, values, strict=True)) for key, values in pairs.items()} | {"effective": of.effective}
+    return found
 
 
 def _relate(methods: dict[str, dict[str, Any]]) -> None:

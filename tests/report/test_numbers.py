@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmerge.report import compare
+from fedmerge.report.influence import influence
 from fedmerge.report.metrics import by_group, measure
 from fedmerge.report.record import RunRecord
 from fedmerge.report.relative import closed, err, mce_in, mce_t3
@@ -163,6 +164,18 @@ def test_err_and_mce_are_those_of_the_published_table() -> None:
     assert mce_in(errors, {"noise": [0, 0], "blur": [0, 0]}) is None
     assert closed(0.85, 0.8, 0.9) == pytest.approx(0.5)
     assert closed(0.85, 0.9, 0.9) is None
+
+
+def test_how_many_experts_count() -> None:
+    alone = influence(np.array([[1.0, 0, 0], [0, 1, 0]]))
+    assert alone.effective == pytest.approx(1)
+    assert alone.strongest == (0.5, 0.5, 0)
+    alike = influence(np.full((4, 3), 1 / 3))
+    assert alike.effective == pytest.approx(3)
+    assert alike.mean == pytest.approx((1 / 3,) * 3)
+    uneven = influence(np.array([[0.7, 0.2, 0.1]]))
+    assert uneven.effective == pytest.approx(math.exp(-sum(q * math.log(q) for q in (0.7, 0.2, 0.1))))
+    assert influence(np.array([[1.5, -0.5]])).effective == pytest.approx(1)
 
 
 def test_one_class_has_no_auroc() -> None:
