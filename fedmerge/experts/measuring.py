@@ -24,9 +24,8 @@ def gather_statistics(job: Job, ask: Ask) -> dict[str, str]:
         lacking = known.lacking(statistic)
         if not lacking:
             continue
-        by_kind = in_rounds if statistic.starts_from == "rounds" else at_once
-        failed = by_kind(job, statistic, lacking, ask)
-        if failed:
+        gather = in_rounds if statistic.starts_from == "rounds" else at_once
+        if failed := gather(job, statistic, lacking, ask):
             return failed
     return {}
 

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import base64
 import io
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedmerge.report.compare import over_seeds
 from fedmerge.report.grid import REFERENCE, Grid, Line, plainly
+from fedmerge.report.templates import fill
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLUMNS = 4
+ROOM = 5
+"""Points above and below what is shown."""
+
 OWN, MEAN = "#0072B2", "#9a9a9a"
 
 
 def page(grid: Grid, title: str) -> str:
     """The page as text; its picture is inside it."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(resources.files("fedmerge.report").joinpath("grid.html").read_text("utf-8"))
     seeds = max(len(line.seeds) for line in grid.lines)
-    return template.render(title=title, header=grid.header(), cells=grid.cells(), plot=_inline(multiples(grid)), seeds=seeds)
+    return fill("grid", title=title, header=grid.header(), cells=grid.cells(), plot=_inline(multiples(grid)), seeds=seeds)
 
 
 def multiples(grid: Grid) -> Figure:
@@ -46,11 +45,20 @@ def multiples(grid: Grid) -> Figure:
             _draw(axes, labels, by_method[REFERENCE], MEAN, False)
         _draw(axes, labels, lines, OWN, True)
         axes.set_title(method, fontsize=9, loc="left")
-        axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right", fontsize=7)
+        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
         axes.tick_params(axis="y", labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[len(by_method) :]:
-        axes.set_visible(False)
+    for number, axes in enumerate(panels):
+        axes.set_visible(number < len(by_method))
+        axes.tick_params(labelbottom=number + COLUMNS >= len(by_method))
+    merged = [100 * line.accuracy for line in grid.lines if not line.method.startswith("expert")]
+    if merged:  # a single poor expert would flatten all other panels
+        low = max(0, min(merged) - ROOM)
+        panels[0].set_ylim(low, min(100.5, max(merged) + ROOM))
+        for axes, (method, lines) in zip(panels, by_method.items(), strict=False):
+            highest = max(100 * line.accuracy for line in lines.values())
+            if highest < low:
+                axes.set_title(f"{method}: below, at most {highest:.0f}", fontsize=9, loc="left")
     figure.supylabel("accuracy, %", fontsize=8)
     return figure
 

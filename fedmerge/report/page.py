@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
-from importlib import resources
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedmerge.report.record import RunRecord
+from fedmerge.report.templates import fill
 from fedmerge.report.terminal import p_value
 
 PIXELS = 96
@@ -26,15 +26,12 @@ FEW = 3
 
 def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) -> str:
     """The page as text; every image is inside it."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": _percent, "size": _size, "p": p_value, "points": _points}
-    template = environment.from_string(resources.files("fedmerge.report").joinpath("page.html").read_text("utf-8"))
     rows = sorted(summary["methods"].items(), key=lambda item: (not item[1]["ranked"], -item[1]["accuracy"]))
     changes = rows[0][1]["segments"]
     adaptive = [name for name in record.methods if record.steps_of(name)[0].encoder is not None]
-    return template.render(
+    return fill(
+        "page",
+        {"percent": _percent, "size": _size, "p": p_value, "points": _points},
         r=record,
         s=summary,
         rows=rows,
