@@ -83,6 +83,15 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
 
 @app.command()
 @guarded
+def diagnose(run: Annotated[Path, typer.Argument(help="folder of a finished run with 'expert' among its methods")]) -> None:
+    """Tell from RUN's predictions whether the experts' entropies can be trusted there."""
+    from fedmerge.diagnose import diagnose as look
+
+    look(run)
+
+
+@app.command()
+@guarded
 def mirage(
     pool: Annotated[Path, typer.Argument(help="a pool of experts")] = Path("pool"),
     out: Annotated[Path | None, typer.Option(help="write all numbers as JSON")] = None,

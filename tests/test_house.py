@@ -35,10 +35,11 @@ DOORS = {
     "settings": {"errors"},
     "preview": {"plan", "federate", "run_folder", "experts", "stream", "report"},
     "outlook": {"preview", "report"},
+    "diagnose": {"report"},
     "mirage": {"experts", "merge", "report", "errors"},
     "sweep": {"plan", "settings", "configuration", "report", "target", "errors"},
     "catalogue": {"merge", "target", "folder"},
-    "cli": {"simulate", "scenario", "catalogue", "sweep", "mirage", "plan", "preview", "outlook", "settings", "errors"},
+    "cli": {"simulate", "scenario", "catalogue", "sweep", "mirage", "diagnose", "plan", "preview", "outlook", "settings", "errors"},
 }
 # A whole foreign package, and the one file that may name it.
 SEAMS = {"flwr": "experts/flower.py", "ray": "target/actor.py", "timm": "experts/backbone.py"}
