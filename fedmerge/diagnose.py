@@ -57,7 +57,5 @@ def words(found: list[Trust], right: list[int]) -> list[str]:
     if samples:
         sides = sum(one.samples * one.sides for one in one_right if one.sides is not None) / samples
         verdict = next(text for least, text in VERDICTS if sides >= least)
-        said.append(
-            f"Where one of a pair is right and the other wrong, the surer is the better in {sides:.0%} of cases: {verdict}."
-        )
+        said.append(f"Where one of a pair is right and the other wrong, the surer is better in {sides:.0%} of cases: {verdict}.")
     return said
