@@ -58,7 +58,7 @@ def plan(
 @guarded
 def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
-    seeds: Annotated[int, typer.Option(min=1, help="seeds 0, 1, 2, ...")] = 1,
+    seeds: Annotated[int | None, typer.Option(min=1, help="seeds 0, 1, 2, ...", show_default="the scenario's own")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE,VALUE,... of the scenario, e.g. methods.eam.gamma=1,10; repeatable")
     ] = None,
@@ -75,7 +75,7 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     """
     from fedmerge.sweep import Sweep, cells_of, run
 
-    cells = cells_of(scenario, range(seeds), setting or [], targets)
+    cells = cells_of(scenario, range(seeds) if seeds else (), setting or [], targets)
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     folder = out or Path("runs") / f"{scenario.stem}-sweep"
     run(Sweep(scenario, cells, names, folder, pool, jobs or len(os.sched_getaffinity(0))), quiet)

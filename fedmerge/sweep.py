@@ -82,7 +82,10 @@ class Sweep:
 
 
 def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targets: str) -> tuple[Cell, ...]:
-    """All combinations. targets: "" for the scenario's own, "each" for all its sites in turn, or names with commas."""
+    """All combinations.
+
+    seeds: none means the scenario's own. targets: "" for the scenario's own, "each" for all its sites in turn, or names.
+    """
     content = read_yaml(scenario)
     sites = [str(site) for site in content.get("sites") or []]
     chosen: list[str | None] = [None]
@@ -95,6 +98,7 @@ def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targ
             [Problem("--set", ", ".join(keys), "a key twice", "every key once, its values with commas between them")]
         )
     combinations = itertools.product(*[[(key, value) for value in values] for key, values in axes])
+    seeds = seeds or [content.get("seed") or 0]
     return tuple(Cell(seed, tuple(one), target) for target, one, seed in itertools.product(chosen, list(combinations), seeds))
 
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from fedmerge.plan import load
 from fedmerge.preview import preview
@@ -38,21 +34,3 @@ def test_the_picture() -> None:
     assert stripes(["a"], np.array([[0.0], [0.5], [1.0]])) == ["a | ▒█|"]
     assert histogram({"a": 0, "b": 1, "c": 8}) == "·▂█"
     assert [duration(s) for s in (0.2, 89, 600, 7200)] == ["1 s", "89 s", "10 min", "2.0 h"]
-
-
-@pytest.mark.slow
-def test_the_verb_tells_what_is_in_the_pool(tmp_path: Path) -> None:
-    folder = world(tmp_path / "here").parents[1]
-
-    def fedmerge(*words: str) -> str:
-        command = [sys.executable, "-c", "from fedmerge.cli import main; main()", *words]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stdout
-
-    fedmerge("simulate", "scenarios/tiny.yaml", "--experts-only", "--quiet")
-    after = fedmerge("plan", "scenarios/tiny.yaml")
-    assert after.count("in the pool") == 2
-    assert "never trains" in after
-    assert "nobody trains" in after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -212,6 +213,43 @@ def test_every_method_of_the_folder_runs_and_is_labelled(first: tuple[Path, str]
     report = (folder / "runs" / "everything-3" / "report.html").read_text()
     assert "sees the whole stream before it predicts" in report
     assert "fisher" in report
+
+
+def fedmerge(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from fedmerge.cli import main; main()", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment)
+
+
+def test_a_plan_tells_what_is_in_the_pool(first: tuple[Path, str]) -> None:
+    told = fedmerge(first[0], "plan", "scenarios/tiny.yaml")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("in the pool") == 2
+    assert "never trains" in told.stdout
+    assert "nobody trains" in told.stdout
+
+
+def test_a_sweep_shares_experts_and_goes_on_where_it_stopped(first: tuple[Path, str]) -> None:
+    folder = first[0]
+    before = sorted((folder / "pool" / "experts").iterdir())
+    options = ("--set", "stream={kind: iid, batch_size: 8},{kind: temporal, batch_size: 8}", "--methods", "mean,eam")
+    swept = fedmerge(folder, "sweep", "scenarios/tiny.yaml", *options)
+    assert swept.returncode == 0, swept.stderr + swept.stdout
+    out = folder / "runs" / "tiny-sweep"
+    with (out / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    wanted = {(kind, method) for kind in ("iid, batch_size 8", "temporal, batch_size 8") for method in ("mean", "eam")}
+    assert {(row["stream"], row["method"]) for row in rows} == wanted
+    assert "data:image/svg+xml" in (out / "sweep.html").read_text()
+    assert sorted((folder / "pool" / "experts").iterdir()) == before
+    cells = sorted((out / "cells").iterdir())
+    assert len({read(cell / "summary.json")["stream"]["index_sha256"] for cell in cells}) == 2
+    again = fedmerge(folder, "sweep", "scenarios/tiny.yaml", *options)
+    assert again.returncode == 0, again.stderr
+    assert "2 cells, 2 of them done before" in again.stdout
+    wrong = fedmerge(folder, "sweep", "scenarios/tiny.yaml", "--set", "methods.eam.gama=1")
+    assert wrong.returncode == 2
+    assert "did you mean 'gamma'?" in wrong.stderr
 
 
 def lines(run: Path) -> list[str]:
