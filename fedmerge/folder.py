@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Annotated, Any, Generic, Self, TypeVar, Union, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     GetJsonSchemaHandler,
@@ -19,6 +21,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
+    WithJsonSchema,
     model_serializer,
     model_validator,
 )
@@ -125,3 +128,35 @@ def _kind_of(value: Any) -> str | None:
     if isinstance(value, Plugin):
         return value.kind()
     return value.get("kind") if isinstance(value, dict) else None
+
+
+def by_name(folder: Folder[Any]) -> Any:
+    """A plug-in of a folder as scenarios write it: `eam`, or `{eam: {gamma: 10}}`; errors are reported below the name."""
+
+    def entry(value: Any) -> Any:
+        if isinstance(value, Plugin):
+            return value
+        name: Any = value
+        fields: Any = {}
+        if isinstance(value, dict) and len(value) == 1:
+            ((name, fields),) = value.items()
+        if not isinstance(name, str) or not isinstance(fields or {}, dict):
+            raise ValueError(f"a {folder.what} is its name, or one name with a mapping of its fields below it")
+        if name not in folder.names:
+            raise ValueError(f"no such {folder.what}: {nearest(name, folder.names)}")
+        return {"kind": name, **(fields or {})}
+
+    one = {
+        "type": "object",
+        "properties": {name: folder.load(name).model_json_schema() for name in folder.names},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 1,
+    }
+    schema = {"anyOf": [{"enum": list(folder.names)}, one]}
+    return Annotated[folder.union(), BeforeValidator(entry), WithJsonSchema(schema)]
+
+
+def as_written(entries: Sequence[Plugin]) -> list[Any]:
+    """Plug-ins of a list as `by_name` reads them."""
+    return [{entry.kind(): entry.model_dump(mode="json", exclude={"kind"})} for entry in entries]

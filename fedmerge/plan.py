@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmerge.configuration import check, read_yaml
+from fedmerge.data.corruption import mismatched
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
@@ -73,6 +74,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
     problems += _agreement(found + ([target] if target else []))
     if scenario and target:
         problems += [_at(str(path), "stream", problem) for problem in scenario.stream.check(target.source.domains())]
+        problems += _channels(str(path), scenario, [*found, target])
         problems += _methods(str(path), scenario, [site.name for site in found], [*found, target])
     if problems or scenario is None or target is None:
         raise ScenarioError(problems)
@@ -101,6 +103,13 @@ def _overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]
             known.setdefault(str(label or name), entry)
         changed["methods"] = [known.get(name, name) for name in overrides.methods]
     return changed
+
+
+def _channels(where: str, scenario: Scenario, sites: list[Site]) -> list[Problem]:
+    """Shifts of colours need colours."""
+    channels = scenario.model.geometry.channels
+    in_stream = [_at(where, "stream", p) for p in mismatched(scenario.stream.conditions(), channels, "families")]
+    return in_stream + [_at(f"site '{s.name}'", "", p) for s in sites for p in mismatched(s.shifts, channels, "shifts")]
 
 
 def _strings(value: Any) -> list[str]:
@@ -132,7 +141,7 @@ def _read_site(name: str, scenario: Path, problems: list[Problem]) -> Site | Non
 
 
 def _at(where: str, key: str, problem: Problem) -> Problem:
-    inner = f"{key}.{problem.key}" if problem.key else key
+    inner = ".".join(part for part in (key, problem.key) if part)
     return Problem(where, inner, problem.found, problem.expected, problem.mend)
 
 

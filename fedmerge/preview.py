@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedmerge.data.corruption import Gallery
 from fedmerge.experts.backbone import build
 from fedmerge.experts.census import Census, census
 from fedmerge.experts.initialisation import Proxy, kept_proxy
@@ -87,7 +88,8 @@ def preview(plan: Plan, pool: Path, cores: int) -> Preview:
 def mix_of(plan: Plan) -> Mix:
     """The stream as the target will see it, in numbers."""
     scenario, target = plan.scenario, plan.target
-    images = target.source.load(scenario.model.geometry, target.name, scenario.seed)
+    loaded = target.source.load(scenario.model.geometry, target.name, scenario.seed)
+    images = Gallery(loaded, scenario.stream.conditions(), target.name, scenario.seed)
     stream = Stream(images, scenario.stream, target.name, scenario.seed)
     classes = np.stack([np.bincount(labels, minlength=len(plan.classes)) / len(labels) for labels in stream.answers().labels])
     return Mix(classes, stream.truth, images.domain_names, stream.samples, stream.unused, stream.index_sha256)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, PlainSerializer
 
+from fedmerge.data.corruption import SHIFTS
+from fedmerge.data.images import Images
 from fedmerge.data.shift import Scanner
-from fedmerge.data.source import SOURCES
-from fedmerge.folder import Spec
+from fedmerge.data.source import SOURCES, Geometry
+from fedmerge.folder import Spec, as_written, by_name
 
 AnySource: Any = SOURCES.union()
+AnyShift: Any = by_name(SHIFTS)
 
 
 class Site(Spec):
@@ -20,5 +25,16 @@ class Site(Spec):
     title: str = Field("", description="one line for the report")
     source: AnySource = Field(description="where the images come from")
     scanner: Scanner = Field(default_factory=Scanner, description="what the hospital's scanner does to every image")
+    shifts: Annotated[tuple[AnyShift, ...], PlainSerializer(as_written)] = Field(
+        (), description="what else befalls every image, in this order: names in data/shifts/, or with a severity below"
+    )
     validation: float = Field(0.2, gt=0, lt=1, description="share of the groups (patients) held out to select and calibrate")
     samples: int = Field(0, ge=0, le=12, description="images that the hospital agrees to show in the report; audited")
+
+    def images(self, geometry: Geometry, seed: int) -> Images:
+        """The hospital's images as a model sees them: loaded, scanned, shifted. Raises DataError if they cannot be used."""
+        images = self.scanner.scan(self.source.load(geometry, self.name, seed), self.name, seed)
+        for shift in self.shifts:
+            pixels = shift.shifted(images.pixels, np.arange(len(images)), self.name, seed)
+            images = replace(images, pixels=pixels)
+        return images

@@ -27,7 +27,7 @@ DOORS = {
     "report": {"errors"},
     "target": {"merge", "stream", "data", "site", "experts", "report", "seeds", "errors", "folder"},
     "scenario": {"site", "merge", "stream", "experts", "folder", "errors"},
-    "plan": {"scenario", "settings", "site", "configuration", "experts", "merge", "errors"},
+    "plan": {"scenario", "data", "settings", "site", "configuration", "experts", "merge", "errors"},
     "run_folder": {"plan", "errors"},
     "federate": {"plan", "run_folder", "experts", "report", "errors"},
     "run": {"federate", "plan", "run_folder", "scenario", "experts", "target", "report", "data", "errors", "seeds"},
@@ -39,6 +39,7 @@ DOORS = {
     "mirage": {"experts", "merge", "report", "errors"},
     "sweep": {"plan", "settings", "configuration", "report", "target", "errors"},
     "catalogue": {"merge", "target", "folder"},
+    "__main__": {"cli"},
     "cli": {"simulate", "scenario", "catalogue", "sweep", "mirage", "diagnose", "plan", "preview", "outlook", "settings", "errors"},
 }
 # A whole foreign package, and the one file that may name it.

@@ -76,7 +76,7 @@ class Scanner(Spec):
     def _exposure(self, x: Float, rng: np.random.Generator) -> Float:
         """Detector, point spread and noise, before the window cuts anything off. x: (n, H, W, C) in widths of the window."""
         if self.resolution < 1:
-            x = _resampled(x, self.resolution)
+            x = resampled(x, self.resolution)
         if self.blur > 0:
             x = _smooth(x, self.blur)
         if self.noise > 0:
@@ -111,7 +111,7 @@ def _texture(shape: tuple[int, ...], grain: float, rng: np.random.Generator) -> 
     return smooth / np.float32(np.square(weights).sum())
 
 
-def _resampled(x: Float, share: float) -> Float:
+def resampled(x: Float, share: float) -> Float:
     """Down to `share` of the pixels with antialiasing, and up again. x: (n, H, W, C)."""
     from torch import from_numpy
     from torch.nn.functional import interpolate

@@ -55,6 +55,8 @@ def fingerprint(task: SiteTask) -> str:
         "initial": task.initial_sha256,
         "head_init": task.head_init,
     }
+    if site.shifts:  # an expert of a time when there were no shifts is as good as ever
+        determined["shifts"] = site.model_dump(mode="json")["shifts"]
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 
 

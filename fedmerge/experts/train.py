@@ -137,8 +137,7 @@ def _measure(
 def admit_images(task: SiteTask) -> Ward:
     """The hospital's own images through its own scanner, split by patients into training and validation."""
     site = task.site
-    raw = site.source.load(task.model.geometry, site.name, task.seed)
-    images = site.scanner.scan(raw, site.name, task.seed)
+    images = site.images(task.model.geometry, task.seed)
     try:
         train, held = holdout(images.labels, images.groups, site.validation, generator(task.seed, "holdout", site.name))
     except ValueError as error:

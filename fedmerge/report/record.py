@@ -42,7 +42,7 @@ class MethodInfo:
 
 @dataclass(frozen=True)
 class StreamFacts:
-    """The stream as it was. truth: (T, D), the share of every domain in every batch."""
+    """The stream as it was. truth: (T, D), the share of every domain in every batch. conditions: family and severity of each."""
 
     kind: str
     batches: int
@@ -51,6 +51,7 @@ class StreamFacts:
     index_sha256: str
     truth: NDArray[np.float64]
     domain_names: tuple[str, ...]
+    conditions: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

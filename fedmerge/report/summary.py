@@ -12,7 +12,7 @@ from fedmerge.report.compare import holm, interval, paired
 from fedmerge.report.influence import influence
 from fedmerge.report.metrics import by_group, measure
 from fedmerge.report.record import RunRecord, SiteRow
-from fedmerge.report.relative import closed, err, mce_t3
+from fedmerge.report.relative import closed, err, mce_in, mce_t3
 from fedmerge.report.segments import halves, segments
 
 REFERENCE = "mean"
@@ -25,6 +25,7 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     stream = record.stream
     methods = {name: _method(record, name) for name in record.methods}
     _relate(methods)
+    _by_severity(methods, stream.conditions)
     return {
         "scenario": record.scenario,
         "seed": record.seed,
@@ -124,6 +125,25 @@ def _relate(methods: dict[str, dict[str, Any]]) -> None:
         row["err_vs_mean"] = errs
         row["mce_vs_mean"] = mce_t3(list(errs.values()))
         row["gap_closed"] = closed(row["accuracy"], mean["accuracy"], oracle["accuracy"]) if mean and oracle else None
+
+
+def _by_severity(methods: dict[str, dict[str, Any]], conditions: tuple[tuple[str, int], ...]) -> None:
+    """Accuracy at every severity, the mean over families, and mCE as in ImageNet-C with the mean merge as base; None elsewhere."""
+    severities = sorted({severity for _, severity in conditions})
+    errors: dict[str, dict[str, list[float]]] = {}
+    for name, row in methods.items():
+        errors[name] = {}
+        for family, severity in conditions:
+            accuracy = row["per_domain"].get(f"{family} {severity}")  # a stream that was cut short may lack some
+            if accuracy is not None:
+                errors[name].setdefault(family, []).append(1 - accuracy)
+    for name, row in methods.items():
+        seen = {
+            s: [row["per_domain"][d] for f, t in conditions if t == s and (d := f"{f} {t}") in row["per_domain"]]
+            for s in severities
+        }
+        row["per_severity"] = {str(s): float(np.mean(values)) for s, values in seen.items() if values}
+        row["mce_in_vs_mean"] = mce_in(errors[name], errors[REFERENCE]) if conditions and REFERENCE in methods else None
 
 
 def _versus_mean(record: RunRecord, name: str, sizes: NDArray[np.int64]) -> dict[str, Any] | None:

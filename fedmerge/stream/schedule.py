@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema
 
+from fedmerge.data.corruption import Shift
 from fedmerge.errors import Problem, nearest
 from fedmerge.folder import Folder, Plugin
 
@@ -26,6 +27,10 @@ class Schedule(Plugin):
         """What is wrong with this schedule for a target with these domains; cheap."""
         return []
 
+    def conditions(self) -> tuple[Shift, ...]:
+        """Shifts under each of which every image comes; none for an order of the images as they are."""
+        return ()
+
     @abstractmethod
     def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
         """Index batches into the target's images; every index at most once. labels, domains: (N,)."""
@@ -34,6 +39,14 @@ class Schedule(Plugin):
 def below(key: str, problems: list[Problem]) -> list[Problem]:
     """The problems of a schedule inside another, with their keys as they stand in the file."""
     return [replace(problem, key=f"{key}.{problem.key}") for problem in problems]
+
+
+def unconditional(key: str, inner: Schedule) -> list[Problem]:
+    """A schedule of conditions can hold another, but not be held: it would not get the images under each of them."""
+    if not inner.conditions():
+        return []
+    mend = f"Let '{inner.kind()}' stand outside, and this schedule within it"
+    return [Problem("", key, f"'{inner.kind()}'", "a schedule of images as they are", mend)]
 
 
 def cut(order: NDArray[np.int64], size: int) -> Batches:

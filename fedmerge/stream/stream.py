@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.data.images import Images
 from fedmerge.errors import DataError
 from fedmerge.seeds import generator
 from fedmerge.stream.schedule import Batches, Schedule
@@ -22,23 +22,31 @@ class Answers:
     domains: list[NDArray[np.int64]]
 
 
+class Labelled(Protocol):
+    """What the sampler sees of the target's images: labels and domains (N,)."""
+
+    labels: NDArray[np.int64]
+    domains: NDArray[np.int64]
+    domain_names: tuple[str, ...]
+
+
 class Stream:
     """Index batches into the target's images. Labels are read by the sampler and the answer sheet, and by nobody else.
 
     Raises DataError if the schedule makes no batch of these images.
     """
 
-    def __init__(self, images: Images, schedule: Schedule, owner: str, seed: int) -> None:
+    def __init__(self, images: Labelled, schedule: Schedule, owner: str, seed: int) -> None:
         rng = generator(seed, "stream", owner, schedule.kind())
         batches = schedule.batches(images.labels, images.domains, rng)[: schedule.max_batches]
         if not batches:
             raise DataError(
-                f"target '{owner}': found {len(images)} images, from which '{schedule.kind()}' makes no batch of "
+                f"target '{owner}': found {len(images.labels)} images, from which '{schedule.kind()}' makes no batch of "
                 f"{schedule.batch_size}; expected more images of every domain, or a smaller stream.batch_size"
             )
         self.batches: Batches = [batch.astype(np.int64) for batch in batches]
         self.samples = sum(len(batch) for batch in self.batches)
-        self.unused = len(images) - self.samples
+        self.unused = len(images.labels) - self.samples
         self._labels, self._domains = images.labels, images.domains
         self._domain_count = len(images.domain_names)
 

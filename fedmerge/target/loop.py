@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmerge.data.corruption import Gallery
 from fedmerge.data.images import to_batch
 from fedmerge.experts.backbone import build, normalisation
 from fedmerge.merge.bank import Bank
@@ -38,9 +39,9 @@ class TargetSite:
         torch.set_num_threads(task.threads)
         self.task = task
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        raw = task.site.source.load(task.model.geometry, task.site.name, task.seed)
-        self.images = task.site.scanner.scan(raw, task.site.name, task.seed)
-        self.stream = Stream(self.images, task.schedule, task.site.name, task.seed)
+        self.images = task.site.images(task.model.geometry, task.seed)
+        self.gallery = Gallery(self.images, task.schedule.conditions(), task.site.name, task.seed)
+        self.stream = Stream(self.gallery, task.schedule, task.site.name, task.seed)
         self.normalisation = normalisation(task.model)
         self.bank = Bank.of(
             build(task.model, len(task.classes), seed=task.seed),
@@ -70,7 +71,8 @@ class TargetSite:
             unused=self.stream.unused,
             index_sha256=self.stream.index_sha256,
             truth=self.stream.truth,
-            domain_names=self.images.domain_names,
+            domain_names=self.gallery.domain_names,
+            conditions=tuple((one.kind(), one.severity) for one in self.gallery.conditions),
             shown=shown,
             device=self.device,
             rows={key: row.info() for key, row in self.rows.items()},
@@ -139,7 +141,7 @@ class TargetSite:
         )
 
     def _evidence(self, t: int) -> Evidence:
-        x = to_batch(self.images.pixels[self.stream.batches[t]], *self.normalisation)
+        x = to_batch(self.gallery.pixels(self.stream.batches[t]), *self.normalisation)
         return Evidence.of(self.bank, x.to(self.device))
 
     def _told(self, method: Method, t: int, evidence: Evidence) -> AbstractContextManager[None]:

@@ -67,6 +67,7 @@ class Description:
     """The stream and the target, without images or labels. truth: (T, D), the share of every domain in every batch.
 
     shown: images that the target's site file agrees to show, uint8 (n, H, W, C), or None.
+    conditions: family and severity of every domain, where domains are shifts.
     """
 
     kind: str
@@ -79,3 +80,4 @@ class Description:
     shown: NDArray[np.uint8] | None
     device: str
     rows: dict[str, RowInfo]
+    conditions: tuple[tuple[str, int], ...] = ()

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmerge.errors import Problem
-from fedmerge.stream.schedule import Batches, Schedule, Within, below
+from fedmerge.stream.schedule import Batches, Schedule, Within, below, unconditional
 
 
 class DomainSeq(Schedule):
@@ -24,7 +24,7 @@ class DomainSeq(Schedule):
 
     def check(self, domains: tuple[str, ...]) -> list[Problem]:
         """What is wrong with the inner schedule, of which every domain is a world of its own."""
-        return below("within", self.within.check(domains[:1]))
+        return [*unconditional("within", self.within), *below("within", self.within.check(domains[:1]))]
 
     def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
         """All images that the inner schedule uses, domain by domain."""

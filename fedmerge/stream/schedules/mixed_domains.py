@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmerge.errors import Problem
-from fedmerge.stream.schedule import Batches, Schedule, Within, below
+from fedmerge.stream.schedule import Batches, Schedule, Within, below, unconditional
 
 
 class MixedDomains(Schedule):
@@ -17,7 +17,7 @@ class MixedDomains(Schedule):
 
     def check(self, domains: tuple[str, ...]) -> list[Problem]:
         """What is wrong with the inner schedule: one that needs domains has none here."""
-        return below("within", self.within.check(("the union",)))
+        return [*unconditional("within", self.within), *below("within", self.within.check(("the union",)))]
 
     def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
         """The inner schedule's batches of images that all seem to be of one domain."""

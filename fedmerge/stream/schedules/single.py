@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedmerge.data.corruption import Shift
 from fedmerge.errors import Problem
 from fedmerge.stream.schedule import Batches, Schedule, Within, below
 
@@ -24,6 +25,10 @@ class Single(Schedule):
     def check(self, domains: tuple[str, ...]) -> list[Problem]:
         """What is wrong with the inner schedule."""
         return below("of", self.of.check(domains))
+
+    def conditions(self) -> tuple[Shift, ...]:
+        """Those of the inner schedule."""
+        return self.of.conditions()
 
     def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
         """Every image that the inner schedule uses, alone."""

@@ -1,0 +1,61 @@
+"""Each image under every shift of some families at some severities: how does accuracy fall?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+
+from fedmerge.data.corruption import SEVERITIES, SHIFTS, Shift
+from fedmerge.errors import Problem, nearest
+from fedmerge.stream.schedule import Batches, Schedule, Within, below, unconditional
+
+
+def _once(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("each value once")
+    return values
+
+
+def _families(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        if name not in SHIFTS.names:
+            raise ValueError(f"no such shift: {nearest(name, SHIFTS.names)}")
+    if len(set(names)) < len(names):
+        raise ValueError("each family once")
+    return names
+
+
+class Corruption(Schedule):
+    """Each image once per family and severity (Hendrycks & Dietterich, ICLR 2019); the conditions stand in place of domains.
+
+    `within` orders them: `domain_seq` one after another, `iid` all mixed, `mixture_drift` with `gradual_severity` up and down.
+    """
+
+    families: Annotated[tuple[str, ...], AfterValidator(_families)] = Field(
+        ("noise", "pixelate"), min_length=1, description="names of files in data/shifts/"
+    )
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], AfterValidator(_once)] = Field(
+        SEVERITIES, min_length=1, description="1 to 5"
+    )
+    images: int | None = Field(None, ge=1, description="only so many of the target's images, drawn once for all conditions")
+    within: Within = Field("domain_seq", validate_default=True, description="schedule over the conditions")
+
+    def check(self, domains: tuple[str, ...]) -> list[Problem]:
+        """What is wrong with the inner schedule, to which conditions are domains."""
+        names = tuple(shift.name for shift in self.conditions())
+        return [*unconditional("within", self.within), *below("within", self.within.check(names))]
+
+    def conditions(self) -> tuple[Shift, ...]:
+        """Family by family, severities in their order."""
+        return tuple(SHIFTS.load(family)(severity=severity) for family in self.families for severity in self.severities)
+
+    def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
+        """labels, domains: (conditions * N,), condition by condition."""
+        count = len(labels) // len(self.conditions())
+        chosen = np.sort(rng.permutation(count)[: self.images])
+        used = np.flatnonzero(np.isin(np.arange(len(labels)) % count, chosen))
+        inner = self.within.model_copy(update={"batch_size": self.batch_size})
+        return [used[batch] for batch in inner.batches(labels[used], domains[used], rng)]
