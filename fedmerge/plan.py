@@ -65,16 +65,17 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
         scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
         problems += error.problems
-    names = _strings(content.get("sites"))
-    target_name = next(iter(_strings([content.get("target")])), None)
+    names, target_name = _strings(content.get("sites")), next(iter(_strings([content.get("target")])), None)
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys(names)}
     target = _read_site(target_name, path, problems) if target_name else None
     found = [site for site in sites.values() if site]
     problems += _names(str(path), names, target_name)
     problems += _agreement(found + ([target] if target else []))
     if scenario and target:
-        problems += [_at(str(path), "stream", problem) for problem in scenario.stream.check(target.source.domains())]
-        problems += _channels(str(path), scenario, [*found, target])
+        channels = scenario.model.geometry.channels
+        in_stream = scenario.stream.check(target.source.domains()) + mismatched(scenario.stream.conditions(), channels, "families")
+        problems += [_at(str(path), "stream", problem) for problem in in_stream]
+        problems += [_at(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
         problems += _methods(str(path), scenario, [site.name for site in found], [*found, target])
     if problems or scenario is None or target is None:
         raise ScenarioError(problems)
@@ -103,13 +104,6 @@ def _overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]
             known.setdefault(str(label or name), entry)
         changed["methods"] = [known.get(name, name) for name in overrides.methods]
     return changed
-
-
-def _channels(where: str, scenario: Scenario, sites: list[Site]) -> list[Problem]:
-    """Shifts of colours need colours."""
-    channels = scenario.model.geometry.channels
-    in_stream = [_at(where, "stream", p) for p in mismatched(scenario.stream.conditions(), channels, "families")]
-    return in_stream + [_at(f"site '{s.name}'", "", p) for s in sites for p in mismatched(s.shifts, channels, "shifts")]
 
 
 def _strings(value: Any) -> list[str]:

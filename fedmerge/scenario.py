@@ -17,7 +17,6 @@ from fedmerge.merge.per_sample import Way
 from fedmerge.site import Site
 from fedmerge.stream.schedule import SCHEDULES
 
-
 AnySchedule: Any = SCHEDULES.union()
 AnyMethod: Any = by_name(METHODS)
 AnyUpload: Any = by_name(STATISTICS)

@@ -5,6 +5,7 @@ Exit status: 0 done; 2 the user's mistake, with one clear message and no traceba
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 from fedmerge.errors import FedmergeError
 
 A = ParamSpec("A")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def guarded(verb: Callable[A, None]) -> Callable[A, None]:
@@ -30,8 +32,19 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
         except KeyboardInterrupt:
             typer.echo("fedmerge: interrupted; experts that have arrived are in the pool", err=True)
             raise typer.Exit(130) from None
+        except Exception as error:
+            if not _is_full(error):
+                raise
+            mend = "free some space, and give the same command again, with --resume for a run"
+            typer.echo(f"fedmerge: the disk is full ({error}); what was written before stays readable: {mend}", err=True)
+            raise typer.Exit(2) from None
 
     return run
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a file could not be written for lack of space; safetensors tells it in words alone."""
+    return getattr(error, "errno", None) in FULL or "No space left on device" in str(error)
 
 
 @guarded

@@ -33,7 +33,7 @@ DOORS = {
     "run": {"federate", "plan", "run_folder", "scenario", "experts", "target", "report", "data", "errors", "seeds"},
     "simulate": {"plan", "run", "run_folder", "settings", "errors"},
     "settings": {"errors"},
-    "preview": {"plan", "federate", "run_folder", "experts", "stream", "report"},
+    "preview": {"plan", "data", "federate", "run_folder", "experts", "stream", "report"},
     "outlook": {"preview", "report"},
     "diagnose": {"report"},
     "mirage": {"experts", "merge", "report", "errors"},

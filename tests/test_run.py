@@ -254,3 +254,25 @@ def test_a_sweep_shares_experts_and_goes_on_where_it_stopped(first: tuple[Path, 
 
 def lines(run: Path) -> list[str]:
     return (run / "audit.jsonl").read_text().splitlines()
+
+
+def test_a_full_disk_is_one_message(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    command = [sys.executable, "-m", "fedmerge", "mirage", "pool", "--out", "/dev/full"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "the disk is full" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_run_of_an_older_version_is_told_from_another_scenario(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    shutil.copytree(folder / "runs" / "tiny-3", folder / "older")
+    file = folder / "older" / "scenario.yaml"
+    resolved = yaml.safe_load(file.read_text())
+    del resolved["target"]["shifts"], resolved["sites"][1]["shifts"]
+    file.write_text(yaml.safe_dump(resolved))
+    ended = simulate(folder, "--out", "older", "--resume")
+    assert ended.returncode == 2
+    assert "older fedmerge, which did not know sites[1].shifts, target.shifts" in ended.stderr
+    assert file.read_text() == yaml.safe_dump(resolved)

@@ -1,9 +1,10 @@
 """Shifts of single images at five severities, and a target's images under several of them.
 
 Each family is a file in `data/shifts/`, written with scipy and Pillow, which the project has anyway. Weighed and left out:
-`imagecorruptions` and `medmnistc` (pins on old numpy, OpenCV and ImageMagick), `albumentations` (its successor's licence), `torchio`
-(volumes), `kornia` (no medical artefacts). Families follow Hendrycks & Dietterich (ICLR 2019) and Di Salvo et al. (MedMNIST-C, 2024);
-strengths are ours, and lengths are shares of the image's side, so that they mean the same at 32 and at 224 pixels.
+`imagecorruptions` and `medmnistc` (pins on old numpy, OpenCV and ImageMagick), `albumentations` (its successor's licence),
+`torchio` (volumes), `kornia` (no medical artefacts). Families follow Hendrycks & Dietterich (ICLR 2019) and Di Salvo et al.
+(MedMNIST-C, 2024); strengths are ours. Lengths are shares of the image's side, so that they mean the same at 32 and at 224
+pixels; `pixelate`, `resolution`, `jpeg` and noises act on pixels, as detectors do.
 """
 
 from __future__ import annotations

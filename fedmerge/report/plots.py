@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 QUIET = "#9a9a9a"
 WIDTH = 8.6
+MOST_LEVEL = 6
+"""Labels that stand beside one another; more are turned."""
 
 
 def draw(record: RunRecord, summary: dict[str, Any]) -> dict[str, str]:
@@ -40,6 +42,8 @@ def draw(record: RunRecord, summary: dict[str, Any]) -> dict[str, str]:
             "domains": _svg(domains(record, summary)),
             "cost": _svg(cost(record, summary)),
         }
+        if record.stream.conditions:
+            plots["severity"] = _svg(severity(record, summary))
         adaptive = [name for name in record.methods if record.steps_of(name)[0].encoder is not None]
         plots |= {f"coefficients-{i}": _svg(coefficients(record, name)) for i, name in enumerate(adaptive)}
     return plots
@@ -111,19 +115,39 @@ def coefficients(record: RunRecord, method: str) -> Figure:
 
 
 def domains(record: RunRecord, summary: dict[str, Any]) -> Figure:
-    """Accuracy of every method in every domain of the target."""
-    names = sorted(summary["methods"], key=lambda name: -summary["methods"][name]["accuracy"])
-    columns = [name for name in record.stream.domain_names if name in summary["methods"][names[0]]["per_domain"]]
-    table = np.array([[100 * summary["methods"][name]["per_domain"][column] for column in columns] for name in names])
+    """Accuracy of every method in every domain of the target, or under every family of shifts."""
+    of = "per_family" if record.stream.conditions else "per_domain"
+    rows = {name: row[of] for name, row in summary["methods"].items()}
+    names = sorted(rows, key=lambda name: -summary["methods"][name]["accuracy"])
+    columns = list(rows[names[0]])
+    table = np.array([[100 * rows[name][column] for column in columns] for name in names])
     figure, axes = _figure(0.9 + 0.27 * len(names))
     axes.imshow(table, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white", fontsize=8)
-    axes.set_xticks(range(len(columns)), columns)
+    crowded = len(columns) > MOST_LEVEL
+    axes.set_xticks(range(len(columns)), columns, rotation=40 if crowded else 0, ha="right" if crowded else "center")
     axes.set_yticks(range(len(names)), names)
-    axes.set_title("accuracy by domain of the target, %", loc="left", fontsize=9)
+    axes.set_title("accuracy by domain of the target, %" if of == "per_domain" else "accuracy by family, %", loc="left", fontsize=9)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
+    return figure
+
+
+def severity(record: RunRecord, summary: dict[str, Any]) -> Figure:
+    """How accuracy falls as shifts grow, the mean over families."""
+    figure, axes = _figure(3.4)
+    shade, ends = colours(record), {}
+    for name, row in summary["methods"].items():
+        levels = [int(level) for level in row["per_severity"]]
+        values = [100 * value for value in row["per_severity"].values()]
+        expert = name.startswith("expert")
+        axes.plot(levels, values, "o--" if expert else "o-", color=shade[name], ms=3, lw=0.9 if expert else 1.8)
+        ends[name] = values[-1]
+    _label_ends(axes, ends, shade, max(levels) + 1)
+    axes.set_xticks(levels)
+    axes.set_xlabel("severity")
+    axes.set_ylabel("accuracy, mean over families, %")
     return figure
 
 

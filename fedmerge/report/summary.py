@@ -128,21 +128,19 @@ def _relate(methods: dict[str, dict[str, Any]]) -> None:
 
 
 def _by_severity(methods: dict[str, dict[str, Any]], conditions: tuple[tuple[str, int], ...]) -> None:
-    """Accuracy at every severity, the mean over families, and mCE as in ImageNet-C with the mean merge as base; None elsewhere."""
-    severities = sorted({severity for _, severity in conditions})
+    """Accuracy by severity and by family, and mCE as in ImageNet-C with the mean merge as base; None elsewhere."""
     errors: dict[str, dict[str, list[float]]] = {}
     for name, row in methods.items():
         errors[name] = {}
+        levels: dict[int, list[float]] = {}
         for family, severity in conditions:
             accuracy = row["per_domain"].get(f"{family} {severity}")  # a stream that was cut short may lack some
             if accuracy is not None:
                 errors[name].setdefault(family, []).append(1 - accuracy)
+                levels.setdefault(severity, []).append(accuracy)
+        row["per_severity"] = {str(severity): float(np.mean(levels[severity])) for severity in sorted(levels)}
+        row["per_family"] = {family: 1 - float(np.mean(values)) for family, values in errors[name].items()}
     for name, row in methods.items():
-        seen = {
-            s: [row["per_domain"][d] for f, t in conditions if t == s and (d := f"{f} {t}") in row["per_domain"]]
-            for s in severities
-        }
-        row["per_severity"] = {str(s): float(np.mean(values)) for s, values in seen.items() if values}
         row["mce_in_vs_mean"] = mce_in(errors[name], errors[REFERENCE]) if conditions and REFERENCE in methods else None
 
 

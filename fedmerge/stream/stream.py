@@ -25,9 +25,14 @@ class Answers:
 class Labelled(Protocol):
     """What the sampler sees of the target's images: labels and domains (N,)."""
 
-    labels: NDArray[np.int64]
-    domains: NDArray[np.int64]
-    domain_names: tuple[str, ...]
+    @property
+    def labels(self) -> NDArray[np.int64]: ...
+
+    @property
+    def domains(self) -> NDArray[np.int64]: ...
+
+    @property
+    def domain_names(self) -> tuple[str, ...]: ...
 
 
 class Stream:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -115,3 +118,26 @@ def test_a_torn_chunk_costs_only_its_own_batches(record: RunRecord, tmp_path: Pa
     assert same(again.steps, steps[:4])
     assert again.snapshot is not None
     assert again.snapshot["position"] == 4
+
+
+WRITE_LITTLE = """
+import pickle, resource, sys
+from pathlib import Path
+from fedmerge.report.write import write
+record = pickle.loads(Path(sys.argv[1], "record").read_bytes())
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+write(Path(sys.argv[1]), record)
+"""
+
+
+def test_a_disk_that_fills_up_leaves_whole_files(record: RunRecord, tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk; the system refuses to write in the same way."""
+    write(tmp_path, record)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    (tmp_path / "record").write_bytes(pickle.dumps(replace(record, seed=1)))
+    command = [sys.executable, "-c", WRITE_LITTLE, str(tmp_path), "1000"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "File too large" in ended.stderr
+    json.loads((tmp_path / "summary.json").read_text())
+    np.load(tmp_path / "predictions.npz")["labels"]
+    assert (tmp_path / "report.html").read_bytes() == before["report.html"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -204,3 +205,36 @@ def test_the_bootstrap_covers_what_it_should() -> None:
         low, high = compare.interval(correct, np.full(60, 32), seed)
         hits += low <= 0.8 <= high
     assert 0.88 <= hits / 200 <= 0.98
+
+
+def test_accuracy_by_severity_and_mce_by_hand(record: RunRecord) -> None:
+    """Two families at severities 1 and 3; the mean's errors are the base of mCE (Hendrycks & Dietterich, section 4.3)."""
+    conditions = (("noise", 1), ("noise", 3), ("jpeg", 1), ("jpeg", 3))
+    names = tuple(f"{family} {severity}" for family, severity in conditions)
+    sizes = [len(labels) for labels in record.labels]
+    domains = [np.full(n, t * 4 // len(sizes)) for t, n in enumerate(sizes)]
+    truth = np.stack([np.bincount(batch, minlength=4) / len(batch) for batch in domains])
+    stream = replace(record.stream, kind="corruption", conditions=conditions, domain_names=names, truth=truth)
+    found = summarise(replace(record, stream=stream, domains=domains))["methods"]
+
+    error: dict[str, dict[str, float]] = {}
+    for name in record.methods:
+        wrong = record.probabilities(name).argmax(1) != np.concatenate(record.labels)
+        error[name] = {at: float(wrong[np.concatenate(domains) == c].mean()) for c, at in enumerate(names)}
+    for name, row in found.items():
+        mine, mean = error[name], error["mean"]
+        assert row["per_severity"] == pytest.approx(
+            {"1": 1 - (mine["noise 1"] + mine["jpeg 1"]) / 2, "3": 1 - (mine["noise 3"] + mine["jpeg 3"]) / 2}
+        )
+        assert row["per_family"] == pytest.approx(
+            {"noise": 1 - (mine["noise 1"] + mine["noise 3"]) / 2, "jpeg": 1 - (mine["jpeg 1"] + mine["jpeg 3"]) / 2}
+        )
+        ratios = [(mine[f"{f} 1"] + mine[f"{f} 3"]) / (mean[f"{f} 1"] + mean[f"{f} 3"]) for f in ("noise", "jpeg")]
+        assert row["mce_in_vs_mean"] == pytest.approx(100 * np.mean(ratios))
+    assert found["mean"]["mce_in_vs_mean"] == pytest.approx(100)
+
+
+def test_a_stream_of_plain_images_has_no_severities(record: RunRecord) -> None:
+    row = summarise(record)["methods"]["eam"]
+    assert row["per_severity"] == {}
+    assert row["mce_in_vs_mean"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from fedmerge.data.corruption import Gallery
 from fedmerge.data.images import Images
 from fedmerge.errors import DataError
 from fedmerge.stream.schedule import SCHEDULES
@@ -39,7 +41,8 @@ def some_images(n: int, classes: int = 4, domains: int = 2) -> Images:
 def test_no_image_comes_twice(kind: str, n: int, size: int, seed: int, domains: int) -> None:
     schedule = SCHEDULES.load(kind)() if kind == "single" else SCHEDULES.load(kind)(batch_size=size)
     size = schedule.batch_size
-    images = some_images(n, domains=domains)
+    images = Gallery(some_images(n, domains=domains), schedule.conditions(), "x", seed)
+    n = len(images)
     try:
         stream = Stream(images, schedule, "x", seed)
     except DataError:
@@ -49,7 +52,7 @@ def test_no_image_comes_twice(kind: str, n: int, size: int, seed: int, domains: 
     assert len(set(flat.tolist())) == len(flat) == stream.samples == n - stream.unused
     assert flat.min() >= 0
     assert flat.max() < n
-    if kind != "domain_seq":  # there each domain has its last batch
+    if kind not in ("domain_seq", "corruption"):  # there each domain, or condition, has its last batch
         assert all(len(batch) == size for batch in stream.batches[:-1])
     assert 1 <= len(stream.batches[-1]) <= size
     if kind != "mixture_drift":
@@ -248,3 +251,70 @@ def test_every_mixture_sums_to_one(drift: str, domains: int, length: int) -> Non
     assert pi.shape == (length, domains)
     np.testing.assert_allclose(pi.sum(1), 1)
     assert (pi >= 0).all()
+
+
+def corrupted(n: int, **keys: Any) -> tuple[Gallery, Stream]:
+    schedule = SCHEDULES.load("corruption")(batch_size=8, **keys)
+    gallery = Gallery(some_images(n), schedule.conditions(), "x", 0)
+    return gallery, Stream(gallery, schedule, "x", 0)
+
+
+@pytest.mark.parametrize("within", ["domain_seq", "iid", {"kind": "temporal"}])
+def test_corruption_shows_each_image_once_per_family_and_severity(within: Any) -> None:
+    gallery, stream = corrupted(24, families=("noise", "jpeg"), severities=(1, 3, 5), within=within)
+    index = np.concatenate(stream.batches)
+    assert sorted(index.tolist()) == list(range(6 * 24))
+    assert gallery.domain_names == ("noise 1", "noise 3", "noise 5", "jpeg 1", "jpeg 3", "jpeg 5")
+    assert stream.truth.shape[1] == 6
+
+
+def test_corruption_of_some_images_takes_the_same_under_all_conditions() -> None:
+    _, stream = corrupted(40, families=("noise",), severities=(2, 4), images=16)
+    index = np.concatenate(stream.batches)
+    first, second = np.sort(index[index < 40]), np.sort(index[index >= 40]) - 40
+    assert len(first) == 16
+    assert np.array_equal(first, second)
+
+
+def test_corruption_of_more_images_than_there_are() -> None:
+    with pytest.raises(DataError, match="found 41; expected at most 40"):
+        corrupted(40, images=41)
+
+
+def test_corruption_in_sequence_goes_through_conditions_one_by_one() -> None:
+    _, stream = corrupted(16, families=("noise", "gamma"), severities=(1, 2))
+    assert stream.truth.argmax(1).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert set(stream.truth.ravel()) == {0, 1}
+
+
+def test_corruption_may_grow_and_fall_again() -> None:
+    within = {"kind": "mixture_drift", "drift": "gradual_severity"}
+    _, stream = corrupted(80, families=("noise",), within=within)
+    level = stream.truth @ np.arange(1, 6)
+    top = int(level.argmax())
+    assert 0 < top < len(level) - 1
+    assert level[0] < level[top] > level[-1]
+
+
+@pytest.mark.parametrize("outer", ["domain_seq", "mixed_domains", "corruption"])
+def test_corruption_is_not_held_by_another_schedule(outer: str) -> None:
+    problems = SCHEDULES.load(outer)(within={"kind": "corruption"}).check(("u", "v"))
+    assert [problem.key for problem in problems] == ["within"]
+    assert "corruption" in problems[0].found
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"families": ["nois"]}, "noise"),
+        ({"families": ["noise", "noise"]}, "each family once"),
+        ({"families": []}, "at least 1"),
+        ({"severities": [0]}, "greater than or equal to 1"),
+        ({"severities": [6]}, "less than or equal to 5"),
+        ({"severities": [2, 2]}, "each value once"),
+        ({"images": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_what_corruption_refuses(keys: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        SCHEDULES.load("corruption")(**keys)

@@ -11,7 +11,7 @@ from fedmerge.data.corruption import Float, Shift
 class Blur(Shift):
     """Convolution with a Gaussian of sigma s, a share of the shorter side."""
 
-    strengths = (0.01, 0.018, 0.028, 0.04, 0.055)
+    strengths = (0.018, 0.026, 0.036, 0.048, 0.064)
 
     def on(self, x: Float, rng: np.random.Generator) -> Float:
         """The same blur for all images."""

@@ -15,4 +15,5 @@ class Contrast(Shift):
     def on(self, x: Float, rng: np.random.Generator) -> Float:
         """About the mean of all channels."""
         mean = x.mean(dtype=np.float32)
-        return mean + np.float32(self.strength) * (x - mean)
+        found: Float = mean + np.float32(self.strength) * (x - mean)
+        return found

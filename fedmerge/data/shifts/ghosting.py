@@ -17,4 +17,5 @@ class Ghosting(Shift):
         axis = int(rng.integers(2))
         distance = max(1, int(rng.uniform(0.25, 0.5) * x.shape[axis]))
         copies = (np.roll(x, distance, axis) + np.roll(x, -distance, axis)) / 2
-        return np.float32(1 - self.strength) * x + np.float32(self.strength) * copies
+        found: Float = ((1 - self.strength) * x + self.strength * copies).astype(np.float32)
+        return found

@@ -26,4 +26,5 @@ class Hair(Shift):
             place = np.minimum((curve * [height, width]).astype(int), [height - 1, width - 1])
             ink[place[:, 0], place[:, 1]] = 1
         soft = np.clip(2 * gaussian_filter(ink, 0.008 * min(height, width)), 0, 0.9)
-        return x * (1 - soft[..., None].astype(np.float32))
+        found: Float = x * (1 - soft[..., None].astype(np.float32))
+        return found

@@ -15,4 +15,5 @@ class Resolution(Shift):
 
     def on(self, x: Float, rng: np.random.Generator) -> Float:
         """The same for all images."""
-        return resampled(x[None], self.strength)[0]
+        found: Float = resampled(x[None], self.strength)[0]
+        return found

@@ -23,4 +23,5 @@ class Stain(Shift):
         density = -np.log(np.clip(x.astype(np.float64), LEAST, 1))
         amounts = density @ np.linalg.inv(DYES)
         times, plus = rng.uniform(-self.strength, self.strength, (2, 3))
-        return np.exp(-(amounts * (1 + times) + plus / 4) @ DYES).astype(np.float32)
+        found: Float = np.exp(-(amounts * (1 + times) + plus / 4) @ DYES).astype(np.float32)
+        return found

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from fedmerge.data.corruption import SEVERITIES, SHIFTS, Shift
-from fedmerge.errors import Problem, nearest
+from fedmerge.errors import DataError, Problem, nearest
 from fedmerge.stream.schedule import Batches, Schedule, Within, below, unconditional
 
 
@@ -53,8 +53,10 @@ class Corruption(Schedule):
         return tuple(SHIFTS.load(family)(severity=severity) for family in self.families for severity in self.severities)
 
     def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
-        """labels, domains: (conditions * N,), condition by condition."""
+        """labels, domains: (conditions * N,), condition by condition. Raises DataError if more images are asked for than there are."""
         count = len(labels) // len(self.conditions())
+        if self.images is not None and self.images > count:
+            raise DataError(f"stream.images: found {self.images}; expected at most {count}, all that the target has")
         chosen = np.sort(rng.permutation(count)[: self.images])
         used = np.flatnonzero(np.isin(np.arange(len(labels)) % count, chosen))
         inner = self.within.model_copy(update={"batch_size": self.batch_size})
