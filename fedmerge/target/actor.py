@@ -5,6 +5,7 @@ The actor takes no CPU out of Ray's count: it would starve clients that count th
 
 from __future__ import annotations
 
+import copy
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -88,7 +89,10 @@ class RemoteTarget:
         return self._wait(self._actor.process.remote(), "the target's process number", self.deadline_s)  # type: ignore[no-any-return]
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        return self._wait(self._actor.call.remote(name, *arguments), f"the target's answer to '{name}'", self.deadline_s)
+        """A copy: arrays in Ray's shared memory are overwritten once this process has left a cluster that stays."""
+        return copy.deepcopy(
+            self._wait(self._actor.call.remote(name, *arguments), f"the target's answer to '{name}'", self.deadline_s)
+        )
 
     def _wait(self, reference: Any, what: str, deadline_s: float) -> Any:
         """ray.get with a deadline, and Ray's errors as ours."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedmerge.errors import DataError, TargetError
-from fedmerge.target.actor import RemoteTarget
+from fedmerge.target.actor import RemoteTarget, shared_ray
 from fedmerge.target.loop import TargetSite
 from fedmerge.target.task import TargetTask
 from tests.target.conftest import base, experts
@@ -32,6 +32,18 @@ def test_the_actor_does_what_the_loop_does(target: Targets) -> None:
         there.restore(here.snapshot())
         assert there.forwards_so_far() == here.forwards_so_far()
         assert [len(batch) for batch in there.answers().labels] == [8] * there.describe().batches
+
+
+@pytest.mark.slow
+def test_what_the_target_told_outlives_its_cluster(target: Targets) -> None:
+    """Ray hands out views of its shared memory, which other jobs of a cluster overwrite after this one has left."""
+    with shared_ray() as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", address)
+        with RemoteTarget(target(), experts(), base(), 60) as there:
+            steps, told, answers, snapshot = there.advance(2), there.describe(), there.answers(), there.snapshot()
+    arrays = [told.truth, *answers.labels, *answers.domains, *[step.probabilities for step in steps]]
+    arrays += [value for state in snapshot["states"].values() for value in state.values()]
+    assert all(array.flags.owndata and array.flags.writeable for array in arrays)
 
 
 @pytest.mark.slow

@@ -1,0 +1,202 @@
+"""Where does entropy-adaptive merging beat the mean, the ensemble and the best single expert, and where does it not?
+
+    python benchmarks/regimes.py --out runs/regimes --docs docs
+
+On the phantom, over how sites differ (nothing, scanners, planes, both), the label skew of the stream, the order of domains in it and
+the batch size, over several seeds. Hospitals train through Flower as in a run; all streams of one federation then pass through one
+process. Every method stands at its defaults. The best single expert is picked with hindsight, which no hospital could do.
+Started again, it goes on where it stopped. Writes `regimes.csv`, `regimes.svg` and `regimes.md`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+
+from fedmerge.federate import load_experts, site_task, start
+from fedmerge.plan import Overrides, load
+from fedmerge.report.compare import over_seeds
+from fedmerge.report.terminal import Terminal
+from fedmerge.run import contribution, prepare
+from fedmerge.run_folder import Request
+from fedmerge.stream.schedule import SCHEDULES
+from fedmerge.target.loop import TargetSite
+from fedmerge.target.task import TargetTask
+
+ROOT = Path(__file__).resolve().parents[1]
+SITES = ("axial", "coronal", "sagittal")
+PLANES = list(SITES)
+DIFFERENCES = {"nothing": (), "scanner": ("scanner",), "plane": ("plane",), "scanner and plane": ("scanner", "plane")}
+SKEWS = {"0.01": 0.01, "0.1": 0.1, "1": 1.0, "none": 1000.0}
+ORDERS = ("mixed", "one after another")
+SIZES = (8, 32, 128)
+RIVALS = ("mean", "ensemble", "best expert")
+IMAGES, PATIENTS, TARGET_IMAGES = 1200, 150, 1200
+BATCHES_AT_A_TIME = 64
+
+
+def federation(folder: Path, differs: tuple[str, ...]) -> Path:
+    """The scenario organs with sites that differ in these ways alone; returns its file."""
+    scenario = yaml.safe_load((ROOT / "scenarios" / "organs.yaml").read_text(encoding="utf-8"))
+    scenario |= {"methods": ["mean", "expert", "ensemble", "eam"], "training": {**scenario["training"], "runs": 2}}
+    target = yaml.safe_load((ROOT / "sites" / "mercy.yaml").read_text(encoding="utf-8"))
+    target["source"]["images"] = TARGET_IMAGES
+    sites = {"mercy": target}
+    for name in SITES:
+        site = yaml.safe_load((ROOT / "sites" / f"{name}.yaml").read_text(encoding="utf-8"))
+        site["source"] = {"kind": "organ_phantom", "images": IMAGES, "patients": PATIENTS}
+        site["source"]["planes"] = [name] if "plane" in differs else PLANES
+        if "scanner" not in differs:
+            site["scanner"] = target["scanner"]
+        sites[name] = site
+    (folder / "sites").mkdir(parents=True, exist_ok=True)
+    (folder / "scenarios").mkdir(exist_ok=True)
+    for name, site in sites.items():
+        (folder / "sites" / f"{name}.yaml").write_text(yaml.safe_dump(site), encoding="utf-8")
+    file = folder / "scenarios" / "organs.yaml"
+    file.write_text(yaml.safe_dump(scenario), encoding="utf-8")
+    return file
+
+
+def schedule(skew: float, order: str, size: int) -> Any:
+    """A stream with this label skew, in batches of mixed domains or of one domain after another."""
+    inner = {"kind": "dirichlet_batch", "delta": skew}
+    if order == "mixed":
+        return SCHEDULES.load("dirichlet_batch")(delta=skew, batch_size=size)
+    return SCHEDULES.load("domain_seq")(within=inner, batch_size=size)
+
+
+def measure(file: Path, seed: int, folder: Path, pool: Path) -> list[dict[str, Any]]:
+    """Accuracies of all methods on all streams of one federation."""
+    plan = load(file, Overrides(seed=seed))
+    request = Request(out=folder / f"seed{seed}", pool=pool, resume=True, quiet=True)
+    prepare(plan, request)
+    initial = start(plan, request, Terminal(quiet=True))
+    tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
+    contributions = [contribution(expert) for expert in load_experts(tasks, request)]
+    base = {name: tensor.numpy() for name, tensor in initial.weights.items()}
+    rows = []
+    for skew, delta in SKEWS.items():
+        for order in ORDERS:
+            for size in SIZES:
+                stream = schedule(delta, order, size)
+                threads = len(os.sched_getaffinity(0))
+                task = TargetTask(plan.target, plan.scenario.model, plan.classes, stream, plan.scenario.methods, seed, threads)
+                right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+                site = TargetSite(task, contributions, base)
+                while steps := site.advance(BATCHES_AT_A_TIME):
+                    for step in steps:
+                        right[step.method][0] += step.correct
+                        right[step.method][1] += step.n
+                accuracies = {method: hits / seen for method, (hits, seen) in right.items()}
+                rows.append({"skew": skew, "order": order, "size": size, "accuracies": accuracies})
+    return rows
+
+
+def gains(found: dict[tuple[str, int], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Points that eam is above each rival in each regime, seed by seed."""
+    cells: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (difference, _), rows in found.items():
+        for row in rows:
+            of = dict(row["accuracies"])
+            of["best expert"] = max(value for name, value in of.items() if name.startswith("expert"))
+            key = (difference, row["order"], row["skew"], row["size"])
+            cells[key]["eam"].append(100 * of["eam"])
+            for rival in RIVALS:
+                cells[key][rival].append(100 * (of["eam"] - of[rival]))
+    return [{"key": key, **{name: tuple(values) for name, values in of.items()}} for key, of in cells.items()]
+
+
+def write_csv(file: Path, cells: list[dict[str, Any]]) -> None:
+    """One line for each regime: means over seeds, and ends of 95% t intervals."""
+    with file.open("w", encoding="utf-8", newline="") as out:
+        lines = csv.writer(out, lineterminator="\n")
+        ends = [f"{name}{end}" for name in ("eam", *[f"eam - {rival}" for rival in RIVALS]) for end in ("", " low", " high")]
+        lines.writerow(["sites differ in", "domains", "label skew", "batch size", "seeds", *ends])
+        for cell in cells:
+            numbers: list[str] = []
+            for name in ("eam", *RIVALS):
+                reach = over_seeds(cell[name])
+                numbers += (
+                    [f"{np.mean(cell[name]):.1f}", *(f"{end:.1f}" for end in reach or ())]
+                    if reach
+                    else [f"{np.mean(cell[name]):.1f}", "", ""]
+                )
+            lines.writerow([*cell["key"], len(cell["eam"]), *numbers])
+
+
+def draw(file: Path, cells: list[dict[str, Any]], seeds: int) -> None:
+    """One heat map for each rival: points that eam is above it, with half the width of the interval."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    by = {cell["key"]: cell for cell in cells}
+    rows = [(difference, order) for difference in DIFFERENCES for order in ORDERS]
+    columns = [(skew, size) for size in SIZES for skew in SKEWS]
+    figure = Figure(figsize=(11, 11.5), layout="constrained")
+    for axes, rival in zip(figure.subplots(3, 1), RIVALS, strict=True):
+        shown = np.full((len(rows), len(columns)), np.nan)
+        for r, (difference, order) in enumerate(rows):
+            for c, (skew, size) in enumerate(columns):
+                values = by[difference, order, skew, size][rival]
+                shown[r, c] = np.mean(values)
+                reach = over_seeds(values)
+                half = f"\n±{(reach[1] - reach[0]) / 2:.1f}" if reach else ""
+                sure = bool(reach) and reach[0] * reach[1] > 0
+                dark = "white" if abs(shown[r, c]) > 6 else "black"
+                axes.text(
+                    c,
+                    r,
+                    f"{shown[r, c]:+.1f}{half}",
+                    ha="center",
+                    va="center",
+                    fontsize=6.5,
+                    color=dark,
+                    weight="bold" if sure else "normal",
+                )
+        axes.imshow(shown, cmap="RdBu", vmin=-10, vmax=10, aspect="auto")
+        axes.set_xticks(range(len(columns)), [f"{skew}\n{size}" for skew, size in columns], fontsize=7)
+        axes.set_yticks(range(len(rows)), [f"{difference}; {order}" for difference, order in rows], fontsize=7)
+        axes.set_title(f"eam minus {rival}, points", loc="left", fontsize=10)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+    figure.supxlabel(
+        f"label skew (Dirichlet delta) above, batch size below; {seeds} seeds, bold: 95% t interval leaves out 0", fontsize=8
+    )
+    figure.supylabel("sites differ in; domains of the stream", fontsize=8)
+    with mpl.rc_context({"svg.hashsalt": "fedmerge", "svg.fonttype": "none"}):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def main(
+    seeds: Annotated[int, typer.Option(min=1)] = 5,
+    out: Annotated[Path, typer.Option(help="folder of experts and results")] = Path("runs/regimes"),
+    docs: Annotated[Path | None, typer.Option(help="where the tables and the picture go; OUT if left out")] = None,
+) -> None:
+    """Train what is missing, measure what is missing, and write the map."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for seed in range(seeds):
+        for name, differs in DIFFERENCES.items():
+            folder = out / name.replace(" ", "-")
+            kept = folder / f"seed{seed}.json"
+            if not kept.exists():
+                rows = measure(federation(folder, differs), seed, folder, out / "pool")
+                kept.write_text(json.dumps(rows), encoding="utf-8")
+            found[name, seed] = json.loads(kept.read_text(encoding="utf-8"))
+            typer.echo(f"seed {seed}, sites differ in {name}: done")
+    cells = gains(found)
+    place = docs or out
+    write_csv(place / "regimes.csv", cells)
+    draw(place / "regimes.svg", cells, seeds)
+
+
+if __name__ == "__main__":
+    typer.run(main)
