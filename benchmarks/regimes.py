@@ -2,9 +2,9 @@
 
     python benchmarks/regimes.py --out runs/regimes --docs docs
 
-On the phantom, over how sites differ (nothing, scanners, planes, both), the label skew of the stream, the order of domains in it and
-the batch size, over several seeds. Hospitals train through Flower as in a run; all streams of one federation then pass through one
-process. Every method stands at its defaults. The best single expert is picked with hindsight, which no hospital could do.
+On the phantom, over how sites differ (nothing, scanners, planes, both), the label skew of the stream, the order of domains in it
+and the batch size, over several seeds. Hospitals train through Flower as in a run; all streams of one federation then pass through
+one process. Every method stands at its defaults. The best single expert is picked with hindsight, which no hospital could do.
 Started again, it goes on where it stopped. Writes `regimes.csv`, `regimes.svg` and `regimes.md`.
 """
 
@@ -168,9 +168,7 @@ def draw(file: Path, cells: list[dict[str, Any]], seeds: int) -> None:
         axes.set_title(f"eam minus {rival}, points", loc="left", fontsize=10)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    figure.supxlabel(
-        f"label skew (Dirichlet delta) above, batch size below; {seeds} seeds, bold: 95% t interval leaves out 0", fontsize=8
-    )
+    figure.supxlabel(f"label skew (delta) above, batch size below; {seeds} seeds, bold: 95% t interval leaves out 0", fontsize=8)
     figure.supylabel("sites differ in; domains of the stream", fontsize=8)
     with mpl.rc_context({"svg.hashsalt": "fedmerge", "svg.fonttype": "none"}):
         figure.savefig(file, format="svg", metadata={"Date": None})

@@ -83,11 +83,20 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
 
 @app.command()
 @guarded
-def diagnose(run: Annotated[Path, typer.Argument(help="folder of a finished run with 'expert' among its methods")]) -> None:
-    """Tell from RUN's predictions whether the experts' entropies can be trusted there."""
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run with 'expert' among its methods")],
+    pool: Annotated[Path, typer.Option(help="where the run's experts are")] = Path("pool"),
+    images: Annotated[int, typer.Option(min=1, help="of the target, for the losses between experts")] = 256,
+    predictions_only: Annotated[bool, typer.Option("--predictions-only", help="look at no expert and no image")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
+) -> None:
+    """Tell why merging works in RUN, or does not: entropies, coefficients, drift, and barriers between experts.
+
+    Writes diagnose.html, diagnose.json and plots into the run's folder.
+    """
     from fedmerge.diagnose import diagnose as look
 
-    look(run)
+    look(run, None if predictions_only else pool, images, quiet)
 
 
 @app.command()

@@ -21,6 +21,8 @@ import yaml
 
 from fedmerge.errors import FolderError
 from fedmerge.plan import Plan
+from fedmerge.scenario import Scenario
+from fedmerge.site import Site
 
 RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
 
@@ -97,6 +99,21 @@ class RunFolder:
 
     def _write(self) -> None:
         replace_text(self.path / "manifest.json", json.dumps(self.manifest, indent=2))
+
+
+def reopened(path: Path) -> tuple[Plan, dict[str, Any]]:
+    """The plan and the manifest of a finished run, as they were. Raises FolderError if there is none, or it cannot be read."""
+    try:
+        content = yaml.safe_load((path / "scenario.yaml").read_text(encoding="utf-8"))
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        sites = tuple(Site.model_validate(site) for site in content["sites"])
+        target = Site.model_validate(content["target"])
+        names = {"sites": [site.name for site in sites], "target": target.name}
+        scenario = Scenario.model_validate({**content, **names})
+        return Plan(scenario, sites, target, tuple(manifest["classes"])), manifest
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise FolderError(f"{path}: cannot be read as a run ({reason}); expected a finished run, e.g. runs/organs-0") from None
 
 
 def replace_text(path: Path, text: str) -> None:

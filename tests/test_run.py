@@ -276,3 +276,21 @@ def test_a_run_of_an_older_version_is_told_from_another_scenario(first: tuple[Pa
     assert ended.returncode == 2
     assert "older fedmerge, which did not know sites[1].shifts, target.shifts" in ended.stderr
     assert file.read_text() == yaml.safe_dump(resolved)
+
+
+def test_a_run_is_diagnosed_from_its_own_experts(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    command = [sys.executable, "-m", "fedmerge", "diagnose", "runs/tiny-3"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert "barriers between experts, on 80 images" in ended.stdout
+    found = read(folder / "runs" / "tiny-3" / "diagnose.json")
+    assert {(tuple(row["pair"]), row["part"]) for row in found["barriers"]} == {
+        (("north", "south"), part) for part in ("both", "encoder", "head")
+    }
+    page = (folder / "runs" / "tiny-3" / "diagnose.html").read_text()
+    for heading in ("trust", "coefficients", "drift", "barriers"):
+        assert f'id="{heading}"' in page
+    elsewhere = subprocess.run([*command, "--pool", "nowhere"], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert elsewhere.returncode == 2
+    assert "name the run's own pool with --pool" in elsewhere.stderr

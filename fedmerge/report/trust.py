@@ -40,15 +40,22 @@ def trust(p: dict[str, NDArray[np.float32]], y: NDArray[np.int64]) -> list[Trust
     Ratios H_i / (H_i + H_j) and l_i / (l_i + l_j), l the cross-entropy (Oh et al., DaWin, ICLR 2025, figure 2). Exchanging i and j
     mirrors both, so unordered pairs are enough.
     """
+    found: list[Trust] = []
+    for pair, (a, b, splits) in ratios(p, y).items():
+        found.append(_measured(pair, "all", a, b))
+        found += [_measured(pair, split, a[splits == split], b[splits == split]) for split in dict.fromkeys(SPLITS.values())]
+    return found
+
+
+def ratios(p: dict[str, NDArray[np.float32]], y: NDArray[np.int64]) -> dict[tuple[str, str], tuple[Float, Float, NDArray[np.str_]]]:
+    """For every pair: entropy ratios and cross-entropy ratios in [0, 1], and who is right, each (samples,)."""
     H = {name: -(q * np.log(q)).sum(1) for name, q in _clipped(p).items()}
     loss = {name: -np.log(q[np.arange(len(y)), y]) for name, q in _clipped(p).items()}
     right = {name: q.argmax(1) == y for name, q in p.items()}
-    found: list[Trust] = []
+    found = {}
     for i, j in combinations(p, 2):
-        a, b = _ratio(H[i], H[j]), _ratio(loss[i], loss[j])
         splits = np.array([SPLITS[bool(u), bool(v)] for u, v in zip(right[i], right[j], strict=True)])
-        found.append(_measured((i, j), "all", a, b))
-        found += [_measured((i, j), split, a[splits == split], b[splits == split]) for split in dict.fromkeys(SPLITS.values())]
+        found[i, j] = (_ratio(H[i], H[j]), _ratio(loss[i], loss[j]), splits)
     return found
 
 

@@ -59,5 +59,6 @@ def test_a_run_is_read_and_what_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="add 'expert'"):
         kept_predictions(tmp_path)
     np.savez(tmp_path / "predictions.npz", labels=y, **{f"p:expert:{name}": q for name, q in p.items()})
-    diagnose(tmp_path)
+    diagnose(tmp_path, None)
+    assert "Do entropies tell who is right?" in (tmp_path / "diagnose.html").read_text()
     assert len(json.loads((tmp_path / "diagnose.json").read_text())["trust"]) == 12

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedmerge.errors import DataError, TargetError
-from fedmerge.target.actor import RemoteTarget, shared_ray
+from fedmerge.target.actor import RemoteTarget
 from fedmerge.target.loop import TargetSite
 from fedmerge.target.task import TargetTask
 from tests.target.conftest import base, experts
@@ -37,10 +37,8 @@ def test_the_actor_does_what_the_loop_does(target: Targets) -> None:
 @pytest.mark.slow
 def test_what_the_target_told_outlives_its_cluster(target: Targets) -> None:
     """Ray hands out views of its shared memory, which other jobs of a cluster overwrite after this one has left."""
-    with shared_ray() as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", address)
-        with RemoteTarget(target(), experts(), base(), 60) as there:
-            steps, told, answers, snapshot = there.advance(2), there.describe(), there.answers(), there.snapshot()
+    with RemoteTarget(target(), experts(), base(), 60) as there:
+        steps, told, answers, snapshot = there.advance(2), there.describe(), there.answers(), there.snapshot()
     arrays = [told.truth, *answers.labels, *answers.domains, *[step.probabilities for step in steps]]
     arrays += [value for state in snapshot["states"].values() for value in state.values()]
     assert all(array.flags.owndata and array.flags.writeable for array in arrays)

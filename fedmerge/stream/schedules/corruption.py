@@ -53,7 +53,7 @@ class Corruption(Schedule):
         return tuple(SHIFTS.load(family)(severity=severity) for family in self.families for severity in self.severities)
 
     def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
-        """labels, domains: (conditions * N,), condition by condition. Raises DataError if it lacks as many images as are asked for."""
+        """labels, domains: (conditions * N,), by condition. Raises DataError if it lacks as many images as are asked for."""
         count = len(labels) // len(self.conditions())
         if self.images is not None and self.images > count:
             raise DataError(f"stream.images: found {self.images}; expected at most {count}, all that the target has")
