@@ -156,11 +156,7 @@ def hills(found: list[Landscape]) -> list[str]:
     rows = [one.as_row() for one in found]
     high = [" / ".join(row["pair"]) for row in rows if row["part"] == "both" and row["cross_entropy_barrier"] >= HILL]
     if not high:
-        return [
-            f"Between no pair of experts does the loss rise by {HILL} nats above the chord: their mean lies in no valley's wall."
-        ]
+        return [f"Between no pair of experts does the loss rise by {HILL} nats above the chord: there is no hill between them."]
     mean = {part: sum(r["cross_entropy_barrier"] for r in rows if r["part"] == part) for part in ("encoder", "head")}
     more = max(mean, key=lambda part: mean[part])
-    return [
-        f"Between {'; '.join(high)} the loss rises by {HILL} nats or more: halfway is worse than the ends. More of it is the {more}'s."
-    ]
+    return [f"Between {'; '.join(high)} the loss rises by {HILL} nats or more above the chord. More of it is the {more}'s."]

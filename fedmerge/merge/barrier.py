@@ -23,8 +23,8 @@ def barrier(losses: Tensor, form: Literal["chord", "mean"] = "chord") -> Tensor:
     """Height (...,) of the hill on paths of losses (..., points), ends first and last; negative where the path dips.
 
     chord: max_a L(a) - (a L(1) + (1 - a) L(0)) (Entezari et al., The Role of Permutation Invariance in Linear Mode Connectivity,
-    ICLR 2022, definition 2.2), which counts the ends and so is never negative. mean: max_a L(a) - (L(0) + L(1)) / 2 (Frankle et al.,
-    Linear Mode Connectivity and the Lottery Ticket Hypothesis, ICML 2020, section 2).
+    ICLR 2022, definition 2.2), which counts the ends and so is never negative. mean: max_a L(a) - (L(0) + L(1)) / 2 (Frankle et
+    al., Linear Mode Connectivity and the Lottery Ticket Hypothesis, ICML 2020, section 2).
     """
     first, last = losses[..., :1], losses[..., -1:]
     if form == "mean":
