@@ -29,6 +29,10 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
     {"kind": "temporal"},
 )
 DRIFT: dict[str, Any] = {"kind": "mixture_drift", "drift": "smooth"}
+EXPLAINED = """\
+Accuracy, percent, and in brackets the difference to the mean merge on the same stream, points; a star marks a 95% t interval over
+seeds that leaves out 0, not corrected for the number of rows. Every method stands at its defaults; rows `eam-...` change one field
+of `eam`. Made by `python benchmarks/honest.py --page docs/methods-by-schedule.md`; what it means is in [results.md](results.md)."""
 SCORERS = ("raw_diff", "product", "ratio", "entropy_only", "rank_sum")
 
 
@@ -90,12 +94,17 @@ def main(
     scenario: Annotated[list[str] | None, typer.Option(help="may be repeated")] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 5,
     out: Annotated[Path, typer.Option(help="folder of sweeps and pools")] = Path("runs/honest"),
+    page: Annotated[Path | None, typer.Option(help="where the tables go", show_default="OUT/tables.md")] = None,
 ) -> None:
-    """Sweep each scenario over the schedules and seeds."""
+    """Sweep each scenario over the schedules and seeds, and write one table for each."""
     for name in scenario or SCENARIOS:
         file = honest(name, out.resolve() / "scenarios")
         command = [sys.executable, "-m", "fedmerge", "sweep", str(file), "--seeds", str(seeds), "--set", f"stream={streams(name)}"]
         subprocess.run([*command, "--out", str(out.resolve() / name), "--pool", str(out.resolve() / "pool")], check=True, cwd=ROOT)
+    lines = [f"# Every method on every main schedule, {seeds} seeds", "", EXPLAINED]
+    for name in scenario or SCENARIOS:
+        lines += ["", f"## {name}", "", *table(out.resolve() / name)]
+    (page or out / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Preview:
 
 
 def preview(plan: Plan, pool: Path, cores: int) -> Preview:
-    """Count, look, and time a few steps; nothing is trained and nothing is written but caches of images."""
+    """Count, look, and time a few steps; nothing is trained, and nothing written but caches of images and an untrained theta_0."""
     scenario, everyone = plan.scenario, [*plan.sites, plan.target]
     geometry = scenario.model.geometry
     context = multiprocessing.get_context("spawn")

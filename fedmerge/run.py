@@ -12,6 +12,8 @@ from fedmerge.experts.asking import Outcome
 from fedmerge.experts.checkpoint import read_state
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import Expert
+from fedmerge.experts.train import SiteTask
+from fedmerge.experts.upload import state_digest
 from fedmerge.federate import gather, load_experts, site_task, start
 from fedmerge.plan import Plan
 from fedmerge.report.progress import Progress
@@ -28,12 +30,19 @@ BATCHES_AT_A_TIME = 4
 
 def prepare(plan: Plan, request: Request) -> None:
     """Only the hospitals' part: afterwards all experts are in the pool, with what the scenario's uploads ask for."""
-    terminal = Terminal(request.quiet)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
-        with folder.phase("initialisation"):
-            initial = start(plan, request, terminal)
-        with folder.phase("hospitals"):
-            gather(plan, [site_task(plan, number, initial) for number in range(len(plan.sites))], initial, request, terminal)
+        hospitals(plan, request, folder, Terminal(request.quiet))
+
+
+def hospitals(
+    plan: Plan, request: Request, folder: RunFolder, terminal: Terminal
+) -> tuple[Initial, list[SiteTask], dict[str, Outcome]]:
+    """theta_0 to all sites, and their experts into the pool. Raises SiteError."""
+    with folder.phase("initialisation"):
+        initial = start(plan, request, terminal)
+    tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
+    with folder.phase("hospitals"):
+        return initial, tasks, gather(plan, tasks, initial, request, terminal)
 
 
 def run(plan: Plan, request: Request) -> dict[str, Any]:
@@ -42,12 +51,8 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
     terminal = Terminal(request.quiet)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
         terminal.say(f"{plan.scenario.name}: {len(plan.sites)} sites, target '{plan.target.name}', seed {plan.scenario.seed}")
-        with folder.phase("initialisation"):
-            initial = start(plan, request, terminal)
-        tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
         generalist = read_generalist(plan)
-        with folder.phase("hospitals"):
-            outcomes = gather(plan, tasks, initial, request, terminal)
+        initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
         experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
@@ -108,7 +113,9 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
     contributions = [contribution(expert) for expert in sent.experts]
     with RemoteTarget(task, contributions, _arrays(initial.weights), scenario.target_deadline_s) as target:
         description = target.describe()
-        key = {"index": description.index_sha256, "experts": [expert.sha256 for expert in sent.experts]}
+        key: dict[str, Any] = {"index": description.index_sha256, "experts": [expert.sha256 for expert in sent.experts]}
+        if sent.generalist:
+            key["generalist"] = state_digest(sent.generalist)
         progress = Progress.open(request.out, key, request.resume)
         if progress.snapshot:
             target.restore(progress.snapshot)

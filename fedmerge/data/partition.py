@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from fedmerge.data.images import Images
+from fedmerge.errors import DataError
 from fedmerge.folder import Spec
 from fedmerge.seeds import generator
 
@@ -97,3 +99,11 @@ class Split(Spec):
             cuts = np.rint(np.cumsum(shares / shares.sum())[:-1] * len(members)).astype(int)
             mine.append(np.split(members, cuts)[self.part])
         return np.sort(np.concatenate(mine)).astype(np.int64)
+
+
+def own_split(images: Images, owner: str, share: float, seed: int) -> tuple[Index, Index]:
+    """Indices of an owner's training and validation images, as `holdout`. Raises DataError if there are too few groups."""
+    try:
+        return holdout(images.labels, images.groups, share, generator(seed, "holdout", owner))
+    except ValueError as error:
+        raise DataError(f"site '{owner}': {error}; expected two patients or more") from None

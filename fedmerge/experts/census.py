@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedmerge.data.partition import holdout
+from fedmerge.data.partition import own_split
 from fedmerge.data.source import Geometry
-from fedmerge.errors import DataError
-from fedmerge.seeds import generator
 from fedmerge.site import Site
 
 
@@ -34,11 +32,7 @@ def census(site: Site, geometry: Geometry, seed: int, trains: bool = True) -> Ce
     images = site.source.load(geometry, site.name, seed)
     train, held = 0, 0
     if trains:
-        try:
-            parts = holdout(images.labels, images.groups, site.validation, generator(seed, "holdout", site.name))
-        except ValueError as error:
-            raise DataError(f"site '{site.name}': {error}; expected two patients or more") from None
-        train, held = len(parts[0]), len(parts[1])
+        train, held = (len(part) for part in own_split(images, site.name, site.validation, seed))
     classes = np.bincount(images.labels, minlength=len(images.classes)).tolist()
     domains = np.bincount(images.domains, minlength=len(images.domain_names)).tolist()
     return Census(

@@ -11,8 +11,7 @@ from pydantic import Field
 from torch import nn
 
 from fedmerge.data.images import Images, to_batch
-from fedmerge.data.partition import holdout
-from fedmerge.errors import DataError
+from fedmerge.data.partition import own_split
 from fedmerge.experts.backbone import ModelSpec, build, normalisation, renew_head
 from fedmerge.experts.calibration import fit_temperature
 from fedmerge.experts.diversity import Diversity
@@ -23,7 +22,7 @@ from fedmerge.experts.upload import Upload
 from fedmerge.experts.views import Strength
 from fedmerge.folder import Spec
 from fedmerge.merge.parts import head_names
-from fedmerge.seeds import generator, seed_of
+from fedmerge.seeds import seed_of
 from fedmerge.site import Site
 
 AnyStatistic: Any = STATISTICS.union()
@@ -138,10 +137,7 @@ def admit_images(task: SiteTask) -> Ward:
     """The hospital's own images through its own scanner, split by patients into training and validation."""
     site = task.site
     images = site.images(task.model.geometry, task.seed)
-    try:
-        train, held = holdout(images.labels, images.groups, site.validation, generator(task.seed, "holdout", site.name))
-    except ValueError as error:
-        raise DataError(f"site '{site.name}': {error}; expected two patients or more") from None
+    train, held = own_split(images, site.name, site.validation, task.seed)
     x = to_batch(images.pixels, *normalisation(task.model))
     y = torch.from_numpy(images.labels)
     return Ward(Split(x[train], y[train]), Split(x[held], y[held]), images)

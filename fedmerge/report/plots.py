@@ -97,7 +97,7 @@ def coefficients(record: RunRecord, method: str) -> Figure:
     steps = record.steps_of(method)
     sites = [site.name for site in record.sites]
     panels: list[tuple[str, NDArray[np.float64], list[str], tuple[str, ...]]] = [
-        ("the stream's true mix", record.stream.truth, list(record.stream.domain_names), PALETTE),
+        ("the stream's true mix", *record.stream.mix, PALETTE),
         (f"{method}: encoder", np.array([step.encoder for step in steps]), sites, PALETTE),
         (f"{method}: head", np.array([step.head for step in steps]), sites, PALETTE),
     ]

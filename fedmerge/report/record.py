@@ -53,6 +53,15 @@ class StreamFacts:
     domain_names: tuple[str, ...]
     conditions: tuple[tuple[str, int], ...] = ()
 
+    @property
+    def mix(self) -> tuple[NDArray[np.float64], list[str]]:
+        """Shares (T, D) and their names; of whole families where domains are shifts, or there would be too many to tell apart."""
+        families = list(dict.fromkeys(family for family, _ in self.conditions))
+        if not families:
+            return self.truth, list(self.domain_names)
+        own = [[of == family for of, _ in self.conditions] for family in families]
+        return np.stack([self.truth[:, columns].sum(1) for columns in own], 1), families
+
 
 @dataclass(frozen=True)
 class RunRecord:

@@ -32,9 +32,8 @@ def merged(name: str, **given: object) -> Arrays:
     return {name: state[name].numpy() for name in NAMES}
 
 
-def check(found: Arrays, wanted: Callable[[str], NDArray[np.float64]], rtol: float = 1e-12) -> None:
-    for name in NAMES:
-        np.testing.assert_allclose(found[name], wanted(name), rtol=rtol, atol=1e-13)
+def alike(found: Arrays, wanted: Callable[[str], NDArray[np.float64]], rtol: float = 1e-12) -> bool:
+    return all(np.allclose(found[name], wanted(name), rtol=rtol, atol=1e-13) for name in NAMES)
 
 
 def mean(name: str) -> NDArray[np.float64]:
@@ -42,11 +41,11 @@ def mean(name: str) -> NDArray[np.float64]:
 
 
 def test_task_arithmetic_and_wise_ft() -> None:
-    check(merged("task_arithmetic", scale=0.3), lambda n: BASE[n] + 0.3 * (TAU[0][n] + TAU[1][n] + TAU[2][n]))
-    check(merged("task_arithmetic", scale=0.3), lambda n: 0.1 * BASE[n] + 0.9 * mean(n))
-    check(merged("task_arithmetic", scale=1 / 3), mean)
-    check(merged("wise_ft", a=0.4), lambda n: 0.6 * BASE[n] + 0.4 * mean(n))
-    check(merged("wise_ft", a=0.4), lambda n: merged("task_arithmetic", scale=0.4 / 3)[n])
+    assert alike(merged("task_arithmetic", scale=0.3), lambda n: BASE[n] + 0.3 * (TAU[0][n] + TAU[1][n] + TAU[2][n]))
+    assert alike(merged("task_arithmetic", scale=0.3), lambda n: 0.1 * BASE[n] + 0.9 * mean(n))
+    assert alike(merged("task_arithmetic", scale=1 / 3), mean)
+    assert alike(merged("wise_ft", a=0.4), lambda n: 0.6 * BASE[n] + 0.4 * mean(n))
+    assert alike(merged("wise_ft", a=0.4), lambda n: merged("task_arithmetic", scale=0.4 / 3)[n])
 
 
 def ties(keep: float, combine: str) -> Arrays:
@@ -76,7 +75,7 @@ def ties(keep: float, combine: str) -> Arrays:
 @pytest.mark.parametrize("keep", [0.0, 0.2, 0.55, 1.0])
 def test_ties(keep: float, combine: str) -> None:
     wanted = ties(keep, combine)
-    check(merged("ties", keep=keep, combine=combine), lambda n: wanted[n])
+    assert alike(merged("ties", keep=keep, combine=combine), lambda n: wanted[n])
 
 
 def test_ties_by_hand() -> None:
@@ -152,7 +151,7 @@ def test_model_stock() -> None:
         t = 3 * c / (1 + 2 * c)
         return t * mean(name) + (1 - t) * BASE[name]
 
-    check(merged("model_stock"), wanted)
+    assert alike(merged("model_stock"), wanted)
     base = expert_states(1, 99)[0]
     same = [{n: t + s * (1 + t.abs()) if t.is_floating_point() else t for n, t in base.items()} for s in (1, 2)]
     bank = a_bank(same)
@@ -179,7 +178,7 @@ def test_mixup_is_a_draw_on_the_simplex_and_depends_on_the_seed_alone() -> None:
     torch.testing.assert_close(weights.mean(0), torch.full((3,), 1 / 3, dtype=torch.float64), atol=0.03, rtol=0)
     assert abs(float(weights.var()) - (1 / 3 * 2 / 3) / 2.5) < 0.01  # Dir(a 1_K): m (1 - m) / (K a + 1)
     w = load("mixup", seed=7).weights(bank).numpy()
-    check(merged("mixup", seed=7), lambda n: sum(w[k] * EXPERTS[k][n] for k in range(3)))
+    assert alike(merged("mixup", seed=7), lambda n: sum(w[k] * EXPERTS[k][n] for k in range(3)))
     assert [one.key for one in load("mixup", draws=2).expand(bank.names)] == ["mixup:0", "mixup:1"]
 
 
@@ -187,7 +186,7 @@ def test_fisher_merging() -> None:
     F = [{n: t.numpy() for n, t in one.items()} for one in statistics([0, 1, 2], STATES)["fisher"]]
     norms = [math.sqrt(sum(float((f[n] ** 2).sum()) for n in NAMES)) for f in F]
     c = [1 / (norm + 1e-6) for norm in norms]
-    check(
+    assert alike(
         merged("fisher"),
         lambda n: sum(c[k] * (F[k][n] + 1e-6) * EXPERTS[k][n] for k in range(3)) / sum(c[k] * (F[k][n] + 1e-6) for k in range(3)),
     )
@@ -230,7 +229,12 @@ def test_regmean_changes_the_outputs_on_every_sites_inputs_least() -> None:
 
 
 def test_diwa_is_the_mean_of_soups() -> None:
-    check(merged("diwa"), mean)
+    soups = expert_states(3, 5)  # not the experts themselves
+    bank = Bank.of(Net(), STATES, statistics={"soup": soups}, counts=COUNTS[:3], dtype=torch.float64)
+    state = bank.state_dict(load("diwa").merge(bank))
+    found = {name: state[name].numpy() for name in NAMES}
+    assert alike(found, lambda n: sum(soup[n].double().numpy() for soup in soups) / 3)
+    assert not alike(found, mean, rtol=1e-3)
 
 
 def test_heads_of_their_own_are_averaged_by_rules_about_theta_0() -> None:

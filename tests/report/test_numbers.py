@@ -238,3 +238,12 @@ def test_a_stream_of_plain_images_has_no_severities(record: RunRecord) -> None:
     row = summarise(record)["methods"]["eam"]
     assert row["per_severity"] == {}
     assert row["mce_in_vs_mean"] is None
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_mcnemar_and_holm_are_those_of_statsmodels(a: int, b: int, ps: list[float]) -> None:
+    from statsmodels.stats.contingency_tables import mcnemar
+    from statsmodels.stats.multitest import multipletests
+
+    assert compare.mcnemar(a, b) == pytest.approx(mcnemar([[7, a], [b, 9]], exact=True).pvalue, abs=1e-12)
+    assert compare.holm(ps) == pytest.approx(multipletests(ps, method="holm")[1].tolist(), abs=1e-12)
