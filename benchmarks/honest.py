@@ -1,39 +1,51 @@
 """All methods on all main schedules over several seeds, with the rows that must accompany a claim about entropy-adaptive merging.
 
-    FEDMERGE_DATA=/folder/of/folders python benchmarks/honest.py --out runs/honest
+    FEDMERGE_DATA=/folder/of/folders python benchmarks/honest.py --page docs/methods-by-schedule.md
 
 Every method stands at its defaults. Beside `eam` stand its own variants (gamma, rho, scorer, surest expert whole), so that a reader
-sees how much hangs on a choice. One `fedmerge sweep` for each scenario; started again, it goes on where it stopped. Smooth drift
-needs a target with two domains, which brain-mri has not. The tables are `<out>/<scenario>/sweep.md` and `sweep.csv`.
+sees how much hangs on a choice; `--head-init` asks the same of the head that hospitals start from, for which they train anew.
+What was measured stays in `<out>`; started again, it goes on where it stopped. Smooth drift needs a target with two domains, which
+brain-mri has not. One run of `fedmerge simulate` gives the same numbers for one stream; this is many streams at the price of few.
 """
 
 from __future__ import annotations
 
-import csv
-import re
-import subprocess
-import sys
+import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 import yaml
+from many_streams import Streams, schedule_of
+
+from fedmerge.plan import Overrides, load
+from fedmerge.report.compare import over_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENARIOS = ("organs", "wbc", "brain-mri")
-SCHEDULES: tuple[dict[str, Any], ...] = (
-    {"kind": "iid"},
-    {"kind": "dirichlet_batch", "delta": 0.01},
-    {"kind": "dirichlet_batch", "delta": 0.1},
-    {"kind": "dirichlet_batch", "delta": 1},
-    {"kind": "temporal"},
-)
-DRIFT: dict[str, Any] = {"kind": "mixture_drift", "drift": "smooth"}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "i.i.d.": {"kind": "iid"},
+    "Dirichlet 0.01": {"kind": "dirichlet_batch", "delta": 0.01},
+    "Dirichlet 0.1": {"kind": "dirichlet_batch", "delta": 0.1},
+    "Dirichlet 1": {"kind": "dirichlet_batch", "delta": 1},
+    "temporal (note)": {"kind": "temporal"},
+    "smooth drift": {"kind": "mixture_drift", "drift": "smooth"},
+}
 EXPLAINED = """\
 Accuracy, percent, and in brackets the difference to the mean merge on the same stream, points; a star marks a 95% t interval over
 seeds that leaves out 0, not corrected for the number of rows. Every method stands at its defaults; rows `eam-...` change one field
 of `eam`. Made by `python benchmarks/honest.py --page docs/methods-by-schedule.md`; what it means is in [results.md](results.md)."""
 SCORERS = ("raw_diff", "product", "ratio", "entropy_only", "rank_sum")
+DEAR, DEAR_ON = ("fisher-target",), ("i.i.d.",)
+"""What takes minutes for each stream, and the streams on which it is measured."""
+HEADS = ("shared_random", "zero", "fed_lp", "per_site_random")
+OF_HEADS = ("mean", "eam", "eam-one-alpha", "ensemble", "model_stock", "dcs")
+"""Rows of the tables of heads."""
+
+Found = dict[str, dict[str, float]]
+"""Stream -> method -> accuracy, of one seed."""
 
 
 def variants() -> list[dict[str, Any]]:
@@ -49,61 +61,106 @@ def variants() -> list[dict[str, Any]]:
     return [{"eam": {**fields, "label": label}} for label, fields in changes]
 
 
-def honest(name: str, folder: Path) -> Path:
+def honest(name: str, folder: Path, head_init: str) -> Path:
     """The scenario with every method of organs-all and the variants, as a file in `folder`."""
     scenario = yaml.safe_load((ROOT / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8"))
     everything = yaml.safe_load((ROOT / "scenarios" / "organs-all.yaml").read_text(encoding="utf-8"))
     scenario |= {"uploads": everything["uploads"], "methods": [*everything["methods"], *variants()]}
+    if head_init != "shared_random":
+        kept = [entry for entry in scenario["methods"] if label(entry) in OF_HEADS]
+        scenario |= {"uploads": [], "methods": kept, "initialisation": {**scenario["initialisation"], "head_init": head_init}}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(scenario, sort_keys=False), encoding="utf-8")
     return file
 
 
-def streams(name: str) -> str:
-    """What `--set stream=` takes: the main schedules at the scenario's batch size."""
-    scenario = yaml.safe_load((ROOT / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8"))
-    chosen = SCHEDULES if name == "brain-mri" else (*SCHEDULES, DRIFT)
-    size = {"batch_size": scenario["stream"]["batch_size"]}
-    return ",".join(yaml.safe_dump({**one, **size}, default_flow_style=True, width=1000).strip() for one in chosen)
+def label(entry: Any) -> str:
+    """The name of a method's row."""
+    name, fields = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+    return str(fields.get("label", name))
 
 
-def table(sweep: Path) -> list[str]:
-    """Methods by schedules as Markdown, the best on the average on top: accuracy, and the difference to the mean merge.
+def measured(name: str, head_init: str, seed: int, out: Path) -> Found:
+    """All accuracies of one seed: from `out`, or measured now."""
+    kept = out / "found" / f"{name}-{head_init}-{seed}.json"
+    if not kept.exists():
+        folder = out / f"{name}-{head_init}-{seed}"
+        plan = load(honest(name, folder / "scenarios", head_init), Overrides(seed=seed))
+        streams = Streams(plan, out / "pool", folder)
+        size = plan.scenario.stream.batch_size
+        chosen = {
+            title: schedule_of({**spec, "batch_size": size})
+            for title, spec in SCHEDULES.items()
+            if spec["kind"] != "mixture_drift" or len(plan.target.source.domains()) > 1
+        }
+        found = {
+            title: streams.accuracies(schedule, without=() if title in DEAR_ON else DEAR) for title, schedule in chosen.items()
+        }
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found), encoding="utf-8")
+    return json.loads(kept.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
-    A star marks a difference whose 95% t interval over seeds leaves out 0; it is not corrected for the number of rows.
-    """
-    with (sweep / "sweep.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    streams = list(dict.fromkeys(row["stream"] for row in rows))
-    cells: dict[str, dict[str, tuple[float, str]]] = {}
-    for row in rows:
-        sure = row["minus mean"] and float(row["minus mean low"]) * float(row["minus mean high"]) > 0
-        versus = f" ({row['minus mean']}{'*' if sure else ''})" if row["minus mean"] else ""
-        cells.setdefault(row["method"], {})[row["stream"]] = (float(row["accuracy"]), row["accuracy"] + versus)
-    names = [re.sub(r"batch_size \d+, |_batch$", "", name) for name in streams]
-    order = sorted(cells, key=lambda name: ("not ranked" in name, -sum(value for value, _ in cells[name].values())))
-    body = [
-        f"| {name} | {' | '.join(cells[name][stream][1] if stream in cells[name] else '' for stream in streams)} |"
-        for name in order
-    ]
-    return [f"| method | {' | '.join(names)} |", "|---" * (len(streams) + 1) + "|", *body]
+
+def table(seeds: list[Found], unranked: tuple[str, ...] = ("oracle", "dawin-full")) -> list[str]:
+    """Methods by streams as Markdown, what gains most on the mean merge on top, what is not ranked at the end."""
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for found in seeds:
+        for stream, row in found.items():
+            for method, accuracy in row.items():
+                values[method][stream].append(100 * accuracy)
+    streams = list(seeds[0])
+    gain = {name: np.mean([np.mean(v) - np.mean(values["mean"][s]) for s, v in of.items()]) for name, of in values.items()}
+    order = sorted(values, key=lambda name: (name in unranked, -float(gain[name])))
+    lines = [f"| method | {' | '.join(streams)} |", "|---" * (len(streams) + 1) + "|"]
+    for name in order:
+        cells = [
+            _cell(values[name][stream], values["mean"][stream], name == "mean") if len(values[name][stream]) == len(seeds) else ""
+            for stream in streams
+        ]
+        lines.append(f"| {name}{' (not ranked)' if name in unranked else ''} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(own: list[float], mean: list[float], alone: bool) -> str:
+    gains = [a - b for a, b in zip(own, mean, strict=True)]
+    if alone:
+        return f"{np.mean(own):.1f}"
+    reach = over_seeds(gains)
+    sure = reach is not None and reach[0] * reach[1] > 0
+    return f"{np.mean(own):.1f} ({np.mean(gains):+.1f}{'*' if sure else ''})"
+
+
+def heads(name: str, seeds: int, out: Path) -> list[str]:
+    """Accuracy on i.i.d. and Dirichlet 0.01 streams for every way to begin the head."""
+    lines = [f"| {name}: head | stream | {' | '.join(OF_HEADS)} |", "|---" * (len(OF_HEADS) + 2) + "|"]
+    for head in HEADS:
+        found = [measured(name, head, seed, out) for seed in range(seeds)]
+        for stream in ("i.i.d.", "Dirichlet 0.01", *(["smooth drift"] if "smooth drift" in found[0] else [])):
+            of = {method: [100 * one[stream][method] for one in found] for method in OF_HEADS}
+            cells = [_cell(of[method], of["mean"], method == "mean") for method in OF_HEADS]
+            lines.append(f"| {head} | {stream} | {' | '.join(cells)} |")
+    return lines
 
 
 def main(
     scenario: Annotated[list[str] | None, typer.Option(help="may be repeated")] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 5,
-    out: Annotated[Path, typer.Option(help="folder of sweeps and pools")] = Path("runs/honest"),
+    head_init: Annotated[int, typer.Option("--head-init", min=0, help="seeds of the tables of heads; 0 for none")] = 3,
+    out: Annotated[Path, typer.Option(help="folder of what is measured, and the pool")] = Path("runs/honest"),
     page: Annotated[Path | None, typer.Option(help="where the tables go", show_default="OUT/tables.md")] = None,
 ) -> None:
-    """Sweep each scenario over the schedules and seeds, and write one table for each."""
-    for name in scenario or SCENARIOS:
-        file = honest(name, out.resolve() / "scenarios")
-        command = [sys.executable, "-m", "fedmerge", "sweep", str(file), "--seeds", str(seeds), "--set", f"stream={streams(name)}"]
-        subprocess.run([*command, "--out", str(out.resolve() / name), "--pool", str(out.resolve() / "pool")], check=True, cwd=ROOT)
+    """Measure what is missing, scenario by scenario and seed by seed, and write the tables."""
+    names, out = scenario or list(SCENARIOS), out.resolve()
     lines = [f"# Every method on every main schedule, {seeds} seeds", "", EXPLAINED]
-    for name in scenario or SCENARIOS:
-        lines += ["", f"## {name}", "", *table(out.resolve() / name)]
+    for name in names:
+        found = []
+        for seed in range(seeds):
+            found.append(measured(name, "shared_random", seed, out))
+            typer.echo(f"{name}, seed {seed}: done")
+        lines += ["", f"## {name}", "", *table(found)]
+    for name in names if head_init else ():
+        lines += ["", f"## {name} by the head that hospitals start from, {head_init} seeds", "", *heads(name, head_init, out)]
     (page or out / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -3,16 +3,15 @@
     python benchmarks/regimes.py --out runs/regimes --docs docs
 
 On the phantom, over how sites differ (nothing, scanners, planes, both), the label skew of the stream, the order of domains in it
-and the batch size, over several seeds. Hospitals train through Flower as in a run; all streams of one federation then pass through
-one process. Every method stands at its defaults. The best single expert is picked with hindsight, which no hospital could do.
-Started again, it goes on where it stopped. Writes `regimes.csv`, `regimes.svg` and `regimes.md`.
+and the batch size, over several seeds. All streams of one federation pass through one process. Every method stands at its
+defaults. The best single expert is picked with hindsight, which no hospital could do. Started again, it goes on where it
+stopped. Writes `regimes.csv` and `regimes.svg`.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,16 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 import yaml
+from many_streams import Streams, schedule_of
 
-from fedmerge.federate import load_experts, site_task, start
 from fedmerge.plan import Overrides, load
 from fedmerge.report.compare import over_seeds
-from fedmerge.report.terminal import Terminal
-from fedmerge.run import contribution, prepare
-from fedmerge.run_folder import Request
-from fedmerge.stream.schedule import SCHEDULES
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.task import TargetTask
+from fedmerge.stream.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 SITES = ("axial", "coronal", "sagittal")
@@ -39,14 +33,13 @@ SKEWS = {"0.01": 0.01, "0.1": 0.1, "1": 1.0, "none": 1000.0}
 ORDERS = ("mixed", "one after another")
 SIZES = (8, 32, 128)
 RIVALS = ("mean", "ensemble", "best expert")
-IMAGES, PATIENTS, TARGET_IMAGES = 1200, 150, 1200
-BATCHES_AT_A_TIME = 64
+IMAGES, PATIENTS, TARGET_IMAGES = 1000, 125, 1200
 
 
 def federation(folder: Path, differs: tuple[str, ...]) -> Path:
     """The scenario organs with sites that differ in these ways alone; returns its file."""
     scenario = yaml.safe_load((ROOT / "scenarios" / "organs.yaml").read_text(encoding="utf-8"))
-    scenario |= {"methods": ["mean", "expert", "ensemble", "eam"], "training": {**scenario["training"], "runs": 2}}
+    scenario |= {"methods": ["mean", "expert", "ensemble", "eam"], "training": {**scenario["training"], "runs": 1}}
     target = yaml.safe_load((ROOT / "sites" / "mercy.yaml").read_text(encoding="utf-8"))
     target["source"]["images"] = TARGET_IMAGES
     sites = {"mercy": target}
@@ -66,39 +59,23 @@ def federation(folder: Path, differs: tuple[str, ...]) -> Path:
     return file
 
 
-def schedule(skew: float, order: str, size: int) -> Any:
+def schedule(skew: float, order: str, size: int) -> Schedule:
     """A stream with this label skew, in batches of mixed domains or of one domain after another."""
     inner = {"kind": "dirichlet_batch", "delta": skew}
     if order == "mixed":
-        return SCHEDULES.load("dirichlet_batch")(delta=skew, batch_size=size)
-    return SCHEDULES.load("domain_seq")(within=inner, batch_size=size)
+        return schedule_of({**inner, "batch_size": size})
+    return schedule_of({"kind": "domain_seq", "within": inner, "batch_size": size})
 
 
 def measure(file: Path, seed: int, folder: Path, pool: Path) -> list[dict[str, Any]]:
     """Accuracies of all methods on all streams of one federation."""
-    plan = load(file, Overrides(seed=seed))
-    request = Request(out=folder / f"seed{seed}", pool=pool, resume=True, quiet=True)
-    prepare(plan, request)
-    initial = start(plan, request, Terminal(quiet=True))
-    tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
-    contributions = [contribution(expert) for expert in load_experts(tasks, request)]
-    base = {name: tensor.numpy() for name, tensor in initial.weights.items()}
-    rows = []
-    for skew, delta in SKEWS.items():
-        for order in ORDERS:
-            for size in SIZES:
-                stream = schedule(delta, order, size)
-                threads = len(os.sched_getaffinity(0))
-                task = TargetTask(plan.target, plan.scenario.model, plan.classes, stream, plan.scenario.methods, seed, threads)
-                right: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-                site = TargetSite(task, contributions, base)
-                while steps := site.advance(BATCHES_AT_A_TIME):
-                    for step in steps:
-                        right[step.method][0] += step.correct
-                        right[step.method][1] += step.n
-                accuracies = {method: hits / seen for method, (hits, seen) in right.items()}
-                rows.append({"skew": skew, "order": order, "size": size, "accuracies": accuracies})
-    return rows
+    streams = Streams(load(file, Overrides(seed=seed)), pool, folder / f"seed{seed}")
+    return [
+        {"skew": skew, "order": order, "size": size, "accuracies": streams.accuracies(schedule(delta, order, size))}
+        for skew, delta in SKEWS.items()
+        for order in ORDERS
+        for size in SIZES
+    ]
 
 
 def gains(found: dict[tuple[str, int], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -84,6 +84,10 @@ class Evidence:
         if self._answer is None:
             raise PermissionError("labels are sealed: only an oracle, which declares that it needs them, may see them")
         return self._answer
+
+    def recall(self, logits: Mapping[str, Tensor]) -> None:
+        """Take logits (K, N, C) of views as known, from before: where one set of images is looked at in many orders."""
+        self._logits.update(logits)
 
     def charge(self, forwards: int) -> None:
         """Note forwards that a method ran itself; a backward counts as two."""
