@@ -1,0 +1,49 @@
+"""Arrays on disk with their own digest: what comes out is what went in, or there is an error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from fedmerge.errors import FolderError
+from fedmerge.experts.upload import state_digest
+
+State = dict[str, Tensor]
+
+
+def put(file: Path, state: State, **words: str) -> None:
+    """Write a safetensors file, whole or not at all, with the digests of its arrays and of the words beside them."""
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
+    arrays = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(arrays, draft, {"sha256": state_digest(state), "words_sha256": _digest(words), **words})
+    draft.replace(file)
+
+
+def take(file: Path, mend: str) -> tuple[State, dict[str, str]]:
+    """Arrays and words of a file, verified; one that was written without digests is taken as it is.
+
+    Raises FolderError with `mend` if it cannot be read or is not what was written.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+            words = dict(opened.metadata() or {})
+        arrays, said = words.pop("sha256", None), words.pop("words_sha256", None)
+        if (arrays and arrays != state_digest(state)) or (said and said != _digest(words)):
+            raise ValueError("its digest differs")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FolderError(f"{file}: cannot be read ({error}); {mend}") from None
+    return state, words
+
+
+def _digest(words: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
