@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,3 +90,11 @@ def array_of(array: Any, where: str) -> Tensor:
         raise UploadRefused(f"{where}: found {left} bytes of numbers, {what}; expected {declared_bytes}")
     flat = np.frombuffer(data, dtype, offset=file.tell())
     return torch.from_numpy(flat.reshape(shape, order="F" if by_columns else "C").copy(order="C"))
+
+
+def failure(text: str) -> str:
+    """The last line of what a client died of, without colours, quotes and paths."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\\n", "\n"))
+    lines = [line.strip(" '\">") for line in plain.splitlines() if line.strip(" '\">")]
+    last = re.sub(r"(/[\w.\-]+)+", "...", lines[-1] if lines else "no reason given")
+    return f"its client failed: {last[:300]}"

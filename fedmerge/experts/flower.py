@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import sys
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 from fedmerge.errors import FedmergeError, SiteError
 from fedmerge.experts.asking import START_GRACE_S, Ask, Job, Reply, Request, Tick
-from fedmerge.experts.carriage import reply_of
+from fedmerge.experts.carriage import failure, reply_of
 from fedmerge.experts.gather import collect, incomplete, probe_head
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.introduction import Claim, introduced, judge
@@ -206,16 +205,8 @@ def _nodes(grid: Any, count: int, deadline_s: float) -> list[int]:
 
 def _reply(message: Any, task: SiteTask, seconds: float) -> Reply:
     if message.has_error():
-        return Reply(task, None, _reason(message.error.reason), seconds)
+        return Reply(task, None, failure(message.error.reason), seconds)
     return reply_of(message.content, task, seconds)
-
-
-def _reason(text: str) -> str:
-    """The last line of what a client died of, without colours, quotes and paths."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\\n", "\n"))
-    lines = [line.strip(" '\">") for line in plain.splitlines() if line.strip(" '\">")]
-    last = re.sub(r"(/[\w.\-]+)+", "...", lines[-1] if lines else "no reason given")
-    return f"its client failed: {last[:300]}"
 
 
 if __name__ == "__main__":

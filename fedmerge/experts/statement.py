@@ -76,7 +76,8 @@ def parsed(seal: Seal, site: str) -> Statement:
             raise ValueError(f"{len(seal.text)} characters")
         return Statement.model_validate_json(seal.text)
     except (ValidationError, ValueError) as error:
-        found = str(error).splitlines()[0][:200]
+        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
+        found = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])[:200]
         raise UploadRefused(f"site '{site}': statement: found none that can be read ({found}); expected one of fedmerge") from None
 
 

@@ -114,7 +114,9 @@ def inspect(upload: Upload, declaration: Declaration) -> list[Item]:
     items += [_scalar(site, name, upload.scalars[name]) for name in sorted(upload.scalars)]
     if upload.samples is not None or declaration.samples:
         shown = upload.samples if upload.samples is not None else torch.empty(0)
-        _same(site, "number of sample images", len(shown) <= declaration.samples and len(shown) > 0, True)
+        if not 0 < len(shown) <= declaration.samples:
+            granted = f"1 to {declaration.samples}" if declaration.samples else "none, which is what its file grants"
+            raise UploadRefused(f"site '{site}': number of sample images: found {len(shown)}; expected {granted}")
         items.append(_array(site, "samples", shown, (len(shown), *declaration.image_shape), torch.uint8, "samples"))
     _same(site, "statistics", sorted(upload.statistics), sorted(declaration.statistics))
     for kind, declared in declaration.statistics.items():
