@@ -13,6 +13,8 @@ from fedmerge.errors import FolderError
 from fedmerge.experts.upload import state_digest
 
 State = dict[str, Tensor]
+OLD = {"sha256", "audit"}
+"""Words in files of a time when only arrays had a digest, or nothing had."""
 
 
 def put(file: Path, state: State, **words: str) -> None:
@@ -22,12 +24,12 @@ def put(file: Path, state: State, **words: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
     arrays = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(arrays, draft, {"sha256": state_digest(state), "words_sha256": _digest(words), **words})
+    save_file(arrays, draft, {"digests": f"{state_digest(state)} {_digest(words)}", **words})
     draft.replace(file)
 
 
 def take(file: Path, mend: str) -> tuple[State, dict[str, str]]:
-    """Arrays and words of a file, verified; one that was written without digests is taken as it is.
+    """Arrays and words of a file, verified; files of older versions by as much as they have.
 
     Raises FolderError with `mend` if it cannot be read or is not what was written.
     """
@@ -37,8 +39,10 @@ def take(file: Path, mend: str) -> tuple[State, dict[str, str]]:
         with safe_open(file, "pt") as opened:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             words = dict(opened.metadata() or {})
-        arrays, said = words.pop("sha256", None), words.pop("words_sha256", None)
-        if (arrays and arrays != state_digest(state)) or (said and said != _digest(words)):
+        digests = words.pop("digests", None)
+        if digests is None and set(words) <= OLD:  # written by an older version
+            digests = f"{words.pop('sha256', state_digest(state))} {_digest(words)}"
+        if digests != f"{state_digest(state)} {_digest(words)}":
             raise ValueError("its digest differs")
     except (OSError, ValueError, SafetensorError) as error:
         raise FolderError(f"{file}: cannot be read ({error}); {mend}") from None

@@ -185,11 +185,11 @@ def test_a_damaged_file_is_named(hospital: Hospital, job: Jobs) -> None:
     asked = job(asked_for(hospital("north"), {"kind": "soup"}))
     local.gather(asked, lambda _: None)
     (file,) = asked.pool.rglob("soup-*.safetensors")
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(bytes(content))
-    with pytest.raises(FolderError, match="delete this file and the site computes it again"):
-        loaded(asked)
+    whole = file.read_bytes()
+    for position in [*range(0, len(whole), len(whole) // 61), len(whole) - 1]:
+        file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(FolderError, match="delete this file and the site computes it again"):
+            loaded(asked)
 
 
 def test_a_new_site_means_new_rounds_and_nothing_else(hospital: Hospital, job: Jobs) -> None:
