@@ -1,6 +1,7 @@
 """Every kind of bad upload that we could think of, each by a hospital of its own, beside an honest one, through real Flower.
 
-    python benchmarks/uploads.py            # about a minute on 2 cores; the table of docs/uploads.md
+    python benchmarks/uploads.py                    # about a minute on 2 cores; the table of docs/uploads.md
+    python benchmarks/uploads.py --margins pool     # how far the experts of a pool are from the limits
 
 A misdeed acts on the upload before the site signs it (a hospital that cheats), on the message after that (somebody on the way, or
 a broken client), on the statement, or on the introduction. All hospitals have keys but `babble`. Exit status 1 if anything gets in.
@@ -37,13 +38,15 @@ from fedmerge.experts.asking import Ask, Job, Outcome, Request  # noqa: E402
 from fedmerge.experts.backbone import ModelSpec, build  # noqa: E402
 from fedmerge.experts.flower import packed, simulate  # noqa: E402
 from fedmerge.experts.gather import collect  # noqa: E402
-from fedmerge.experts.initialisation import Initial, Proxy, initialise  # noqa: E402
+from fedmerge.experts.initialisation import Initial, Proxy, initialise, kept  # noqa: E402
 from fedmerge.experts.introduction import introduced  # noqa: E402
+from fedmerge.experts.limits import measured, rms  # noqa: E402
 from fedmerge.experts.local import answer  # noqa: E402
 from fedmerge.experts.pool import ExpertPool  # noqa: E402
 from fedmerge.experts.signature import VARIABLE, make  # noqa: E402
 from fedmerge.experts.train import SiteTask, Training  # noqa: E402
 from fedmerge.experts.upload import Upload  # noqa: E402
+from fedmerge.merge.parts import head_names  # noqa: E402
 from fedmerge.site import Site  # noqa: E402
 
 MODEL = ModelSpec(
@@ -288,27 +291,50 @@ def tried(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Outcome], Job]:
     return rows, outcomes, job
 
 
+def margins(pool: Path) -> None:
+    """How far the experts of a pool are from the limits, and how far an unrelated random initialisation is."""
+    for manifest in sorted(pool.glob("experts/*/manifest.json")):
+        task = SiteTask.model_validate(json.loads(manifest.read_text(encoding="utf-8"))["task"])
+        weights, theta_0 = ExpertPool(pool).load(task).weights, kept(task.initial_sha256, pool)
+        if theta_0 is None:
+            continue
+        model = build(task.model, len(task.classes), seed=4711)
+        heads, whole = set(head_names(model)), rms(t for t in theta_0.values() if t.is_floating_point())
+        floats = [name for name, tensor in weights.items() if tensor.is_floating_point()]
+        growth = max(rms([weights[name]]) / max(rms([theta_0[name]]), whole) for name in floats)
+        drift, kinship = measured(weights, theta_0, heads)
+        apart, cosine = measured(model.state_dict(), theta_0, heads)
+        print(f"{task.site.name}, seed {task.seed}: growth {growth:.2f}, drift {drift:.2f}, kinship {kinship:.2f}", end="; ")
+        print(f"unrelated: drift {apart:.2f}, kinship {cosine:+.3f}")
+
+
 def main(
     page: Annotated[Path | None, typer.Option(help="write the table here, too, as Markdown")] = None,
     as_json: Annotated[Path | None, typer.Option("--json", help="write what happened here")] = None,
+    margin: Annotated[
+        Path | None, typer.Option("--margins", help="a pool: only say how far its experts are from the limits")
+    ] = None,
 ) -> None:
     """Try all, print the table."""
+    if margin:
+        margins(margin)
+        return
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="fedmerge-") as name:
         folder = Path(name)
         rows, outcomes, job = tried(folder)
         trapped = (folder / "trap").exists()
-        kept = sorted(path.name.rpartition("-")[0] for path in (job.pool / "experts").iterdir() if not path.name.startswith("."))
+        there = sorted(path.name.rpartition("-")[0] for path in (job.pool / "experts").iterdir() if not path.name.startswith("."))
     table = ["| tried | refused | the audit's line |", "|---|---|---|"]
     table += [f"| {row['tried']} | {'yes' if row['refused'] else 'NO'} | {row['said']} |" for row in rows]
     print("\n".join(table))
-    print(f"\n{sum(row['refused'] for row in rows)} of {len(rows)} refused; in the pool: {', '.join(kept)}; pickle run: {trapped}")
+    print(f"\n{sum(row['refused'] for row in rows)} of {len(rows)} refused; in the pool: {', '.join(there)}; pickle run: {trapped}")
     if page:
         page.write_text("\n".join(table) + "\n", encoding="utf-8")
     if as_json:
         reasons = {name: outcome.reason for name, outcome in outcomes.items()}
-        as_json.write_text(json.dumps({"rows": rows, "outcomes": reasons, "kept": kept, "trapped": trapped}), encoding="utf-8")
-    if trapped or kept != ["honest", "upright"] or not all(row["refused"] for row in rows):
+        as_json.write_text(json.dumps({"rows": rows, "outcomes": reasons, "kept": there, "trapped": trapped}), encoding="utf-8")
+    if trapped or there != ["honest", "upright"] or not all(row["refused"] for row in rows):
         raise typer.Exit(1)
 
 

@@ -75,10 +75,12 @@ def parsed(seal: Seal, site: str) -> Statement:
         if len(seal.text) > LONGEST:
             raise ValueError(f"{len(seal.text)} characters")
         return Statement.model_validate_json(seal.text)
-    except (ValidationError, ValueError) as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
-        found = ": ".join([*(str(part) for part in first["loc"]), first["msg"]])[:200]
-        raise UploadRefused(f"site '{site}': statement: found none that can be read ({found}); expected one of fedmerge") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        found = ": ".join([*map(str, first["loc"]), first["msg"]])[:200]
+    except ValueError as error:
+        found = str(error)
+    raise UploadRefused(f"site '{site}': statement: found none that can be read ({found}); expected one of fedmerge")
 
 
 def shown(value: Any) -> str:
