@@ -116,6 +116,23 @@ def mirage(
 
 @app.command()
 @guarded
+def keys(
+    site: Annotated[Path, typer.Argument(help="the site's YAML, e.g. sites/axial.yaml")],
+    folder: Annotated[
+        Path | None, typer.Option("--keys", help="where private keys are kept", show_default="FEDMERGE_KEYS, else keys")
+    ] = None,
+    renew: Annotated[bool, typer.Option("--renew", help="replace the key that is there; what it signed is void then")] = False,
+) -> None:
+    """Make a key for SITE, with which it signs its uploads, and write the public half into its file."""
+    from fedmerge.keys import give_key
+
+    private, public = give_key(site, folder, renew)
+    typer.echo(f"{site}: public_key: {public}")
+    typer.echo(f"{private}: private key, for this hospital alone: it goes into no message, no log and no repository")
+
+
+@app.command()
+@guarded
 def schema(document: Annotated[Document, typer.Argument(help="which YAML to describe")] = Document.scenario) -> None:
     """Print the JSON schema of a scenario or a site file, for editors."""
     from fedmerge.scenario import json_schema

@@ -80,4 +80,5 @@ def site_task(plan: Plan, number: int, initial: Initial) -> SiteTask:
 
 def job_of(plan: Plan, tasks: tuple[SiteTask, ...], initial: Initial, request: Request) -> Job:
     """What is gathered from the sites, and where it goes."""
-    return Job(tasks, initial, request.pool, request.out / "audit.jsonl", plan.scenario.training.deadline_s)
+    scenario = plan.scenario
+    return Job(tasks, initial, request.pool, request.out / "audit.jsonl", scenario.training.deadline_s, limits=scenario.limits)

@@ -56,6 +56,7 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
+        folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
         with folder.phase("stream"):
             progress, seen = consume(plan, initial, Sent(experts, generalist), request, terminal)
         folder.manifest["index_sha256"] = seen.description.index_sha256
@@ -187,6 +188,7 @@ def _site_row(expert: Expert, title: str, trained: bool) -> SiteRow:
         validation_accuracy=expert.validation_accuracy,
         temperature=expert.temperature,
         runs=expert.runs,
+        signed=expert.signed,
         samples=None if expert.samples is None else expert.samples.numpy(),
     )
 

@@ -9,6 +9,7 @@ from pydantic import Field, PlainSerializer
 
 from fedmerge.experts.backbone import ModelSpec
 from fedmerge.experts.initialisation import Initialisation
+from fedmerge.experts.limits import Limits
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.experts.train import Training
 from fedmerge.folder import Spec, as_written, by_name
@@ -40,6 +41,7 @@ class Scenario(Spec):
     uploads: Annotated[tuple[AnyUpload, ...], PlainSerializer(as_written)] = Field(
         (), description="statistics that sites upload beside weights, for methods that need them: names, or with fields below"
     )
+    limits: Limits = Field(default_factory=Limits, description="what weights may be to be let into the pool")
     generalist: Path | None = Field(None, description="safetensors of a model that t3 may fall back on, e.g. a FedAvg model")
     per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")

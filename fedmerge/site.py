@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, PlainSerializer
+from pydantic import AfterValidator, Field, PlainSerializer
 
 from fedmerge.data.corruption import SHIFTS
 from fedmerge.data.images import Images
@@ -18,11 +19,31 @@ AnySource: Any = SOURCES.union()
 AnyShift: Any = by_name(SHIFTS)
 
 
+def public_bytes(key: str) -> bytes:
+    """The 32 bytes of a public key that is written as base64 or hex. Raises ValueError."""
+    try:
+        raw = bytes.fromhex(key) if len(key) == 64 else base64.b64decode(key, validate=True)
+    except ValueError:
+        raw = b""
+    if len(raw) != 32:
+        raise ValueError("expected an Ed25519 public key: 32 bytes as base64 or hex. Make one with 'fedmerge keys SITE_FILE'")
+    return raw
+
+
+def _is_key(key: str | None) -> str | None:
+    if key is not None:
+        public_bytes(key)
+    return key
+
+
 class Site(Spec):
     """One hospital: where its images come from, which scanner takes them, and what it agrees to show."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$", description="unique name, as scenarios call it")
     title: str = Field("", description="one line for the report")
+    public_key: Annotated[str | None, AfterValidator(_is_key)] = Field(
+        None, description="Ed25519 key, base64 or hex, that its uploads must be signed for; `fedmerge keys` writes it"
+    )
     source: AnySource = Field(description="where the images come from")
     scanner: Scanner = Field(default_factory=Scanner, description="what the hospital's scanner does to every image")
     shifts: Annotated[tuple[AnyShift, ...], PlainSerializer(as_written)] = Field(

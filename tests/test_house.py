@@ -38,9 +38,11 @@ DOORS = {
     "diagnose": {"report", "run", "run_folder", "federate", "experts", "merge", "target", "errors"},
     "mirage": {"experts", "merge", "report", "errors"},
     "sweep": {"plan", "settings", "configuration", "report", "target", "errors"},
+    "keys": {"configuration", "experts", "site", "errors"},
     "catalogue": {"merge", "target", "folder"},
     "__main__": {"cli"},
-    "cli": {"simulate", "scenario", "catalogue", "sweep", "mirage", "diagnose", "plan", "preview", "outlook", "settings", "errors"},
+    "cli": {"simulate", "scenario", "catalogue", "sweep", "mirage", "diagnose", "plan", "preview", "outlook", "settings", "errors"}
+    | {"keys"},
 }
 # A whole foreign package, and the one file that may name it.
 SEAMS = {"flwr": "experts/flower.py", "ray": "target/actor.py", "timm": "experts/backbone.py"}

@@ -128,7 +128,7 @@ def test_what_left_each_site_is_what_was_declared(first: tuple[Path, str]) -> No
         stored = (entry / "expert.safetensors").stat().st_size - 8 - int(header)
         assert sum(line["bytes"] for line in sent if line["kind"] == "weights") == stored
         assert sum(line["bytes"] for line in sent if line["kind"] == "samples") == 16 * 16
-        assert {line["kind"] for line in sent} == {"weights", "scalar", "samples"}
+        assert {line["kind"] for line in sent} == {"weights", "scalar", "samples", "statement"}
 
 
 def test_a_second_run_trains_nobody_and_says_so(first: tuple[Path, str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fedmerge.experts.initialisation import Initial
+from fedmerge.experts.limits import DEFAULT, Limits
 from fedmerge.experts.train import SiteTask
 from fedmerge.experts.upload import Upload
 
@@ -37,12 +38,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reply:
-    """One site's answer: an upload, or the reason why there is none. seconds: since it was asked."""
+    """One site's answer: an upload, or the reason why there is none. seconds: since it was asked.
+
+    refused: something came, and could not even be read as an upload.
+    """
 
     task: SiteTask
     upload: Upload | None
     reason: str
     seconds: float
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,14 @@ Ask = Callable[[Sequence[Request], float], Iterator[Reply]]
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be gathered, and where it goes."""
+    """What is to be gathered, and where it goes. limits: what weights may be to be let in."""
 
     tasks: tuple[SiteTask, ...]
     initial: Initial
     pool: Path
     audit: Path
     deadline_s: float
+    limits: Limits = DEFAULT
 
     @property
     def silence(self) -> str:

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from fedmerge.experts.gather import incomplete
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import ExpertPool
 from fedmerge.experts.probe import ROUNDS
+from fedmerge.experts.signature import VARIABLE, keys_folder
 
 MOST_ROUNDS = 200
 """More blocks of layers than any model has."""
@@ -57,7 +59,7 @@ def probe(job: Job, on_tick: OnTick) -> Initial:
         if said["failure"]:
             raise SiteError(said["failure"])
         weights = load_file(Path(folder) / "theta_0.safetensors")
-    return Initial(weights, said["sha256"], job.initial.head_init, job.initial.description)
+    return replace(job.initial, weights=weights, sha256=said["sha256"])
 
 
 def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) -> dict[str, Any]:
@@ -70,7 +72,8 @@ def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) ->
         save_file({key: tensor.contiguous() for key, tensor in job.initial.weights.items()}, folder / "initial.safetensors")
         (folder / "job.json").write_text(_to_json(what, job, keep), encoding="utf-8")
         command = [sys.executable, "-m", "fedmerge.experts.flower", str(folder)]
-        child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        here = {**os.environ, VARIABLE: str(keys_folder().absolute())}  # a hospital's process may start in another folder
+        child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=here)
         try:
             _watch(child, folder, job.deadline_s * _waits(what, job) + START_GRACE_S, on_tick)
         finally:
@@ -117,7 +120,8 @@ def _to_json(what: str, job: Job, keep: Path | None) -> str:
         {
             "what": what,
             "tasks": [task.model_dump(mode="json") for task in job.tasks],
-            "initial": {"sha256": job.initial.sha256, "head_init": job.initial.head_init, "description": job.initial.description},
+            "initial": {name: getattr(job.initial, name) for name in ("sha256", "head_init", "description", "heads")},
+            "limits": job.limits.model_dump(),
             "pool": str(job.pool.absolute()),
             "audit": str(job.audit.absolute()),
             "deadline_s": job.deadline_s,

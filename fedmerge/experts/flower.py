@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,11 +18,15 @@ from typing import Any
 
 from fedmerge.errors import FedmergeError, SiteError
 from fedmerge.experts.asking import START_GRACE_S, Ask, Job, Reply, Request, Tick
+from fedmerge.experts.carriage import failure, reply_of
 from fedmerge.experts.gather import collect, incomplete, probe_head
 from fedmerge.experts.initialisation import Initial
+from fedmerge.experts.introduction import Claim, introduced, judge
+from fedmerge.experts.limits import Limits
 from fedmerge.experts.local import answer
+from fedmerge.experts.signature import VARIABLE
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.upload import Upload
+from fedmerge.experts.upload import Seal
 
 
 def main(folder: Path) -> None:
@@ -32,7 +36,7 @@ def main(folder: Path) -> None:
     read = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     initial = Initial(load_file(folder / "initial.safetensors"), **read["initial"])
     tasks = tuple(SiteTask.model_validate(task) for task in read["tasks"])
-    job = Job(tasks, initial, Path(read["pool"]), Path(read["audit"]), read["deadline_s"])
+    job = Job(tasks, initial, Path(read["pool"]), Path(read["audit"]), read["deadline_s"], limits=Limits(**read["limits"]))
     said: dict[str, Any] = {"failure": "", "outcomes": {}}
     asked = list(tasks) if read["what"] == "probe" else incomplete(job)
 
@@ -50,11 +54,11 @@ def main(folder: Path) -> None:
         (folder / "said.draft").write_text(json.dumps(said), encoding="utf-8")
         (folder / "said.draft").replace(folder / "said.json")
 
-    _simulate(asked, folder, program)
+    simulate(job, asked, client_app(asked, folder / "ticks"), program)
 
 
-def _simulate(asked: list[SiteTask], folder: Path, program: Callable[[Ask], None]) -> None:
-    """Flower's simulation with one SuperNode for each site; `program` is the server's whole story."""
+def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[Ask], None]) -> None:
+    """Flower's simulation with one SuperNode for each site; `program` is the server's whole story, `client` the hospitals'."""
     import torch
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
@@ -64,7 +68,7 @@ def _simulate(asked: list[SiteTask], folder: Path, program: Callable[[Ask], None
 
     @server.main()  # type: ignore[untyped-decorator]
     def story(grid: Grid, context: Context) -> None:
-        program(_asking(grid, asked))
+        program(_asking(grid, asked, job))
 
     cores = len(os.sched_getaffinity(0))
     gpus = torch.cuda.device_count() / min(len(asked), cores) if torch.cuda.is_available() else 0.0
@@ -73,7 +77,7 @@ def _simulate(asked: list[SiteTask], folder: Path, program: Callable[[Ask], None
     arguments = {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False}
     run_simulation(
         server_app=server,
-        client_app=client_app(asked, folder / "ticks"),
+        client_app=client,
         num_supernodes=len(asked),
         backend_config={
             "client_resources": resources,
@@ -84,34 +88,47 @@ def _simulate(asked: list[SiteTask], folder: Path, program: Callable[[Ask], None
 
 def client_app(tasks: Sequence[SiteTask], ticks: Path) -> Any:
     """The hospitals' side: the node's partition number says which hospital it is."""
-    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.app import ConfigRecord, Context, Message, RecordDict
     from flwr.clientapp import ClientApp
 
-    app = ClientApp()
+    app, keys = ClientApp(), os.environ.get(VARIABLE, "")
 
     @app.query()  # type: ignore[untyped-decorator]
     def introduce(message: Message, context: Context) -> Message:
-        said = ConfigRecord({"site": tasks[int(context.node_config["partition-id"])].site.name})
+        os.environ.setdefault(VARIABLE, keys)
+        site = tasks[int(context.node_config["partition-id"])].site
+        said = ConfigRecord(introduced(site, str(message.content["ask"]["nonce"])))
         return Message(RecordDict({"said": said}), reply_to=message)
 
     @app.train()  # type: ignore[untyped-decorator]
     def work(message: Message, context: Context) -> Message:
+        os.environ.setdefault(VARIABLE, keys)
         task = tasks[int(context.node_config["partition-id"])]
         asked = message.content["ask"]
         weights = message.content["weights"].to_torch_state_dict()
         request = Request(str(asked["what"]), task, weights, tuple(str(asked["layers"]).split()))
         reply = answer(request, lambda tick: _tell(ticks, tick))
-        content = RecordDict({"said": ConfigRecord({"reason": reply.reason})})
-        if reply.upload is not None:
-            content["weights"] = ArrayRecord(reply.upload.weights)
-            content["scalars"] = MetricRecord(dict(reply.upload.scalars))
-            if reply.upload.samples is not None:
-                content["samples"] = ArrayRecord({"samples": reply.upload.samples})
-            for kind, state in reply.upload.statistics.items():
-                content[f"statistic.{kind}"] = ArrayRecord(state)
-        return Message(content, reply_to=message)
+        return Message(packed(reply), reply_to=message)
 
     return app
+
+
+def packed(reply: Reply) -> Any:
+    """A reply as Flower carries it; `carriage.reply_of` is the way back."""
+    from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+    upload = reply.upload
+    seal = upload.seal if upload is not None else Seal()
+    said = {"reason": reply.reason, "statement": seal.text, "signature": seal.signature}
+    content = RecordDict({"said": ConfigRecord(said)})
+    if upload is not None:
+        content["weights"] = ArrayRecord(upload.weights)
+        content["scalars"] = MetricRecord(dict(upload.scalars))
+        if upload.samples is not None:
+            content["samples"] = ArrayRecord({"samples": upload.samples})
+        for kind, state in upload.statistics.items():
+            content[f"statistic.{kind}"] = ArrayRecord(state)
+    return content
 
 
 def _tell(ticks: Path, tick: Tick) -> None:
@@ -122,23 +139,27 @@ def _tell(ticks: Path, tick: Tick) -> None:
         draft.replace(ticks / f"{tick.site}.json")
 
 
-def _asking(grid: Any, tasks: list[SiteTask]) -> Ask:
+def _asking(grid: Any, tasks: list[SiteTask], job: Job) -> Ask:
     """Ask by Flower messages, one to the node of each site; which node is whose, the nodes say first."""
     from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
     whose: dict[str, int] = {}
+    doubts: dict[str, str] = {}
 
     def ask(requests: Sequence[Request], deadline_s: float) -> Iterator[Reply]:
         began = time.monotonic()
         if not whose:
-            whose.update(_introduced(grid, len(tasks), deadline_s))
+            found, unproven = judge(_claims(grid, len(tasks), deadline_s), tasks, job)
+            whose.update(found)
+            doubts.update(unproven)
         waiting: dict[str, Request] = {}
         for request in requests:
             asked = ConfigRecord({"what": request.what, "layers": " ".join(request.layers)})
             content = RecordDict({"ask": asked, "weights": ArrayRecord(dict(request.weights))})
             node = whose.get(request.task.site.name)
             if node is None:
-                yield Reply(request.task, None, "its client did not start", time.monotonic() - began)
+                reason = doubts.get(request.task.site.name, "its client did not start")
+                yield Reply(request.task, None, reason, time.monotonic() - began)
                 continue
             (sent,) = grid.push_messages([Message(content, dst_node_id=node, message_type=MessageType.TRAIN)])
             waiting[sent] = request
@@ -151,19 +172,24 @@ def _asking(grid: Any, tasks: list[SiteTask]) -> Ask:
     return ask
 
 
-def _introduced(grid: Any, count: int, deadline_s: float) -> dict[str, int]:
-    """Site -> node, of all that answer in time."""
-    from flwr.app import Message, MessageType, RecordDict
+def _claims(grid: Any, count: int, deadline_s: float) -> list[Claim]:
+    """Who the nodes say that they are, of all that answer in time; each is given a number of its own to sign."""
+    from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
     began = time.monotonic()
-    messages = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in _nodes(grid, count, deadline_s)]
+    nonces = {node: secrets.token_hex(16) for node in _nodes(grid, count, deadline_s)}
+    messages = [
+        Message(RecordDict({"ask": ConfigRecord({"nonce": nonce})}), dst_node_id=node, message_type=MessageType.QUERY)
+        for node, nonce in nonces.items()
+    ]
     waiting = set(grid.push_messages(messages))
-    found: dict[str, int] = {}
+    found: list[Claim] = []
     while waiting and time.monotonic() - began < min(deadline_s, START_GRACE_S):
         for message in grid.pull_messages(list(waiting)):
             waiting.discard(message.metadata.reply_to_message_id)
             if not message.has_error():
-                found[str(message.content["said"]["site"])] = message.metadata.src_node_id
+                node = message.metadata.src_node_id
+                found.append(Claim.of(node, nonces[node], message.content))
         time.sleep(0.05)
     return found
 
@@ -179,26 +205,8 @@ def _nodes(grid: Any, count: int, deadline_s: float) -> list[int]:
 
 def _reply(message: Any, task: SiteTask, seconds: float) -> Reply:
     if message.has_error():
-        return Reply(task, None, _reason(message.error.reason), seconds)
-    content = message.content
-    if content["said"]["reason"]:
-        return Reply(task, None, str(content["said"]["reason"]), seconds)
-    weights = dict(content["weights"].to_torch_state_dict())
-    scalars = {name: float(value) for name, value in content["scalars"].items()}
-    shown = content["samples"].to_torch_state_dict()["samples"] if "samples" in content else None
-    statistics = {
-        kind: dict(content[f"statistic.{kind}"].to_torch_state_dict())
-        for kind in (key.removeprefix("statistic.") for key in content.keys() if key.startswith("statistic."))  # noqa: SIM118
-    }
-    return Reply(task, Upload(task.site.name, weights, scalars, shown, statistics), "", seconds)
-
-
-def _reason(text: str) -> str:
-    """The last line of what a client died of, without colours, quotes and paths."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\\n", "\n"))
-    lines = [line.strip(" '\">") for line in plain.splitlines() if line.strip(" '\">")]
-    last = re.sub(r"(/[\w.\-]+)+", "...", lines[-1] if lines else "no reason given")
-    return f"its client failed: {last[:300]}"
+        return Reply(task, None, failure(message.error.reason), seconds)
+    return reply_of(message.content, task, seconds)
 
 
 if __name__ == "__main__":

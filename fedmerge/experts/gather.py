@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import SiteError, UploadRefused
+from fedmerge.experts.admission import admit, refuse
 from fedmerge.experts.asking import Ask, Job, Outcome, Reply, Request
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.measuring import gather_statistics, model_of
@@ -15,7 +16,7 @@ from fedmerge.experts.pool import ExpertPool
 from fedmerge.experts.probe import ROUNDS, Probe
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.upload import Declaration, DeclaredStatistic, inspect, state_digest, write_audit
+from fedmerge.experts.upload import Declaration, DeclaredStatistic, state_digest
 
 
 def incomplete(job: Job) -> list[SiteTask]:
@@ -32,8 +33,13 @@ def collect(job: Job, ask: Ask) -> dict[str, Outcome]:
     pool = ExpertPool(job.pool)
     missing = [task for task in job.tasks if not pool.has(task)]
     outcomes = {task.site.name: Outcome(task.site.name, False) for task in job.tasks if task not in missing}
-    for reply in ask([Request("train", task, job.initial.weights) for task in missing], job.deadline_s) if missing else ():
-        outcomes[reply.task.site.name] = _admit(reply, job, pool)
+    asked = {task.site.name: Request("train", task, job.initial.weights) for task in missing}
+    for reply in ask(list(asked.values()), job.deadline_s) if missing else ():
+        name = reply.task.site.name
+        if name in asked:
+            outcomes[name] = _admit(reply, asked.pop(name), job, pool)
+        else:
+            refuse(job, name, f"site '{name}': an answer to no question: it has answered before, or was not asked", reply.upload)
     for task in missing:
         outcomes.setdefault(task.site.name, Outcome(task.site.name, False, job.silence))
     if not any(outcome.reason for outcome in outcomes.values()):
@@ -50,11 +56,14 @@ def probe_head(job: Job, ask: Ask) -> Initial:
     weights = dict(job.initial.weights)
     for _ in range(ROUNDS):
         heads: list[tuple[float, dict[str, Tensor]]] = []
-        for reply in ask([Request("probe", task, weights) for task in job.tasks], job.deadline_s):
+        asked = {task.site.name: Request("probe", task, dict(weights)) for task in job.tasks}
+        for reply in ask(list(asked.values()), job.deadline_s):
+            name = reply.task.site.name
             if reply.upload is None:
-                raise SiteError(f"site '{reply.task.site.name}': linear probing: {reply.reason}")
-            declared = Probe.declaration(reply.task.site.name, reply.upload, weights)
-            write_audit(job.audit, inspect(reply.upload, declared))
+                raise SiteError(f"site '{name}': linear probing: {reply.reason}")
+            if name not in asked:
+                raise SiteError(f"site '{name}': linear probing: it has answered twice in one round")
+            admit(reply, asked.pop(name), Probe.declaration(name, reply.upload, weights), job)
             heads.append((reply.upload.scalars["n"], reply.upload.weights))
         if len(heads) < len(job.tasks):
             raise SiteError(f"linear probing: {len(heads)} of {len(job.tasks)} sites answered within {job.deadline_s:g} s")
@@ -74,18 +83,18 @@ def declaration(task: SiteTask, weights: dict[str, Tensor]) -> Declaration:
     return replace(expert, statistics=declared)
 
 
-def _admit(reply: Reply, job: Job, pool: ExpertPool) -> Outcome:
-    name = reply.task.site.name
-    if reply.upload is None:
+def _admit(reply: Reply, request: Request, job: Job, pool: ExpertPool) -> Outcome:
+    task, name = request.task, request.task.site.name
+    if reply.upload is None and not reply.refused:
         return Outcome(name, False, reply.reason)
     try:
-        items = inspect(reply.upload, declaration(reply.task, job.initial.weights))
+        items = admit(reply, request, declaration(task, job.initial.weights), job)
     except UploadRefused as refusal:
         return Outcome(name, False, f"its upload was refused: {refusal}")
-    write_audit(job.audit, items)
-    kinds = {statistic.kind(): statistic for statistic in reply.task.uploads}
-    pool.add(reply.task, reply.upload, [item for item in items if item.kind not in kinds], reply.seconds)
+    assert reply.upload is not None
+    kinds = {statistic.kind(): statistic for statistic in task.uploads}
+    pool.add(task, reply.upload, [item for item in items if item.kind not in kinds], reply.seconds)
     known = StatisticPool(pool, job.tasks)
     for kind, state in reply.upload.statistics.items():
-        known.add(reply.task, kinds[kind], state, [item for item in items if item.kind == kind])
+        known.add(task, kinds[kind], state, [item for item in items if item.kind == kind], [reply.upload.seal])
     return Outcome(name, True)

@@ -18,6 +18,7 @@ from fedmerge.data.images import to_batch
 from fedmerge.data.shift import Scanner
 from fedmerge.data.source import SOURCES
 from fedmerge.errors import CheckpointError
+from fedmerge.experts import vault
 from fedmerge.experts.backbone import ModelSpec, build, normalisation, renew_head
 from fedmerge.experts.checkpoint import read_tensors
 from fedmerge.experts.fitting import Recipe, Split, fit
@@ -81,12 +82,13 @@ Initialisation = Annotated[Pretrained | Checkpoint | Proxy, Field(discriminator=
 
 @dataclass(frozen=True)
 class Initial:
-    """theta_0 as a whole state dict, its digest, and words for the report."""
+    """theta_0 as a whole state dict, its digest, and words for the report. heads: names of the classifier's parameters."""
 
     weights: dict[str, Tensor]
     sha256: str
     head_init: HeadInit
     description: str
+    heads: tuple[str, ...] = ()
 
 
 def initialise(
@@ -114,7 +116,7 @@ def initialise(
     heads = head_names(build(model, classes, seed=seed))
     how = "zero" if spec.head_init == "zero" else "random"
     weights = renew_head(weights, heads, how, seed_of(seed, "head"))
-    return Initial(weights, state_digest(weights), spec.head_init, f"{description}; head: {spec.head_init}")
+    return Initial(weights, state_digest(weights), spec.head_init, f"{description}; head: {spec.head_init}", heads)
 
 
 def keep(initial: Initial, folder: Path) -> None:
@@ -167,17 +169,11 @@ def _checkpoint(spec: Checkpoint, model: ModelSpec, classes: int, seed: int) -> 
 
 def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, on_progress: OnProgress, classes: int) -> dict[str, Tensor]:
     """The proxy's encoder from disk, or trained now, under a head of the target's number of classes."""
-    from safetensors.torch import load_file, save_file
-
     file = kept_proxy(spec, model, seed, folder)
     if not file.exists():
-        encoder = _train_proxy(spec, model, seed, on_progress)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{os.getpid()}.draft")
-        save_file(encoder, draft)
-        draft.replace(file)
+        vault.put(file, _train_proxy(spec, model, seed, on_progress))
     fresh = build(model, classes, seed=seed).state_dict()
-    return {**fresh, **load_file(file)}
+    return {**fresh, **vault.take(file, "delete this file and the proxy is trained again")[0]}
 
 
 def kept_proxy(spec: Proxy, model: ModelSpec, seed: int, folder: Path) -> Path:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from fedmerge.errors import UserError
+from fedmerge.experts.admission import sealed
 from fedmerge.experts.asking import Ask, Job, Outcome, Reply, Request, Tick
 from fedmerge.experts.gather import collect, probe_head
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.probe import Probe
+from fedmerge.experts.signature import private_key
 from fedmerge.experts.train import measure_site, train_site
 
 OnTick = Callable[[Tick], None]
@@ -46,6 +49,7 @@ def answer(request: Request, on_tick: OnTick) -> Reply:
         on_tick(Tick(task.site.name, done, total, text))
 
     try:
+        private_key(task.site)  # a key that is missing is told before the site trains, not after
         match request.what:
             case "probe":
                 upload = Probe.at_site(task, request.weights)
@@ -53,6 +57,7 @@ def answer(request: Request, on_tick: OnTick) -> Reply:
                 upload = train_site(task, request.weights, on_progress)
             case kind:
                 upload = measure_site(task, kind, request.weights, request.layers, on_progress)
+        upload = replace(upload, seal=sealed(request, upload))  # last: whatever is changed after this is refused
     except UserError as error:
         return Reply(task, None, str(error), time.perf_counter() - began)
     return Reply(task, upload, "", time.perf_counter() - began)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from fedmerge.errors import UploadRefused
+from fedmerge.experts.admission import admit, refuse
 from fedmerge.experts.asking import Ask, Job, Request
 from fedmerge.experts.backbone import build
 from fedmerge.experts.pool import ExpertPool
@@ -14,7 +16,15 @@ from fedmerge.experts.rounds import Rounds
 from fedmerge.experts.statistic import Statistic
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.upload import Declaration, DeclaredStatistic, Item, inspect, write_audit
+from fedmerge.experts.upload import Declaration, DeclaredStatistic, Item, Seal
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a statistic came: lines of the audit, and what the site has signed, once for each message."""
+
+    items: list[Item] = field(default_factory=list)
+    seals: list[Seal] = field(default_factory=list)
 
 
 def gather_statistics(job: Job, ask: Ask) -> dict[str, str]:
@@ -37,11 +47,11 @@ def at_once(job: Job, statistic: Statistic, lacking: list[SiteTask], ask: Ask) -
     given = {t.site.name: job.initial.weights if statistic.starts_from == "theta_0" else pool.load(t).weights for t in lacking}
     requests = [Request(statistic.kind(), task, given[task.site.name]) for task in lacking]
     failed: dict[str, str] = {}
-    for task, state, items, reason in _measured(job, statistic, requests, ask):
+    for task, state, record, reason in _measured(job, statistic, requests, ask):
         if reason:
             failed[task.site.name] = reason
         else:
-            known.add(task, statistic, state, items)
+            known.add(task, statistic, state, record.items, record.seals)
     return failed
 
 
@@ -53,45 +63,51 @@ def in_rounds(job: Job, statistic: Statistic, lacking: list[SiteTask], ask: Ask)
     experts = [pool.load(task).weights for task in lacking]
     fields = statistic.model_dump()
     rounds = Rounds(model_of(lacking[0]), experts, (channels, size, size), fields["ratio"], fields["ridge"])
-    whole: dict[str, tuple[dict[str, Tensor], list[Item]]] = {task.site.name: ({}, []) for task in lacking}
+    whole: dict[str, tuple[dict[str, Tensor], Record]] = {task.site.name: ({}, Record()) for task in lacking}
     for layers, states in rounds:
         requests = [Request(statistic.kind(), task, state, layers) for task, state in zip(lacking, states, strict=True)]
         arrived: dict[str, dict[str, Tensor]] = {}
-        for task, state, items, reason in _measured(job, statistic, requests, ask):
+        for task, state, record, reason in _measured(job, statistic, requests, ask):
             if reason:
                 return {task.site.name: reason}
             arrived[task.site.name] = state
             whole[task.site.name][0].update(state)
-            whole[task.site.name][1].extend(items)
+            whole[task.site.name][1].items.extend(record.items)
+            whole[task.site.name][1].seals.extend(record.seals)
         rounds.merge([arrived[task.site.name] for task in lacking])
     for task in lacking:
-        known.add(task, statistic, *whole[task.site.name])
+        state, record = whole[task.site.name]
+        known.add(task, statistic, state, record.items, record.seals)
     return {}
 
 
 def _measured(
     job: Job, statistic: Statistic, requests: list[Request], ask: Ask
-) -> Iterator[tuple[SiteTask, dict[str, Tensor], list[Item], str]]:
-    """For each request its site, what it sent, its lines of the audit, or else the reason why there is nothing."""
+) -> Iterator[tuple[SiteTask, dict[str, Tensor], Record, str]]:
+    """For each request its site, what it sent, how that came, or else the reason why there is nothing."""
     kind = statistic.kind()
     shapes = statistic.layout(model_of(requests[0].task))
     shapes = {name: shape for name, shape in shapes.items() if not requests[0].layers or name in requests[0].layers}
-    waiting = {request.task.site.name: request.task for request in requests}
+    waiting = {request.task.site.name: request for request in requests}
     for reply in ask(requests, job.deadline_s):
-        task = waiting.pop(reply.task.site.name)
-        if reply.upload is None:
-            yield task, {}, [], f"{kind}: {reply.reason}"
+        request = waiting.pop(reply.task.site.name, None)
+        if request is None:
+            refuse(job, reply.task.site.name, f"{kind}: an answer to no question", reply.upload)
+            continue
+        task = request.task
+        if reply.upload is None and not reply.refused:
+            yield task, {}, Record(), f"{kind}: {reply.reason}"
             continue
         declared = Declaration(task.site.name, {}, frozenset(), statistics={kind: DeclaredStatistic(shapes, statistic.refuses)})
         try:
-            items = inspect(reply.upload, declared)
+            items = admit(reply, request, declared, job)
         except UploadRefused as refusal:
-            yield task, {}, [], f"its upload was refused: {refusal}"
+            yield task, {}, Record(), f"its upload was refused: {refusal}"
             continue
-        write_audit(job.audit, items)
-        yield task, reply.upload.statistics[kind], items, ""
-    for task in waiting.values():
-        yield task, {}, [], f"{kind}: {job.silence}"
+        assert reply.upload is not None
+        yield task, reply.upload.statistics[kind], Record(items, [reply.upload.seal]), ""
+    for request in waiting.values():
+        yield request.task, {}, Record(), f"{kind}: {job.silence}"
 
 
 def model_of(task: SiteTask) -> nn.Module:

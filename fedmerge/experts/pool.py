@@ -6,16 +6,19 @@ import hashlib
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedmerge.errors import FolderError
+from fedmerge.errors import FolderError, UploadRefused
+from fedmerge.experts.signature import signed_by
+from fedmerge.experts.statement import contents, parsed
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.upload import Item, Upload, state_digest
+from fedmerge.experts.upload import Item, Seal, Upload, digest, scalar_digest, state_digest
+from fedmerge.site import Site
 
 TRAINER_VERSION = 1
 """Raise it whenever the same task would train another expert."""
@@ -23,7 +26,10 @@ TRAINER_VERSION = 1
 
 @dataclass(frozen=True)
 class Expert:
-    """One site's expert as the target gets it. runs: hyper-parameters and accuracy of every run. statistics: by kind."""
+    """One site's expert as the target gets it. runs: hyper-parameters and accuracy of every run. statistics: by kind.
+
+    signed: whether its upload was signed with the site's key, and still verifies.
+    """
 
     site: str
     fingerprint: str
@@ -36,6 +42,7 @@ class Expert:
     samples: Tensor | None
     audit: list[dict[str, Any]]
     statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    signed: bool = False
 
 
 def fingerprint(task: SiteTask) -> str:
@@ -74,6 +81,13 @@ class ExpertPool:
         """Whether the expert of this task is there."""
         return (self.entry(task) / "manifest.json").is_file()
 
+    def sha256(self, task: SiteTask) -> str:
+        """The digest of a task's expert as its manifest has it, or nothing."""
+        try:
+            return str(json.loads((self.entry(task) / "manifest.json").read_text(encoding="utf-8"))["sha256"])
+        except (OSError, ValueError, KeyError):
+            return ""
+
     def add(self, task: SiteTask, upload: Upload, items: list[Item], seconds: float) -> None:
         """Keep an upload that has passed the audit, and the audit's lines with it."""
         from safetensors.torch import save_file
@@ -90,9 +104,12 @@ class ExpertPool:
             "sha256": state_digest(upload.weights),
             "scalars": upload.scalars,
             "seconds": round(seconds, 3),
-            "audit": [asdict(item) for item in items],
+            "audit": [item.as_line() for item in items],
             "task": task.model_dump(mode="json"),
+            "statement": upload.seal.text,
+            "signature": upload.seal.signature,
         }
+        manifest["manifest_sha256"] = _digest(manifest)
         (draft / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         try:
             draft.rename(entry)
@@ -111,9 +128,12 @@ class ExpertPool:
             shown = entry / "samples.safetensors"
             samples = load_file(shown)["samples"] if shown.exists() else None
             scalars: dict[str, float] = manifest["scalars"]
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            seal = Seal(manifest.get("statement", ""), manifest.get("signature", ""))
+            upload = Upload(task.site.name, weights, scalars, samples, seal=seal)
+            _verify(entry, manifest, fingerprint(task), upload)
+            check_seal(seal, task.site)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, UploadRefused) as error:
             raise FolderError(f"{entry}: cannot be read ({error}); delete this folder and the site trains again") from None
-        _verify(entry, manifest, fingerprint(task), weights)
         return Expert(
             site=task.site.name,
             fingerprint=manifest["fingerprint"],
@@ -125,18 +145,40 @@ class ExpertPool:
             runs=_runs(scalars),
             samples=samples,
             audit=manifest["audit"],
+            signed=bool(seal.signature),
         )
 
 
-def _verify(entry: Path, manifest: dict[str, Any], wanted: str, weights: dict[str, Tensor]) -> None:
-    found = state_digest(weights)
-    for what, here, there in (("fingerprint", manifest["fingerprint"], wanted), ("sha256", found, manifest["sha256"])):
+def check_seal(seal: Seal, site: Site) -> None:
+    """Raises ValueError if a signature is not by the key of the site's file. Without one, an entry is older than the key."""
+    if seal.signature and site.public_key and not signed_by(site.public_key, seal.signed_text, seal.signature):
+        raise ValueError("its signature is not by the key that the site's file has now")
+
+
+def _verify(entry: Path, manifest: dict[str, Any], wanted: str, upload: Upload) -> None:
+    weights, audited = upload.weights, {line["item"]: line["sha256"] for line in manifest["audit"]}
+    pairs = [("fingerprint", manifest["fingerprint"], wanted), ("sha256", state_digest(weights), manifest["sha256"])]
+    pairs += [(name, scalar_digest(value), audited.get(name, "nothing")) for name, value in upload.scalars.items()]
+    shown = digest(upload.samples) if upload.samples is not None else "nothing"
+    pairs.append(("samples", shown, audited.get("samples", "nothing")))
+    if {"manifest_sha256", "statement"} & set(manifest):  # entries of a time before have neither
+        pairs.append(("manifest", _digest(manifest), manifest["manifest_sha256"]))
+    for what, here, there in pairs:
         if here != there:
             mend = "the entry is damaged: delete this folder and the site trains again"
             raise FolderError(f"{entry}: {what}: found {here[:16]}; expected {there[:16]}; {mend}")
+    if upload.seal.text:
+        facts = {name: fact for name, fact in contents(upload).items() if name in ("weights", "scalars", "samples")}
+        if differ := parsed(upload.seal, upload.site).differences(facts):
+            raise ValueError(f"its {differ[0]} are not what the site has stated")
     broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if broken:
         raise FolderError(f"{entry}: found NaN or infinity in {broken[0]}; delete this folder and the site trains again")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "manifest_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _runs(scalars: dict[str, float]) -> list[dict[str, float]]:

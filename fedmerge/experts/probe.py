@@ -38,7 +38,7 @@ class Probe:
             optimiser.step()
         state = model.state_dict()
         sent = {name: state[name].detach().clone() for name in head_names(model)}
-        return Upload(task.site.name, sent, {"n": float(len(ward.train.y))})
+        return Upload(task.site.name, sent, {"n": float(len(ward.train.y))}, classes=ward.images.classes)
 
     @staticmethod
     def declaration(site: str, upload: Upload, weights: Mapping[str, Tensor]) -> Declaration:

@@ -48,6 +48,9 @@ class Statistic(Plugin):
     starts_from: ClassVar[Literal["expert", "theta_0", "rounds"]] = "expert"
     """What a site needs that is asked for it alone: its expert, theta_0, or a new message for each block of layers."""
 
+    is_state: ClassVar[bool] = False
+    """Whether its arrays are weights of the model, which the limits of experts hold for too."""
+
     @abstractmethod
     def layout(self, model: nn.Module) -> Shapes:
         """The arrays that a site may send, by name and shape; all are float32."""

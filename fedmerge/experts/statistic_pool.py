@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from fedmerge.errors import FolderError
-from fedmerge.experts.pool import Expert, ExpertPool
+from fedmerge.errors import FolderError, UploadRefused
+from fedmerge.experts import vault
+from fedmerge.experts.pool import Expert, ExpertPool, check_seal
+from fedmerge.experts.statement import parsed
 from fedmerge.experts.statistic import State, Statistic
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.upload import Item, state_digest
+from fedmerge.experts.upload import Item, Seal, state_digest
 
 
 class StatisticPool:
@@ -36,18 +37,11 @@ class StatisticPool:
         """Whether nothing has to be asked of the site of this task."""
         return self.pool.has(task) and not any(task in self.lacking(statistic) for statistic in task.uploads)
 
-    def add(self, task: SiteTask, statistic: Statistic, state: State, items: list[Item]) -> None:
-        """Keep what has passed the audit; the file appears whole or not at all."""
-        from safetensors.torch import save_file
-
-        file = self._file(task, statistic)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        audit = json.dumps([asdict(item) for item in items])
-        with tempfile.TemporaryDirectory(prefix=".draft-", dir=file.parent) as folder:
-            draft = Path(folder) / file.name
-            arrays = {name: tensor.contiguous() for name, tensor in state.items()}
-            save_file(arrays, draft, {"sha256": state_digest(state), "audit": audit})
-            draft.replace(file)
+    def add(self, task: SiteTask, statistic: Statistic, state: State, items: list[Item], seals: Sequence[Seal] = ()) -> None:
+        """Keep what has passed the audit, with what the site has signed; the file appears whole or not at all."""
+        audit = json.dumps([item.as_line() for item in items])
+        sealed = json.dumps([asdict(seal) for seal in seals if seal.text])
+        vault.put(self._file(task, statistic), state, audit=audit, seals=sealed)
 
     def with_statistics(self, expert: Expert, task: SiteTask) -> Expert:
         """The expert with its statistics and their lines of the audit. Raises FolderError if a file is damaged."""
@@ -56,18 +50,18 @@ class StatisticPool:
         return replace(expert, statistics={kind: state for kind, (state, _) in found.items()}, audit=[*expert.audit, *audit])
 
     def _load(self, task: SiteTask, statistic: Statistic) -> tuple[State, list[dict[str, Any]]]:
-        from safetensors import SafetensorError, safe_open
-
-        file = self._file(task, statistic)
+        file, mend = self._file(task, statistic), "delete this file and the site computes it again"
+        state, words = vault.take(file, mend)
         try:
-            with safe_open(file, "pt") as opened:
-                state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-                said = opened.metadata()
-            if state_digest(state) != said["sha256"]:
-                raise ValueError("its digest differs")
-            return state, json.loads(said["audit"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise FolderError(f"{file}: cannot be read ({error}); delete this file and the site computes it again") from None
+            for seal in (Seal(**one) for one in json.loads(words.get("seals", "[]"))):
+                check_seal(seal, task.site)
+                statement = parsed(seal, task.site.name)
+                part = {name: state[name] for name in statement.layers or state}
+                if statement.statistics.get(statistic.kind()) != state_digest(part):
+                    raise ValueError("it is not what the site has stated")
+            return state, json.loads(words["audit"])
+        except (ValueError, KeyError, TypeError, UploadRefused) as error:
+            raise FolderError(f"{file}: cannot be read ({error}); {mend}") from None
 
     def _file(self, task: SiteTask, statistic: Statistic) -> Path:
         """One file for each way to compute it; in rounds, for each set of experts too."""

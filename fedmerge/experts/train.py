@@ -89,6 +89,7 @@ def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress) -> Uploa
         },
         samples=torch.from_numpy(shown.copy()) if task.site.samples else None,
         statistics={one.kind(): _measure(task, one, model, ward, lambda: [run.state for run in runs]) for one in asked},
+        classes=ward.images.classes,
     )
 
 
@@ -102,7 +103,7 @@ def measure_site(task: SiteTask, kind: str, weights: State, layers: tuple[str, .
         task, statistic, model, ward, lambda: [run.state for run in train_runs(task, weights, ward, on_progress)], layers
     )
     on_progress(1, 1, f"computes {kind}")
-    return Upload(task.site.name, {}, {}, statistics={kind: found})
+    return Upload(task.site.name, {}, {}, statistics={kind: found}, classes=ward.images.classes)
 
 
 def open_ward(task: SiteTask) -> tuple[Ward, nn.Module]:

@@ -9,15 +9,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedmerge.errors import UploadRefused
+from fedmerge.experts.calibration import HIGHEST, LOWEST
 
 SCALARS = ("n", "validation_accuracy", "temperature")
 RUN_SCALARS = ("lr", "weight_decay", "dropout", "validation_accuracy")
 SCALAR_BYTES = 8
+RANGES = {"n": (1, 1e9), "validation_accuracy": (0, 1), "temperature": (LOWEST, HIGHEST)}
+"""What these numbers can be; every other is not negative."""
+
+PREFIX = b"fedmerge upload\n"
+"""Before the text that is signed, so that no signature of anything else can pass for one of an upload."""
+
+
+@dataclass(frozen=True)
+class Seal:
+    """A site's statement as it was sent, letter by letter, and its signature as base64: empty where a site has no key."""
+
+    text: str = ""
+    signature: str = ""
+
+    @property
+    def signed_text(self) -> bytes:
+        """What the signature is of."""
+        return PREFIX + self.text.encode()
 
 
 @dataclass(frozen=True)
@@ -25,6 +45,7 @@ class Upload:
     """What a site sends: one expert's whole state, a few numbers, and sample images if its site file grants them.
 
     statistics: what the scenario's `uploads` ask for, by kind. An upload of statistics alone has no weights and no scalars.
+    classes: of the site's images, in the order of their labels. seal: what the site says of all this.
     """
 
     site: str
@@ -32,11 +53,13 @@ class Upload:
     scalars: dict[str, float]
     samples: Tensor | None = None
     statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    seal: Seal = Seal()
 
 
 @dataclass(frozen=True)
 class Item:
-    """One line of the audit."""
+    """One line of the audit. reason: why it was refused."""
 
     site: str
     item: str
@@ -47,6 +70,11 @@ class Item:
     sha256: str
     direction: str = "up"
     verdict: str = "admitted"
+    reason: str = ""
+
+    def as_line(self) -> dict[str, Any]:
+        """Its keys and values; no reason where there is none."""
+        return {key: value for key, value in asdict(self).items() if key != "reason" or value}
 
 
 @dataclass(frozen=True)
@@ -86,7 +114,9 @@ def inspect(upload: Upload, declaration: Declaration) -> list[Item]:
     items += [_scalar(site, name, upload.scalars[name]) for name in sorted(upload.scalars)]
     if upload.samples is not None or declaration.samples:
         shown = upload.samples if upload.samples is not None else torch.empty(0)
-        _same(site, "number of sample images", len(shown) <= declaration.samples and len(shown) > 0, True)
+        if not 0 < len(shown) <= declaration.samples:
+            granted = f"1 to {declaration.samples}" if declaration.samples else "none, which is what its file grants"
+            raise UploadRefused(f"site '{site}': number of sample images: found {len(shown)}; expected {granted}")
         items.append(_array(site, "samples", shown, (len(shown), *declaration.image_shape), torch.uint8, "samples"))
     _same(site, "statistics", sorted(upload.statistics), sorted(declaration.statistics))
     for kind, declared in declaration.statistics.items():
@@ -97,6 +127,11 @@ def inspect(upload: Upload, declaration: Declaration) -> list[Item]:
 def digest(tensor: Tensor) -> str:
     """sha256 of a tensor's bytes in memory order."""
     return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def scalar_digest(value: float) -> str:
+    """sha256 of a number's eight bytes."""
+    return digest(torch.tensor(float(value), dtype=torch.float64))
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:
@@ -111,7 +146,7 @@ def write_audit(path: Path, items: list[Item]) -> None:
     """Append one line for each item."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"time": now, **asdict(item)}) + "\n" for item in items)
+        file.writelines(json.dumps({"time": now, **item.as_line()}) + "\n" for item in items)
 
 
 def _array(site: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, kind: str = "weights") -> Item:
@@ -135,8 +170,10 @@ def _statistic(site: str, kind: str, found: Mapping[str, Tensor], declared: Decl
 def _scalar(site: str, name: str, value: float) -> Item:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise UploadRefused(f"site '{site}': scalar {name}: found {value!r}; expected a finite number")
-    tensor = torch.tensor(float(value), dtype=torch.float64)
-    return Item(site, name, "scalar", (), "float64", SCALAR_BYTES, digest(tensor))
+    low, high = RANGES.get(name.rpartition(".")[2], (0, math.inf))
+    if not low <= value <= high:
+        raise UploadRefused(f"site '{site}': scalar {name}: found {value:g}; expected {low:g} to {high:g}")
+    return Item(site, name, "scalar", (), "float64", SCALAR_BYTES, scalar_digest(value))
 
 
 def _same(site: str, what: str, found: object, expected: object) -> None:

@@ -13,7 +13,10 @@ from fedmerge.report.step import Step
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One hospital. samples: images that it agrees to show, uint8 (n, H, W, C). runs: hyper-parameters and accuracy of each."""
+    """One hospital. samples: images that it agrees to show, uint8 (n, H, W, C). runs: hyper-parameters and accuracy of each.
+
+    signed: whether its upload was signed with its key.
+    """
 
     name: str
     title: str
@@ -24,6 +27,7 @@ class SiteRow:
     temperature: float
     runs: list[dict[str, float]]
     samples: NDArray[np.uint8] | None
+    signed: bool = False
 
 
 @dataclass(frozen=True)

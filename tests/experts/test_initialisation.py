@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedmerge.errors import CheckpointError
+from fedmerge.errors import CheckpointError, FolderError
 from fedmerge.experts.backbone import ModelSpec, build
 from fedmerge.experts.initialisation import Checkpoint, Initial, Pretrained, Proxy, initialise
 from tests.experts.conftest import MODEL
@@ -32,6 +32,16 @@ def test_a_proxy_is_trained_once(tmp_path: Path) -> None:
     assert made(spec, tmp_path / "elsewhere")[0].sha256 == first.sha256
     assert made(spec, tmp_path, seed=1)[0].sha256 != first.sha256
     assert "proxy" in first.description
+
+
+def test_a_damaged_proxy_is_noticed(tmp_path: Path) -> None:
+    made(Proxy.model_validate(SPEC), tmp_path)
+    (file,) = tmp_path.rglob("proxy-*.safetensors")
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1
+    file.write_bytes(bytes(whole))
+    with pytest.raises(FolderError, match="delete this file and the proxy is trained again"):
+        made(Proxy.model_validate(SPEC), tmp_path)
 
 
 def test_the_head_is_what_was_asked_for(tmp_path: Path) -> None:

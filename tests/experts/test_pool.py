@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 
@@ -63,6 +64,39 @@ def test_damage_is_noticed_and_says_how_to_mend_it(kept: tuple[ExpertPool, SiteT
     (entry / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 64}))
     with pytest.raises(FolderError, match="fingerprint"):
         pool.load(task)
+
+
+def test_a_flipped_byte_in_any_file_is_noticed(kept: tuple[ExpertPool, SiteTask, Upload]) -> None:
+    """Of the expert, the sample images and the manifest, wherever it is; and a file that is gone is noticed, too."""
+    pool, task, _ = kept
+    files = [path for path in pool.entry(task).iterdir() if path.is_file()]
+    assert {file.name for file in files} == {"expert.safetensors", "samples.safetensors", "manifest.json"}
+    for file in files:
+        whole = file.read_bytes()
+        for position in range(0, len(whole), max(1, len(whole) // 97)):
+            file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+            with pytest.raises(FolderError, match="delete this folder and the site trains again"):
+                pool.load(task)
+        file.write_bytes(whole)
+        assert pool.load(task)
+    (pool.entry(task) / "samples.safetensors").unlink()
+    with pytest.raises(FolderError, match="samples"):
+        pool.load(task)
+
+
+def test_an_entry_of_an_older_version_is_as_good_as_ever(kept: tuple[ExpertPool, SiteTask, Upload]) -> None:
+    pool, task, upload = kept
+    file = pool.entry(task) / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for name in ("statement", "signature", "manifest_sha256"):
+        del manifest[name]
+    file.write_text(json.dumps(manifest))
+    key = base64.b64encode(bytes(32)).decode()
+    signs = task.model_copy(update={"site": task.site.model_copy(update={"public_key": key})})
+    for asked in (task, signs):
+        expert = pool.load(asked)
+        assert expert.sha256 == state_digest(upload.weights)
+        assert not expert.signed
 
 
 CHANGES: dict[str, Callable[[SiteTask], SiteTask]] = {

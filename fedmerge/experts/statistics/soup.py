@@ -17,6 +17,7 @@ class Soup(Statistic):
     """
 
     starts_from: ClassVar[Literal["expert", "theta_0", "rounds"]] = "theta_0"
+    is_state: ClassVar[bool] = True
 
     def layout(self, model: nn.Module) -> Shapes:
         """The shape of every parameter."""

@@ -1,0 +1,60 @@
+"""The verb `fedmerge keys`: a private key for one hospital, and its public key into the hospital's file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import yaml
+
+from fedmerge.configuration import check, read_yaml
+from fedmerge.errors import FolderError
+from fedmerge.experts.signature import key_file, make
+from fedmerge.site import Site
+
+LINE = re.compile(r"^public_key:[^\n]*\n?", re.MULTILINE)
+NAME = re.compile(r"^name:[^\n]*(\n|\Z)", re.MULTILINE)
+
+
+def give_key(file: Path, folder: Path | None, renew: bool) -> tuple[Path, str]:
+    """Make a pair for the site of `file`; everything else in the file stays, comments too. The private key's file, the public key.
+
+    Raises ScenarioError if the file is no site, FolderError if there is a key already, or no place for one.
+    """
+    site = check(Site, read_yaml(file), str(file))
+    private = key_file(site.name, folder)
+    if site.public_key and not renew:
+        raise FolderError(f"{file}: found a public_key; expected none. Give --renew to replace it: what it signed is void then")
+    text = _read(file)
+    trial = yaml.safe_load(_written(file, text, "trial"))  # before a key is made: a file that cannot take one costs none
+    if trial != {**yaml.safe_load(text), "public_key": "trial"}:
+        raise FolderError(f"{file}: 'name' or 'public_key' is not a line of its own; expected 'name: {site.name}' on one line")
+    if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
+        raise FolderError(f"{file}: cannot be written to; expected a file that can take the public key")
+    public = make(private, renew)
+    draft = file.with_name(f".{file.name}.draft")
+    with draft.open("w", encoding="utf-8", newline="") as opened:
+        opened.write(_written(file, text, public))
+    shutil.copymode(file, draft)
+    draft.replace(file)
+    return private, public
+
+
+def _read(file: Path) -> str:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return opened.read()
+
+
+def _written(file: Path, text: str, public: str) -> str:
+    """The file's text with its public key: in place of the old one, or below the name. Raises FolderError if neither is there."""
+    end = "\r\n" if "\r\n" in text else "\n"
+    line = f"public_key: {public}{end}"
+    if LINE.search(text):
+        return LINE.sub(lambda _: line, text, count=1)
+    found = NAME.search(text)
+    if found is None:
+        raise FolderError(f"{file}: found no line that begins with 'name:'; expected one, to put the public key below it")
+    gap = "" if found.group().endswith("\n") else end
+    return text[: found.end()] + gap + line + text[found.end() :]
