@@ -14,7 +14,8 @@ from fedmerge.data.corruption import mismatched
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
-from fedmerge.overrides import Overrides, overridden
+from fedmerge.overrides import Overrides as Overrides
+from fedmerge.overrides import overridden
 from fedmerge.scenario import Scenario
 from fedmerge.site import Site
 from fedmerge.stream.events import Event, inconsistent

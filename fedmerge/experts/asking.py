@@ -28,11 +28,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How asking one site ended. trained: it trained now. reason: why there is no expert, or empty."""
+    """How asking one site ended. trained: it trained now. reason: why there is no expert, or empty. tries: how often it began."""
 
     site: str
     trained: bool
     reason: str = ""
+    tries: int = 1
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ Ask = Callable[[Sequence[Request], float], Iterator[Reply]]
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be gathered, and where it goes."""
+    """What is to be gathered, and where it goes. at_least: so many sites are enough; None means all."""
 
     tasks: tuple[SiteTask, ...]
     initial: Initial
     pool: Path
     audit: Path
     deadline_s: float
+    at_least: int | None = None
 
     @property
     def silence(self) -> str:

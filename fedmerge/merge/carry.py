@@ -15,7 +15,9 @@ Names = Sequence[str]
 
 def carried_rows(past: Tensor, before: Names, after: Names, fresh: Tensor) -> Tensor:
     """One row for each expert (K, ...): who stays keeps its own, who is new gets that of `fresh` (K', ...)."""
-    return torch.stack([past[before.index(name)].to(row) if name in before else row for name, row in zip(after, fresh, strict=True)])
+    return torch.stack(
+        [past[before.index(name)].to(row) if name in before else row for name, row in zip(after, fresh, strict=True)]
+    )
 
 
 def carried_shares(past: Tensor, before: Names, after: Names) -> Tensor | None:

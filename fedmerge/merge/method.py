@@ -121,11 +121,11 @@ class Stateful(Method):
         return {}
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
-        """The state for the next batch after the experts have changed, between two batches, from those named `before` to the bank's.
+        """The state for the next batch when experts have come or gone since the last: from those named `before` to the bank's.
 
-        A newcomer starts with no past, and what a leaver had is no longer there. Here: nobody has a past, as before the first batch,
-        which is right for what keeps nothing; a method that remembers says what remains of it. Not asked of a transductive method,
-        which sees the whole stream again with the new experts, nor before the first batch, where everybody starts.
+        A newcomer starts with no past, and what a leaver had is no longer there. Here nobody has a past, as before the first batch:
+        right for what keeps nothing. A method that remembers says what remains of it. Not asked of a transductive method, which
+        sees the whole stream again with the new experts, nor before the first batch, where everybody starts.
         """
         return self.start(bank)
 

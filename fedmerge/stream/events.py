@@ -64,19 +64,20 @@ def rosters(founders: Sequence[str], events: Sequence[Event], missing: Collectio
     """Every set of experts with its first batch; the first from batch 0.
 
     The order of experts is that of founders and then of first arrival, whoever came when: sums of floats depend on it.
-    missing: hospitals without an expert. What an event says of them does not happen; whom one of them was to replace stays.
+    missing: hospitals without an expert. What an event says of them does not happen: whom one of them was to replace stays, and who
+    was to replace one of them joins.
     """
     order = list(dict.fromkeys([*founders, *(event.arrives for event in _sorted(events) if event.arrives)]))
-    there = {name for name in founders if name not in missing}
+    there: set[str | None] = {name for name in founders if name not in missing}
     found = [Roster(0, tuple(name for name in order if name in there))]
     for at, moment in groupby(_sorted(events), key=lambda event: event.at):
         said = []
         for event in moment:
-            if event.arrives in missing or (event.departs and event.departs not in there):
+            departs = event.departs if event.departs in there else None
+            if event.arrives in missing or not (departs or event.arrives):
                 continue
-            there -= {event.departs or ""}
-            there |= {event.arrives} if event.arrives else set()
-            said.append(event.words)
+            there = (there - {departs}) | ({event.arrives} if event.arrives else set())
+            said.append(event.words if departs == event.departs else f"{event.arrives} joins")
         experts = tuple(name for name in order if name in there)
         if experts != found[-1].experts:
             found[-1:] = [Roster(at, experts, "; ".join(said))] if at == 0 else [found[-1], Roster(at, experts, "; ".join(said))]
@@ -99,10 +100,10 @@ def inconsistent(founders: Sequence[str], events: Sequence[Event]) -> list[Probl
     return problems
 
 
-def past_end(events: Sequence[Event], batches: int) -> list[Problem]:
+def past_end(events: Sequence[Event], batches: int, where: str) -> list[Problem]:
     """Events that would come after the stream is over."""
     return [
-        Problem("", f"events[{number}].at", str(event.at), f"at most {batches - 1}: the stream has {batches} batches, from 0")
+        Problem(where, f"events[{number}].at", str(event.at), f"at most {batches - 1}: the stream has {batches} batches, from 0")
         for number, event in enumerate(events)
         if event.at >= batches
     ]
