@@ -30,7 +30,7 @@ def refuse_late_events(plan: Plan) -> None:
     scenario = plan.scenario
     if scenario.events:
         batches = count_batches(plan.target, scenario.model.geometry, scenario.stream, scenario.seed)
-        if problems := past_end(scenario.events, batches, scenario.name):
+        if problems := past_end(scenario.events, batches, f"scenario '{scenario.name}'"):
             raise ScenarioError(problems)
 
 
