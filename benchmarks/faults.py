@@ -42,6 +42,7 @@ SCENARIO: dict[str, Any] = {
     "methods": ["mean", {"eam": {"gamma": 5}}, "adamerging", {"dawin": {"scope": "prefix"}}, "expert"],
     "events": [{"at": 15, "join": "east"}, {"at": 30, "leave": "north"}],
     "target_restarts": 100,
+    "per_sample": "rows",
 }
 KILLS_A_RUN = 5
 GRACE_S = 60.0
@@ -72,14 +73,16 @@ class Tally:
 EXPLAINED = """\
 # What happens when things break
 
-Made by `python benchmarks/faults.py --page docs/faults.md`: a tiny model, hospitals of the phantom, a stream of 8 images a batch with
-every kind of method that remembers something, in which one hospital joins and one leaves. Everything is broken with SIGKILL at a random
-moment. A run of the driver is given again with `--resume`; after the death of the target's actor or of a client nothing is done.
+Made by `python benchmarks/faults.py --page docs/faults.md`: a tiny model, hospitals of the phantom, a stream of 8 images a batch
+with methods that remember (and `per_sample: rows`, since what the clock chooses differs in the last bits), in which one hospital
+joins and one leaves. Everything is broken with SIGKILL at a random moment. A run of the driver is given again with `--resume`;
+after the death of the target's actor or of a client nothing is done.
 
-Identical: every prediction of every batch and method has the same bits as in the undisturbed run, and every batch is counted once; for
-training, every expert has the same sha256. Recovery: for the actor, from the kill to the next batch on disk; for the driver, from the
-command with `--resume` to the next batch on disk, Ray's start included; while hospitals train, from the kill to the end. When: batches
-on disk at the kill, and in brackets the time since the process began (driver) or since that batch was on disk (actor)."""
+Identical: every prediction of every batch and method has the same bits as in the undisturbed run, and every batch is counted
+once; while hospitals train, every expert has the same sha256. Recovery: of the actor, from the kill to the next batch on disk;
+of the driver, from the command with `--resume` to the next batch on disk, Ray's start included; while hospitals train, from the
+kill to the end. When: batches on disk at the kill, and in brackets the time since the process began (driver) or since that batch
+was on disk (actor)."""
 HEADER = (
     "| broken | times | runs | identical at the end | results lost or counted twice | left running | recovery, median | when |\n"
     "|---|---|---|---|---|---|---|---|"
