@@ -116,6 +116,14 @@ def below(pid: int) -> dict[int, str]:
     return own | {key: value for child in own for key, value in below(child).items()}
 
 
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.slow
 def test_a_client_that_dies_is_asked_again(hospital: Hospital, job: Jobs) -> None:
     """Killed at its first sign of life: it begins again, and trains the expert that it would have trained."""
@@ -152,7 +160,8 @@ def test_a_federation_ends_with_who_started_it(tmp_path: Path) -> None:
         "end_with_parent(); below = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']);"
         "Path(sys.argv[1]).write_text(str(below.pid)); time.sleep(300)"
     )
-    parent = "import subprocess, sys; subprocess.Popen([sys.executable, *sys.argv[1:]], stdin=subprocess.PIPE, start_new_session=True).wait()"
+    own_group = "stdin=subprocess.PIPE, start_new_session=True"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, *sys.argv[1:]], {own_group}).wait()"
     told = tmp_path / "pid"
     with subprocess.Popen([sys.executable, "-c", parent, "-c", child, str(told)]) as driver:
         while not (told.exists() and told.read_text()):
@@ -161,6 +170,6 @@ def test_a_federation_ends_with_who_started_it(tmp_path: Path) -> None:
         assert int(told.read_text()) in started
         driver.kill()
     began = time.monotonic()
-    while any(Path(f"/proc/{pid}").exists() for pid in started) and time.monotonic() - began < 30:
+    while any(alive(pid) for pid in started) and time.monotonic() - began < 30:
         time.sleep(0.05)
-    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+    assert not [pid for pid in started if alive(pid)]
