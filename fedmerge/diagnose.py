@@ -16,7 +16,7 @@ from fedmerge.experts.pool import ExpertPool
 from fedmerge.federate import site_task
 from fedmerge.merge.bank import Bank
 from fedmerge.merge.drift import Drift, drift
-from fedmerge.report.diagnosis import Diagnosis, kept_coefficients, write_diagnosis
+from fedmerge.report.diagnosis import Diagnosis, changes_of, kept_coefficients, write_diagnosis
 from fedmerge.report.picture import console
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.report.trust import Trust, as_rows, how_many_right, kept_predictions, trust
@@ -55,6 +55,8 @@ def diagnose(run: Path, pool: Path | None, images: int = 256, quiet: bool = Fals
     p, y = kept_predictions(run)
     found, right = trust(p, y), how_many_right(p, y)
     said = words(found, right)
+    if changes := changes_of(run):
+        said.append(f"Experts came and went ({'; '.join(changes)}): this page is about the images that all of them saw.")
     weights = of_weights(run, pool, images, Terminal(quiet)) if pool else None
     if weights:
         said += hills(weights.landscapes)
@@ -83,6 +85,7 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
         raise _missing(run, pool, "theta_0")
     initial = Initial(base, manifest["initial_sha256"], scenario.initialisation.head_init, "")
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
+    tasks = [task for task in tasks if task.site.name in manifest["experts"]]
     lacking = [task.site.name for task in tasks if not held.has(task)]
     if lacking:
         raise _missing(run, pool, f"the expert of {', '.join(lacking)}")

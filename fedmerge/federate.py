@@ -29,14 +29,17 @@ def start(plan: Plan, request: Request, terminal: Terminal) -> Initial:
         if initial.head_init == "fed_lp":
             from fedmerge.experts.federation import probe
 
-            tasks = tuple(site_task(plan, number, initial) for number in range(len(plan.sites)))
+            tasks = tuple(site_task(plan, number, initial) for number in range(len(plan.founders)))
             initial = probe(job_of(plan, tasks, initial, request), lambda t: bars.tick(t.site, t.done, t.total, t.text))
     keep(initial, request.pool)
     return initial
 
 
 def gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> dict[str, Outcome]:
-    """Experts of all sites into the pool. Raises SiteError that names every site without one; the others' are kept."""
+    """Experts of all sites into the pool. Raises SiteError that names every site without one; the others' are kept.
+
+    Where `min_sites` of them are enough, those without one are reported, and the run goes on with the others.
+    """
     from fedmerge.experts.federation import gather as ask
 
     pool = ExpertPool(request.pool)
@@ -50,8 +53,12 @@ def gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request
     with terminal.progress(title) as bars:
         outcomes = ask(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
     failed = [f"site '{outcome.site}': {outcome.reason}" for outcome in outcomes.values() if outcome.reason]
-    if failed:
-        kept = f"{len(outcomes) - len(failed)} of {len(outcomes)} experts are in the pool, and are not trained again"
+    there = len(outcomes) - len(failed)
+    if failed and there >= (plan.scenario.min_sites or len(outcomes)):
+        for line in failed:
+            terminal.say(f"  {line}; the run goes on without it")
+    elif failed:
+        kept = f"{there} of {len(outcomes)} experts are in the pool, and are not trained again"
         raise SiteError("\n".join([*failed, kept]))
     return outcomes
 
@@ -81,4 +88,5 @@ def site_task(plan: Plan, number: int, initial: Initial) -> SiteTask:
 def job_of(plan: Plan, tasks: tuple[SiteTask, ...], initial: Initial, request: Request) -> Job:
     """What is gathered from the sites, and where it goes."""
     scenario = plan.scenario
-    return Job(tasks, initial, request.pool, request.out / "audit.jsonl", scenario.training.deadline_s, limits=scenario.limits)
+    audit, deadline_s = request.out / "audit.jsonl", scenario.training.deadline_s
+    return Job(tasks, initial, request.pool, audit, deadline_s, scenario.min_sites, scenario.limits)

@@ -14,25 +14,35 @@ from fedmerge.data.corruption import mismatched
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
+from fedmerge.overrides import Overrides as Overrides
+from fedmerge.overrides import overridden
 from fedmerge.scenario import Scenario
-from fedmerge.settings import assign
 from fedmerge.site import Site
+from fedmerge.stream.events import Event, inconsistent
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A scenario whose every part has been checked. sites: in the scenario's order."""
+    """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join."""
 
     scenario: Scenario
     sites: tuple[Site, ...]
     target: Site
     classes: tuple[str, ...]
 
+    @property
+    def founders(self) -> tuple[str, ...]:
+        """Names of the sites that are there from the beginning."""
+        return tuple(site.name for site in self.sites[: len(self.scenario.sites)])
+
     def resolved(self) -> dict[str, Any]:
-        """All that was asked for, with every default written out."""
+        """All that was asked for, with every default written out. joining: sites that only events name, if there are any."""
+        sites = [site.model_dump(mode="json") for site in self.sites]
+        founders, joining = sites[: len(self.scenario.sites)], sites[len(self.scenario.sites) :]
         return {
             **self.scenario.model_dump(mode="json"),
-            "sites": [site.model_dump(mode="json") for site in self.sites],
+            "sites": founders,
+            **({"joining": joining} if joining else {}),
             "target": self.target.model_dump(mode="json"),
         }
 
@@ -41,24 +51,10 @@ class Plan:
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Overrides:
-    """What the command line changes in a scenario.
-
-    settings: keys and values, as in `fedmerge.settings`. target: another target; if it is one of the sites, it trains no more.
-    """
-
-    seed: int | None = None
-    methods: tuple[str, ...] = ()
-    add_sites: tuple[str, ...] = ()
-    settings: tuple[tuple[str, Any], ...] = ()
-    target: str | None = None
-
-
 def load(path: Path, overrides: Overrides | None = None) -> Plan:
     """Read and check a scenario with its sites. Raises ScenarioError with all problems at once."""
     overrides = overrides or Overrides()
-    content = _overridden(read_yaml(path), overrides)
+    content = overridden(read_yaml(path), overrides)
     problems: list[Problem] = []
     scenario: Scenario | None = None
     try:
@@ -66,11 +62,13 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
     except ScenarioError as error:
         problems += error.problems
     names, target_name = _strings(content.get("sites")), next(iter(_strings([content.get("target")])), None)
-    sites = {name: _read_site(name, path, problems) for name in dict.fromkeys(names)}
+    joining = _joining(content.get("events"), names)
+    sites = {name: _read_site(name, path, problems) for name in dict.fromkeys([*names, *joining])}
     target = _read_site(target_name, path, problems) if target_name else None
     found = [site for site in sites.values() if site]
-    problems += _names(str(path), names, target_name)
-    problems += _agreement(found + ([target] if target else []))
+    problems += _names(str(path), names, joining, target_name)
+    problems += _agreement(found + ([target] if target else []), scenario.events if scenario else ())
+    problems += _events(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
     if scenario and target:
         channels = scenario.model.geometry.channels
         in_stream = scenario.stream.check(target.source.domains()) + mismatched(scenario.stream.conditions(), channels, "families")
@@ -82,32 +80,18 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
     return Plan(scenario, tuple(found), target, target.source.classes())
 
 
-def _overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
-    """The scenario as the command line wants it; a method named there keeps its entry's hyper-parameters, if any."""
-    changed = dict(content)
-    for key, value in overrides.settings:
-        changed = assign(changed, key, value)
-    if overrides.seed is not None:
-        changed["seed"] = overrides.seed
-    if overrides.target is not None:
-        changed["target"] = overrides.target
-        if isinstance(content.get("sites"), list):
-            changed["sites"] = [site for site in content["sites"] if site != overrides.target]
-    if overrides.add_sites and isinstance(changed.get("sites"), list):
-        changed["sites"] = [*changed["sites"], *overrides.add_sites]
-    if overrides.methods:
-        entries = changed.get("methods")
-        known: dict[str, Any] = {}
-        for entry in entries if isinstance(entries, list) else []:
-            name, fields = next(iter(entry.items())) if isinstance(entry, dict) and entry else (entry, None)
-            label = fields.get("label") if isinstance(fields, dict) else None
-            known.setdefault(str(label or name), entry)
-        changed["methods"] = [known.get(name, name) for name in overrides.methods]
-    return changed
-
-
 def _strings(value: Any) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _joining(events: Any, founders: list[str]) -> list[str]:
+    """Sites that only events name, each once, in the order in which they arrive."""
+    entries = [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+    entries.sort(key=lambda event: event["at"] if isinstance(event.get("at"), int) else 0)
+    given = {Path(name).stem: name for name in reversed(_strings([e.get("join") or e.get("by") for e in entries]))}
+    arriving = [Path(name).stem for name in _strings([event.get("join") or event.get("by") for event in entries])]
+    known = {Path(name).stem for name in founders}
+    return [given[stem] for stem in dict.fromkeys(arriving) if stem not in known]
 
 
 def site_file(name: str, scenario: Path) -> Path:
@@ -139,21 +123,34 @@ def _at(where: str, key: str, problem: Problem) -> Problem:
     return Problem(where, inner, problem.found, problem.expected, problem.mend)
 
 
-def _names(where: str, names: list[str], target: str | None) -> list[Problem]:
+def _names(where: str, names: list[str], joining: list[str], target: str | None) -> list[Problem]:
     stems = [Path(name).stem for name in names]
     problems = [
         Problem(where, "sites", f"'{stem}' {stems.count(stem)} times", "every site once")
         for stem in dict.fromkeys(stems)
         if stems.count(stem) > 1
     ]
-    if target and Path(target).stem in stems:
+    if target and Path(target).stem in [*stems, *(Path(name).stem for name in joining)]:
         expected = "a hospital that trained nothing: the target must be unseen"
         problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected))
     return problems
 
 
-def _agreement(sites: list[Site]) -> list[Problem]:
-    """Sites must have the same classes in the same order, and no image in common."""
+def _events(where: str, scenario: Scenario, founders: list[str]) -> list[Problem]:
+    """Who comes and goes must be able to; how long the stream is, nobody knows before the target's images are there."""
+    problems = [_at(where, "", problem) for problem in inconsistent(founders, scenario.events)]
+    total = len({*founders, *(event.arrives for event in scenario.events if event.arrives)})
+    if scenario.min_sites and scenario.min_sites > total:
+        problems.append(Problem(where, "min_sites", str(scenario.min_sites), f"at most {total}, the number of sites"))
+    for statistic in scenario.uploads if scenario.events else ():
+        if statistic.starts_from == "rounds":
+            expected = "statistics that each site computes alone: the rounds go through all experts, which change with events"
+            problems.append(Problem(where, "uploads", f"'{statistic.kind()}' beside events", expected))
+    return problems
+
+
+def _agreement(sites: list[Site], events: tuple[Event, ...]) -> list[Problem]:
+    """Sites must have the same classes in the same order, and no image in common, but with whom they replace."""
     problems: list[Problem] = []
     classes = {site.name: site.source.classes() for site in sites}
     usual = Counter(classes.values()).most_common(1)[0][0] if classes else ()
@@ -166,7 +163,8 @@ def _agreement(sites: list[Site]) -> list[Problem]:
     held = [(site.name, site.source.holdings(site.name)) for site in sites]
     for index, (name, items) in enumerate(held):
         for other, theirs in held[:index]:
-            if name != other and items and theirs and (shared := items & theirs):
+            renewed = any({event.departs, event.arrives} == {name, other} for event in events)
+            if name != other and not renewed and items and theirs and (shared := items & theirs):
                 found = f"{len(shared)} images that '{other}' has too, e.g. {min(shared)}"
                 mend = "Give them different domains, or different parts of one split"
                 problems.append(Problem(f"site '{name}'", "source", found, "images of its own", mend))

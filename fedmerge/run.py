@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedmerge.course import Walk, course_of, refuse_late_events
 from fedmerge.experts.asking import Outcome
 from fedmerge.experts.checkpoint import read_state
 from fedmerge.experts.initialisation import Initial
@@ -17,19 +17,18 @@ from fedmerge.experts.upload import state_digest
 from fedmerge.federate import gather, load_experts, site_task, start
 from fedmerge.plan import Plan
 from fedmerge.report.progress import Progress
-from fedmerge.report.record import MethodInfo, RunRecord, SiteRow, StreamFacts
+from fedmerge.report.record import MethodInfo, Presence, RunRecord, SiteRow, StreamFacts
 from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.report.write import write
 from fedmerge.run_folder import Request, RunFolder
+from fedmerge.stream.events import Roster
 from fedmerge.target.task import Contribution, TargetTask
-
-BATCHES_AT_A_TIME = 4
-"""Batches between two signs of life from the target, and between two snapshots."""
 
 
 def prepare(plan: Plan, request: Request) -> None:
     """Only the hospitals' part: afterwards all experts are in the pool, with what the scenario's uploads ask for."""
+    refuse_late_events(plan)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
         hospitals(plan, request, folder, Terminal(request.quiet))
 
@@ -37,18 +36,23 @@ def prepare(plan: Plan, request: Request) -> None:
 def hospitals(
     plan: Plan, request: Request, folder: RunFolder, terminal: Terminal
 ) -> tuple[Initial, list[SiteTask], dict[str, Outcome]]:
-    """theta_0 to all sites, and their experts into the pool. Raises SiteError."""
+    """theta_0 to all sites, and their experts into the pool; the tasks of those that have one now. Raises SiteError."""
     with folder.phase("initialisation"):
         initial = start(plan, request, terminal)
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
     with folder.phase("hospitals"):
-        return initial, tasks, gather(plan, tasks, initial, request, terminal)
+        outcomes = gather(plan, tasks, initial, request, terminal)
+    folder.manifest["trained"] = {name: outcome.trained for name, outcome in outcomes.items()}
+    folder.manifest["absent"] = {name: outcome.reason for name, outcome in outcomes.items() if outcome.reason}
+    folder.manifest["asked_again"] = {name: outcome.tries - 1 for name, outcome in outcomes.items() if outcome.tries > 1}
+    return initial, [task for task in tasks if not outcomes[task.site.name].reason], outcomes
 
 
 def run(plan: Plan, request: Request) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
     began = time.perf_counter()
     terminal = Terminal(request.quiet)
+    refuse_late_events(plan)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
         terminal.say(f"{plan.scenario.name}: {len(plan.sites)} sites, target '{plan.target.name}', seed {plan.scenario.seed}")
         generalist = read_generalist(plan)
@@ -57,8 +61,11 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         folder.manifest["initial_sha256"] = initial.sha256
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
+        terminal.experts(folder.manifest["experts"], folder.manifest["trained"])
         with folder.phase("stream"):
             progress, seen = consume(plan, initial, Sent(experts, generalist), request, terminal)
+        folder.manifest["course"] = [asdict(roster) for roster in seen.course]
+        folder.manifest["target_deaths"] = [f"after batch {t}" for t in seen.deaths]
         folder.manifest["index_sha256"] = seen.description.index_sha256
         folder.manifest["device"] = seen.description.device
         folder.manifest["per_sample"] = seen.per_sample
@@ -78,6 +85,8 @@ class Seen:
     answers: Any
     forwards_run: int
     per_sample: dict[str, Any]
+    course: list[Roster]
+    deaths: list[int]
 
 
 @dataclass(frozen=True)
@@ -110,36 +119,40 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
         generalist=_arrays(sent.generalist) if sent.generalist else None,
+        experts=tuple(expert.site for expert in sent.experts),
     )
-    contributions = [contribution(expert) for expert in sent.experts]
-    with RemoteTarget(task, contributions, _arrays(initial.weights), scenario.target_deadline_s) as target:
+    course = course_of(plan, task.experts)
+    experts = {expert.site: contribution(expert) for expert in sent.experts}
+    first = [experts[name] for name in course[0].experts]
+    base, restarts = _arrays(initial.weights), scenario.target_restarts
+    with RemoteTarget(task, first, base, scenario.target_deadline_s, restarts) as target:
         description = target.describe()
         key: dict[str, Any] = {"index": description.index_sha256, "experts": [expert.sha256 for expert in sent.experts]}
+        key["course"] = [[roster.start, *roster.experts] for roster in course]
         if sent.generalist:
             key["generalist"] = state_digest(sent.generalist)
         progress = Progress.open(request.out, key, request.resume)
+        walk = Walk(target, course, experts, terminal)
         if progress.snapshot:
+            walk.change(progress.snapshot["experts"])
             target.restore(progress.snapshot)
+            walk.done = progress.snapshot["position"]
             terminal.say(f"target: {progress.snapshot['position']} of {description.batches} batches were done before")
         title = f"target: {description.batches} batches of '{description.kind}' on {description.device}"
         terminal.say(title)
         with terminal.stream(description.batches, list(description.rows)) as bars:
             bars.add(progress.steps)
-            for steps in _advances(target):
+            for steps in walk:
                 bars.add(steps)
                 progress.add(steps, target.snapshot())
-        return progress, Seen(description, target.answers(), target.forwards_so_far(), target.per_sample_ways())
+        told = description, target.answers(), target.forwards_so_far(), target.per_sample_ways()
+        return progress, Seen(*told, course, target.revival.deaths)
 
 
 def contribution(expert: Expert) -> Contribution:
     """An expert as it travels to the target."""
     statistics = {kind: _arrays(state) for kind, state in expert.statistics.items()}
     return Contribution(expert.site, _arrays(expert.weights), expert.n, expert.temperature, statistics)
-
-
-def _advances(target: Any) -> Iterator[list[Step]]:
-    while steps := target.advance(BATCHES_AT_A_TIME):
-        yield steps
 
 
 def record_of(
@@ -153,7 +166,7 @@ def record_of(
 ) -> RunRecord:
     """All that the report may show."""
     description = seen.description
-    titles = {site.name: site.title for site in plan.sites}
+    titles, done = {site.name: site.title for site in plan.sites}, {step.method for step in steps}
     facts = {name: getattr(description, name) for name in StreamFacts.__dataclass_fields__}
     return RunRecord(
         scenario=plan.scenario.name,
@@ -169,12 +182,13 @@ def record_of(
         labels=seen.answers.labels,
         domains=seen.answers.domains,
         steps=steps,
-        methods={name: MethodInfo(**asdict(info)) for name, info in description.rows.items()},
+        methods={name: MethodInfo(**asdict(info)) for name, info in description.rows.items() if name in done},
         forwards_run=seen.forwards_run / description.batches,
         audit=[item for expert in experts for item in expert.audit],
         manifest=folder.manifest,
         yaml=(folder.path / "scenario.yaml").read_text(encoding="utf-8"),
         seconds=folder.manifest["phases_seconds"],
+        course=tuple(Presence(**asdict(roster)) for roster in seen.course),
     )
 
 

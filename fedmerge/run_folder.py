@@ -106,9 +106,10 @@ def reopened(path: Path) -> tuple[Plan, dict[str, Any]]:
     try:
         content = yaml.safe_load((path / "scenario.yaml").read_text(encoding="utf-8"))
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        sites = tuple(Site.model_validate(site) for site in content["sites"])
+        founders, joining = content["sites"], content.pop("joining", [])
+        sites = tuple(Site.model_validate(site) for site in [*founders, *joining])
         target = Site.model_validate(content["target"])
-        names = {"sites": [site.name for site in sites], "target": target.name}
+        names = {"sites": [site["name"] for site in founders], "target": target.name}
         scenario = Scenario.model_validate({**content, **names})
         return Plan(scenario, sites, target, tuple(manifest["classes"])), manifest
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:

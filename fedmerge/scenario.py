@@ -16,6 +16,7 @@ from fedmerge.folder import Spec, as_written, by_name
 from fedmerge.merge.method import METHODS
 from fedmerge.merge.per_sample import Way
 from fedmerge.site import Site
+from fedmerge.stream.events import Event
 from fedmerge.stream.schedule import SCHEDULES
 
 AnySchedule: Any = SCHEDULES.union()
@@ -43,6 +44,11 @@ class Scenario(Spec):
     )
     limits: Limits = Field(default_factory=Limits, description="what weights may be to be let into the pool")
     generalist: Path | None = Field(None, description="safetensors of a model that t3 may fall back on, e.g. a FedAvg model")
+    events: tuple[Event, ...] = Field((), description="hospitals that join, leave or replace their expert while the stream runs")
+    min_sites: int | None = Field(
+        None, ge=1, description="go on without hospitals that fail or stay away, if so many have sent experts; default: all must"
+    )
+    target_restarts: int = Field(3, ge=0, le=100, description="how often the target may die and go on from its last batches")
     per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
 

@@ -55,6 +55,7 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
     add_site: Annotated[list[str] | None, typer.Option(help="a site file that joins; may be repeated")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="a site to leave out; may be repeated")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where an interrupted run stopped")] = False,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario, e.g. stream.batch_size=16; may be repeated")
@@ -76,7 +77,7 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
 
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     settings = tuple(single(text) for text in setting or ())
-    overrides = Overrides(seed, names, tuple(add_site or ()), settings, target)
+    overrides = Overrides(seed, names, tuple(add_site or ()), settings, target, tuple(without or ()))
     plan = load(scenario, overrides)
     folder = out or Path("runs") / f"{plan.scenario.name}-{plan.scenario.seed}"
     request = Request(out=folder, pool=pool, resume=resume, quiet=quiet, threads=threads)

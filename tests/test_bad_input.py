@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from fedmerge.errors import ScenarioError
 from fedmerge.experts.backbone import ModelSpec, build
+from fedmerge.overrides import Overrides
 from fedmerge.plan import load
 from tests.conftest import TINY
 from tests.test_run import SCENARIO, world
@@ -98,6 +99,29 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
         change(methods=[{"ties": {"keep": 1.5}}]),
         ("methods[0].ties.keep", "found 1.5", "less than"),
     ),
+    "a join of who is there": (change(events=[{"at": 1, "join": "south"}]), ("events[0].join", "who is there already at batch 1")),
+    "a leave of who is not there": (
+        change(events=[{"at": 1, "leave": "nort"}]),
+        ("tiny.yaml: events[0].leave", "not there at batch 1", "did you mean 'north'?"),
+    ),
+    "the last hospital leaves": (
+        change(events=[{"at": 1, "leave": "north"}, {"at": 2, "leave": "south"}]),
+        ("events[1]", "the last hospital leaving at batch 2"),
+    ),
+    "an event of two things": (
+        change(events=[{"at": 1, "join": "east", "leave": "north"}]),
+        ("events[0]", "join, leave, and replace"),
+    ),
+    "an event of an unknown hospital": (change(events=[{"at": 1, "join": "eest"}]), ("eest.yaml", "did you mean 'east.yaml'?")),
+    "the target joins": (change(events=[{"at": 1, "join": "mercy"}]), ("tiny.yaml: target", "also among the sites")),
+    "more sites wanted than there are": (
+        change(min_sites=3),
+        ("tiny.yaml: min_sites", "found 3", "at most 2, the number of sites"),
+    ),
+    "rounds beside events": (
+        change(events=[{"at": 1, "join": "east"}], uploads=["gram_rounds"]),
+        ("tiny.yaml: uploads", "'gram_rounds' beside events"),
+    ),
     "an unknown schedule": (change(stream={"kind": "idd"}), ("tiny.yaml: stream", "did you mean 'iid'?")),
     "a flip where left is not right": (change(methods=[{"eam": {"augs": ["hflip"]}}]), ("augs", "left organ")),
     "a text for a number": (change(seed="three"), ("tiny.yaml: seed", "'three'")),
@@ -117,6 +141,19 @@ def test_a_mistake_is_found_before_anything_starts(what: str, tmp_path: Path) ->
     assert len(error.value.problems) == 1, str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_who_is_left_out_must_be_there(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    with pytest.raises(ScenarioError, match=r"--without: found 'nort'; expected a site .* did you mean 'north'"):
+        load(file, Overrides(without=("nort",)))
+    with pytest.raises(ScenarioError, match="at least one site that stays"):
+        load(file, Overrides(without=("north", "south")))
+    change(events=[{"at": 1, "join": "east"}, {"at": 2, "leave": "south"}])(tmp_path, scenario := {**SCENARIO})
+    file.write_text(yaml.safe_dump(scenario))
+    plan = load(file, Overrides(without=("east",)))
+    assert (plan.founders, [event.words for event in plan.scenario.events]) == (("north", "south"), ["south leaves"])
+    assert [site.name for site in plan.sites] == ["north", "south"]
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +159,60 @@ def test_a_hospital_joins_and_nobody_else_trains(first: tuple[Path, str]) -> Non
     before = {site["name"]: site["expert_sha256"] for site in read(folder / "runs/tiny-3/summary.json")["sites"]}
     assert all(site["expert_sha256"] == before[site["name"]] for site in summary["sites"][:2])
     assert set(summary["methods"]) == {"mean", "eam"}
+    manifest = read(folder / "runs/joined/manifest.json")
+    assert manifest["trained"] == {"north": False, "south": False, "east": True}
+    assert {json.loads(line)["site"] for line in lines(folder / "runs" / "joined")} == {"east"}
+    assert f"north {before['north'][:12]} (from the pool)" in said
+
+
+def test_who_is_left_out_might_never_have_been_there(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    (folder / "scenarios" / "three.yaml").write_text(yaml.safe_dump({**SCENARIO, "sites": ["east", "north", "south"]}))
+    done(folder, "scenarios/three.yaml", "--without", "east", "--out", "runs/without")
+    run, never = folder / "runs" / "without", folder / "runs" / "tiny-3"
+    assert without_times(read(run / "summary.json")) == without_times(read(never / "summary.json"))
+    assert same_predictions(run, never)
+    assert read(run / "manifest.json")["trained"] == {"north": False, "south": False}
+    assert (run / "audit.jsonl").read_text() == ""  # nobody was asked anything
+
+
+def same_predictions(run: Path, other: Path) -> bool:
+    """Bit for bit, and NaN where a row was not there."""
+    with np.load(run / "predictions.npz") as a, np.load(other / "predictions.npz") as b:
+        return a.files == b.files and all(np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind == "f") for name in a.files)
+
+
+def test_a_killed_run_with_events_goes_on_as_if_nothing_had_happened(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    events = [{"at": 1, "join": "east"}, {"at": 4, "leave": "north"}]
+    remembering = ["mean", "expert", "eam", "adamerging"]
+    scenario = {**SCENARIO, "name": "events", "methods": remembering, "events": events}
+    (folder / "scenarios" / "events.yaml").write_text(yaml.safe_dump(scenario))
+    said = done(folder, "scenarios/events.yaml", "--out", "runs/undisturbed")
+    assert "before batch 1: east joins" in said
+    run, whole = folder / "runs" / "killed", folder / "runs" / "undisturbed"
+    command = [sys.executable, "-m", "fedmerge.simulate", "scenarios/events.yaml", "--out", "runs/killed", "--quiet"]
+    with subprocess.Popen(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"}) as driver:
+        while driver.poll() is None and not list((run / "progress").glob("*.npz")):
+            time.sleep(0.01)
+        driver.kill()
+    assert driver.returncode == -signal.SIGKILL
+    done(folder, "scenarios/events.yaml", "--out", "runs/killed", "--resume")
+    assert same_predictions(run, whole)
+    assert without_times(read(run / "summary.json")) == without_times(read(whole / "summary.json"))
+    counted = [(json.loads(line)["t"], json.loads(line)["method"]) for line in (run / "batches.jsonl").read_text().splitlines()]
+    assert len(set(counted)) == len(counted)
+    summary, report = read(whole / "summary.json"), (whole / "report.html").read_text()
+    assert summary["methods"]["mean"]["covers"] is None
+    assert summary["methods"]["expert:east"]["covers"] == [[1, summary["stream"]["batches"] - 1]]
+    assert summary["methods"]["expert:north"]["covers"] == [[0, 3]]
+    assert not summary["methods"]["expert:north"]["ranked"]
+    assert [change["change"] for change in summary["changes"]] == ["east joins", "north leaves"]
+    assert "before batch 4" in report
+    late = simulate(folder, "scenarios/events.yaml", "--set", "events=[{at: 99, join: east}]", "--out", "runs/late")
+    assert late.returncode == 2
+    assert "events[0].at: found 99; expected at most" in late.stderr
+    assert not (folder / "runs" / "late").exists()
 
 
 def test_a_folder_of_another_scenario_is_refused(first: tuple[Path, str]) -> None:
@@ -184,6 +240,12 @@ def test_images_that_cannot_be_used_cost_no_other_hospital_its_expert(first: tup
     assert "Traceback" not in ended.stderr
     assert not (folder / "runs/west/summary.json").exists()
     assert read(folder / "runs/west/manifest.json")["status"] == "failed"
+    options = ("--add-site", "sites/west.yaml", "--set", "min_sites=2", "--methods", "mean", "--out", "runs/west-or-not")
+    said = done(folder, *options)
+    assert "site 'west'" in said
+    assert "the run goes on without it" in said
+    assert [site["name"] for site in read(folder / "runs/west-or-not/summary.json")["sites"]] == ["north", "south"]
+    assert "ward/bladder/0.png" in read(folder / "runs/west-or-not/manifest.json")["absent"]["west"]
 
 
 def test_every_method_of_the_folder_runs_and_is_labelled(first: tuple[Path, str]) -> None:

@@ -29,11 +29,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How asking one site ended. trained: it trained now. reason: why there is no expert, or empty."""
+    """How asking one site ended. trained: it trained now. reason: why there is no expert, or empty. tries: how often it began."""
 
     site: str
     trained: bool
     reason: str = ""
+    tries: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,17 @@ Ask = Callable[[Sequence[Request], float], Iterator[Reply]]
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be gathered, and where it goes. limits: what weights may be to be let in."""
+    """What is to be gathered, and where it goes.
+
+    at_least: so many sites are enough; None means all. limits: what weights may be to be let in.
+    """
 
     tasks: tuple[SiteTask, ...]
     initial: Initial
     pool: Path
     audit: Path
     deadline_s: float
+    at_least: int | None = None
     limits: Limits = DEFAULT
 
     @property

@@ -73,7 +73,8 @@ def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) ->
         (folder / "job.json").write_text(_to_json(what, job, keep), encoding="utf-8")
         command = [sys.executable, "-m", "fedmerge.experts.flower", str(folder)]
         here = {**os.environ, VARIABLE: str(keys_folder().absolute())}  # a hospital's process may start in another folder
-        child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=here)
+        # Its standard input is closed when this process ends, even by kill -9; then it ends too: see `lifeline`.
+        child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, start_new_session=True, env=here)
         try:
             _watch(child, folder, job.deadline_s * _waits(what, job) + START_GRACE_S, on_tick)
         finally:
@@ -89,7 +90,8 @@ def _waits(what: str, job: Job) -> int:
     """At most so many times the coordinator waits for the hospitals' answers: once for each round of messages."""
     if what == "probe":
         return ROUNDS
-    return 1 + sum(MOST_ROUNDS if statistic.starts_from == "rounds" else 1 for statistic in job.tasks[0].uploads)
+    again = len(job.tasks) if job.at_least else 1  # without a site that fails, the others are asked anew
+    return 1 + again * sum(MOST_ROUNDS if statistic.starts_from == "rounds" else 1 for statistic in job.tasks[0].uploads)
 
 
 def _watch(child: subprocess.Popen[bytes], folder: Path, deadline_s: float, on_tick: OnTick) -> None:
@@ -125,6 +127,7 @@ def _to_json(what: str, job: Job, keep: Path | None) -> str:
             "pool": str(job.pool.absolute()),
             "audit": str(job.audit.absolute()),
             "deadline_s": job.deadline_s,
+            "at_least": job.at_least,
             "keep": str(keep) if keep else None,
         }
     )

@@ -11,19 +11,20 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from fedmerge.errors import FedmergeError, SiteError
-from fedmerge.experts.asking import START_GRACE_S, Ask, Job, Reply, Request, Tick
+from fedmerge.experts.asking import START_GRACE_S, Ask, Job, Reply, Request
 from fedmerge.experts.carriage import failure, reply_of
 from fedmerge.experts.gather import collect, incomplete, probe_head
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.introduction import Claim, introduced, judge
+from fedmerge.experts.lifeline import end_with_parent
 from fedmerge.experts.limits import Limits
 from fedmerge.experts.local import answer
+from fedmerge.experts.marks import begin, begun, tell
 from fedmerge.experts.signature import VARIABLE
 from fedmerge.experts.train import SiteTask
 from fedmerge.experts.upload import Seal
@@ -36,7 +37,8 @@ def main(folder: Path) -> None:
     read = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     initial = Initial(load_file(folder / "initial.safetensors"), **read["initial"])
     tasks = tuple(SiteTask.model_validate(task) for task in read["tasks"])
-    job = Job(tasks, initial, Path(read["pool"]), Path(read["audit"]), read["deadline_s"], limits=Limits(**read["limits"]))
+    pool, audit, limits = Path(read["pool"]), Path(read["audit"]), Limits(**read["limits"])
+    job = Job(tasks, initial, pool, audit, read["deadline_s"], read["at_least"], limits)
     said: dict[str, Any] = {"failure": "", "outcomes": {}}
     asked = list(tasks) if read["what"] == "probe" else incomplete(job)
 
@@ -44,7 +46,8 @@ def main(folder: Path) -> None:
         """Say the last word here: after this, Flower waits for ever for a client that is stuck."""
         try:
             if read["what"] == "gather":
-                said["outcomes"] = {name: asdict(outcome) for name, outcome in collect(job, ask).items()}
+                found = {name: replace(one, tries=begun(folder / "ticks", name)) for name, one in collect(job, ask).items()}
+                said["outcomes"] = {name: asdict(outcome) for name, outcome in found.items()}
             else:
                 probed = probe_head(job, ask)
                 save_file({name: tensor.contiguous() for name, tensor in probed.weights.items()}, read["keep"])
@@ -72,8 +75,11 @@ def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[As
 
     cores = len(os.sched_getaffinity(0))
     gpus = torch.cuda.device_count() / min(len(asked), cores) if torch.cuda.is_available() else 0.0
-    # Ray counts all cores of a node for clients, so nothing else may reserve one; a client that is killed starts anew.
-    resources = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": 4, "max_task_retries": 1}
+    # Ray counts all cores of a node for clients, so nothing else may reserve one. A client that is killed starts anew, and Ray
+    # asks it again as often as declared; every hospital may use that up, and the process must still be there for the others.
+    retries = asked[0].training.retries
+    restarts = 4 + (retries + 1) * len(asked)
+    resources = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": restarts, "max_task_retries": retries}
     arguments = {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False}
     run_simulation(
         server_app=server,
@@ -107,7 +113,9 @@ def client_app(tasks: Sequence[SiteTask], ticks: Path) -> Any:
         asked = message.content["ask"]
         weights = message.content["weights"].to_torch_state_dict()
         request = Request(str(asked["what"]), task, weights, tuple(str(asked["layers"]).split()))
-        reply = answer(request, lambda tick: _tell(ticks, tick))
+        if request.what == "train":
+            begin(ticks, task.site.name)
+        reply = answer(request, lambda tick: tell(ticks, tick))
         return Message(packed(reply), reply_to=message)
 
     return app
@@ -129,14 +137,6 @@ def packed(reply: Reply) -> Any:
         for kind, state in upload.statistics.items():
             content[f"statistic.{kind}"] = ArrayRecord(state)
     return content
-
-
-def _tell(ticks: Path, tick: Tick) -> None:
-    """Leave this site's progress where the coordinator looks; on another machine there is no such folder, and no progress."""
-    with suppress(OSError):
-        draft = ticks / f"{tick.site}.draft"
-        draft.write_text(json.dumps(asdict(tick)), encoding="utf-8")
-        draft.replace(ticks / f"{tick.site}.json")
 
 
 def _asking(grid: Any, tasks: list[SiteTask], job: Job) -> Ask:
@@ -210,4 +210,5 @@ def _reply(message: Any, task: SiteTask, seconds: float) -> Reply:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     main(Path(sys.argv[1]))

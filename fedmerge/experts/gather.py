@@ -28,7 +28,7 @@ def incomplete(job: Job) -> list[SiteTask]:
 def collect(job: Job, ask: Ask) -> dict[str, Outcome]:
     """Ask every site whose expert is not in the pool, and admit what arrives. One site's failure costs no other its expert.
 
-    When all experts are there, ask for the statistics that are not.
+    When all experts are there, or as many as are enough, ask those sites for the statistics that are not.
     """
     pool = ExpertPool(job.pool)
     missing = [task for task in job.tasks if not pool.has(task)]
@@ -42,8 +42,11 @@ def collect(job: Job, ask: Ask) -> dict[str, Outcome]:
             refuse(job, name, f"site '{name}': an answer to no question: it has answered before, or was not asked", reply.upload)
     for task in missing:
         outcomes.setdefault(task.site.name, Outcome(task.site.name, False, job.silence))
-    if not any(outcome.reason for outcome in outcomes.values()):
-        for name, reason in gather_statistics(job, ask).items():
+    while len(there := [t for t in job.tasks if not outcomes[t.site.name].reason]) >= (job.at_least or len(job.tasks)):
+        failed = gather_statistics(replace(job, tasks=tuple(there)), ask)
+        if not failed:
+            break
+        for name, reason in failed.items():  # without it the others may be asked again: some statistics depend on all of them
             outcomes[name] = replace(outcomes[name], reason=reason)
     return outcomes
 

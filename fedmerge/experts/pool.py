@@ -56,7 +56,7 @@ def fingerprint(task: SiteTask) -> str:
         "validation": site.validation,
         "samples": site.samples,
         "model": task.model.model_dump(mode="json"),
-        "training": task.training.model_dump(mode="json", exclude={"deadline_s"}),
+        "training": task.training.model_dump(mode="json", exclude={"deadline_s", "retries"}),
         "classes": task.classes,
         "seed": task.seed,
         "initial": task.initial_sha256,

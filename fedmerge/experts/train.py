@@ -44,6 +44,7 @@ class Training(Spec):
     augment: Strength = "full"
     diversity: Diversity = Field(default_factory=Diversity, description="where the runs differ")
     threads: int = Field(1, ge=1, description="threads per hospital; part of what determines an expert's bits")
+    retries: int = Field(1, ge=0, le=20, description="how often a hospital whose client has died is asked again")
     deadline_s: float = Field(3600, gt=0, description="longest wait for the hospitals' answers, seconds")
 
 

@@ -113,12 +113,25 @@ class Static(Method):
         return None
 
 
-class Adaptive(Method):
-    """Chooses coefficients for every batch, from forward passes alone."""
+class Stateful(Method):
+    """May remember something between batches."""
 
     def start(self, bank: Bank) -> State:
         """The state before the first batch."""
         return {}
+
+    def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
+        """The state for the next batch when experts have come or gone since the last: from those named `before` to the bank's.
+
+        A newcomer starts with no past, and what a leaver had is no longer there. Here nobody has a past, as before the first batch:
+        right for what keeps nothing. A method that remembers says what remains of it. Not asked of a transductive method, which
+        sees the whole stream again with the new experts, nor before the first batch, where everybody starts.
+        """
+        return self.start(bank)
+
+
+class Adaptive(Stateful):
+    """Chooses coefficients for every batch, from forward passes alone."""
 
     def survey(self, state: State, evidence: Evidence) -> State:
         """One batch of a first pass over the whole stream; called for every batch if the method is transductive."""
@@ -133,7 +146,7 @@ class Adaptive(Method):
         return state, self.coefficients(evidence)
 
 
-class Online(Method):
+class Online(Stateful):
     """Keeps parameters of its own between batches."""
 
     @abstractmethod

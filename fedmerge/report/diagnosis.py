@@ -47,7 +47,12 @@ class Diagnosis:
 
 
 def kept_coefficients(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Coefficients of encoder and head that every adaptive method chose, batch by batch. Raises FolderError."""
+    """Coefficients of encoder and head that every adaptive method chose, batch by batch. Raises FolderError.
+
+    None of them where hospitals came or went: a column would not always mean the same expert.
+    """
+    if changes_of(run):
+        return {}
     found: dict[str, dict[str, list[list[float]]]] = {}
     file = run / "batches.jsonl"
     try:
@@ -60,6 +65,13 @@ def kept_coefficients(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
     except (ValueError, KeyError) as error:
         raise FolderError(f"{file}: cannot be read ({error}); expected the lines of a finished run") from None
     return {name: {part: np.array(rows) for part, rows in parts.items()} for name, parts in found.items()}
+
+
+def changes_of(run: Path) -> list[str]:
+    """What happened among the experts while the run went on, in words."""
+    file = run / "manifest.json"
+    course = json.loads(file.read_text(encoding="utf-8")).get("course", []) if file.exists() else []
+    return [f"before batch {one['start']}: {one['change']}" for one in course if one["change"]]
 
 
 def write_diagnosis(run: Path, d: Diagnosis) -> None:

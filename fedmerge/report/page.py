@@ -50,6 +50,8 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
 def headline(record: RunRecord, summary: dict[str, Any]) -> str:
     """One honest sentence or two: what was best, and how every adaptive method stands against the mean."""
     ranked = {name: row for name, row in summary["methods"].items() if row["ranked"]}
+    if not ranked:
+        return "No row is ranked: none covers the whole stream without seeing more than a hospital could."
     best = max(ranked, key=lambda name: ranked[name]["accuracy"])
     said = [f"{best} is right most often: {_percent(ranked[best]['accuracy'])}% of {summary['stream']['samples']} images."]
     versus = {name: row["vs_mean"] for name, row in ranked.items() if record.methods[name].kind == "adaptive" and row["vs_mean"]}

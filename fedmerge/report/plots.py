@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmerge.report.annotate import label_ends, mark_changes
 from fedmerge.report.record import RunRecord
 
 if TYPE_CHECKING:
@@ -81,9 +82,13 @@ def running(record: RunRecord, summary: dict[str, Any]) -> Figure:
         steps = record.steps_of(name)
         smooth = _moving(np.array([s.correct for s in steps]), np.array([s.n for s in steps]), window)
         expert = name.startswith("expert")
-        axes.plot(100 * smooth, color=shade[name], lw=0.9 if expert else 1.8, ls="--" if expert else "-", zorder=1 if expert else 2)
+        at = np.flatnonzero(record.covered(name))
+        axes.plot(
+            at, 100 * smooth, color=shade[name], lw=0.9 if expert else 1.8, ls="--" if expert else "-", zorder=1 if expert else 2
+        )
     last = {name: 100 * _last(record, name, window) for name in record.methods}
-    _label_ends(axes, last, shade, record.stream.batches)
+    mark_changes(axes, record)
+    label_ends(axes, last, shade, record.stream.batches)
     axes.set_xlabel(f"batch (mean of {window} batches)")
     axes.set_ylabel("accuracy, %")
     axes.margins(x=0)
@@ -94,12 +99,12 @@ def coefficients(record: RunRecord, method: str) -> Figure:
     """What the stream was made of, and what the method made of it: encoder and head, stacked to 1."""
     from matplotlib.figure import Figure
 
-    steps = record.steps_of(method)
-    sites = [site.name for site in record.sites]
+    encoder, head = record.coefficients(method, "encoder"), record.coefficients(method, "head")
+    assert encoder and head
     panels: list[tuple[str, NDArray[np.float64], list[str], tuple[str, ...]]] = [
         ("the stream's true mix", *record.stream.mix, PALETTE),
-        (f"{method}: encoder", np.array([step.encoder for step in steps]), sites, PALETTE),
-        (f"{method}: head", np.array([step.head for step in steps]), sites, PALETTE),
+        (f"{method}: encoder", *encoder, PALETTE),
+        (f"{method}: head", *head, PALETTE),
     ]
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     grid = figure.subplots(3, 1, sharex=True)
@@ -109,6 +114,7 @@ def coefficients(record: RunRecord, method: str) -> Figure:
         axes.set_ylim(0, 1)
         axes.set_title(title, loc="left", fontsize=9)
         axes.margins(x=0)
+        mark_changes(axes, record)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     grid[-1].set_xlabel("batch")
     return figure
@@ -119,12 +125,13 @@ def domains(record: RunRecord, summary: dict[str, Any]) -> Figure:
     of = "per_family" if record.stream.conditions else "per_domain"
     rows = {name: row[of] for name, row in summary["methods"].items()}
     names = sorted(rows, key=lambda name: -summary["methods"][name]["accuracy"])
-    columns = list(rows[names[0]])
-    table = np.array([[100 * rows[name][column] for column in columns] for name in names])
+    columns = max((list(row) for row in rows.values()), key=len)  # a row that covers a part of the stream may lack some
+    table = np.array([[100 * rows[name].get(column, np.nan) for column in columns] for name in names])
     figure, axes = _figure(0.9 + 0.27 * len(names))
     axes.imshow(table, cmap="cividis", vmin=0, vmax=100, aspect="auto")
-    for (row, column), value in np.ndenumerate(table):
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white", fontsize=8)
+    for (row, column), value in np.ndenumerate(np.nan_to_num(table, nan=-1)):
+        shade = "black" if value > 55 else "white"
+        axes.text(column, row, f"{value:.0f}" if value >= 0 else "", ha="center", va="center", color=shade, fontsize=8)
     crowded = len(columns) > MOST_LEVEL
     axes.set_xticks(range(len(columns)), columns, rotation=40 if crowded else 0, ha="right" if crowded else "center")
     axes.set_yticks(range(len(names)), names)
@@ -144,7 +151,7 @@ def severity(record: RunRecord, summary: dict[str, Any]) -> Figure:
         expert = name.startswith("expert")
         axes.plot(levels, values, "o--" if expert else "o-", color=shade[name], ms=3, lw=0.9 if expert else 1.8)
         ends[name] = values[-1]
-    _label_ends(axes, ends, shade, max(levels) + 1)
+    label_ends(axes, ends, shade, max(levels) + 1)
     axes.set_xticks(levels)
     axes.set_xlabel("severity")
     axes.set_ylabel("accuracy, mean over families, %")
@@ -186,24 +193,6 @@ def _moving(correct: NDArray[Any], sizes: NDArray[Any], window: int) -> NDArray[
 def _last(record: RunRecord, name: str, window: int) -> float:
     steps = record.steps_of(name)[-window:]
     return sum(step.correct for step in steps) / sum(step.n for step in steps)
-
-
-def _label_ends(axes: Axes, ends: dict[str, float], shade: dict[str, str], batches: int) -> None:
-    """Names at the right end of their lines, moved apart where they would overlap."""
-    low, high = axes.get_ylim()
-    gap = (high - low) / 19
-    place = -np.inf
-    for name, value in sorted(ends.items(), key=lambda item: item[1]):
-        place = max(value, place + gap)
-        axes.annotate(
-            name,
-            (batches - 1, value),
-            xytext=(batches * 1.015, place),
-            color=shade[name],
-            fontsize=8,
-            va="center",
-            annotation_clip=False,
-        )
 
 
 def _svg(figure: Figure) -> str:

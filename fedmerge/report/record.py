@@ -68,8 +68,24 @@ class StreamFacts:
 
 
 @dataclass(frozen=True)
+class Presence:
+    """Whose experts were there from batch `start` on. change: what had just happened, or nothing."""
+
+    start: int
+    experts: tuple[str, ...]
+    change: str = ""
+
+
+ANCHORS = ("theta_0", "generalist")
+"""Whose coefficients may stand behind the experts', in the bank's order."""
+
+
+@dataclass(frozen=True)
 class RunRecord:
-    """A whole run. labels, domains: per batch, (n_t,) int64. forwards_run: per batch, with logits shared by all methods."""
+    """A whole run. labels, domains: per batch, (n_t,) int64. forwards_run: per batch, with logits shared by all methods.
+
+    course: who was there when; everybody all the time if it is empty.
+    """
 
     scenario: str
     question: str
@@ -90,11 +106,50 @@ class RunRecord:
     manifest: dict[str, Any]
     yaml: str
     seconds: dict[str, float] = field(default_factory=dict)
+    course: tuple[Presence, ...] = ()
+
+    @property
+    def changes(self) -> list[Presence]:
+        """The moments at which experts came or went."""
+        return [one for one in self.course if one.change]
+
+    def there(self, t: int) -> tuple[str, ...]:
+        """Whose experts were there at batch t."""
+        named = [one.experts for one in self.course if one.start <= t]
+        return named[-1] if named else tuple(site.name for site in self.sites)
+
+    def covered(self, method: str) -> NDArray[np.bool_]:
+        """(T,): the batches in which the method's row was there."""
+        done = np.zeros(self.stream.batches, dtype=bool)
+        done[[step.t for step in self.steps_of(method)]] = True
+        return done
+
+    def covered_samples(self, method: str) -> NDArray[np.bool_]:
+        """(samples,): the same for every image of the stream."""
+        sizes: NDArray[np.int64] = np.array([len(batch) for batch in self.labels])
+        found: NDArray[np.bool_] = np.repeat(self.covered(method), sizes)
+        return found
+
+    def coefficients(self, method: str, part: str) -> tuple[NDArray[np.float64], list[str]] | None:
+        """(T', K) of the batches that the row covers, with the names of all sites and anchors; 0 for who was not there.
+
+        None for a method that has none.
+        """
+        rows: list[dict[str, float]] = []
+        for step in self.steps_of(method):
+            given = getattr(step, part)
+            if given is None:
+                return None
+            there = self.there(step.t)
+            rows.append(dict(zip([*there, *ANCHORS[: len(given) - len(there)]], given, strict=True)))
+        used = {name for row in rows for name in row}
+        names = [*(site.name for site in self.sites), *(anchor for anchor in ANCHORS if anchor in used)]
+        return np.array([[row.get(name, 0.0) for name in names] for row in rows]), names
 
     def steps_of(self, method: str) -> list[Step]:
         """The steps of one method in the order of the stream."""
         return [step for step in self.steps if step.method == method]
 
     def probabilities(self, method: str) -> NDArray[np.float32]:
-        """Class probabilities (samples, C) of one method over the whole stream."""
+        """Class probabilities (samples, C) of one method over the batches that its row covers."""
         return np.concatenate([step.probabilities for step in self.steps_of(method)])

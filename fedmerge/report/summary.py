@@ -16,8 +16,6 @@ from fedmerge.report.relative import closed, err, mce_in, mce_t3
 from fedmerge.report.segments import halves, segments
 
 REFERENCE = "mean"
-ANCHORS = ("theta_0", "generalist")
-"""Whose coefficients may stand behind the experts', in the bank's order."""
 
 
 def summarise(record: RunRecord) -> dict[str, Any]:
@@ -38,26 +36,37 @@ def summarise(record: RunRecord) -> dict[str, Any]:
             "index_sha256": stream.index_sha256,
         },
         "sites": [_site(site) for site in record.sites],
+        "changes": [asdict(one) for one in record.changes],
         "methods": methods,
         "forwards_per_batch_shared": record.forwards_run,
     }
 
 
 def right(record: RunRecord, method: str) -> NDArray[np.bool_]:
-    """Whether each prediction of the stream is right (samples,)."""
-    hits: NDArray[np.bool_] = record.probabilities(method).argmax(-1) == np.concatenate(record.labels)
+    """Whether each prediction is right (samples that the row covers,)."""
+    y = np.concatenate(record.labels)[record.covered_samples(method)]
+    hits: NDArray[np.bool_] = record.probabilities(method).argmax(-1) == y
     return hits
 
 
 def predictions(record: RunRecord) -> dict[str, NDArray[Any]]:
-    """Labels, domains, batch numbers, and every method's probabilities (samples, C) as float32."""
+    """Labels, domains, batch numbers, and every method's probabilities (samples, C) as float32; NaN where its row was not there."""
     sizes = [len(batch) for batch in record.labels]
     return {
         "labels": np.concatenate(record.labels),
         "domains": np.concatenate(record.domains),
         "batch": np.repeat(np.arange(len(sizes)), sizes),
-        **{f"p:{name}": record.probabilities(name) for name in record.methods},
+        **{f"p:{name}": _whole(record, name) for name in record.methods},
     }
+
+
+def _whole(record: RunRecord, name: str) -> NDArray[np.float32]:
+    there, p = record.covered_samples(name), record.probabilities(name)
+    if there.all():
+        return p
+    found = np.full((len(there), p.shape[1]), np.nan, dtype=np.float32)
+    found[there] = p
+    return found
 
 
 def _site(site: SiteRow) -> dict[str, Any]:
@@ -73,16 +82,21 @@ def _site(site: SiteRow) -> dict[str, Any]:
 
 def _method(record: RunRecord, name: str) -> dict[str, Any]:
     steps, info, p = record.steps_of(name), record.methods[name], record.probabilities(name)
-    y, domains = np.concatenate(record.labels), np.concatenate(record.domains)
+    batches, samples = record.covered(name), record.covered_samples(name)
+    whole = bool(batches.all())
+    labels = [batch for batch, there in zip(record.labels, batches, strict=True) if there]
+    y, domains = np.concatenate(labels), np.concatenate(record.domains)[samples]
     sizes = np.array([step.n for step in steps])
     correct = np.array([step.correct for step in steps])
     names = record.stream.domain_names
     return {
-        **measure(p, record.labels).as_dict(),
+        **measure(p, labels).as_dict(),
         "ci95": interval(correct, sizes, record.seed),
         "vs_mean": _versus_mean(record, name, sizes),
-        "halves": halves(correct, sizes),
-        "segments": [asdict(s) | {"domain": names[s.domain]} for s in segments(record.stream.truth, correct, sizes)],
+        "halves": halves(correct, sizes) if whole else None,
+        "segments": [asdict(s) | {"domain": names[s.domain]} for s in segments(record.stream.truth, correct, sizes)]
+        if whole
+        else [],
         "per_domain": {names[group]: value for group, value in by_group(p, y, domains).items()},
         "per_class": {record.classes[group]: value for group, value in by_group(p, y, y).items()},
         "influence": _influence(record, name),
@@ -93,22 +107,33 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
         "kind": info.kind,
         "needs": list(info.needs),
         "gradient": info.gradient,
-        "ranked": info.ranked,
-        "remark": info.remark,
+        "ranked": info.ranked and whole,
+        "covers": None if whole else spans(batches),
+        "remark": info.remark if whole else "; ".join(filter(None, [info.remark, _partly(spans(batches))])),
         "paper": info.paper,
     }
 
 
+def spans(there: NDArray[np.bool_]) -> list[list[int]]:
+    """Runs of batches [first, last] in which a row was there."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], there, [False]]).astype(np.int8)))
+    return [[int(a), int(b) - 1] for a, b in edges.reshape(-1, 2)]
+
+
+def _partly(covers: list[list[int]]) -> str:
+    there = " and ".join(f"{a} to {b}" for a, b in covers)
+    return f"covers batches {there} only, and is compared with the mean on those"
+
+
 def _influence(record: RunRecord, name: str) -> dict[str, Any] | None:
     """Of encoder and head, with the sites' names; None for a method without coefficients."""
-    steps, sites = record.steps_of(name), [site.name for site in record.sites]
     found: dict[str, Any] = {}
     for part in ("encoder", "head"):
-        given = [getattr(step, part) for step in steps]
-        if any(row is None for row in given):
+        given = record.coefficients(name, part)
+        if given is None:
             return None
-        names = [*sites, *ANCHORS[: len(given[0]) - len(sites)]]
-        of = influence(np.array(given, dtype=np.float64))
+        rows, names = given
+        of = influence(rows)
         pairs = {"mean": of.mean, "strongest": of.strongest}
         found[part] = {key: dict(zip(names, values, strict=True)) for key, values in pairs.items()} | {"effective": of.effective}
     return found
@@ -121,10 +146,11 @@ def _relate(methods: dict[str, dict[str, Any]]) -> None:
         versus["p_holm"] = p
     mean, oracle = methods.get(REFERENCE), next((row for row in methods.values() if "labels" in row["needs"]), None)
     for row in methods.values():
-        errs = {name: err(value, mean["per_domain"][name]) for name, value in row["per_domain"].items()} if mean else {}
+        base = mean if row["covers"] is None else None
+        errs = {name: err(value, base["per_domain"][name]) for name, value in row["per_domain"].items()} if base else {}
         row["err_vs_mean"] = errs
         row["mce_vs_mean"] = mce_t3(list(errs.values()))
-        row["gap_closed"] = closed(row["accuracy"], mean["accuracy"], oracle["accuracy"]) if mean and oracle else None
+        row["gap_closed"] = closed(row["accuracy"], base["accuracy"], oracle["accuracy"]) if base and oracle else None
 
 
 def _by_severity(methods: dict[str, dict[str, Any]], conditions: tuple[tuple[str, int], ...]) -> None:
@@ -141,12 +167,14 @@ def _by_severity(methods: dict[str, dict[str, Any]], conditions: tuple[tuple[str
         row["per_severity"] = {str(severity): float(np.mean(levels[severity])) for severity in sorted(levels)}
         row["per_family"] = {family: 1 - float(np.mean(values)) for family, values in errors[name].items()}
     for name, row in methods.items():
-        row["mce_in_vs_mean"] = mce_in(errors[name], errors[REFERENCE]) if conditions and REFERENCE in methods else None
+        comparable = conditions and REFERENCE in methods and row["covers"] is None
+        row["mce_in_vs_mean"] = mce_in(errors[name], errors[REFERENCE]) if comparable else None
 
 
 def _versus_mean(record: RunRecord, name: str, sizes: NDArray[np.int64]) -> dict[str, Any] | None:
-    """Nothing for the mean itself, and nothing where it was not run."""
+    """On the batches that the row covers; nothing for the mean itself, and nothing where it was not run."""
     if name == REFERENCE or REFERENCE not in record.methods:
         return None
-    found = paired(right(record, name), right(record, REFERENCE), sizes, record.seed)
+    common = record.covered_samples(name)
+    found = paired(right(record, name), right(record, REFERENCE)[common], sizes, record.seed)
     return {"difference": found.difference, "ci95": found.ci95, "p": found.p}

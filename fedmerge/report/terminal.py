@@ -33,6 +33,11 @@ class Terminal:
         """One line."""
         self.console.print(text, markup=False)
 
+    def experts(self, sha256: dict[str, str], trained: dict[str, bool]) -> None:
+        """One line: every expert's digest, and whether it was trained now or lay in the pool."""
+        each = [f"{name} {digest[:12]} ({'trained now' if trained[name] else 'from the pool'})" for name, digest in sha256.items()]
+        self.say(f"experts: {', '.join(each)}")
+
     @contextmanager
     def progress(self, title: str) -> Iterator[SiteProgress]:
         """A block of progress bars, one for each site that reports."""
@@ -66,9 +71,9 @@ class Terminal:
             versus = row["vs_mean"]
             gain = f"{100 * versus['difference']:+.1f} (p {p_value(versus['p'])})" if versus else ""
             cells = [f"{100 * row['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", gain]
-            table.add_row(
-                name if row["ranked"] else f"{name} (not ranked)", *cells, f"{row['nll']:.2f}", f"{row['forwards_per_batch']:g}"
-            )
+            part = ", ".join(f"{a}-{b}" for a, b in row["covers"] or [])
+            marked = f"{name} (batches {part})" if part else name if row["ranked"] else f"{name} (not ranked)"
+            table.add_row(marked, *cells, f"{row['nll']:.2f}", f"{row['forwards_per_batch']:g}")
         self.console.print(table)
 
     def quarter(self, key: str, done: int, total: int, text: str) -> None:

@@ -66,7 +66,10 @@ def how_many_right(p: dict[str, NDArray[np.float32]], y: NDArray[np.int64]) -> l
 
 
 def kept_predictions(run: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64]]:
-    """Every expert's predictions and the labels of a finished run. Raises FolderError if it has none, or fewer than two experts."""
+    """Every expert's predictions and the labels of a finished run, on the images that all of them saw.
+
+    Raises FolderError if it has none, fewer than two experts, or no image that all experts saw.
+    """
     try:
         with np.load(run / "predictions.npz") as stored:
             p = {name.removeprefix(PREFIX): stored[name] for name in stored.files if name.startswith(PREFIX)}
@@ -75,7 +78,12 @@ def kept_predictions(run: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray
         raise FolderError(f"{run}: found no predictions ({error}); expected a finished run, e.g. runs/organs-0") from None
     if len(p) < 2:
         raise FolderError(f"{run}: found predictions of {len(p)} experts; expected two or more: add 'expert' to the methods")
-    return p, y
+    seen = np.all(
+        [np.isfinite(q).all(1) for q in p.values()], axis=0
+    )  # where hospitals come and go, some images have no prediction
+    if not seen.any():
+        raise FolderError(f"{run}: found no image that all of {', '.join(p)} predicted: at no batch were all of them there")
+    return {name: q[seen] for name, q in p.items()}, y[seen]
 
 
 def as_rows(found: list[Trust]) -> list[dict[str, Any]]:

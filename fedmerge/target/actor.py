@@ -16,6 +16,7 @@ from typing import Any, Self
 from fedmerge.errors import FedmergeError, TargetError
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers
+from fedmerge.target.revival import Died, Revival
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
 START_DEADLINE_S = 180.0
@@ -25,12 +26,19 @@ START_DEADLINE_S = 180.0
 class RemoteTarget:
     """A `TargetSite` in an actor of its own, with the same calls. Use it as a context: what it started ends with it.
 
-    `RAY_ADDRESS` connects to an existing cluster, which is left running. Raises TargetError if the actor dies or a deadline
-    passes, and whatever user's error the target site itself raises.
+    restarts: how often the actor may die; Ray then starts it again, it gets its experts and its last snapshot again, and goes on as
+    if nothing had happened. `revival.deaths` holds the batches done at each. `RAY_ADDRESS` connects to an existing cluster, which
+    is left running. Raises TargetError if the actor dies once more or a deadline passes, and whatever user's error the site raises.
     """
 
-    def __init__(self, task: TargetTask, experts: Sequence[Contribution], base: Arrays, deadline_s: float) -> None:
-        self.task, self.experts, self.base, self.deadline_s = task, experts, base, deadline_s
+    def __init__(
+        self, task: TargetTask, experts: Sequence[Contribution], base: Arrays, deadline_s: float, restarts: int = 0
+    ) -> None:
+        self.task, self.base, self.deadline_s = task, base, deadline_s
+        self.revival = Revival(restarts, START_DEADLINE_S, self._open, lambda: self._snapshot["position"] if self._snapshot else 0)
+        self._there = list(experts)
+        self._sent: dict[str, Any] = {}
+        self._snapshot: dict[str, Any] | None = None
         self._actor: Any = None
 
     def __enter__(self) -> Self:
@@ -39,10 +47,8 @@ class RemoteTarget:
         _start(ray)
         try:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-            self._actor = ray.remote(_Host).options(num_cpus=0, num_gpus=gpus).remote()
-            experts = [ray.put(expert) for expert in self.experts]
-            opened = self._actor.open.remote(self.task, experts, self.base)
-            self._wait(opened, "the target to load its images and experts", START_DEADLINE_S)
+            self._actor = ray.remote(_Host).options(num_cpus=0, num_gpus=gpus, max_restarts=self.revival.most).remote()
+            self.revival.surely(self._open)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -62,19 +68,30 @@ class RemoteTarget:
 
     def advance(self, batches: int) -> list[Step]:
         """Every method's step on each of the next batches; empty when the stream is over."""
-        return self._call("advance", batches)  # type: ignore[no-any-return]
+        steps: list[Step]
+        steps, self._snapshot = self.revival.surely(lambda: self._ask("advance", batches))
+        return steps
+
+    def change(self, names: Sequence[str], arriving: Sequence[Contribution] = ()) -> None:
+        """Go on with the experts of these names, in this order; those who are not there yet are among the arriving."""
+        sent = [self._send(expert) for expert in arriving]
+        _, self._snapshot = self.revival.surely(lambda: self._ask("change", list(names), sent))
+        known = {expert.site: expert for expert in [*self._there, *arriving]}
+        self._there = [known[name] for name in names]
+        self._sent = {name: self._sent[name] for name in names}
 
     def answers(self) -> Answers:
         """Labels and domains of the whole stream, for the report."""
         return self._call("answers")  # type: ignore[no-any-return]
 
     def snapshot(self) -> dict[str, Any]:
-        """The position and every method's state."""
-        return self._call("snapshot")  # type: ignore[no-any-return]
+        """The position and every method's state after the last change of either."""
+        return self._snapshot or self._call("snapshot")
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go on from a snapshot."""
         self._call("restore", snapshot)
+        self._snapshot = snapshot
 
     def forwards_so_far(self) -> int:
         """Forwards through one model that were really run."""
@@ -89,10 +106,28 @@ class RemoteTarget:
         return self._wait(self._actor.process.remote(), "the target's process number", self.deadline_s)  # type: ignore[no-any-return]
 
     def _call(self, name: str, *arguments: Any) -> Any:
+        return self.revival.surely(lambda: self._ask(name, *arguments))[0]
+
+    def _ask(self, name: str, *arguments: Any) -> Any:
         """A copy: arrays in Ray's shared memory are overwritten once this process has left a cluster that stays."""
         return copy.deepcopy(
             self._wait(self._actor.call.remote(name, *arguments), f"the target's answer to '{name}'", self.deadline_s)
         )
+
+    def _send(self, expert: Contribution) -> Any:
+        """The expert's reference in Ray's object store, where it lies once however often the actor asks for it."""
+        import ray
+
+        if expert.site not in self._sent:
+            self._sent[expert.site] = ray.put(expert)
+        return self._sent[expert.site]
+
+    def _open(self) -> None:
+        """Give the actor its task, its experts, and where it stood, if it stood anywhere."""
+        self._wait(self._actor.process.remote(), "the target's actor to start", START_DEADLINE_S)
+        experts = [self._send(expert) for expert in self._there]
+        what = "the target to load its images and experts"
+        self._wait(self._actor.open.remote(self.task, experts, self.base, self._snapshot), what, START_DEADLINE_S)
 
     def _wait(self, reference: Any, what: str, deadline_s: float) -> Any:
         """ray.get with a deadline, and Ray's errors as ours."""
@@ -108,7 +143,8 @@ class RemoteTarget:
                 raise cause from None
             raise TargetError(f"the target failed: {type(cause).__name__}: {cause}") from error
         except ray.exceptions.RayError as error:
-            raise TargetError(f"the target's actor is gone ({type(error).__name__}) while waiting for {what}") from None
+            final = not isinstance(error, ray.exceptions.ActorUnavailableError)
+            raise Died(f"the target's actor is gone ({type(error).__name__}) while waiting for {what}", final) from None
 
 
 @contextmanager
@@ -126,21 +162,27 @@ def shared_ray() -> Iterator[str]:
 class _Host:
     """Runs in the actor's process; the target site is made there, so that its images are nowhere else."""
 
-    def open(self, task: TargetTask, experts: list[Any], base: Arrays) -> None:
-        """Make the target site from experts in Ray's object store."""
+    def open(self, task: TargetTask, experts: list[Any], base: Arrays, snapshot: dict[str, Any] | None) -> None:
+        """Make the target site from experts in Ray's object store, where it stood if it has stood anywhere."""
         import ray
 
         from fedmerge.target.loop import TargetSite
 
         self.site = TargetSite(task, ray.get(experts), base)
+        if snapshot:
+            self.site.restore(snapshot)
 
     def process(self) -> int:
         """Number of this process."""
         return os.getpid()
 
-    def call(self, name: str, *arguments: Any) -> Any:
-        """Any method of the target site."""
-        return getattr(self.site, name)(*arguments)
+    def call(self, name: str, *arguments: Any) -> tuple[Any, dict[str, Any]]:
+        """What a method of the target site returns, and the site's state after it: in one answer, so that neither comes alone."""
+        if name == "change":
+            import ray
+
+            arguments = (arguments[0], ray.get(arguments[1]))
+        return getattr(self.site, name)(*arguments), self.site.snapshot()
 
 
 def _start(ray: Any) -> None:

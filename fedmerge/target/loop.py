@@ -25,7 +25,7 @@ from fedmerge.merge.method import Adaptive, Method
 from fedmerge.merge.per_sample import Costs, PerSample
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers, Stream
-from fedmerge.target.predict import Row, predict, rows_of
+from fedmerge.target.predict import Row, carry, infos, predict, rows_of
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
 
@@ -43,10 +43,20 @@ class TargetSite:
         self.gallery = Gallery(self.images, task.schedule.conditions(), task.site.name, task.seed)
         self.stream = Stream(self.gallery, task.schedule, task.site.name, task.seed)
         self.normalisation = normalisation(task.model)
-        self.bank = Bank.of(
+        self.base, self.experts = base, list(experts)
+        self.bank = self._bank_of(self.experts)
+        self.per_sample = PerSample(self.bank, task.per_sample)
+        self.rows = rows_of(task.methods, self.bank)
+        self.position = 0
+        self.forwards_run = 0
+        self.surveyed = False
+
+    def _bank_of(self, experts: Sequence[Contribution]) -> Bank:
+        task = self.task
+        bank = Bank.of(
             build(task.model, len(task.classes), seed=task.seed),
             {expert.site: _tensors(expert.weights) for expert in experts},
-            _tensors(base),
+            _tensors(self.base),
             counts=[expert.n for expert in experts],
             temperatures=[expert.temperature for expert in experts],
             flips=self.images.flips,
@@ -54,11 +64,23 @@ class TargetSite:
             generalist=_tensors(task.generalist) if task.generalist else None,
             statistics=_by_kind(experts),
         )
-        self.bank.shared_head = task.shared_head
-        self.per_sample = PerSample(self.bank, task.per_sample)
-        self.rows = rows_of(task.methods, self.bank)
-        self.position = 0
-        self.forwards_run = 0
+        bank.shared_head = task.shared_head
+        return bank
+
+    def change(self, names: Sequence[str], arriving: Sequence[Contribution]) -> None:
+        """Go on with the experts of these names, in this order; those who are not here yet are among the arriving.
+
+        Static methods merge again, and what others remember is carried over; before the first batch everybody starts.
+        """
+        known = {expert.site: expert for expert in [*self.experts, *arriving]}
+        before, past, taken = self.bank.names, self.rows, self.per_sample.taken
+        self.experts = [known[name] for name in names]
+        del self.bank, self.per_sample, self.rows  # before the new bank is made: two at once would be twice the memory
+        self.bank = self._bank_of(self.experts)
+        self.per_sample = PerSample(self.bank, self.task.per_sample, taken=taken)
+        self.rows = rows_of(self.task.methods, self.bank)
+        if self.position > 0:
+            carry(self.rows, past, before, self.bank)
         self.surveyed = False
 
     def describe(self) -> Description:
@@ -75,14 +97,14 @@ class TargetSite:
             conditions=tuple((one.kind(), one.severity) for one in self.gallery.conditions),
             shown=shown,
             device=self.device,
-            rows={key: row.info() for key, row in self.rows.items()},
+            rows=infos(self.task.methods, self.task.experts or self.bank.names),
         )
 
     @torch.no_grad()
     def advance(self, batches: int) -> list[Step]:
         """Every method's step on each of the next batches; empty when the stream is over."""
         steps: list[Step] = []
-        if self.position == 0 and not self.surveyed:
+        if not self.surveyed and self.position < len(self.stream):
             self._survey()
         for t in range(self.position, min(self.position + batches, len(self.stream))):
             evidence = self._evidence(t)
@@ -105,14 +127,18 @@ class TargetSite:
         return self.stream.answers()
 
     def snapshot(self) -> dict[str, Any]:
-        """The position, every method's state as numpy arrays, and how rows of coefficients are merged."""
+        """The position, the experts, every method's state as numpy arrays, and how rows of coefficients are merged."""
         states = {key: {name: value.cpu().numpy().copy() for name, value in row.state.items()} for key, row in self.rows.items()}
         ways = {"taken": self.per_sample.taken, "costs": asdict(self.per_sample.costs)}
-        return {"position": self.position, "forwards_run": self.forwards_run, "states": states, "per_sample": ways}
+        where = {"position": self.position, "surveyed": self.surveyed, "experts": list(self.bank.names)}
+        return {**where, "forwards_run": self.forwards_run, "states": states, "per_sample": ways}
 
     def restore(self, snapshot: dict[str, Any]) -> None:
-        """Go on from a snapshot: the steps that follow are those of an undisturbed run."""
+        """Go on from a snapshot, taken with the experts that are here: the steps that follow are those of an undisturbed run."""
+        if snapshot["experts"] != list(self.bank.names):
+            raise ValueError(f"a snapshot with {snapshot['experts']} does not fit {list(self.bank.names)}")
         self.position, self.forwards_run = snapshot["position"], snapshot["forwards_run"]
+        self.surveyed = snapshot["surveyed"]
         self.per_sample.taken = dict(snapshot["per_sample"]["taken"])
         self.per_sample.costs = Costs(**snapshot["per_sample"]["costs"])  # measured again, another way might be taken
         for key, state in snapshot["states"].items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedmerge.merge.bank import Bank
 from fedmerge.merge.evidence import Evidence
-from fedmerge.merge.method import Adaptive, Coefficients, Method, Online, Output, State, Static
+from fedmerge.merge.method import Adaptive, Coefficients, Method, Online, Output, State, Stateful, Static
 from fedmerge.merge.per_sample import PerSample
 from fedmerge.target.task import RowInfo
 
@@ -76,9 +76,21 @@ def rows_of(methods: Sequence[Method], bank: Bank) -> dict[str, Row]:
     for row in rows.values():
         if isinstance(row.method, Static):
             row.theta, row.statistics = row.method.merge(bank), row.method.statistics(bank)
-        elif isinstance(row.method, Adaptive | Online):
+        elif isinstance(row.method, Stateful):
             row.state = row.method.start(bank)
     return rows
+
+
+def infos(methods: Sequence[Method], names: tuple[str, ...]) -> dict[str, RowInfo]:
+    """What the report says of every row that there is while some of these experts are there."""
+    return {single.key: Row(single).info() for method in methods for single in method.expand(names)}
+
+
+def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], bank: Bank) -> None:
+    """Take over, into the rows of a new bank, what the rows of the bank before remember; transductive ones begin anew."""
+    for key, row in rows.items():
+        if isinstance(row.method, Stateful) and key in past and not row.transductive:
+            row.state = row.method.carried(past[key].state, before, bank)
 
 
 def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:

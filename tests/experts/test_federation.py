@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,8 @@ from PIL import Image
 from fedmerge.experts import federation, local
 from fedmerge.experts.asking import Job, Tick
 from fedmerge.experts.pool import ExpertPool
+from fedmerge.experts.statistic import STATISTICS
+from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
 
 Hospital = Callable[..., SiteTask]
@@ -100,3 +106,70 @@ def test_linear_probing_by_flower_is_that_of_the_plain_loop(hospital: Hospital, 
     tasks = (hospital("north"), hospital("south"))
     here, there = local.probe(job(*tasks, folder="local"), lambda _: None), federation.probe(job(*tasks), lambda _: None)
     assert here.sha256 == there.sha256 != job(*tasks).initial.sha256
+
+
+def below(pid: int) -> dict[int, str]:
+    """Processes that a process has started, and those that they have."""
+    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    rows = [(int(a), int(b), c) for a, b, c in (line.split(None, 2) for line in table)]
+    own = {child: args for child, parent, args in rows if parent == pid}
+    return own | {key: value for child in own for key, value in below(child).items()}
+
+
+def alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_client_that_dies_is_asked_again(hospital: Hospital, job: Jobs) -> None:
+    """Killed at its first sign of life: it begins again, and trains the expert that it would have trained."""
+    task, killed = hospital("north"), list[int]()
+
+    def on_tick(tick: Tick) -> None:
+        for pid, args in below(os.getpid()).items() if not killed else ():
+            if args.startswith("ray::ClientAppActor"):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    here, there = job(task, folder="local"), job(task, folder="flower")
+    outcome = federation.gather(there, on_tick)["north"]
+    assert killed
+    assert (outcome.trained, outcome.reason, outcome.tries) == (True, "", 2)
+    local.gather(here, lambda _: None)
+    assert ExpertPool(there.pool).load(task).sha256 == ExpertPool(here.pool).load(task).sha256
+
+
+def test_statistics_come_from_as_many_sites_as_are_enough(hospital: Hospital, job: Jobs, folder_of_text: dict[str, object]) -> None:
+    uploads = (STATISTICS.load("fisher")(samples=4),)
+    good, bad = (task.model_copy(update={"uploads": uploads}) for task in (hospital("good"), hospital("bad", folder_of_text)))
+    enough = replace(job(good, bad), at_least=1)
+    outcomes = local.gather(enough, lambda _: None)
+    assert (outcomes["good"].reason, "liver" in outcomes["bad"].reason) == ("", True)
+    pool = ExpertPool(enough.pool)
+    assert set(StatisticPool(pool, (good,)).with_statistics(pool.load(good), good).statistics) == {"fisher"}
+
+
+def test_a_federation_ends_with_who_started_it(tmp_path: Path) -> None:
+    """A parent killed with SIGKILL tells nobody; its child's group ends all the same, and what the child has started with it."""
+    child = (
+        "import subprocess, sys, time; from pathlib import Path; from fedmerge.experts.lifeline import end_with_parent;"
+        "end_with_parent(); below = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)']);"
+        "Path(sys.argv[1]).write_text(str(below.pid)); time.sleep(300)"
+    )
+    own_group = "stdin=subprocess.PIPE, start_new_session=True"
+    parent = f"import subprocess, sys; subprocess.Popen([sys.executable, *sys.argv[1:]], {own_group}).wait()"
+    told = tmp_path / "pid"
+    with subprocess.Popen([sys.executable, "-c", parent, "-c", child, str(told)]) as driver:
+        while not (told.exists() and told.read_text()):
+            time.sleep(0.02)
+        started = below(driver.pid)
+        assert int(told.read_text()) in started
+        driver.kill()
+    began = time.monotonic()
+    while any(alive(pid) for pid in started) and time.monotonic() - began < 30:
+        time.sleep(0.05)
+    assert not [pid for pid in started if alive(pid)]

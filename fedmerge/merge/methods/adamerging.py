@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.carry import carried_rows
 from fedmerge.merge.entropy import entropy, log_probabilities
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.method import Online, State
@@ -41,9 +42,13 @@ class Adamerging(Online):
     reset: bool = Field(False, description="start anew with every batch")
 
     def start(self, bank: Bank) -> State:
-        """Coefficients (K, L), L = 1 or the number of tensors, and Adam's moments."""
+        """Coefficients (K, L), L = 1 or the number of tensors, Adam's moments, and the steps (K,) that each has taken."""
         c = bank.theta.new_full((bank.K, len(bank.slices) if self.level == "layer" else 1), self.start_at)
-        return {"c": c, "first": torch.zeros_like(c), "second": torch.zeros_like(c), "taken": torch.zeros((), dtype=torch.long)}
+        return {"c": c, "first": torch.zeros_like(c), "second": torch.zeros_like(c), "taken": torch.zeros(bank.K, dtype=torch.long)}
+
+    def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
+        """Who stays goes on; a newcomer begins at `start_at` with Adam's first step. c are no shares: nothing is divided."""
+        return {name: carried_rows(state[name], before, bank.names, fresh) for name, fresh in self.start(bank).items()}
 
     def step(self, state: State, evidence: Evidence) -> tuple[State, Tensor]:
         """theta (P,) after this batch's steps, and Adam's state."""
@@ -88,8 +93,13 @@ class Adamerging(Online):
 
     def _adam(self, state: State, g: Tensor) -> State:
         """One step of Kingma & Ba, Adam, ICLR 2015, algorithm 1, written out so that its state can be saved."""
-        taken = int(state["taken"]) + 1
+        taken = state["taken"] + 1
         first = BETAS[0] * state["first"] + (1 - BETAS[0]) * g
         second = BETAS[1] * state["second"] + (1 - BETAS[1]) * g**2
-        m, v = first / (1 - BETAS[0] ** taken), second / (1 - BETAS[1] ** taken)
-        return {"c": state["c"] - self.lr * m / (v.sqrt() + EPS), "first": first, "second": second, "taken": torch.tensor(taken)}
+        m, v = _unbiased(first, BETAS[0], taken), _unbiased(second, BETAS[1], taken)
+        return {"c": state["c"] - self.lr * m / (v.sqrt() + EPS), "first": first, "second": second, "taken": taken}
+
+
+def _unbiased(moment: Tensor, beta: float, taken: Tensor) -> Tensor:
+    """moment_k / (1 - beta^n_k), n_k the steps that expert k has taken. moment: (K, L)."""
+    return torch.stack([row / (1 - beta**n) for row, n in zip(moment, taken.tolist(), strict=True)])

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.carry import places
 from fedmerge.merge.clustering import Clusters, kmeans, mixture, nearest
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.expertise import Score, moments, scores, shares, with_offset
@@ -57,6 +58,11 @@ class Dawin(Adaptive):
         found = self._scores(evidence)
         score = torch.cat([state["score"], found], 1) if "score" in state else found
         return {**moments(state, evidence.entropies(self.calibrated)), "score": score}
+
+    def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
+        """The prefix is the images that all experts of now have seen: none when a newcomer is among them, else all so far."""
+        kept = places(before, bank.names)
+        return {} if kept is None else {name: value if name == "n" else value[kept] for name, value in state.items()}
 
     def coefficients(self, evidence: Evidence) -> Coefficients:
         """(N, K) with at most M distinct rows, for this batch as if it were the first; (N, K + A) where theta_0 takes part."""

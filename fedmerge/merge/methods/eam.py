@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fedmerge.merge.augment import View
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.carry import carried_rows, carried_shares
 from fedmerge.merge.consistency import Consistency, consistency
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.method import Adaptive, Coefficients, State
@@ -65,6 +66,21 @@ class Eam(Adaptive):
             return {}
         uniform = torch.full((bank.K,), 1 / bank.K, dtype=torch.float64)
         return {"encoder": uniform, "head": uniform.clone()}
+
+    def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
+        """The averages when experts come and go. The paper has a fixed set; what follows is ours.
+
+        ema: coef. abar is the average of models that have been merged, and a newcomer was in none of them: its past share is 0. A
+        leaver's share goes to who stays, in proportion: abar'_k = abar_k / sum_{j stays} abar_j. Under constant alpha a newcomer's
+        n-th batch gives it (1 - rho^n) alpha_k. If nobody who had a share stays, the next batch is as the first.
+        ema: entropy, gap_score. An entropy or a score of 0 would claim knowledge; a newcomer has none, and its average begins with
+        its first batch, as everybody's did at the beginning of the stream. A leaver's is dropped; nothing is to be divided.
+        """
+        if self.ema == "coef":
+            shares = {name: carried_shares(past, before, bank.names) for name, past in state.items()}
+            return {name: past for name, past in shares.items() if past is not None}
+        nobody = torch.full((bank.K,), torch.nan, dtype=torch.float64)  # what is not finite is no past: see _smooth
+        return {name: carried_rows(past, before, bank.names, nobody) for name, past in state.items()}
 
     def coefficients(self, evidence: Evidence) -> Coefficients:
         """Coefficients for this batch with no past: alpha^enc (K,) and alpha^head (K,) on the simplex."""

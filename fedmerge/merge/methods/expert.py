@@ -25,8 +25,8 @@ class Expert(Output):
         return self.label or (f"expert:{self.site}" if self.site else "expert")
 
     def expand(self, names: tuple[str, ...]) -> tuple[Method, ...]:
-        """One row of the table for every expert, or the one that is named."""
-        return (self,) if self.site else tuple(Expert(site=name) for name in names)
+        """One row of the table for every expert, or the one that is named; none while it is away."""
+        return (self,) * (self.site in names) if self.site else tuple(Expert(site=name) for name in names)
 
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C) of the named expert. Raises ScenarioError if there is none of that name."""

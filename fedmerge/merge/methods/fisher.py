@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.carry import places
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.fisher_information import Estimator, diagonal
 from fedmerge.merge.method import Method, Online, State, Static
@@ -68,6 +69,11 @@ class _AtTarget(Online):
     def start(self, bank: Bank) -> State:
         """Nothing seen."""
         return {"F": torch.zeros_like(bank.theta), "seen": torch.zeros((), dtype=torch.long)}
+
+    def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
+        """F of the images that all experts of now have seen: none when a newcomer is among them."""
+        kept = places(before, bank.names)
+        return self.start(bank) if kept is None else {"F": state["F"][kept], "seen": state["seen"]}
 
     def step(self, state: State, evidence: Evidence) -> tuple[State, Tensor]:
         """F of what has been seen, this batch included, and theta (P,)."""

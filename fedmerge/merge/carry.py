@@ -1,0 +1,37 @@
+"""What a method remembers of each expert, when experts come and go between two batches.
+
+before, after: the experts' names, in the order of the first axis of what is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Names = Sequence[str]
+
+
+def carried_rows(past: Tensor, before: Names, after: Names, fresh: Tensor) -> Tensor:
+    """One row for each expert (K, ...): who stays keeps its own, who is new gets that of `fresh` (K', ...)."""
+    return torch.stack(
+        [past[before.index(name)].to(row) if name in before else row for name, row in zip(after, fresh, strict=True)]
+    )
+
+
+def carried_shares(past: Tensor, before: Names, after: Names) -> Tensor | None:
+    """Shares (K,) on the simplex: 0 for who is new; what left is divided among who stays, in proportion to what they had.
+
+    abar'_k = abar_k / sum_{j stays} abar_j. None if nobody who stays had a share: then there is no past.
+    Worked example: (0.5, 0.3, 0.2) without the first, with a newcomer: (0.6, 0.4, 0).
+    """
+    kept = carried_rows(past, before, after, past.new_zeros(len(after)))
+    if all(name in after for name, share in zip(before, past.tolist(), strict=True) if share != 0):
+        return kept  # nothing to divide, and not a bit changes
+    return kept / kept.sum() if float(kept.sum()) > 0 else None
+
+
+def places(before: Names, after: Names) -> list[int] | None:
+    """Where the experts of now stood, if all of them were there: then what was measured on images that all have seen stays good."""
+    return [before.index(name) for name in after] if set(after) <= set(before) else None

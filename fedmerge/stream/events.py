@@ -1,0 +1,123 @@
+"""Hospitals that come and go while the stream runs: what a scenario may say of it, and who is there at which batch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from fedmerge.errors import Problem, nearest
+from fedmerge.folder import Spec
+
+
+class Event(Spec):
+    """One change among the experts, between two batches: a hospital joins, leaves, or has its expert replaced."""
+
+    at: int = Field(ge=0, description="number of the batch before which it happens, from 0")
+    join: str | None = Field(None, description="a hospital that arrives with its expert: name of a file in sites/, or a path")
+    leave: str | None = Field(None, description="a hospital that takes its expert back")
+    replace: str | None = Field(None, description="a hospital whose expert goes, and another comes in the same moment")
+    by: str | None = Field(None, description="with replace: whose expert comes, e.g. the same hospital's, trained anew")
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if sum(name is not None for name in (self.join, self.leave, self.replace)) != 1:
+            raise ValueError("an event is one of join, leave, and replace")
+        if (self.replace is None) != (self.by is None):
+            raise ValueError("replace: and by: belong together")
+        return self
+
+    @property
+    def arrives(self) -> str | None:
+        """Name of the hospital that comes, if one does."""
+        given = self.join or self.by
+        return Path(given).stem if given else None
+
+    @property
+    def departs(self) -> str | None:
+        """Name of the hospital that goes, if one does."""
+        given = self.leave or self.replace
+        return Path(given).stem if given else None
+
+    @property
+    def words(self) -> str:
+        """What happens, for the report."""
+        if self.arrives and self.departs:
+            return f"{self.departs} is replaced by {self.arrives}"
+        return f"{self.arrives} joins" if self.arrives else f"{self.departs} leaves"
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Whose experts are there from batch `start` on, in the scenario's order. change: what has just happened, or nothing."""
+
+    start: int
+    experts: tuple[str, ...]
+    change: str = ""
+
+
+def rosters(founders: Sequence[str], events: Sequence[Event], missing: Collection[str] = ()) -> list[Roster]:
+    """Every set of experts with its first batch; the first from batch 0.
+
+    The order of experts is that of founders and then of first arrival, whoever came when: sums of floats depend on it.
+    missing: hospitals without an expert. What an event says of them does not happen: whom one of them was to replace stays, and who
+    was to replace one of them joins.
+    """
+    order = list(dict.fromkeys([*founders, *(event.arrives for event in _sorted(events) if event.arrives)]))
+    there: set[str | None] = {name for name in founders if name not in missing}
+    found = [Roster(0, tuple(name for name in order if name in there))]
+    for at, moment in groupby(_sorted(events), key=lambda event: event.at):
+        said = []
+        for event in moment:
+            departs = event.departs if event.departs in there else None
+            if event.arrives in missing or not (departs or event.arrives):
+                continue
+            there = (there - {departs}) | ({event.arrives} if event.arrives else set())
+            said.append(event.words if departs == event.departs else f"{event.arrives} joins")
+        experts = tuple(name for name in order if name in there)
+        if experts != found[-1].experts:
+            found[-1:] = [Roster(at, experts, "; ".join(said))] if at == 0 else [found[-1], Roster(at, experts, "; ".join(said))]
+    return found
+
+
+def inconsistent(founders: Sequence[str], events: Sequence[Event]) -> list[Problem]:
+    """What cannot happen as it is written: a join of who is there, a departure of who is not, and nobody left."""
+    problems: list[Problem] = []
+    there, numbers = list(founders), {id(event): number for number, event in enumerate(events)}
+    for at, moment in groupby(_sorted(events), key=lambda event: event.at):
+        for event in moment:
+            key = f"events[{numbers[id(event)]}]"
+            problems += _impossible(key, event, there)
+            there = [name for name in there if name != event.departs] + ([event.arrives] if event.arrives else [])
+        if not there:
+            mend = "Let another hospital join first, or end the stream before with stream.max_batches"
+            problems.append(Problem("", key, f"the last hospital leaving at batch {at}", "at least one expert", mend))
+            there = list(founders)
+    return problems
+
+
+def past_end(events: Sequence[Event], batches: int, where: str) -> list[Problem]:
+    """Events that would come after the stream is over."""
+    return [
+        Problem(where, f"events[{number}].at", str(event.at), f"at most {batches - 1}: the stream has {batches} batches, from 0")
+        for number, event in enumerate(events)
+        if event.at >= batches
+    ]
+
+
+def _impossible(key: str, event: Event, there: Sequence[str]) -> Iterator[Problem]:
+    if event.departs and event.departs not in there:
+        found = f"'{event.departs}', who is not there at batch {event.at}"
+        part = "leave" if event.leave else "replace"
+        yield Problem("", f"{key}.{part}", found, "a hospital that is there then", nearest(event.departs, there))
+    if event.arrives and event.arrives in there:
+        found = f"'{event.arrives}', who is there already at batch {event.at}"
+        yield Problem("", f"{key}.{'join' if event.join else 'by'}", found, "a hospital that is not there then")
+
+
+def _sorted(events: Sequence[Event]) -> list[Event]:
+    return sorted(events, key=lambda event: event.at)
