@@ -14,7 +14,7 @@ from fedmerge.data.corruption import mismatched
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
-from fedmerge.scenario import Scenario
+from fedmerge.scenario import Scenario, unprotected
 from fedmerge.settings import assign
 from fedmerge.site import Site
 
@@ -57,8 +57,7 @@ class Overrides:
 
 def load(path: Path, overrides: Overrides | None = None) -> Plan:
     """Read and check a scenario with its sites. Raises ScenarioError with all problems at once."""
-    overrides = overrides or Overrides()
-    content = _overridden(read_yaml(path), overrides)
+    content = _overridden(read_yaml(path), overrides or Overrides())
     problems: list[Problem] = []
     scenario: Scenario | None = None
     try:
@@ -77,6 +76,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
         problems += [_at(str(path), "stream", problem) for problem in in_stream]
         problems += [_at(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
         problems += _methods(str(path), scenario, [site.name for site in found], [*found, target])
+        problems += unprotected(str(path), scenario, found)
     if problems or scenario is None or target is None:
         raise ScenarioError(problems)
     return Plan(scenario, tuple(found), target, target.source.classes())

@@ -55,6 +55,8 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
         experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
+        if plan.scenario.privacy:
+            folder.manifest["privacy"] = plan.scenario.privacy.report()
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         with folder.phase("stream"):
             progress, seen = consume(plan, initial, Sent(experts, generalist), request, terminal)

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fedmerge.egress import sealed
 from fedmerge.errors import SiteError
 from fedmerge.experts.asking import START_GRACE_S, Job, Outcome, Tick
 from fedmerge.experts.gather import incomplete
@@ -70,7 +71,8 @@ def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) ->
         save_file({key: tensor.contiguous() for key, tensor in job.initial.weights.items()}, folder / "initial.safetensors")
         (folder / "job.json").write_text(_to_json(what, job, keep), encoding="utf-8")
         command = [sys.executable, "-m", "fedmerge.experts.flower", str(folder)]
-        child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        with sealed():
+            child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         try:
             _watch(child, folder, job.deadline_s * _waits(what, job) + START_GRACE_S, on_tick)
         finally:

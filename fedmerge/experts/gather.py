@@ -68,6 +68,8 @@ def declaration(task: SiteTask, weights: dict[str, Tensor]) -> Declaration:
     """What the site of a task may send."""
     size, channels = task.model.geometry
     expert = Declaration.of(task.site.name, weights, task.training.runs, task.site.samples, (size, size, channels))
+    if task.privacy:
+        return replace(expert, scalars=frozenset())
     asked = [statistic for statistic in task.uploads if statistic.starts_from != "rounds"]
     model = model_of(task) if asked else None
     declared = {one.kind(): DeclaredStatistic(one.layout(model), one.refuses) for one in asked if model is not None}
@@ -82,6 +84,8 @@ def _admit(reply: Reply, job: Job, pool: ExpertPool) -> Outcome:
         items = inspect(reply.upload, declaration(reply.task, job.initial.weights))
     except UploadRefused as refusal:
         return Outcome(name, False, f"its upload was refused: {refusal}")
+    if reply.task.privacy:
+        items = [replace(item, verdict=f"admitted, {reply.task.privacy.said()}") for item in items]
     write_audit(job.audit, items)
     kinds = {statistic.kind(): statistic for statistic in reply.task.uploads}
     pool.add(reply.task, reply.upload, [item for item in items if item.kind not in kinds], reply.seconds)

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from fedmerge.errors import FedmergeError, TargetError
+from fedmerge.egress import sealed
+from fedmerge.errors import DataError, FedmergeError, TargetError
+from fedmerge.experts.site_log import kept, tell
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
@@ -132,7 +134,9 @@ class _Host:
 
         from fedmerge.target.loop import TargetSite
 
-        self.site = TargetSite(task, ray.get(experts), base)
+        self.name = task.site.name
+        with self._discreet():
+            self.site = TargetSite(task, ray.get(experts), base)
 
     def process(self) -> int:
         """Number of this process."""
@@ -140,7 +144,24 @@ class _Host:
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Any method of the target site."""
-        return getattr(self.site, name)(*arguments)
+        with self._discreet():
+            return getattr(self.site, name)(*arguments)
+
+    @contextmanager
+    def _discreet(self) -> Iterator[None]:
+        """The target is a hospital, too: of an error about its images, or of one nobody foresaw, only what it tells leaves it.
+
+        Errors about experts and scenario, which came from the coordinator, go back to it as they are.
+        """
+        with kept(self.name):
+            try:
+                yield
+            except DataError as error:
+                raise DataError(f"target '{self.name}': {tell(self.name, error)}") from None
+            except FedmergeError:
+                raise
+            except Exception as error:
+                raise TargetError(f"target '{self.name}': {tell(self.name, error)}") from None
 
 
 def _start(ray: Any) -> None:
@@ -149,7 +170,8 @@ def _start(ray: Any) -> None:
     try:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(address="auto", **quiet)
-        else:
+            return
+        with sealed():
             ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
     except (ConnectionError, OSError, TimeoutError, RuntimeError, ValueError) as error:
         raise TargetError(f"Ray cannot be started or reached: {str(error).splitlines()[0]}") from None
