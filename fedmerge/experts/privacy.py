@@ -1,8 +1,8 @@
 """Differential privacy of an upload: what a hospital has learnt is shortened to a known length and drowned in Gaussian noise.
 
-The upload is theta_0 + clip(tau) + N(0, (z C)^2 I), tau = theta - theta_0, clip(tau) = tau min(1, C / |tau|): the Gaussian mechanism
-(Dwork & Roth 2014, appendix A) on the whole task vector, once. Whatever the hospital did before (training, picking a run on its
-validation images) is part of tau, and covered.
+The upload is theta_0 + clip(tau) + N(0, (z C)^2 I), tau = theta - theta_0, clip(tau) = tau min(1, C / |tau|): the Gaussian
+mechanism (Dwork & Roth 2014, appendix A) on the whole task vector, once. Whatever the hospital did before (training, picking a run
+on its validation images) is part of tau, and covered.
 
 Unit of protection: the hospital. Neighbours are any two data sets that the same hospital might have had, one image more or less or
 every patient another, so that tau may change by 2 C: the mechanism is mu-GDP with mu = 2 / z (Dong, Roth & Su 2022), and epsilon
@@ -102,8 +102,8 @@ def noised(state: State, theta_0: State, parts: Parts, clip: float, sigma: float
 
 
 def gaussian(count: int, entropy: Bytes) -> Tensor:
-    """Standard normal draws (count,), float64, each from 53 bits of entropy through the inverse distribution function."""
+    """Standard normal draws (count,), float64, each from 52 bits of entropy through the inverse distribution function."""
     from scipy.special import ndtri
 
-    bits = np.frombuffer(entropy(8 * count), np.uint64) >> np.uint64(11)
-    return torch.from_numpy(ndtri((bits.astype(np.float64) + 0.5) / 2.0**53))
+    bits = np.frombuffer(entropy(8 * count), np.uint64) >> np.uint64(12)
+    return torch.from_numpy(ndtri((bits.astype(np.float64) + 0.5) / 2.0**52))  # exact, so that neither 0 nor 1 is met

@@ -88,10 +88,8 @@ class ImageFolder(Source):
         labels = np.array([classes.index(item.label) for item in good], np.int64)
         sides = np.array([domains.index(item.domain) for item in good], np.int64)
         if len(np.unique(labels)) < 2:
-            told = "source: found images of fewer than two classes; expected two or more"
-            raise DataError(
-                f"site '{owner}': {root}: found {len(good)} images of fewer than two classes; expected two or more", told
-            )
+            told = "images of fewer than two classes; expected two or more"
+            raise DataError(f"site '{owner}': {root}: found {len(good)} {told}", f"source: found {told}")
         for number, domain in enumerate(domains):
             absent = [name for label, name in enumerate(classes) if not ((sides == number) & (labels == label)).any()]
             if absent:
