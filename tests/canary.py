@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import re
 import zipfile
@@ -17,6 +18,7 @@ from PIL import Image
 ZLIB = re.compile(rb"\x78[\x01\x5e\x9c\xda]")
 BASE64 = re.compile(rb"[A-Za-z0-9+/]{40,}={0,2}")
 URL = re.compile(rb"[A-Za-z0-9_-]{40,}={0,2}")
+PICTURE = re.compile(rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP", re.DOTALL)
 HEX = re.compile(rb"(?:[0-9a-fA-F]{2}){20,}")
 DEEPEST = 4
 """Wrappings within wrappings that are opened."""
@@ -76,16 +78,25 @@ class Canary:
         return found
 
     def _pictured(self, piece: bytes) -> bool:
-        """Whether the piece is an image that shows it, at whatever size."""
-        try:
-            with Image.open(io.BytesIO(piece)) as image:
-                small = np.asarray(image.convert("L").resize(self.pixels.shape, Image.Resampling.BOX), np.float64)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return False
-        return bool(small.std() > 0 and np.corrcoef(small.ravel(), self.pixels.ravel())[0, 1] > 0.9)
+        """Whether an image in the piece shows it, at whatever size."""
+        for match in PICTURE.finditer(piece):
+            try:
+                with Image.open(io.BytesIO(piece[match.start() :])) as image:
+                    small = np.asarray(image.convert("L").resize(self.pixels.shape, Image.Resampling.BOX), np.float64)
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                continue
+            if small.std() > 0 and np.corrcoef(small.ravel(), self.pixels.ravel())[0, 1] > 0.9:
+                return True
+        return False
 
 
-def unwrapped(data: bytes, depth: int = 0) -> Iterator[bytes]:
+@functools.cache
+def unwrapped(data: bytes) -> tuple[bytes, ...]:
+    """The bytes and all that is wrapped in them, every piece once."""
+    return tuple(dict.fromkeys(_unwrapped(data, 0)))
+
+
+def _unwrapped(data: bytes, depth: int) -> Iterator[bytes]:
     """The bytes, and what unpacks from them: zip members, zlib and gzip streams anywhere in them, base64 and hexadecimal runs."""
     yield data
     if depth == DEEPEST:
@@ -107,7 +118,7 @@ def unwrapped(data: bytes, depth: int = 0) -> Iterator[bytes]:
     inner += [bytes.fromhex(match.decode()) for match in HEX.findall(data)]
     for piece in inner:
         if len(piece) > 15:
-            yield from unwrapped(piece, depth + 1)
+            yield from _unwrapped(piece, depth + 1)
 
 
 def _inflated(data: bytes, bits: int) -> bytes:

@@ -243,6 +243,7 @@ HIDDEN: dict[str, Callable[[Canary], bytes]] = {
     "raw pixels": lambda canary: canary.pixels.tobytes(),
     "mirrored": lambda canary: canary.pixels[:, ::-1].tobytes(),
     "its file": lambda canary: canary.file,
+    "an enlarged picture": lambda canary: png(canary.pixels, 96),
     "normalised": lambda canary: save({"x": (torch.from_numpy(canary.pixels).float() / 255 - 0.5) / 0.5}),
     "half precision": lambda canary: (canary.pixels.astype(np.float32) / np.float32(255)).astype(np.float16).tobytes(),
     "JSON": lambda canary: json.dumps({"x": canary.pixels.tolist()}, indent=1).encode(),
@@ -264,9 +265,7 @@ def test_the_search_finds_it_in_every_form(how: str, tmp_path: Path) -> None:
     other.save(tmp_path)
     around = np.random.default_rng(0).bytes(1000)
     data = around + HIDDEN[how](canary) + around
-    if how not in ("a page",):
-        assert canary.in_bytes(data)
-    assert canary.in_bytes(HIDDEN[how](canary))
+    assert canary.in_bytes(data)
     assert not other.in_bytes(data)
 
 
