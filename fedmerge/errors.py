@@ -36,9 +36,13 @@ class Problem:
 
 
 class FedmergeError(Exception):
-    """Root of the tree; `exit_code` is what the front door returns."""
+    """Root of the tree; `exit_code` is what the front door returns.
+
+    told: what a hospital may tell others of the error. Where it is empty, nothing of the text leaves the hospital.
+    """
 
     exit_code = 1
+    told = ""
 
 
 class UserError(FedmergeError):
@@ -60,7 +64,11 @@ class ScenarioError(UserError):
 
 
 class DataError(UserError):
-    """Images that cannot be used."""
+    """Images that cannot be used. text: for their owner, with names of files; told: for others, without."""
+
+    def __init__(self, text: str, told: str = "its images cannot be used") -> None:
+        super().__init__(text)
+        self.told = told
 
 
 class CheckpointError(UserError):
@@ -76,7 +84,11 @@ class FolderError(UserError):
 
 
 class SiteError(UserError):
-    """A hospital failed, or did not answer in time. Experts of the other hospitals are kept."""
+    """A hospital failed, or did not answer in time. Experts of the other hospitals are kept. told: as of DataError."""
+
+    def __init__(self, text: str, told: str = "") -> None:
+        super().__init__(text)
+        self.told = told
 
 
 class UploadRefused(SiteError):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 from fedmerge.errors import SiteError
 from fedmerge.experts.asking import Job, Outcome
 from fedmerge.experts.gather import incomplete
 from fedmerge.experts.initialisation import Initial, initialise, keep
 from fedmerge.experts.pool import Expert, ExpertPool
+from fedmerge.experts.site_log import where
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
 from fedmerge.plan import Plan
@@ -50,9 +53,10 @@ def gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request
     if asked:
         kinds = ", ".join(statistic.kind() for statistic in plan.scenario.uploads)
         title = f"hospitals: {', '.join(untrained)} train" if untrained else f"hospitals: {', '.join(asked)} compute {kinds}"
+    began = time.time()
     with terminal.progress(title) as bars:
         outcomes = ask(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
-    failed = [f"site '{outcome.site}': {outcome.reason}" for outcome in outcomes.values() if outcome.reason]
+    failed = [f"site '{name}': {outcome.reason}{where(name, began)}" for name, outcome in outcomes.items() if outcome.reason]
     there = len(outcomes) - len(failed)
     if failed and there >= (plan.scenario.min_sites or len(outcomes)):
         for line in failed:
@@ -82,6 +86,7 @@ def site_task(plan: Plan, number: int, initial: Initial) -> SiteTask:
         initial_sha256=initial.sha256,
         head_init=initial.head_init,
         uploads=scenario.uploads,
+        privacy=scenario.privacy,
     )
 
 

@@ -16,7 +16,7 @@ from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
 from fedmerge.overrides import Overrides as Overrides
 from fedmerge.overrides import overridden
-from fedmerge.scenario import Scenario
+from fedmerge.scenario import Scenario, unprotected
 from fedmerge.site import Site
 from fedmerge.stream.events import Event, inconsistent
 
@@ -53,8 +53,7 @@ class Plan:
 
 def load(path: Path, overrides: Overrides | None = None) -> Plan:
     """Read and check a scenario with its sites. Raises ScenarioError with all problems at once."""
-    overrides = overrides or Overrides()
-    content = overridden(read_yaml(path), overrides)
+    content = overridden(read_yaml(path), overrides or Overrides())
     problems: list[Problem] = []
     scenario: Scenario | None = None
     try:
@@ -75,6 +74,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
         problems += [_at(str(path), "stream", problem) for problem in in_stream]
         problems += [_at(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
         problems += _methods(str(path), scenario, [site.name for site in found], [*found, target])
+        problems += unprotected(str(path), scenario, found)
     if problems or scenario is None or target is None:
         raise ScenarioError(problems)
     return Plan(scenario, tuple(found), target, target.source.classes())

@@ -59,6 +59,8 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
         experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
+        if plan.scenario.privacy:
+            folder.manifest["privacy"] = plan.scenario.privacy.report()
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
         terminal.experts(folder.manifest["experts"], folder.manifest["trained"])

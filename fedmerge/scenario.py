@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PlainSerializer
 
+from fedmerge.errors import Problem
 from fedmerge.experts.backbone import ModelSpec
 from fedmerge.experts.initialisation import Initialisation
 from fedmerge.experts.limits import Limits
+from fedmerge.experts.privacy import Privacy
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.experts.train import Training
 from fedmerge.folder import Spec, as_written, by_name
@@ -43,6 +46,7 @@ class Scenario(Spec):
         (), description="statistics that sites upload beside weights, for methods that need them: names, or with fields below"
     )
     limits: Limits = Field(default_factory=Limits, description="what weights may be to be let into the pool")
+    privacy: Privacy | None = Field(None, description="clipping and noise that make uploads differentially private; default none")
     generalist: Path | None = Field(None, description="safetensors of a model that t3 may fall back on, e.g. a FedAvg model")
     events: tuple[Event, ...] = Field((), description="hospitals that join, leave or replace their expert while the stream runs")
     min_sites: int | None = Field(
@@ -51,6 +55,30 @@ class Scenario(Spec):
     target_restarts: int = Field(3, ge=0, le=100, description="how often the target may die and go on from its last batches")
     per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
+
+
+def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
+    """What would leave hospitals without noise, or what noised uploads lack, where the scenario asks for privacy."""
+    if scenario.privacy is None:
+        return []
+    problems = []
+    if scenario.uploads:
+        kinds = ", ".join(statistic.kind() for statistic in scenario.uploads)
+        problems.append(Problem(where, "uploads", kinds, "none with privacy: statistics carry no noise"))
+    if scenario.initialisation.head_init == "fed_lp":
+        problems.append(Problem(where, "initialisation.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
+    problems += [
+        Problem(
+            where, f"methods[{number}]", f"'{method.key}', which needs image counts", "methods without: noised uploads tell none"
+        )
+        for number, method in enumerate(scenario.methods)
+        if "counts" in method.needed
+    ]
+    shown = [site for site in sites if site.samples]
+    return problems + [
+        Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with privacy: images that are shown carry no noise")
+        for site in shown
+    ]
 
 
 def json_schema(kind: str) -> dict[str, Any]:

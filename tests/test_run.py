@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 
+from fedmerge.experts.site_log import own_log
 from fedmerge.merge.method import METHODS
 from fedmerge.report.step import Step
 from tests.conftest import TINY
@@ -235,7 +236,11 @@ def test_images_that_cannot_be_used_cost_no_other_hospital_its_expert(first: tup
     ended = simulate(folder, "--add-site", "sites/west.yaml", "--out", "runs/west")
     assert ended.returncode == 2
     assert "site 'west'" in ended.stderr
-    assert "ward/bladder/0.png" in ended.stderr
+    assert "ward/bladder/0.png" not in ended.stderr  # names of files may be names of patients: the hospital's own log has them
+    assert f"in full, at the site: {own_log('west')}" in ended.stderr
+    assert "ward/bladder/0.png" in own_log("west").read_text()
+    for left in ("manifest.json", "audit.jsonl", "federation.log"):
+        assert "bladder/0.png" not in (folder / "runs/west" / left).read_text()
     assert "2 of 3 experts are in the pool" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (folder / "runs/west/summary.json").exists()

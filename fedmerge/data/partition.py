@@ -106,4 +106,5 @@ def own_split(images: Images, owner: str, share: float, seed: int) -> tuple[Inde
     try:
         return holdout(images.labels, images.groups, share, generator(seed, "holdout", owner))
     except ValueError as error:
-        raise DataError(f"site '{owner}': {error}; expected two patients or more") from None
+        told = f"{error}; expected two patients or more"
+        raise DataError(f"site '{owner}': {told}", told) from None

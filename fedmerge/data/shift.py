@@ -51,10 +51,11 @@ class Scanner(Spec):
         """
         pixels = images.pixels
         if self.tint is not None and pixels.shape[-1] != 3:
-            raise DataError(
-                f"site '{owner}': scanner.tint: found images of {pixels.shape[-1]} channel; expected 3 channels. "
+            told = (
+                f"scanner.tint: found images of {pixels.shape[-1]} channel; expected 3 channels. "
                 "Remove the tint, or give the model in_chans: 3"
             )
+            raise DataError(f"site '{owner}': {told}", told)
         level, width = self._window(pixels.dtype, owner)
         rng = generator(seed, "scanner", owner)
         taken = np.empty(pixels.shape, np.uint8)
@@ -69,7 +70,8 @@ class Scanner(Spec):
         if dtype == np.int16:
             return self.window or CT_WINDOW
         if dtype != np.uint8:
-            raise DataError(f"site '{owner}': found pixels of {dtype}; expected int16 (CT) or uint8 (photographs)")
+            told = f"found pixels of {dtype}; expected int16 (CT) or uint8 (photographs)"
+            raise DataError(f"site '{owner}': {told}", told)
         level, width = self.window or (0.5, 1.0)
         return 255 * level, 255 * width
 

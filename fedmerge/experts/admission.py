@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +34,8 @@ def admit(reply: Reply, request: Request, declared: Declaration, job: Job) -> li
         if reply.upload is None:
             raise UploadRefused(reply.reason)
         items = [*_admitted(reply.upload, request, declared, job), statement_item(site, reply.upload.seal)]
+        if noised := request.task.privacy:
+            items = [replace(item, verdict=f"admitted, {noised.said()}") for item in items]
     except UploadRefused as refusal:
         refuse(job, site, str(refusal), reply.upload)
         raise
@@ -67,7 +70,8 @@ def _admitted(upload: Upload, request: Request, declared: Declaration, job: Job)
     whole = [("", upload.weights), *((kind, state) for kind, state in upload.statistics.items() if kinds[kind].is_state)]
     theta_0 = job.initial.weights
     for kind, state in whole if request.what != "probe" else []:
-        if wrong := job.limits.complaint(state, theta_0, job.initial.heads):
+        noised = task.privacy.complaint(state, theta_0) if task.privacy else None
+        if wrong := job.limits.complaint(state, theta_0, job.initial.heads) if noised is None else noised:
             raise UploadRefused(f"site '{site}': {kind + ': ' if kind else ''}{wrong}")
     if request.what == "train":
         _own(upload.weights, site, job)

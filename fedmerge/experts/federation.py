@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedmerge.egress import sealed
 from fedmerge.errors import SiteError
 from fedmerge.experts.asking import START_GRACE_S, Job, Outcome, Tick
 from fedmerge.experts.gather import incomplete
@@ -74,7 +75,8 @@ def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) ->
         command = [sys.executable, "-m", "fedmerge.experts.flower", str(folder)]
         here = {**os.environ, VARIABLE: str(keys_folder().absolute())}  # a hospital's process may start in another folder
         # Its standard input is closed when this process ends, even by kill -9; then it ends too: see `lifeline`.
-        child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, start_new_session=True, env=here)
+        with sealed():
+            child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, start_new_session=True, env=here)
         try:
             _watch(child, folder, job.deadline_s * _waits(what, job) + START_GRACE_S, on_tick)
         finally:

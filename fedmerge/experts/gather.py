@@ -80,6 +80,8 @@ def declaration(task: SiteTask, weights: dict[str, Tensor]) -> Declaration:
     """What the site of a task may send."""
     size, channels = task.model.geometry
     expert = Declaration.of(task.site.name, weights, task.training.runs, task.site.samples, (size, size, channels))
+    if task.privacy:
+        return replace(expert, scalars=frozenset())
     asked = [statistic for statistic in task.uploads if statistic.starts_from != "rounds"]
     model = model_of(task) if asked else None
     declared = {one.kind(): DeclaredStatistic(one.layout(model), one.refuses) for one in asked if model is not None}

@@ -10,6 +10,7 @@ from fedmerge.errors import SiteError
 from fedmerge.experts.admission import refuse
 from fedmerge.experts.asking import Job
 from fedmerge.experts.signature import private_key, sign, signed_by
+from fedmerge.experts.site_log import tell
 from fedmerge.experts.train import SiteTask
 from fedmerge.site import Site
 
@@ -42,7 +43,7 @@ def introduced(site: Site, nonce: str) -> dict[str, str]:
     try:
         signature, problem = sign(private_key(site), _text(site.name, nonce)), ""
     except SiteError as error:
-        signature, problem = "", str(error)
+        signature, problem = "", tell(site.name, error)
     return {"site": site.name, "signature": signature, "problem": problem}
 
 

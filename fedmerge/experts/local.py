@@ -8,14 +8,18 @@ from dataclasses import replace
 
 import torch
 
-from fedmerge.errors import UserError
 from fedmerge.experts.admission import sealed
 from fedmerge.experts.asking import Ask, Job, Outcome, Reply, Request, Tick
 from fedmerge.experts.gather import collect, probe_head
 from fedmerge.experts.initialisation import Initial
+from fedmerge.experts.measuring import model_of
+from fedmerge.experts.privacy import protect
 from fedmerge.experts.probe import Probe
 from fedmerge.experts.signature import private_key
-from fedmerge.experts.train import measure_site, train_site
+from fedmerge.experts.site_log import kept, tell
+from fedmerge.experts.train import OnProgress, measure_site, train_site
+from fedmerge.experts.upload import Upload
+from fedmerge.merge.parts import Parts
 
 OnTick = Callable[[Tick], None]
 
@@ -41,26 +45,42 @@ def _asking(on_tick: OnTick) -> Ask:
 
 
 def answer(request: Request, on_tick: OnTick) -> Reply:
-    """One site's answer; what the user can mend comes back as a reason."""
+    """All that leaves a site: an upload, or as a reason what it tells of an error; the error itself stays in the site's own log.
+
+    Progress is told in hundredths: the number of steps would tell that of images.
+    """
     began = time.perf_counter()
-    task = request.task
+    site = request.task.site.name
 
     def on_progress(done: int, total: int, text: str) -> None:
-        on_tick(Tick(task.site.name, done, total, text))
+        on_tick(Tick(site, 100 * done // total, 100, text))
 
-    try:
-        private_key(task.site)  # a key that is missing is told before the site trains, not after
-        match request.what:
-            case "probe":
-                upload = Probe.at_site(task, request.weights)
-            case "train":
-                upload = train_site(task, request.weights, on_progress)
-            case kind:
-                upload = measure_site(task, kind, request.weights, request.layers, on_progress)
-        upload = replace(upload, seal=sealed(request, upload))  # last: whatever is changed after this is refused
-    except UserError as error:
-        return Reply(task, None, str(error), time.perf_counter() - began)
-    return Reply(task, upload, "", time.perf_counter() - began)
+    with kept(site):
+        try:
+            private_key(request.task.site)  # a key that is missing is told before the site trains, not after
+            upload: Upload | None = _upload(request, on_progress)
+            assert upload is not None
+            upload, reason = replace(upload, seal=sealed(request, upload)), ""  # last: whatever is changed after this is refused
+        except Exception as error:  # whatever it is, its text may hold what must not leave
+            upload, reason = None, tell(site, error)
+    return Reply(request.task, upload, reason, time.perf_counter() - began)
+
+
+def _upload(request: Request, on_progress: OnProgress) -> Upload:
+    match request.what:
+        case "probe":
+            return Probe.at_site(request.task, request.weights)
+        case "train":
+            return _protected(request, train_site(request.task, request.weights, on_progress))
+        case kind:
+            return measure_site(request.task, kind, request.weights, request.layers, on_progress)
+
+
+def _protected(request: Request, upload: Upload) -> Upload:
+    task = request.task
+    if task.privacy is None:
+        return upload
+    return protect(upload, request.weights, Parts.of(model_of(task)), task.privacy, task.seed)
 
 
 class _threads_restored:  # noqa: N801 - reads as a statement

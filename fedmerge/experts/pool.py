@@ -28,15 +28,16 @@ TRAINER_VERSION = 1
 class Expert:
     """One site's expert as the target gets it. runs: hyper-parameters and accuracy of every run. statistics: by kind.
 
-    signed: whether its upload was signed with the site's key, and still verifies.
+    signed: whether its upload was signed with the site's key, and still verifies. n, validation_accuracy: None where the upload is
+    noised, for then no number is sent; the temperature is 1 and there are no runs.
     """
 
     site: str
     fingerprint: str
     weights: dict[str, Tensor]
     sha256: str
-    n: int
-    validation_accuracy: float
+    n: int | None
+    validation_accuracy: float | None
     temperature: float
     runs: list[dict[str, float]]
     samples: Tensor | None
@@ -64,6 +65,8 @@ def fingerprint(task: SiteTask) -> str:
     }
     if site.shifts:  # an expert of a time when there were no shifts is as good as ever
         determined["shifts"] = site.model_dump(mode="json")["shifts"]
+    if task.privacy:
+        determined["privacy"] = task.privacy.model_dump(mode="json")
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 
 
@@ -139,9 +142,9 @@ class ExpertPool:
             fingerprint=manifest["fingerprint"],
             weights=weights,
             sha256=manifest["sha256"],
-            n=int(scalars["n"]),
-            validation_accuracy=scalars["validation_accuracy"],
-            temperature=scalars["temperature"],
+            n=None if task.privacy else int(scalars["n"]),
+            validation_accuracy=None if task.privacy else scalars["validation_accuracy"],
+            temperature=1.0 if task.privacy else scalars["temperature"],
             runs=_runs(scalars),
             samples=samples,
             audit=manifest["audit"],

@@ -69,19 +69,22 @@ def private_key(site: Site) -> Ed25519PrivateKey | None:
         content = file.read_bytes()
     except OSError as error:
         where = f"let {VARIABLE} name the folder that has it, or {mend}"
-        raise SiteError(
-            f"its file has a public key, but the private key {file} cannot be read ({error.strerror}); {where}"
-        ) from None
+        told = f"its file has a public key, but its private key cannot be read; {where}"
+        full = f"its file has a public key, but the private key {file} cannot be read ({error.strerror}); {where}"
+        raise SiteError(full, told) from None
     if os.name == "posix" and mode & 0o077:
-        raise SiteError(f"{file}: found a private key that others may read (mode {mode:o}); expected 600: chmod 600 {file}")
+        full = f"{file}: found a private key that others may read (mode {mode:o}); expected 600: chmod 600 {file}"
+        raise SiteError(full, "its private key may be read by others; expected mode 600")
     try:
         key = load_pem_private_key(content, password=None)
     except (ValueError, TypeError):
         key = None
     if not isinstance(key, Ed25519PrivateKey):
-        raise SiteError(f"{file}: found something else than an Ed25519 private key in PEM without password; {mend}")
+        wrong = f"found something else than an Ed25519 private key in PEM without password; {mend}"
+        raise SiteError(f"{file}: {wrong}", f"its private key: {wrong}")
     if public_bytes(_public(key)) != public_bytes(site.public_key):
-        raise SiteError(f"{file}: found another key than 'public_key' in its site file says; give it the right one, or {mend}")
+        wrong = f"found another key than 'public_key' in its site file says; give it the right one, or {mend}"
+        raise SiteError(f"{file}: {wrong}", f"its private key: {wrong}")
     return key
 
 

@@ -16,6 +16,7 @@ from fedmerge.experts.backbone import ModelSpec, build, normalisation, renew_hea
 from fedmerge.experts.calibration import fit_temperature
 from fedmerge.experts.diversity import Diversity
 from fedmerge.experts.fitting import LearningRate, Optimiser, Recipe, Split, accuracy, fit, logits_of
+from fedmerge.experts.privacy import Privacy
 from fedmerge.experts.selection import Run, select
 from fedmerge.experts.statistic import STATISTICS, Ground, State, Statistic
 from fedmerge.experts.upload import Upload
@@ -59,6 +60,7 @@ class SiteTask(Spec):
     initial_sha256: str
     head_init: str
     uploads: tuple[AnyStatistic, ...] = ()
+    privacy: Privacy | None = None
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ class SiteRow:
     title: str
     trained: bool
     expert_sha256: str
-    n: int
-    validation_accuracy: float
+    n: int | None
+    validation_accuracy: float | None
     temperature: float
     runs: list[dict[str, float]]
     samples: NDArray[np.uint8] | None

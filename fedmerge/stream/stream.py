@@ -47,7 +47,9 @@ class Stream:
         if not batches:
             raise DataError(
                 f"target '{owner}': found {len(images.labels)} images, from which '{schedule.kind()}' makes no batch of "
-                f"{schedule.batch_size}; expected more images of every domain, or a smaller stream.batch_size"
+                f"{schedule.batch_size}; expected more images of every domain, or a smaller stream.batch_size",
+                f"stream: '{schedule.kind()}' makes no batch of {schedule.batch_size} from the target's images; "
+                "expected more of every domain, or a smaller stream.batch_size",
             )
         self.batches: Batches = [batch.astype(np.int64) for batch in batches]
         self.samples = sum(len(batch) for batch in self.batches)

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from fedmerge.errors import FedmergeError, TargetError
+from fedmerge.egress import sealed
+from fedmerge.errors import DataError, FedmergeError, TargetError
+from fedmerge.experts.site_log import kept, tell
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers
 from fedmerge.target.revival import Died, Revival
@@ -168,9 +170,11 @@ class _Host:
 
         from fedmerge.target.loop import TargetSite
 
-        self.site = TargetSite(task, ray.get(experts), base)
-        if snapshot:
-            self.site.restore(snapshot)
+        self.name = task.site.name
+        with self._discreet():
+            self.site = TargetSite(task, ray.get(experts), base)
+            if snapshot:
+                self.site.restore(snapshot)
 
     def process(self) -> int:
         """Number of this process."""
@@ -182,7 +186,24 @@ class _Host:
             import ray
 
             arguments = (arguments[0], ray.get(arguments[1]))
-        return getattr(self.site, name)(*arguments), self.site.snapshot()
+        with self._discreet():
+            return getattr(self.site, name)(*arguments), self.site.snapshot()
+
+    @contextmanager
+    def _discreet(self) -> Iterator[None]:
+        """The target is a hospital, too: of an error about its images, or of one nobody foresaw, only what it tells leaves it.
+
+        Errors about experts and scenario, which came from the coordinator, go back to it as they are.
+        """
+        with kept(self.name):
+            try:
+                yield
+            except DataError as error:
+                raise DataError(f"target '{self.name}': {tell(self.name, error)}") from None
+            except FedmergeError:
+                raise
+            except Exception as error:
+                raise TargetError(f"target '{self.name}': {tell(self.name, error)}") from None
 
 
 def _start(ray: Any) -> None:
@@ -191,7 +212,8 @@ def _start(ray: Any) -> None:
     try:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(address="auto", **quiet)
-        else:
+            return
+        with sealed():
             ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
     except (ConnectionError, OSError, TimeoutError, RuntimeError, ValueError) as error:
         raise TargetError(f"Ray cannot be started or reached: {str(error).splitlines()[0]}") from None

@@ -57,7 +57,7 @@ class TargetSite:
             build(task.model, len(task.classes), seed=task.seed),
             {expert.site: _tensors(expert.weights) for expert in experts},
             _tensors(self.base),
-            counts=[expert.n for expert in experts],
+            counts=_counts(experts),
             temperatures=[expert.temperature for expert in experts],
             flips=self.images.flips,
             device=self.device,
@@ -189,6 +189,12 @@ class TargetSite:
                 with self._told(row.method, t, evidence):
                     row.state = row.method.survey(row.state, evidence)
             self.forwards_run += evidence.forwards_run
+
+
+def _counts(experts: Sequence[Contribution]) -> list[int] | None:
+    """Training images of every expert, or None if one does not tell."""
+    told = [expert.n for expert in experts if expert.n is not None]
+    return told if len(told) == len(experts) else None
 
 
 def _by_kind(experts: Sequence[Contribution]) -> dict[str, list[dict[str, Tensor]]]:

@@ -44,7 +44,7 @@ class Contribution:
 
     site: str
     weights: Arrays
-    n: int
+    n: int | None
     temperature: float
     statistics: dict[str, Arrays] = field(default_factory=dict)
 

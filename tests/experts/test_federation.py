@@ -18,6 +18,7 @@ from PIL import Image
 from fedmerge.experts import federation, local
 from fedmerge.experts.asking import Job, Tick
 from fedmerge.experts.pool import ExpertPool
+from fedmerge.experts.site_log import own_log
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
@@ -82,7 +83,9 @@ def test_a_site_that_fails_is_named_and_the_others_are_kept(
     asked = job(good, bad)
     outcomes = federation.gather(asked, lambda _: None)
     assert outcomes["good"].trained
-    assert "liver" in outcomes["bad"].reason
+    assert outcomes["bad"].reason.startswith("source.max_broken: found more than 2 files that are no image")
+    assert "liver" not in outcomes["bad"].reason
+    assert "ward/liver/0.png" in own_log("bad").read_text()
     assert "Traceback" not in outcomes["bad"].reason
     assert ExpertPool(asked.pool).has(good)
     assert not ExpertPool(asked.pool).has(bad)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedmerge.errors import DataError, TargetError
+from fedmerge.experts.site_log import own_log
 from fedmerge.target.actor import RemoteTarget
 from fedmerge.target.loop import TargetSite
 from fedmerge.target.task import TargetTask
@@ -60,5 +61,10 @@ def test_a_target_that_dies_or_stays_silent_is_an_error_and_no_hang(target: Targ
 @pytest.mark.slow
 def test_a_users_mistake_at_the_target_arrives_as_such(target: Targets, tmp_path: Path) -> None:
     source = {"kind": "image_folder", "root": str(tmp_path / "gone")}
-    with pytest.raises(DataError, match="does not exist"), RemoteTarget(target(source=source), experts(), base(), 60):
+    with (
+        pytest.raises(DataError, match=r"source\.root: cannot be used") as error,
+        RemoteTarget(target(source=source), experts(), base(), 60),
+    ):
         pass
+    assert "gone" not in str(error.value)  # the target is a hospital, too: its own log has the path
+    assert f"'{tmp_path / 'gone'}', which does not exist" in own_log(target().site.name).read_text()

@@ -88,7 +88,8 @@ class ImageFolder(Source):
         labels = np.array([classes.index(item.label) for item in good], np.int64)
         sides = np.array([domains.index(item.domain) for item in good], np.int64)
         if len(np.unique(labels)) < 2:
-            raise DataError(f"site '{owner}': {root}: found {len(good)} images of fewer than two classes; expected two or more")
+            told = "images of fewer than two classes; expected two or more"
+            raise DataError(f"site '{owner}': {root}: found {len(good)} {told}", f"source: found {told}")
         for number, domain in enumerate(domains):
             absent = [name for label, name in enumerate(classes) if not ((sides == number) & (labels == label)).any()]
             if absent:
@@ -99,7 +100,8 @@ class ImageFolder(Source):
     def _root(self) -> Path:
         root = album.locate(self.root, self.hint)
         if isinstance(root, Problem):
-            raise DataError(str(Problem("image_folder", root.key, root.found, root.expected, root.mend)))
+            text = str(Problem("image_folder", root.key, root.found, root.expected, root.mend))
+            raise DataError(text, f"source.root: cannot be used; expected {root.expected}")
         return root
 
     def _items(self, root: Path) -> list[album.Item]:
@@ -123,6 +125,8 @@ class ImageFolder(Source):
         if len(broken) > self.max_broken:
             raise DataError(
                 f"site '{owner}': {root}: found {len(broken)} files that are no image: {shown}; expected at most "
-                f"{self.max_broken}. Mend or remove them, or raise max_broken to leave them out"
+                f"{self.max_broken}. Mend or remove them, or raise max_broken to leave them out",
+                f"source.max_broken: found more than {self.max_broken} files that are no image; expected at most as many. "
+                "Mend or remove them, or raise max_broken to leave them out",
             )
         log.warning("site '%s': %s: left out %d files that are no image: %s", owner, root, len(broken), shown)

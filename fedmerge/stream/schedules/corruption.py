@@ -56,7 +56,8 @@ class Corruption(Schedule):
         """labels, domains: (conditions * N,), by condition. Raises DataError if it lacks as many images as are asked for."""
         count = len(labels) // len(self.conditions())
         if self.images is not None and self.images > count:
-            raise DataError(f"stream.images: found {self.images}; expected at most {count}, all that the target has")
+            found = f"stream.images: found {self.images}; expected at most"
+            raise DataError(f"{found} {count}, all that the target has", f"{found} as many as the target has")
         chosen = np.sort(rng.permutation(count)[: self.images])
         used = np.flatnonzero(np.isin(np.arange(len(labels)) % count, chosen))
         inner = self.within.model_copy(update={"batch_size": self.batch_size})
