@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedmerge.data.cache import folder
-from fedmerge.errors import FedmergeError
+from fedmerge.errors import DataError, FedmergeError, TargetError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -47,6 +47,23 @@ def kept(site: str) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = before
+
+
+@contextmanager
+def discreet(target: str) -> Iterator[None]:
+    """The target is a hospital, too: of an error about its images, or of one nobody foresaw, only what it tells leaves it.
+
+    Errors about experts and scenario, which came from the coordinator, go back to it as they are.
+    """
+    with kept(target):
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"target '{target}': {tell(target, error)}") from None
+        except FedmergeError:
+            raise
+        except Exception as error:
+            raise TargetError(f"target '{target}': {tell(target, error)}") from None
 
 
 def where(site: str, since: float) -> str:

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedmerge.egress import sealed
-from fedmerge.errors import DataError, FedmergeError, TargetError
-from fedmerge.experts.site_log import kept, tell
+from fedmerge.errors import FedmergeError, TargetError
+from fedmerge.experts.site_log import discreet
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers
 from fedmerge.target.revival import Died, Revival
@@ -171,7 +171,7 @@ class _Host:
         from fedmerge.target.loop import TargetSite
 
         self.name = task.site.name
-        with self._discreet():
+        with discreet(self.name):
             self.site = TargetSite(task, ray.get(experts), base)
             if snapshot:
                 self.site.restore(snapshot)
@@ -186,24 +186,8 @@ class _Host:
             import ray
 
             arguments = (arguments[0], ray.get(arguments[1]))
-        with self._discreet():
+        with discreet(self.name):
             return getattr(self.site, name)(*arguments), self.site.snapshot()
-
-    @contextmanager
-    def _discreet(self) -> Iterator[None]:
-        """The target is a hospital, too: of an error about its images, or of one nobody foresaw, only what it tells leaves it.
-
-        Errors about experts and scenario, which came from the coordinator, go back to it as they are.
-        """
-        with kept(self.name):
-            try:
-                yield
-            except DataError as error:
-                raise DataError(f"target '{self.name}': {tell(self.name, error)}") from None
-            except FedmergeError:
-                raise
-            except Exception as error:
-                raise TargetError(f"target '{self.name}': {tell(self.name, error)}") from None
 
 
 def _start(ray: Any) -> None:
