@@ -38,6 +38,8 @@ def show(found: Preview) -> None:
     )
     for line in [*stripes(mix.domain_names, mix.domains), "", *stripes(plan.classes, mix.classes)]:
         out.print(f"  {line}", markup=False)
+    for event in sorted(plan.scenario.events, key=lambda event: event.at):
+        out.print(f"before batch {event.at}: {event.words}", markup=False)
     names = ", ".join(method.key for method in plan.scenario.methods)
     out.print(f"methods: {names}", markup=False)
     training = f"training about {duration(cost.training_s)}" if cost.training_s else "nobody trains"

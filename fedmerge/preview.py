@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmerge.data.corruption import Gallery
+from fedmerge.errors import ScenarioError
 from fedmerge.experts.backbone import build
 from fedmerge.experts.census import Census, census
 from fedmerge.experts.initialisation import Proxy, kept_proxy
@@ -25,6 +26,7 @@ from fedmerge.federate import start
 from fedmerge.plan import Plan
 from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
+from fedmerge.stream.events import past_end
 from fedmerge.stream.stream import Stream
 
 WORKER_BYTES = 0.42 * 2**30
@@ -68,7 +70,10 @@ class Preview:
 
 
 def preview(plan: Plan, pool: Path, cores: int) -> Preview:
-    """Count, look, and time a few steps; nothing is trained, and nothing written but caches of images and an untrained theta_0."""
+    """Count, look, and time a few steps; nothing is trained, and nothing written but caches of images and an untrained theta_0.
+
+    Raises DataError if images cannot be used, and ScenarioError if an event comes after the end of the stream.
+    """
     scenario, everyone = plan.scenario, [*plan.sites, plan.target]
     geometry = scenario.model.geometry
     context = multiprocessing.get_context("spawn")
@@ -77,6 +82,8 @@ def preview(plan: Plan, pool: Path, cores: int) -> Preview:
         counted = [workers.submit(census, site, geometry, scenario.seed, site is not plan.target) for site in everyone]
         found = [one.result() for one in counted]
         mix = mixed.result()
+    if late := past_end(scenario.events, len(mix.classes), f"scenario '{scenario.name}'"):
+        raise ScenarioError(late)
     trained = in_pool(plan, pool)
     model = build(scenario.model, len(plan.classes), seed=scenario.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())

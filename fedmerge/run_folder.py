@@ -73,6 +73,7 @@ class RunFolder:
         if not self.keep:
             (self.path / "audit.jsonl").unlink(missing_ok=True)
         (self.path / "audit.jsonl").touch()
+        _mend_last_line(self.path / "audit.jsonl")
         text = yaml.safe_dump(self.plan.resolved(), sort_keys=False, allow_unicode=True)
         replace_text(self.path / "scenario.yaml", text)
         self._write()
@@ -115,6 +116,13 @@ def reopened(path: Path) -> tuple[Plan, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise FolderError(f"{path}: cannot be read as a run ({reason}); expected a finished run, e.g. runs/organs-0") from None
+
+
+def _mend_last_line(file: Path) -> None:
+    """Cut off a line that a killed run has begun and not ended: what it told of was not admitted."""
+    content = file.read_bytes()
+    if content and not content.endswith(b"\n"):
+        file.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -49,7 +49,7 @@ DOORS = {
     },
     "simulate": {"plan", "run", "run_folder", "settings", "errors"},
     "settings": {"errors"},
-    "preview": {"plan", "data", "federate", "run_folder", "experts", "stream", "report"},
+    "preview": {"errors", "plan", "data", "federate", "run_folder", "experts", "stream", "report"},
     "outlook": {"preview", "report"},
     "diagnose": {"report", "run", "run_folder", "federate", "experts", "merge", "target", "errors"},
     "mirage": {"experts", "merge", "report", "errors"},

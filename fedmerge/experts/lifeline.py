@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
+
+STDIN = 0
 
 
 def end_with_parent() -> None:
@@ -15,7 +16,8 @@ def end_with_parent() -> None:
     """
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(STDIN, 1):  # not through sys.stdin, whose lock a thread must not hold when the interpreter ends
+            pass
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
     threading.Thread(target=wait, name="lifeline", daemon=True).start()

@@ -130,7 +130,7 @@ def alive(pid: int) -> bool:
 @pytest.mark.slow
 def test_a_client_that_dies_is_asked_again(hospital: Hospital, job: Jobs) -> None:
     """Killed at its first sign of life: it begins again, and trains the expert that it would have trained."""
-    task, killed = hospital("north"), list[int]()
+    task, killed = hospital("north", epochs=300), list[int]()
 
     def on_tick(tick: Tick) -> None:
         for pid, args in below(os.getpid()).items() if not killed else ():
@@ -138,7 +138,7 @@ def test_a_client_that_dies_is_asked_again(hospital: Hospital, job: Jobs) -> Non
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 
-    here, there = job(task, folder="local"), job(task, folder="flower")
+    here, there = job(task, folder="local"), job(task, folder="flower", deadline_s=240)
     outcome = federation.gather(there, on_tick)["north"]
     assert killed
     assert (outcome.trained, outcome.reason, outcome.tries) == (True, "", 2)
