@@ -141,3 +141,15 @@ def test_a_disk_that_fills_up_leaves_whole_files(record: RunRecord, tmp_path: Pa
     json.loads((tmp_path / "summary.json").read_text())
     np.load(tmp_path / "predictions.npz")["labels"]
     assert (tmp_path / "report.html").read_bytes() == before["report.html"]
+
+
+def test_the_page_says_what_noise_promises_and_what_is_withheld(record: RunRecord, tmp_path: Path) -> None:
+    sites = [replace(site, n=None, validation_accuracy=None, runs=[]) for site in record.sites]
+    privacy = {"said": "noised: epsilon 4.38 at delta 1e-05 (clip 1, z 2)", "unit": "one upload"}
+    summary = write(tmp_path, replace(record, sites=sites, manifest={**record.manifest, "privacy": privacy}))
+    page = (tmp_path / "report.html").read_text()
+    assert "Uploads are noised: epsilon 4.38 at delta 1e-05" in page
+    assert page.count("<td>withheld</td>") == 4
+    assert [site["n"] for site in summary["sites"]] == [None, None]
+    write(tmp_path, record)
+    assert "epsilon" not in (tmp_path / "report.html").read_text()
