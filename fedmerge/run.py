@@ -14,7 +14,7 @@ from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import Expert
 from fedmerge.experts.train import SiteTask
 from fedmerge.experts.upload import state_digest
-from fedmerge.federate import gather, load_experts, site_task, start
+from fedmerge.federate import gather, load_experts, site_task, start, vetted
 from fedmerge.plan import Plan
 from fedmerge.report.progress import Progress
 from fedmerge.report.record import MethodInfo, RunRecord, SiteRow, StreamFacts
@@ -22,6 +22,7 @@ from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.report.write import write
 from fedmerge.run_folder import Request, RunFolder
+from fedmerge.site import Site
 from fedmerge.target.task import Contribution, TargetTask
 
 BATCHES_AT_A_TIME = 4
@@ -51,13 +52,19 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
     terminal = Terminal(request.quiet)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
         terminal.say(f"{plan.scenario.name}: {len(plan.sites)} sites, target '{plan.target.name}', seed {plan.scenario.seed}")
+        for site in plan.sites:
+            if site.attack:
+                terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
         generalist = read_generalist(plan)
         initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
         experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
+        with folder.phase("defences"):
+            vetting = vetted(plan, initial, experts, request, terminal)
+        folder.manifest["vetting"] = vetting.as_record()
         with folder.phase("stream"):
-            progress, seen = consume(plan, initial, Sent(experts, generalist), request, terminal)
+            progress, seen = consume(plan, initial, Sent(vetting.experts, generalist), request, terminal)
         folder.manifest["index_sha256"] = seen.description.index_sha256
         folder.manifest["device"] = seen.description.device
         folder.manifest["per_sample"] = seen.per_sample
@@ -103,12 +110,13 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         model=scenario.model,
         classes=plan.classes,
         schedule=scenario.stream,
-        methods=scenario.methods,
+        methods=usable(plan, sent.experts),
         seed=scenario.seed,
         threads=request.threads or _cores(),
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
         generalist=_arrays(sent.generalist) if sent.generalist else None,
+        cap=min((one.most for one in scenario.defences if one.at_target), default=None),
     )
     contributions = [contribution(expert) for expert in sent.experts]
     with RemoteTarget(task, contributions, _arrays(initial.weights), scenario.target_deadline_s) as target:
@@ -128,6 +136,13 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
                 bars.add(steps)
                 progress.add(steps, target.snapshot())
         return progress, Seen(description, target.answers(), target.forwards_so_far(), target.per_sample_ways())
+
+
+def usable(plan: Plan, experts: list[Expert]) -> tuple[Any, ...]:
+    """The methods without those that name an expert which was left out."""
+    there = {expert.site for expert in experts}
+    gone = {site.name for site in plan.sites} - there
+    return tuple(method for method in plan.scenario.methods if getattr(method, "site", None) not in gone)
 
 
 def contribution(expert: Expert) -> Contribution:
@@ -152,14 +167,14 @@ def record_of(
 ) -> RunRecord:
     """All that the report may show."""
     description = seen.description
-    titles = {site.name: site.title for site in plan.sites}
+    sites = {site.name: site for site in plan.sites}
     facts = {name: getattr(description, name) for name in StreamFacts.__dataclass_fields__}
     return RunRecord(
         scenario=plan.scenario.name,
         question=plan.scenario.question,
         seed=plan.scenario.seed,
         classes=plan.classes,
-        sites=[_site_row(expert, titles[expert.site], outcomes[expert.site].trained) for expert in experts],
+        sites=[_site_row(expert, sites[expert.site], outcomes[expert.site].trained, folder.manifest) for expert in experts],
         target=plan.target.name,
         target_title=plan.target.title,
         target_samples=description.shown,
@@ -177,10 +192,10 @@ def record_of(
     )
 
 
-def _site_row(expert: Expert, title: str, trained: bool) -> SiteRow:
+def _site_row(expert: Expert, site: Site, trained: bool, manifest: dict[str, Any]) -> SiteRow:
     return SiteRow(
         name=expert.site,
-        title=title,
+        title=site.title,
         trained=trained,
         expert_sha256=expert.sha256,
         n=expert.n,
@@ -188,6 +203,8 @@ def _site_row(expert: Expert, title: str, trained: bool) -> SiteRow:
         temperature=expert.temperature,
         runs=expert.runs,
         samples=None if expert.samples is None else expert.samples.numpy(),
+        attack=site.attack.words if site.attack else "",
+        left_out=manifest["vetting"]["left_out"].get(expert.site, ""),
     )
 
 

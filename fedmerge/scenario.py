@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field, PlainSerializer
 
 from fedmerge.experts.backbone import ModelSpec
-from fedmerge.experts.initialisation import Initialisation
+from fedmerge.experts.defence import DEFENCES
+from fedmerge.experts.initialisation import Initialisation, PublicSource
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.experts.train import Training
 from fedmerge.folder import Spec, as_written, by_name
@@ -20,6 +21,9 @@ from fedmerge.stream.schedule import SCHEDULES
 AnySchedule: Any = SCHEDULES.union()
 AnyMethod: Any = by_name(METHODS)
 AnyUpload: Any = by_name(STATISTICS)
+AnyDefence: Any = by_name(DEFENCES)
+CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
+"""What every scenario defends itself with, unless it says otherwise: it leaves honest federations as they are."""
 
 
 class Scenario(Spec):
@@ -40,6 +44,10 @@ class Scenario(Spec):
     uploads: Annotated[tuple[AnyUpload, ...], PlainSerializer(as_written)] = Field(
         (), description="statistics that sites upload beside weights, for methods that need them: names, or with fields below"
     )
+    defences: Annotated[tuple[AnyDefence, ...], PlainSerializer(as_written)] = Field(
+        CHECKS, description="checks of the experts that need no labels: names, or with fields below; [] for none"
+    )
+    probe: PublicSource | None = Field(None, description="public images for the checks; default: those of a proxy initialisation")
     generalist: Path | None = Field(None, description="safetensors of a model that t3 may fall back on, e.g. a FedAvg model")
     per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")

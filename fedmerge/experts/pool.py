@@ -57,6 +57,8 @@ def fingerprint(task: SiteTask) -> str:
     }
     if site.shifts:  # an expert of a time when there were no shifts is as good as ever
         determined["shifts"] = site.model_dump(mode="json")["shifts"]
+    if site.attack:  # nor has an honest expert changed since some sites attack
+        determined["attack"] = site.model_dump(mode="json")["attack"]
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 
 

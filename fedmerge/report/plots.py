@@ -95,7 +95,7 @@ def coefficients(record: RunRecord, method: str) -> Figure:
     from matplotlib.figure import Figure
 
     steps = record.steps_of(method)
-    sites = [site.name for site in record.sites]
+    sites = record.merged
     panels: list[tuple[str, NDArray[np.float64], list[str], tuple[str, ...]]] = [
         ("the stream's true mix", *record.stream.mix, PALETTE),
         (f"{method}: encoder", np.array([step.encoder for step in steps]), sites, PALETTE),

@@ -13,7 +13,10 @@ from fedmerge.report.step import Step
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One hospital. samples: images that it agrees to show, uint8 (n, H, W, C). runs: hyper-parameters and accuracy of each."""
+    """One hospital. samples: images that it agrees to show, uint8 (n, H, W, C). runs: hyper-parameters and accuracy of each.
+
+    attack: what a simulated attacker does, or nothing. left_out: the check that kept its expert from the target, or nothing.
+    """
 
     name: str
     title: str
@@ -24,6 +27,8 @@ class SiteRow:
     temperature: float
     runs: list[dict[str, float]]
     samples: NDArray[np.uint8] | None
+    attack: str = ""
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,11 @@ class RunRecord:
     manifest: dict[str, Any]
     yaml: str
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def merged(self) -> list[str]:
+        """Names of the sites whose experts reached the target, in the order of coefficients."""
+        return [site.name for site in self.sites if not site.left_out]
 
     def steps_of(self, method: str) -> list[Step]:
         """The steps of one method in the order of the stream."""

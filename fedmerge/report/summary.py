@@ -68,6 +68,8 @@ def _site(site: SiteRow) -> dict[str, Any]:
         "n": site.n,
         "validation_accuracy": site.validation_accuracy,
         "temperature": site.temperature,
+        "attack": site.attack,
+        "left_out": site.left_out,
     }
 
 
@@ -101,7 +103,7 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
 
 def _influence(record: RunRecord, name: str) -> dict[str, Any] | None:
     """Of encoder and head, with the sites' names; None for a method without coefficients."""
-    steps, sites = record.steps_of(name), [site.name for site in record.sites]
+    steps, sites = record.steps_of(name), record.merged
     found: dict[str, Any] = {}
     for part in ("encoder", "head"):
         given = [getattr(step, part) for step in steps]

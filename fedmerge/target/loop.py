@@ -56,7 +56,7 @@ class TargetSite:
         )
         self.bank.shared_head = task.shared_head
         self.per_sample = PerSample(self.bank, task.per_sample)
-        self.rows = rows_of(task.methods, self.bank)
+        self.rows = rows_of(task.methods, self.bank, task.cap)
         self.position = 0
         self.forwards_run = 0
         self.surveyed = False

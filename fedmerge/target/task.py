@@ -22,7 +22,7 @@ class TargetTask:
     """The unseen hospital, the model, the order of its images, and the methods to compare. threads: for torch.
 
     per_sample: how rows of coefficients are merged. shared_head: whether all experts started from one head. generalist: the
-    scenario's own, as a state, or None.
+    scenario's own, as a state, or None. cap: largest coefficient of an expert in an adaptive merge, or None.
     """
 
     site: Site
@@ -35,6 +35,7 @@ class TargetTask:
     per_sample: Way = "auto"
     shared_head: bool = True
     generalist: Arrays | None = None
+    cap: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,65 @@
+"""Does an expert see anything in an image that the others see too?"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmerge.experts.defence import Defence, Exhibit, Finding, others_median
+from fedmerge.experts.defences.calibration import scales
+from fedmerge.merge.entropy import jsd
+
+
+class Agreement(Defence):
+    """Jensen-Shannon divergence to the leave-one-out consensus, measured against chance.
+
+    q_k(x) = (1/(K-1)) sum_{j != k} p_j(x), p_j from logits of scale 1, so that nobody is loud. With D_k the mean of
+    JSD(p_k(x_i), q_k(x_i)) and E_k that of JSD(p_k(x_i), q_k(x_j)), j != i, the agreement is A_k = 1 - D_k / E_k: 1 if k says what
+    the others say, 0 if its prediction has nothing to do with the image, negative if it says what they do not.
+    An expert is odd if A_k is below `share` of the others' median. Where that median is below `least` the others do not agree among
+    themselves, as on images that nobody was trained for, and nobody is odd.
+    """
+
+    probe: ClassVar[bool] = True
+
+    share: float = Field(0.3, ge=0, lt=1, description="least agreement that is not odd, as a share of the others' median")
+    least: float = Field(0.15, gt=0, lt=1, description="agreement of the others from which their judgement counts")
+
+    def judge(self, exhibit: Exhibit) -> list[Finding]:
+        """A_k against the others' median."""
+        A = agreement(exhibit.logits())
+        found = []
+        for site, own, median in zip(exhibit.names, A.tolist(), others_median(A).tolist(), strict=True):
+            bound = self.share * median
+            said = f"agrees with the others {own:.2f} (0 is chance), they among each other {median:.2f}; least {bound:.2f}"
+            if median < self.least:
+                said = f"agrees with the others {own:.2f}, but they do not among each other ({median:.2f}): cannot tell"
+            excess = 0.0 if median < self.least else 1 + bound - own
+            found.append(Finding(site, self.kind(), own, bound, excess, said))
+        return found
+
+
+def agreement(logits: Tensor) -> Tensor:
+    """A (K,) of logits (K, n, C), each expert's brought to scale 1 first."""
+    scale = scales(logits).clamp(min=1e-12)[:, None, None]
+    log_p = torch.log_softmax(SHARPNESS * (logits - logits.mean(-1, keepdim=True)) / scale, -1)
+    K, n = log_p.shape[:2]
+    found = []
+    for k in range(K):
+        rest = torch.cat([log_p[:k], log_p[k + 1 :]])
+        q = torch.logsumexp(rest, 0) - torch.log(torch.tensor(float(K - 1)))
+        chance = torch.stack([jsd(log_p[k], q.roll(step, 0)).mean() for step in _steps(n)]).mean()
+        found.append(1 - jsd(log_p[k], q).mean() / chance.clamp(min=1e-12))
+    return torch.stack(found)
+
+
+SHARPNESS = 2.0
+"""Scale of the logits that are compared: about that of an expert which is sure of most images."""
+
+
+def _steps(n: int) -> range:
+    """Shifts of the images against each other that stand for chance: at most 32, never 0."""
+    return range(1, n, max(1, n // 32))
