@@ -136,7 +136,8 @@ def others_median(values: Tensor) -> Tensor:
 
 def over_others(values: Tensor) -> Tensor:
     """Each of K positive values over the others' median, (K,), at most `MUCH`, which also stands for what has overflowed."""
-    return (values / others_median(values)).nan_to_num(nan=MUCH).clamp(max=MUCH)
+    finite = values.double().nan_to_num(nan=MUCH, posinf=MUCH).clamp(max=MUCH)
+    return (finite / others_median(finite)).clamp(max=MUCH)
 
 
 MUCH = 1e9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -46,20 +47,25 @@ def agreement(logits: Tensor) -> Tensor:
     """A (K,) of logits (K, n, C), each expert's brought to scale 1 first."""
     scale = scales(logits).clamp(min=1e-12)[:, None, None]
     log_p = torch.log_softmax(SHARPNESS * (logits - logits.mean(-1, keepdim=True)) / scale, -1)
-    K, n = log_p.shape[:2]
+    K = len(log_p)
     found = []
     for k in range(K):
-        rest = torch.cat([log_p[:k], log_p[k + 1 :]])
-        q = torch.logsumexp(rest, 0) - torch.log(torch.tensor(float(K - 1)))
-        chance = torch.stack([jsd(log_p[k], q.roll(step, 0)).mean() for step in _steps(n)]).mean()
-        found.append(1 - jsd(log_p[k], q).mean() / chance.clamp(min=1e-12))
+        q = torch.logsumexp(torch.cat([log_p[:k], log_p[k + 1 :]]), 0) - math.log(K - 1)
+        own, chance = matched_and_crossed(log_p[k], q)
+        found.append(1 - own / chance.clamp(min=1e-12))
     return torch.stack(found)
+
+
+def matched_and_crossed(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of JSD(p(x_i), q(x_i)), and of JSD(p(x_i), q(x_j)) over all i != j; (n, C) each."""
+    n = len(log_p)
+    own = jsd(log_p, log_q).sum()
+    whole = torch.stack([jsd(part[:, None], log_q[None]).sum() for part in log_p.split(ROWS)]).sum()
+    return own / n, (whole - own) / (n * (n - 1))
 
 
 SHARPNESS = 2.0
 """Scale of the logits that are compared: about that of an expert which is sure of most images."""
 
-
-def _steps(n: int) -> range:
-    """Shifts of the images against each other that stand for chance: at most 32, never 0."""
-    return range(1, n, max(1, n // 32))
+ROWS = 32
+"""Images crossed with all at a time: bounds the memory."""

@@ -14,7 +14,6 @@ from torch import Tensor
 from fedmerge.data.shifts.patch import TONES, Corner, Patch
 from fedmerge.experts.defence import Defence, Exhibit, Finding, others_median
 
-
 IMAGES = 96
 """Of the probe: each is run twelve times more."""
 
