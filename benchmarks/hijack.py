@@ -72,6 +72,11 @@ DEFENDED: dict[str, tuple[Defence, ...]] = {
     "cap 0.6": (named("cap"),),
     "default": CHECKS,
 }
+ALONE = {
+    **{check.kind(): ("nobody", *ATTACKERS) for check in CHECKS},
+    **dict.fromkeys(("calibration, rescale", "calibration, temperatures", "cap 0.6"), ("nobody", "scaled_head")),
+}
+"""Where a defence that is not the default is measured."""
 
 
 def hospitals(scenario: str, seed: int, out: Path, add: tuple[str, ...] = ()) -> tuple[Plan, Initial, list[Expert]]:
@@ -133,7 +138,7 @@ def measure(seed: int, out: Path) -> list[dict[str, Any]]:
     for attackers, names in FEDERATIONS.items():
         experts = [expert for expert in everyone if expert.site in (*HONEST, *names)]
         for defence, defences in DEFENDED.items():
-            if len(names) > 1 and defence not in ("off", "default"):
+            if attackers not in ALONE.get(defence, FEDERATIONS):
                 continue
             found = vetted(plan, initial, experts, defences)
             cap = min((one.most for one in defences if one.at_target), default=None)
@@ -146,7 +151,7 @@ def measure(seed: int, out: Path) -> list[dict[str, Any]]:
                 "forwards": found.forwards,
                 "accuracy": notes.stream(plan, initial, found.experts, cap, False),
             }
-            if defence in ("off", "default", "cap 0.6") and attackers in ("nobody", "backdoored", "all three"):
+            if defence in ("off", "default") and attackers in ("nobody", "backdoored", "all three"):
                 row["success"] = notes.stream(plan, initial, found.experts, cap, True)
             rows.append(row)
             typer.echo(
@@ -196,8 +201,10 @@ def each(rows: list[dict[str, Any]], attackers: str) -> str:
 
 def successes(rows: list[dict[str, Any]]) -> str:
     """How often the patch gets what it wants."""
-    cases = [("nobody", "off"), ("backdoored", "off"), ("backdoored", "cap 0.6"), ("backdoored", "default")]
-    cases += [("all three", "off"), ("all three", "default")]
+    cases = [
+        ("nobody", "off"),
+        *((attackers, defence) for attackers in ("backdoored", "all three") for defence in ("off", "default")),
+    ]
     found = [mean_by(rows, *case, key="success") for case in cases]
     return table(["method", *(f"{a}, {d}" for a, d in cases)], ([name, *(f"{of[name]:.1f}" for of in found)] for name in found[0]))
 

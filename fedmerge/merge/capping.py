@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fedmerge.merge.method import Coefficients
 
+SLACK = 1 + 1e-6
+"""What rounding may add before it counts as above."""
+
 
 def capped(alpha: Tensor, most: float) -> Tensor:
     """Coefficients (..., K), not negative, with none above `most` of their sum, and the same sum.
@@ -18,12 +21,12 @@ def capped(alpha: Tensor, most: float) -> Tensor:
     """
     K, total = alpha.shape[-1], alpha.sum(-1, keepdim=True)
     bound = max(most, 1 / K) * total
-    if bool((alpha <= bound).all()):
+    if bool((alpha <= SLACK * bound).all()):
         return alpha
     full = torch.zeros_like(alpha, dtype=torch.bool)
     found = alpha.clone()
     for _ in range(K):  # at least one more is full after every round
-        over = (found > bound) & ~full
+        over = (found > SLACK * bound) & ~full
         if not bool(over.any()):
             break
         full |= over

@@ -206,7 +206,8 @@ def divergence(p: float, q: float) -> float:
 def test_agreement_by_hand() -> None:
     """Three experts say y and a fourth the opposite, each with logits (c, -c), which at scale 1 are (1, -1) / sqrt 2.
 
-    Times 2 that is p = 1 / (1 + exp(-2 sqrt 2)). The others' consensus is (2 p + 1 - p) / 3 for the three, 1 - p for the fourth. Of the 63 other images 31 are of the same class, and 32 of the other, whose consensus is the mirror image.
+    Times 2 that is p = 1 / (1 + exp(-2 sqrt 2)). The others' consensus is (2 p + 1 - p) / 3 for the three, 1 - p for the fourth.
+    Of the 63 other images 31 are of the same class, and 32 of the other, whose consensus is the mirror image.
     """
     y = torch.arange(64) % 2
     right = torch.nn.functional.one_hot(y, 2).double() * 1e3

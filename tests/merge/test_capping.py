@@ -25,9 +25,9 @@ def test_a_cap_keeps_the_simplex_and_the_order(row: list[float], most: float) ->
     bound = max(most, 1 / len(row))
     torch.testing.assert_close(found.sum(), torch.tensor(1.0, dtype=torch.float64))
     assert float(found.min()) >= 0
-    assert float(found.max()) <= bound + 1e-9
+    assert float(found.max()) <= bound * (1 + 1e-5)
     above = found[:, None] - found[None, :]
-    assert bool((above[alpha[:, None] > alpha[None, :]] >= -1e-9).all())  # who counted more still does not count less
+    assert bool((above[alpha[:, None] > alpha[None, :]] >= -1e-5).all())  # who counted more still does not count less
     torch.testing.assert_close(capped(found, most), found)
 
 
