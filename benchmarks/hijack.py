@@ -114,6 +114,11 @@ def stream(plan: Plan, initial: Initial, experts: list[Expert], cap: float | Non
     return {method: float(np.concatenate(hits).mean()) for method, hits in right.items()}
 
 
+def told(found: Vetting) -> str:
+    """What was done, in a few words."""
+    return ", ".join(f"{one.site} {one.what} by {one.check}" for one in found.done) or "nobody"
+
+
 class Notebook:
     """What has been measured for one seed, by what determines it."""
 
@@ -123,7 +128,7 @@ class Notebook:
 
     def stream(self, plan: Plan, initial: Initial, experts: list[Expert], cap: float | None, patched: bool) -> dict[str, float]:
         """As `stream`, once for the same experts."""
-        key = json.dumps([[(expert.sha256, round(expert.temperature, 9)) for expert in experts], cap, patched])
+        key = json.dumps([[(expert.sha256, round(expert.temperature, 6)) for expert in experts], cap, patched])
         if key not in self.known:
             self.known[key] = stream(plan, initial, experts, cap, patched)
             self.file.write_text(json.dumps(self.known), encoding="utf-8")
@@ -154,9 +159,7 @@ def measure(seed: int, out: Path) -> list[dict[str, Any]]:
             if defence in ("off", "default") and attackers in ("nobody", "backdoored", "all three"):
                 row["success"] = notes.stream(plan, initial, found.experts, cap, True)
             rows.append(row)
-            typer.echo(
-                f"seed {seed}, {attackers}, {defence}: {[(one.site, one.what) for one in found.done]}, {found.seconds:.1f} s"
-            )
+            typer.echo(f"seed {seed}, {attackers}, {defence}: {told(found)}; {found.seconds:.1f} s")
     return rows
 
 
@@ -169,7 +172,7 @@ def honest(scenario: str, seed: int, out: Path, add: tuple[str, ...] = ()) -> di
 
 
 def mean_by(rows: list[dict[str, Any]], attackers: str, defence: str, key: str = "accuracy") -> dict[str, float]:
-    """Percent, over seeds. The row `best expert` is the best honest expert with hindsight."""
+    """Percent, over seeds; without the experts alone."""
     chosen = [row[key] for row in rows if row["attackers"] == attackers and row["defence"] == defence and key in row]
     methods = [name for name in chosen[0] if not name.startswith("expert:")]
     return {name: 100 * float(np.mean([one[name] for one in chosen])) for name in methods}
@@ -195,8 +198,9 @@ def damage(rows: list[dict[str, Any]]) -> str:
 def each(rows: list[dict[str, Any]], attackers: str) -> str:
     """Difference to the federation without the attacker, under each defence."""
     clean = mean_by(rows, "nobody", "off")
-    found = {defence: mean_by(rows, attackers, defence) for defence in DEFENDED}
-    return table(["method", *DEFENDED], ([name, *(f"{of[name] - clean[name]:+.1f}" for of in found.values())] for name in clean))
+    measured = [name for name in DEFENDED if attackers in ALONE.get(name, FEDERATIONS)]
+    found = {defence: mean_by(rows, attackers, defence) for defence in measured}
+    return table(["method", *measured], ([name, *(f"{of[name] - clean[name]:+.1f}" for of in found.values())] for name in clean))
 
 
 def successes(rows: list[dict[str, Any]]) -> str:
