@@ -60,7 +60,7 @@ def matched_and_crossed(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """Means of JSD(p(x_i), q(x_i)), and of JSD(p(x_i), q(x_j)) over all i != j; (n, C) each."""
     n = len(log_p)
     own = jsd(log_p, log_q).sum()
-    whole = torch.stack([jsd(part[:, None], log_q[None]).sum() for part in log_p.split(ROWS)]).sum()
+    whole = torch.stack([jsd(part[:, None], log_q[None]).sum() for part in torch.split(log_p, ROWS)]).sum()
     return own / n, (whole - own) / (n * (n - 1))
 
 
