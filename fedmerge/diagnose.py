@@ -84,8 +84,9 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
     if base is None:
         raise _missing(run, pool, "theta_0")
     initial = Initial(base, manifest["initial_sha256"], scenario.initialisation.head_init, "")
+    gone = manifest.get("vetting", {}).get("left_out", {})
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
-    tasks = [task for task in tasks if task.site.name in manifest["experts"]]
+    tasks = [task for task in tasks if task.site.name in manifest["experts"] and task.site.name not in gone]
     lacking = [task.site.name for task in tasks if not held.has(task)]
     if lacking:
         raise _missing(run, pool, f"the expert of {', '.join(lacking)}")

@@ -6,12 +6,17 @@ import time
 
 from fedmerge.errors import SiteError
 from fedmerge.experts.asking import Job, Outcome
+from fedmerge.experts.backbone import build
+from fedmerge.experts.defence import FEWEST
 from fedmerge.experts.gather import incomplete
 from fedmerge.experts.initialisation import Initial, initialise, keep
 from fedmerge.experts.pool import Expert, ExpertPool
+from fedmerge.experts.public import probe_of
 from fedmerge.experts.site_log import where
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
+from fedmerge.experts.upload import write_audit
+from fedmerge.experts.vetting import Vetting, vet
 from fedmerge.plan import Plan
 from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
@@ -72,6 +77,21 @@ def load_experts(tasks: list[SiteTask], request: Request) -> list[Expert]:
     pool = ExpertPool(request.pool)
     known = StatisticPool(pool, tasks)
     return [known.with_statistics(pool.load(task), task) for task in tasks]
+
+
+def vetted(plan: Plan, initial: Initial, experts: list[Expert], request: Request, terminal: Terminal) -> Vetting:
+    """The scenario's defences at the coordinator; what they do goes into the audit. Raises DataError for public images."""
+    scenario = plan.scenario
+    needed = len(experts) >= FEWEST and any(defence.probe for defence in scenario.defences)
+    probe = probe_of(scenario.initialisation, scenario.probe, scenario.model, scenario.seed) if needed else None
+    model = build(scenario.model, len(plan.classes), seed=scenario.seed)
+    found = vet(experts, initial.weights, model, scenario.defences, probe)
+    write_audit(request.out / "audit.jsonl", found.audit())
+    for one in found.done:
+        terminal.say(f"DEFENCE {one.check}: the expert of '{one.site}' is {one.what}: {one.why}")
+    for remark in found.remarks:
+        terminal.say(f"defence {remark}")
+    return found
 
 
 def site_task(plan: Plan, number: int, initial: Initial) -> SiteTask:

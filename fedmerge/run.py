@@ -14,7 +14,7 @@ from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import Expert
 from fedmerge.experts.train import SiteTask
 from fedmerge.experts.upload import state_digest
-from fedmerge.federate import gather, load_experts, site_task, start
+from fedmerge.federate import gather, load_experts, site_task, start, vetted
 from fedmerge.plan import Plan
 from fedmerge.report.progress import Progress
 from fedmerge.report.record import MethodInfo, Presence, RunRecord, SiteRow, StreamFacts
@@ -22,6 +22,7 @@ from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.report.write import write
 from fedmerge.run_folder import Request, RunFolder
+from fedmerge.site import Site
 from fedmerge.stream.events import Roster
 from fedmerge.target.task import Contribution, TargetTask
 
@@ -55,6 +56,9 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
     refuse_late_events(plan)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
         terminal.say(f"{plan.scenario.name}: {len(plan.sites)} sites, target '{plan.target.name}', seed {plan.scenario.seed}")
+        for site in plan.sites:
+            if site.attack:
+                terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
         generalist = read_generalist(plan)
         initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
         experts = load_experts(tasks, request)
@@ -64,8 +68,11 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
         terminal.experts(folder.manifest["experts"], folder.manifest["trained"])
+        with folder.phase("defences"):
+            vetting = vetted(plan, initial, experts, request, terminal)
+        folder.manifest["vetting"] = vetting.as_record()
         with folder.phase("stream"):
-            progress, seen = consume(plan, initial, Sent(experts, generalist), request, terminal)
+            progress, seen = consume(plan, initial, Sent(vetting.experts, generalist), request, terminal)
         folder.manifest["course"] = [asdict(roster) for roster in seen.course]
         folder.manifest["target_deaths"] = [f"after batch {t}" for t in seen.deaths]
         folder.manifest["index_sha256"] = seen.description.index_sha256
@@ -115,13 +122,14 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         model=scenario.model,
         classes=plan.classes,
         schedule=scenario.stream,
-        methods=scenario.methods,
+        methods=usable(plan, sent.experts),
         seed=scenario.seed,
         threads=request.threads or _cores(),
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
         generalist=_arrays(sent.generalist) if sent.generalist else None,
         experts=tuple(expert.site for expert in sent.experts),
+        cap=min((one.most for one in scenario.defences if one.at_target), default=None),
     )
     course = course_of(plan, task.experts)
     experts = {expert.site: contribution(expert) for expert in sent.experts}
@@ -151,6 +159,13 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         return progress, Seen(*told, course, target.revival.deaths)
 
 
+def usable(plan: Plan, experts: list[Expert]) -> tuple[Any, ...]:
+    """The methods without those that name an expert which was left out."""
+    there = {expert.site for expert in experts}
+    gone = {site.name for site in plan.sites} - there
+    return tuple(method for method in plan.scenario.methods if getattr(method, "site", None) not in gone)
+
+
 def contribution(expert: Expert) -> Contribution:
     """An expert as it travels to the target."""
     statistics = {kind: _arrays(state) for kind, state in expert.statistics.items()}
@@ -168,14 +183,14 @@ def record_of(
 ) -> RunRecord:
     """All that the report may show."""
     description = seen.description
-    titles, done = {site.name: site.title for site in plan.sites}, {step.method for step in steps}
+    sites, done = {site.name: site for site in plan.sites}, {step.method for step in steps}
     facts = {name: getattr(description, name) for name in StreamFacts.__dataclass_fields__}
     return RunRecord(
         scenario=plan.scenario.name,
         question=plan.scenario.question,
         seed=plan.scenario.seed,
         classes=plan.classes,
-        sites=[_site_row(expert, titles[expert.site], outcomes[expert.site].trained) for expert in experts],
+        sites=[_site_row(expert, sites[expert.site], outcomes[expert.site].trained, folder.manifest) for expert in experts],
         target=plan.target.name,
         target_title=plan.target.title,
         target_samples=description.shown,
@@ -194,10 +209,10 @@ def record_of(
     )
 
 
-def _site_row(expert: Expert, title: str, trained: bool) -> SiteRow:
+def _site_row(expert: Expert, site: Site, trained: bool, manifest: dict[str, Any]) -> SiteRow:
     return SiteRow(
         name=expert.site,
-        title=title,
+        title=site.title,
         trained=trained,
         expert_sha256=expert.sha256,
         n=expert.n,
@@ -206,6 +221,8 @@ def _site_row(expert: Expert, title: str, trained: bool) -> SiteRow:
         runs=expert.runs,
         signed=expert.signed,
         samples=None if expert.samples is None else expert.samples.numpy(),
+        attack=site.attack.words if site.attack else "",
+        left_out=manifest["vetting"]["left_out"].get(expert.site, ""),
     )
 
 

@@ -10,7 +10,8 @@ from pydantic import Field, PlainSerializer
 
 from fedmerge.errors import Problem
 from fedmerge.experts.backbone import ModelSpec
-from fedmerge.experts.initialisation import Initialisation
+from fedmerge.experts.defence import DEFENCES
+from fedmerge.experts.initialisation import Initialisation, PublicSource
 from fedmerge.experts.limits import Limits
 from fedmerge.experts.privacy import Privacy
 from fedmerge.experts.statistic import STATISTICS
@@ -25,6 +26,9 @@ from fedmerge.stream.schedule import SCHEDULES
 AnySchedule: Any = SCHEDULES.union()
 AnyMethod: Any = by_name(METHODS)
 AnyUpload: Any = by_name(STATISTICS)
+AnyDefence: Any = by_name(DEFENCES)
+CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
+"""What every scenario defends itself with, unless it says otherwise: it leaves honest federations as they are."""
 
 
 class Scenario(Spec):
@@ -47,6 +51,10 @@ class Scenario(Spec):
     )
     limits: Limits = Field(default_factory=Limits, description="what weights may be to be let into the pool")
     privacy: Privacy | None = Field(None, description="clipping and noise that make uploads differentially private; default none")
+    defences: Annotated[tuple[AnyDefence, ...], PlainSerializer(as_written)] = Field(
+        CHECKS, description="checks of the experts that need no labels: names, or with fields below; [] for none"
+    )
+    probe: PublicSource | None = Field(None, description="public images for the checks; default: those of a proxy initialisation")
     generalist: Path | None = Field(None, description="safetensors of a model that t3 may fall back on, e.g. a FedAvg model")
     events: tuple[Event, ...] = Field((), description="hospitals that join, leave or replace their expert while the stream runs")
     min_sites: int | None = Field(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, Field, PlainSerializer
 
+from fedmerge.attack import ATTACKS, Attack
 from fedmerge.data.corruption import SHIFTS
 from fedmerge.data.images import Images
 from fedmerge.data.shift import Scanner
@@ -17,6 +18,11 @@ from fedmerge.folder import Spec, as_written, by_name
 
 AnySource: Any = SOURCES.union()
 AnyShift: Any = by_name(SHIFTS)
+AnyAttack: Any = by_name(ATTACKS)
+
+
+def _written(attack: Attack | None) -> Any:
+    return as_written([attack])[0] if attack else None
 
 
 def public_bytes(key: str) -> bytes:
@@ -48,6 +54,9 @@ class Site(Spec):
     scanner: Scanner = Field(default_factory=Scanner, description="what the hospital's scanner does to every image")
     shifts: Annotated[tuple[AnyShift, ...], PlainSerializer(as_written)] = Field(
         (), description="what else befalls every image, in this order: names in data/shifts/, or with a severity below"
+    )
+    attack: Annotated[AnyAttack | None, PlainSerializer(_written)] = Field(
+        None, description="makes this hospital a simulated attacker: a name in attacks/, or with fields below"
     )
     validation: float = Field(0.2, gt=0, lt=1, description="share of the groups (patients) held out to select and calibrate")
     samples: int = Field(0, ge=0, le=12, description="images that the hospital agrees to show in the report; audited")

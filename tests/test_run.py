@@ -216,6 +216,26 @@ def test_a_killed_run_with_events_goes_on_as_if_nothing_had_happened(first: tupl
     assert not (folder / "runs" / "late").exists()
 
 
+def test_a_cheat_is_left_out_and_costs_nobody_anything(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    site = {"name": "cheat", "source": {**PHANTOM, "planes": ["sagittal"]}, "attack": {"scale_head": {"factor": 1000}}}
+    (folder / "sites" / "cheat.yaml").write_text(yaml.safe_dump(site))
+    said = done(folder, "--add-site", "sites/cheat.yaml", "--out", "runs/cheated", "--methods", "mean,eam")
+    assert "SIMULATED ATTACKER: site 'cheat' attacks on purpose: scale_head (factor 1000.0)" in said
+    assert "DEFENCE calibration: the expert of 'cheat' is left out" in said
+    run = folder / "runs" / "cheated"
+    found, before = read(run / "summary.json"), read(folder / "runs/tiny-3/summary.json")
+    assert {site["name"]: site["left_out"] for site in found["sites"]} == {"north": "", "south": "", "cheat": "calibration"}
+    for name in ("mean", "eam"):  # to the last digit what they are without it
+        assert found["methods"][name]["accuracy"] == before["methods"][name]["accuracy"]
+        assert found["methods"][name]["nll"] == before["methods"][name]["nll"]
+    assert read(run / "manifest.json")["vetting"]["left_out"] == {"cheat": "calibration"}
+    assert [json.loads(x)["verdict"].split(":")[0] for x in lines(run) if json.loads(x)["kind"] == "verdict"] == ["left out"]
+    page = (run / "report.html").read_text()
+    assert "Simulated attacker: cheat" in page
+    assert "Left out by the check of calibration" in page
+
+
 def test_a_folder_of_another_scenario_is_refused(first: tuple[Path, str]) -> None:
     ended = simulate(first[0], "--seed", "4", "--out", "runs/tiny-3")
     assert ended.returncode == 2

@@ -81,6 +81,8 @@ def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress) -> Uploa
     logits = logits_of(model, ward.validation.x)
     shown = ward.images.pixels[_one_of_each(ward.images, task.site.samples)]
     asked = [statistic for statistic in task.uploads if statistic.starts_from != "rounds"]
+    if task.site.attack:
+        state = task.site.attack.tamper(state, head_names(model))
     return Upload(
         site=task.site.name,
         weights={name: tensor.detach().cpu().clone() for name, tensor in state.items()},
@@ -141,6 +143,8 @@ def admit_images(task: SiteTask) -> Ward:
     """The hospital's own images through its own scanner, split by patients into training and validation."""
     site = task.site
     images = site.images(task.model.geometry, task.seed)
+    if site.attack:
+        images = site.attack.poison(images, site.name, task.seed)
     train, held = own_split(images, site.name, site.validation, task.seed)
     x = to_batch(images.pixels, *normalisation(task.model))
     y = torch.from_numpy(images.labels)

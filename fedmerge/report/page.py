@@ -44,6 +44,7 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         precomputed=any(row["forwards_after_first_pass"] for _, row in rows),
         leaves=leaves(record),
         galleries=galleries(record),
+        vetting=record.manifest.get("vetting"),
     )
 
 

@@ -15,7 +15,8 @@ from fedmerge.report.step import Step
 class SiteRow:
     """One hospital. samples: images that it agrees to show, uint8 (n, H, W, C). runs: hyper-parameters and accuracy of each.
 
-    signed: whether its upload was signed with its key.
+    signed: whether its upload was signed with its key. attack: what a simulated attacker does, or nothing. left_out: the check
+    that kept its expert from the target, or nothing.
     """
 
     name: str
@@ -28,6 +29,8 @@ class SiteRow:
     runs: list[dict[str, float]]
     samples: NDArray[np.uint8] | None
     signed: bool = False
+    attack: str = ""
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class RunRecord:
     def there(self, t: int) -> tuple[str, ...]:
         """Whose experts were there at batch t."""
         named = [one.experts for one in self.course if one.start <= t]
-        return named[-1] if named else tuple(site.name for site in self.sites)
+        return named[-1] if named else tuple(self.merged)
 
     def covered(self, method: str) -> NDArray[np.bool_]:
         """(T,): the batches in which the method's row was there."""
@@ -143,8 +146,13 @@ class RunRecord:
             there = self.there(step.t)
             rows.append(dict(zip([*there, *ANCHORS[: len(given) - len(there)]], given, strict=True)))
         used = {name for row in rows for name in row}
-        names = [*(site.name for site in self.sites), *(anchor for anchor in ANCHORS if anchor in used)]
+        names = [*self.merged, *(anchor for anchor in ANCHORS if anchor in used)]
         return np.array([[row.get(name, 0.0) for name in names] for row in rows]), names
+
+    @property
+    def merged(self) -> list[str]:
+        """Names of the sites whose experts reached the target, in the order of coefficients."""
+        return [site.name for site in self.sites if not site.left_out]
 
     def steps_of(self, method: str) -> list[Step]:
         """The steps of one method in the order of the stream."""

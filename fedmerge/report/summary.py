@@ -77,6 +77,8 @@ def _site(site: SiteRow) -> dict[str, Any]:
         "n": site.n,
         "validation_accuracy": site.validation_accuracy,
         "temperature": site.temperature,
+        "attack": site.attack,
+        "left_out": site.left_out,
     }
 
 

@@ -46,7 +46,7 @@ class TargetSite:
         self.base, self.experts = base, list(experts)
         self.bank = self._bank_of(self.experts)
         self.per_sample = PerSample(self.bank, task.per_sample)
-        self.rows = rows_of(task.methods, self.bank)
+        self.rows = rows_of(task.methods, self.bank, task.cap)
         self.position = 0
         self.forwards_run = 0
         self.surveyed = False
@@ -78,7 +78,7 @@ class TargetSite:
         del self.bank, self.per_sample, self.rows  # before the new bank is made: two at once would be twice the memory
         self.bank = self._bank_of(self.experts)
         self.per_sample = PerSample(self.bank, self.task.per_sample, taken=taken)
-        self.rows = rows_of(self.task.methods, self.bank)
+        self.rows = rows_of(self.task.methods, self.bank, self.task.cap)
         if self.position > 0:
             carry(self.rows, past, before, self.bank)
         self.surveyed = False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.capping import cap
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.method import Adaptive, Coefficients, Method, Online, Output, State, Stateful, Static
 from fedmerge.merge.per_sample import PerSample
@@ -18,12 +19,13 @@ from fedmerge.target.task import RowInfo
 
 @dataclass
 class Row:
-    """One row of the table: a method and what it keeps between batches."""
+    """One row of the table: a method and what it keeps between batches. cap: largest coefficient of an expert."""
 
     method: Method
     state: State = field(default_factory=dict)
     theta: Tensor | None = None
     statistics: Tensor | None = None
+    cap: float | None = None
 
     @property
     def transductive(self) -> bool:
@@ -70,9 +72,9 @@ class Prediction:
         return Prediction(log_p, coefficients, forwards, merges, notes)
 
 
-def rows_of(methods: Sequence[Method], bank: Bank) -> dict[str, Row]:
+def rows_of(methods: Sequence[Method], bank: Bank, most: float | None = None) -> dict[str, Row]:
     """The rows that the methods stand for, static ones merged. Raises CheckpointError if the bank lacks what one needs."""
-    rows = {single.key: Row(single) for method in methods for single in method.expand(bank.names)}
+    rows = {single.key: Row(single, cap=most) for method in methods for single in method.expand(bank.names)}
     for row in rows.values():
         if isinstance(row.method, Static):
             row.theta, row.statistics = row.method.merge(bank), row.method.statistics(bank)
@@ -104,7 +106,7 @@ def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
             return _merged(row.theta, evidence, row.statistics)
         case Adaptive():
             row.state, coefficients = method.step(row.state, evidence)
-            return _mixed(coefficients, evidence, per_sample)
+            return _mixed(cap(coefficients, evidence.bank.K, row.cap), evidence, per_sample)
         case Online():
             row.state, theta = method.step(row.state, evidence)
             return _merged(theta, evidence, merges=1)

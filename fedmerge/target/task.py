@@ -23,6 +23,7 @@ class TargetTask:
 
     per_sample: how rows of coefficients are merged. shared_head: whether all experts started from one head. generalist: the
     scenario's own, as a state, or None. experts: all that are there at some time, in order; those at hand if none are named.
+    cap: largest coefficient of an expert in an adaptive merge, or None.
     """
 
     site: Site
@@ -36,6 +37,7 @@ class TargetTask:
     shared_head: bool = True
     generalist: Arrays | None = None
     experts: tuple[str, ...] = ()
+    cap: float | None = None
 
 
 @dataclass(frozen=True)

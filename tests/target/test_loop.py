@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,18 @@ from fedmerge.target.task import TargetTask
 from tests.target.conftest import MODEL, base, experts
 
 Targets = Callable[..., TargetTask]
+
+
+def test_a_cap_bounds_adaptive_coefficients_and_nothing_else(target: Targets) -> None:
+    task = target("mean", "dcs", load("eam", eps=1e-8))
+    free = TargetSite(task, experts(), base()).advance(1000)
+    bound = TargetSite(replace(task, cap=0.4), experts(), base()).advance(1000)
+    assert max(max(step.encoder or ()) for step in steps_by(bound, "eam")) <= 0.4 + 1e-6
+    assert max(max(step.head or ()) for step in steps_by(bound, "eam")) <= 0.4 + 1e-6
+    assert max(max(step.head or ()) for step in steps_by(free, "eam")) > 0.4  # or the test could not fail
+    for name in ("mean", "dcs"):
+        for one, other in zip(steps_by(free, name), steps_by(bound, name), strict=True):
+            assert np.array_equal(one.probabilities, other.probabilities)
 
 
 def steps_by(steps: list[Step], method: str) -> list[Step]:

@@ -1,0 +1,1 @@
+"""Attacks of simulated hospitals, one kind a file; the file's name is its name in YAML."""
