@@ -16,6 +16,7 @@ from fedmerge.experts.train import SiteTask
 from fedmerge.experts.upload import state_digest
 from fedmerge.federate import gather, load_experts, site_task, start
 from fedmerge.plan import Plan
+from fedmerge.report.ledger import Ledger
 from fedmerge.report.progress import Progress
 from fedmerge.report.record import MethodInfo, RunRecord, SiteRow, StreamFacts
 from fedmerge.report.step import Step
@@ -62,7 +63,7 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         folder.manifest["device"] = seen.description.device
         folder.manifest["per_sample"] = seen.per_sample
         with folder.phase("report"):
-            summary = write(request.out, record_of(plan, initial, experts, outcomes, progress.steps, seen, folder))
+            summary = write(request.out, record_of(plan, initial, experts, outcomes, progress.ledger, seen, folder))
             progress.close()
     terminal.summary(summary)
     terminal.say(f"report: {shown_path(request.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
@@ -123,7 +124,7 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         title = f"target: {description.batches} batches of '{description.kind}' on {description.device}"
         terminal.say(title)
         with terminal.stream(description.batches, list(description.rows)) as bars:
-            bars.add(progress.steps)
+            bars.add(progress.ledger.steps())
             for steps in _advances(target):
                 bars.add(steps)
                 progress.add(steps, target.snapshot())
@@ -146,7 +147,7 @@ def record_of(
     initial: Initial,
     experts: list[Expert],
     outcomes: dict[str, Outcome],
-    steps: list[Step],
+    steps: Ledger,
     seen: Seen,
     folder: RunFolder,
 ) -> RunRecord:
