@@ -94,9 +94,9 @@ class Ledger:
         return self._latest[1]
 
     def probabilities(self, method: str) -> NDArray[np.float32]:
-        """Class probabilities (samples, C) of one method, read from disk as they are used."""
+        """Class probabilities (samples, C) of one method, read from disk as they are used; what is written to them is lost."""
         shape = (self._bytes[method] // (CELL * self.classes), self.classes)
-        return np.memmap(self._file(method), "<f4", "r", shape=shape)
+        return np.asarray(np.memmap(self._file(method), "<f4", "c", shape=shape))
 
     def _parsed(self, line: str) -> Step:
         return Step.parse(line, np.empty((0, self.classes), np.float32))

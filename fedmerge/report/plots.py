@@ -83,7 +83,9 @@ def running(record: RunRecord, summary: dict[str, Any]) -> Figure:
         smooth = 100 * _moving(np.array([s.correct for s in steps]), np.array([s.n for s in steps]), window)
         last[name] = float(smooth[-1])
         expert = name.startswith("expert")
-        axes.plot(at, smooth[at], color=shade[name], lw=0.9 if expert else 1.8, ls="--" if expert else "-", zorder=1 if expert else 2)
+        axes.plot(
+            at, smooth[at], color=shade[name], lw=0.9 if expert else 1.8, ls="--" if expert else "-", zorder=1 if expert else 2
+        )
     _label_ends(axes, {name: last[name] for name in named(summary["methods"])}, shade, record.stream.batches)
     axes.set_xlabel(f"batch (mean of {window} batches)")
     axes.set_ylabel("accuracy, %")
