@@ -39,7 +39,7 @@ class RemoteTarget:
         _start(ray)
         try:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-            self._actor = ray.remote(_Host).options(num_cpus=0, num_gpus=gpus).remote()
+            self._actor = ray.remote(_Host).options(num_cpus=0, num_gpus=gpus, enable_task_events=False).remote()
             experts = [ray.put(expert) for expert in self.experts]
             opened = self._actor.open.remote(self.task, experts, self.base)
             self._wait(opened, "the target to load its images and experts", START_DEADLINE_S)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import Sizes
 from fedmerge.merge.entropy import entropy, log_probabilities
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.method import Online, State
@@ -44,6 +45,10 @@ class Adamerging(Online):
         """Coefficients (K, L), L = 1 or the number of tensors, and Adam's moments."""
         c = bank.theta.new_full((bank.K, len(bank.slices) if self.level == "layer" else 1), self.start_at)
         return {"c": c, "first": torch.zeros_like(c), "second": torch.zeros_like(c), "taken": torch.zeros((), dtype=torch.long)}
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """Task vectors of all experts, and their products with coefficients and with the gradient."""
+        return 3 * 4 * sizes.experts * sizes.parameters
 
     def step(self, state: State, evidence: Evidence) -> tuple[State, Tensor]:
         """theta (P,) after this batch's steps, and Adam's state."""
