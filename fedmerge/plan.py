@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fedmerge.data.corruption import mismatched
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
-from fedmerge.scenario import Scenario
+from fedmerge.scenario import Scenario, flattened
 from fedmerge.settings import assign
 from fedmerge.site import Site
 
@@ -31,7 +31,7 @@ class Plan:
     def resolved(self) -> dict[str, Any]:
         """All that was asked for, with every default written out."""
         return {
-            **self.scenario.model_dump(mode="json"),
+            **self.scenario.model_dump(mode="json", exclude=set() if self.scenario.target_max_bytes else {"target_max_bytes"}),
             "sites": [site.model_dump(mode="json") for site in self.sites],
             "target": self.target.model_dump(mode="json"),
         }
@@ -58,13 +58,13 @@ class Overrides:
 def load(path: Path, overrides: Overrides | None = None) -> Plan:
     """Read and check a scenario with its sites. Raises ScenarioError with all problems at once."""
     overrides = overrides or Overrides()
-    content = _overridden(read_yaml(path), overrides)
+    content = flattened(_overridden(flattened(read_yaml(path), str(path)), overrides), str(path))
     problems: list[Problem] = []
     scenario: Scenario | None = None
     try:
         scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
-        problems += error.problems
+        problems += [replace(p, key="target.max_bytes") if p.key == "target_max_bytes" else p for p in error.problems]
     names, target_name = _strings(content.get("sites")), next(iter(_strings([content.get("target")])), None)
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys(names)}
     target = _read_site(target_name, path, problems) if target_name else None
@@ -86,7 +86,7 @@ def _overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]
     """The scenario as the command line wants it; a method named there keeps its entry's hyper-parameters, if any."""
     changed = dict(content)
     for key, value in overrides.settings:
-        changed = assign(changed, key, value)
+        changed = assign(changed, {"target.max_bytes": "target_max_bytes", "target.site": "target"}.get(key, key), value)
     if overrides.seed is not None:
         changed["seed"] = overrides.seed
     if overrides.target is not None:

@@ -23,6 +23,7 @@ from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.report.write import write
 from fedmerge.run_folder import Request, RunFolder
+from fedmerge.target.holding import check_limit
 from fedmerge.target.task import Contribution, TargetTask
 
 BATCHES_AT_A_TIME = 4
@@ -52,6 +53,8 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
     terminal = Terminal(request.quiet)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
         terminal.say(f"{plan.scenario.name}: {len(plan.sites)} sites, target '{plan.target.name}', seed {plan.scenario.seed}")
+        scenario = plan.scenario
+        check_limit(scenario.target_max_bytes, len(plan.sites), scenario.model, len(plan.classes), scenario.methods)
         generalist = read_generalist(plan)
         initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
         experts = load_experts(tasks, request)
@@ -62,6 +65,7 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         folder.manifest["index_sha256"] = seen.description.index_sha256
         folder.manifest["device"] = seen.description.device
         folder.manifest["per_sample"] = seen.per_sample
+        folder.manifest["bank"] = seen.description.bank
         with folder.phase("report"):
             summary = write(request.out, record_of(plan, initial, experts, outcomes, progress.ledger, seen, folder))
             progress.close()
@@ -110,6 +114,7 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
         generalist=_arrays(sent.generalist) if sent.generalist else None,
+        max_bytes=scenario.target_max_bytes,
     )
     contributions = [contribution(expert) for expert in sent.experts]
     with RemoteTarget(task, contributions, _arrays(initial.weights), scenario.target_deadline_s) as target:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer
+from pydantic import ByteSize, Field, PlainSerializer, WithJsonSchema
 
+from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experts.backbone import ModelSpec
 from fedmerge.experts.initialisation import Initialisation
 from fedmerge.experts.statistic import STATISTICS
@@ -21,6 +22,19 @@ AnySchedule: Any = SCHEDULES.union()
 AnyMethod: Any = by_name(METHODS)
 AnyUpload: Any = by_name(STATISTICS)
 
+TARGET: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {"site": {"type": "string"}, "max_bytes": {"type": ["string", "integer"]}},
+            "required": ["site"],
+            "additionalProperties": False,
+        },
+    ]
+}
+"""A target by name, or as a mapping with the memory that it may take."""
+
 
 class Scenario(Spec):
     """One experiment: which hospitals, which model, which target, which stream, which methods."""
@@ -32,7 +46,10 @@ class Scenario(Spec):
     initialisation: Initialisation = Field(description="theta_0, which all hospitals share")
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
-    target: str = Field(description="the unseen hospital: name of a file in sites/, or a path")
+    target: Annotated[str, WithJsonSchema(TARGET)] = Field(description="the unseen hospital: name of a file in sites/, or a path")
+    target_max_bytes: ByteSize | None = Field(
+        None, gt=0, description="memory that the target may take, e.g. 2GB; written as target: {site: NAME, max_bytes: 2GB}"
+    )
     stream: AnySchedule = Field(description="order in which the target's images arrive")
     methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(as_written)] = Field(
         min_length=1, description="what is compared: names, or a name with its hyper-parameters below"
@@ -43,6 +60,27 @@ class Scenario(Spec):
     generalist: Path | None = Field(None, description="safetensors of a model that t3 may fall back on, e.g. a FedAvg model")
     per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
+
+
+def flattened(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """A scenario's mapping with `target: {site: NAME, max_bytes: SIZE}` as the fields `target` and `target_max_bytes`.
+
+    Raises ScenarioError if the target has other keys, or no site.
+    """
+    target = content.get("target")
+    if not isinstance(target, dict):
+        return content
+    problems = [
+        Problem(where, f"target.{key}", "an unknown key", "a known one", nearest(str(key), ["site", "max_bytes"]))
+        for key in target
+        if key not in ("site", "max_bytes")
+    ]
+    if not isinstance(target.get("site"), str):
+        problems.append(Problem(where, "target.site", repr(target.get("site")), "the name of a file in sites/, or a path"))
+    if problems:
+        raise ScenarioError(problems)
+    flat = {**content, "target": target["site"]}
+    return flat | ({"target_max_bytes": target["max_bytes"]} if "max_bytes" in target else {})
 
 
 def json_schema(kind: str) -> dict[str, Any]:

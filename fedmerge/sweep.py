@@ -26,7 +26,17 @@ from fedmerge.report.grid import Grid, plainly, write_grid
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.settings import parse
 
-OF_THE_TARGET = ("stream", "methods", "per_sample", "generalist", "target", "name", "question", "target_deadline_s")
+OF_THE_TARGET = (
+    "stream",
+    "methods",
+    "per_sample",
+    "generalist",
+    "target",
+    "target_max_bytes",
+    "name",
+    "question",
+    "target_deadline_s",
+)
 """Keys of a resolved scenario on which no expert depends."""
 
 

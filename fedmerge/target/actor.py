@@ -18,8 +18,8 @@ from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
-START_DEADLINE_S = 180.0
-"""Longest wait for Ray, and for the actor to load its images and experts, seconds."""
+START_DEADLINE_S = 600.0
+"""Longest wait for the actor to start and load its images, and for each expert, seconds; a busy machine takes minutes."""
 
 
 class RemoteTarget:
@@ -40,9 +40,7 @@ class RemoteTarget:
         try:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
             self._actor = ray.remote(_Host).options(num_cpus=0, num_gpus=gpus, enable_task_events=False).remote()
-            experts = [ray.put(expert) for expert in self.experts]
-            opened = self._actor.open.remote(self.task, experts, self.base)
-            self._wait(opened, "the target to load its images and experts", START_DEADLINE_S)
+            self._hand_over()
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -55,6 +53,15 @@ class RemoteTarget:
             ray.kill(self._actor)
             self._actor = None
         ray.shutdown()
+
+    def _hand_over(self) -> None:
+        """The experts one at a time, so that neither Ray's object store nor the actor holds more than one beside the bank."""
+        actor, longest = self._actor, max(START_DEADLINE_S, self.deadline_s)
+        begun = actor.begin.remote(self.task, self.base, len(self.experts))
+        self._wait(begun, "the target to load its images", START_DEADLINE_S)
+        for expert in self.experts:
+            self._wait(actor.admit.remote(expert), f"the target to take the expert of '{expert.site}'", START_DEADLINE_S)
+        self._wait(actor.open.remote(), "the target to merge its experts", longest)
 
     def describe(self) -> Description:
         """The stream and the rows of the table."""
@@ -126,13 +133,21 @@ def shared_ray() -> Iterator[str]:
 class _Host:
     """Runs in the actor's process; the target site is made there, so that its images are nowhere else."""
 
-    def open(self, task: TargetTask, experts: list[Any], base: Arrays) -> None:
-        """Make the target site from experts in Ray's object store."""
-        import ray
+    def begin(self, task: TargetTask, base: Arrays, experts: int) -> None:
+        """Make room for so many experts."""
+        from fedmerge.target.holding import Holding
 
+        self.holding = Holding(task, base, experts)
+
+    def admit(self, expert: Contribution) -> None:
+        """Take the next expert."""
+        self.holding.admit(expert)
+
+    def open(self) -> None:
+        """Make the target site from all that have come."""
         from fedmerge.target.loop import TargetSite
 
-        self.site = TargetSite(task, ray.get(experts), base)
+        self.site = TargetSite(self.holding.task, self.holding, self.holding.base)
 
     def process(self) -> int:
         """Number of this process."""

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from fedmerge.data.corruption import Gallery
 from fedmerge.data.images import to_batch
-from fedmerge.experts.backbone import build, normalisation
-from fedmerge.merge.bank import Bank
+from fedmerge.experts.backbone import normalisation
 from fedmerge.merge.entropy import entropy
 from fedmerge.merge.evidence import Answer, Evidence
 from fedmerge.merge.method import Adaptive, Method
 from fedmerge.merge.per_sample import Costs, PerSample
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers, Stream
+from fedmerge.target.holding import Holding
 from fedmerge.target.predict import Row, predict, rows_of
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
@@ -32,29 +32,17 @@ from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 class TargetSite:
     """The target in this process. `advance` consumes the next batches; `answers` opens the labels when all is done.
 
+    experts: all of them, or a holding to which they have come one at a time.
     Raises DataError or CheckpointError if images or experts cannot be used.
     """
 
-    def __init__(self, task: TargetTask, experts: Sequence[Contribution], base: Arrays) -> None:
-        torch.set_num_threads(task.threads)
-        self.task = task
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.images = task.site.images(task.model.geometry, task.seed)
+    def __init__(self, task: TargetTask, experts: Sequence[Contribution] | Holding, base: Arrays) -> None:
+        holding = experts if isinstance(experts, Holding) else Holding.of(task, experts, base)
+        self.task, self.device, self.images = task, holding.device, holding.images
         self.gallery = Gallery(self.images, task.schedule.conditions(), task.site.name, task.seed)
         self.stream = Stream(self.gallery, task.schedule, task.site.name, task.seed)
         self.normalisation = normalisation(task.model)
-        self.bank = Bank.of(
-            build(task.model, len(task.classes), seed=task.seed),
-            {expert.site: _tensors(expert.weights) for expert in experts},
-            _tensors(base),
-            counts=[expert.n for expert in experts],
-            temperatures=[expert.temperature for expert in experts],
-            flips=self.images.flips,
-            device=self.device,
-            generalist=_tensors(task.generalist) if task.generalist else None,
-            statistics=_by_kind(experts),
-        )
-        self.bank.shared_head = task.shared_head
+        self.bank, self.held = holding.bank(), holding.told()
         self.per_sample = PerSample(self.bank, task.per_sample)
         self.rows = rows_of(task.methods, self.bank)
         self.position = 0
@@ -76,6 +64,7 @@ class TargetSite:
             shown=shown,
             device=self.device,
             rows={key: row.info() for key, row in self.rows.items()},
+            bank=self.held,
         )
 
     @torch.no_grad()
@@ -163,17 +152,6 @@ class TargetSite:
                 with self._told(row.method, t, evidence):
                     row.state = row.method.survey(row.state, evidence)
             self.forwards_run += evidence.forwards_run
-
-
-def _by_kind(experts: Sequence[Contribution]) -> dict[str, list[dict[str, Tensor]]]:
-    """Statistics that every expert came with, one list for each kind."""
-    kinds = set.intersection(*(set(expert.statistics) for expert in experts)) if experts else set()
-    return {kind: [_tensors(expert.statistics[kind]) for expert in experts] for kind in sorted(kinds)}
-
-
-def _tensors(arrays: Arrays) -> dict[str, Tensor]:
-    """Copies: what comes from shared memory must not be written to."""
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
 def _shares(coefficients: Tensor) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ class TargetTask:
     """The unseen hospital, the model, the order of its images, and the methods to compare. threads: for torch.
 
     per_sample: how rows of coefficients are merged. shared_head: whether all experts started from one head. generalist: the
-    scenario's own, as a state, or None.
+    scenario's own, as a state, or None. max_bytes: memory that the target may take; experts that exceed it stay on its disk.
     """
 
     site: Site
@@ -35,6 +35,7 @@ class TargetTask:
     per_sample: Way = "auto"
     shared_head: bool = True
     generalist: Arrays | None = None
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Description:
     """The stream and the target, without images or labels. truth: (T, D), the share of every domain in every batch.
 
     shown: images that the target's site file agrees to show, uint8 (n, H, W, C), or None.
-    conditions: family and severity of every domain, where domains are shifts.
+    conditions: family and severity of every domain, where domains are shifts. bank: where the experts' rows are, and their bytes.
     """
 
     kind: str
@@ -81,3 +82,4 @@ class Description:
     device: str
     rows: dict[str, RowInfo]
     conditions: tuple[tuple[str, int], ...] = ()
+    bank: dict[str, Any] = field(default_factory=dict)
