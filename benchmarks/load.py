@@ -96,6 +96,84 @@ def long_stream(
 
 
 @app.command()
+def big_pool(
+    experts: Annotated[int, typer.Option(min=2)] = 200,
+    max_bytes: Annotated[str, typer.Option(help="the target's limit; '' for none")] = "1GB",
+    batches: Annotated[int, typer.Option(min=1)] = 4,
+    methods: Annotated[str, typer.Option(help="separated by commas")] = "mean,ensemble,eam",
+    out: Annotated[Path, typer.Option(help="a folder; its pool is filled once and kept")] = Path("runs/load/pool"),
+) -> None:
+    """Experts of 5 million parameters that do not go into the target's memory: theta_0 with seeded noise, nobody trains."""
+    name = f"pool{experts}" + ("-limited" if max_bytes else "")
+    model = {"name": "vit_tiny_patch16_224", "kwargs": {"img_size": 32, "patch_size": 8, "in_chans": 1}}
+    source = {"kind": "organ_phantom", "images": 60, "patients": 12}
+    scenario = {
+        "name": name,
+        "model": model,
+        "initialisation": {"kind": "proxy", "source": source, "epochs": 1},
+        "target": {"site": "mercy", "max_bytes": max_bytes} if max_bytes else "mercy",
+        "stream": {"kind": "iid", "batch_size": 8, "max_batches": batches},
+        "methods": methods.split(","),
+    }
+    kept = out / "pool"
+    held = out.with_name(out.name + "-kept")
+    if kept.exists():
+        kept.rename(held)
+    file = world(out, scenario, [f"site{number:03d}" for number in range(experts)], 40, 8 * batches)
+    if held.exists():
+        held.rename(kept)
+    parameters = fill(file, out, kept)
+    found = simulate(file, 0.2)
+    manifest = json.loads((out / "runs" / name / "manifest.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (out / "runs" / name / "batches.jsonl").read_text(encoding="utf-8").splitlines()]
+    typer.echo(f"{experts} experts of {parameters / 1e6:.2f} M parameters, limit {max_bytes or 'none'}: {found.seconds:.0f} s")
+    typer.echo(f"  bank {manifest['bank']}; phases {manifest['phases_seconds']}")
+    for method in scenario["methods"]:
+        own = [line["seconds"] for line in lines if line["method"] == method]
+        typer.echo(f"  {method}: {sum(own) / len(own):.2f} s a batch of its own (the first also waits for the experts' logits)")
+    tell_peaks(found)
+
+
+def fill(file: Path, out: Path, pool: Path) -> int:
+    """Made-up experts into the pool, admitted as uploads are; returns their number of parameters."""
+    import torch
+
+    from fedmerge.experts.gather import collect
+    from fedmerge.federate import job_of, site_task, start
+    from fedmerge.plan import load
+    from fedmerge.report.terminal import Terminal
+    from fedmerge.run_folder import Request
+
+    plan = load(file)
+    request = Request(out=out, pool=pool, quiet=True)
+    initial = start(plan, request, Terminal(quiet=True))
+    tasks = tuple(site_task(plan, number, initial) for number in range(len(plan.sites)))
+
+    def ask(requests: Any, deadline_s: float) -> Any:
+        for number, one in enumerate(requests):
+            yield made_up(one.task, initial.weights, torch.Generator().manual_seed(number))
+
+    job = job_of(plan, tasks, initial, request)
+    refused = [outcome.reason for outcome in collect(job, ask).values() if outcome.reason]
+    if refused:
+        raise SystemExit(refused[0])
+    return sum(tensor.numel() for tensor in initial.weights.values())
+
+
+def made_up(task: Any, theta_0: dict[str, Any], generator: Any) -> Any:
+    """A site's answer without a training: theta_0 and a little noise."""
+    import torch
+
+    from fedmerge.experts.asking import Reply
+    from fedmerge.experts.upload import RUN_SCALARS, Upload
+
+    weights = {name: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) for name, tensor in theta_0.items()}
+    runs = {f"runs.{run}.{name}": 0.5 for run in range(task.training.runs) for name in RUN_SCALARS}
+    scalars = {"n": 32.0, "validation_accuracy": 0.5, "temperature": 1.0, **runs}
+    return Reply(task, Upload(task.site.name, weights, scalars), "", 0.0)
+
+
+@app.command()
 def many_sites(
     sites: Annotated[int, typer.Option(min=2)] = 50,
     out: Annotated[Path, typer.Option(help="a folder that is made anew")] = Path("runs/load/sites"),

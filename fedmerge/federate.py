@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from fedmerge.errors import SiteError
-from fedmerge.experts.asking import Job, Outcome
+from fedmerge.experts.asking import START_GRACE_S, Job, Outcome
 from fedmerge.experts.gather import incomplete
 from fedmerge.experts.initialisation import Initial, initialise, keep
 from fedmerge.experts.pool import Expert, ExpertPool
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
+from fedmerge.experts.turns import turns
 from fedmerge.plan import Plan
 from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
@@ -36,7 +37,16 @@ def start(plan: Plan, request: Request, terminal: Terminal) -> Initial:
 
 
 def gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> dict[str, Outcome]:
-    """Experts of all sites into the pool. Raises SiteError that names every site without one; the others' are kept."""
+    """Experts of all sites into the pool. Raises SiteError that names every site without one; the others' are kept.
+
+    An expert that another run is having trained in the same pool is waited for.
+    """
+    pool, deadline_s = ExpertPool(request.pool), plan.scenario.training.deadline_s + START_GRACE_S
+    with turns(pool, tasks, deadline_s, lambda site: terminal.say(f"hospitals: {site} trains for another run; waiting for it")):
+        return _gather(plan, tasks, initial, request, terminal)
+
+
+def _gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> dict[str, Outcome]:
     from fedmerge.experts.federation import gather as ask
 
     pool = ExpertPool(request.pool)
