@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import typer
 
+from fedmerge.consumption import contribution
 from fedmerge.data.shifts.patch import Patch
 from fedmerge.experts.backbone import build
 from fedmerge.experts.defence import DEFENCES, Defence
@@ -32,7 +33,6 @@ from fedmerge.experts.vetting import Vetting, vet
 from fedmerge.federate import job_of, load_experts, site_task, start
 from fedmerge.plan import Overrides, Plan, load
 from fedmerge.report.terminal import Terminal
-from fedmerge.run import contribution
 from fedmerge.run_folder import Request
 from fedmerge.scenario import CHECKS
 from fedmerge.target.loop import TargetSite

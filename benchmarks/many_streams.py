@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmerge.consumption import contribution
 from fedmerge.data.corruption import Gallery
 from fedmerge.data.images import to_batch
 from fedmerge.experts import local
@@ -26,7 +27,6 @@ from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.method import Method, Static
 from fedmerge.plan import Plan
 from fedmerge.report.terminal import Terminal
-from fedmerge.run import contribution
 from fedmerge.run_folder import Request
 from fedmerge.stream.schedule import SCHEDULES, Schedule
 from fedmerge.stream.stream import Stream

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedmerge.consumption import contribution
 from fedmerge.errors import FolderError
 from fedmerge.experts.backbone import build
 from fedmerge.experts.initialisation import Initial, kept
@@ -20,7 +21,6 @@ from fedmerge.report.diagnosis import Diagnosis, changes_of, kept_coefficients, 
 from fedmerge.report.picture import console
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.report.trust import Trust, as_rows, how_many_right, kept_predictions, trust
-from fedmerge.run import contribution
 from fedmerge.run_folder import reopened
 from fedmerge.target.landscape import Landscape, landscapes
 from fedmerge.target.task import TargetTask

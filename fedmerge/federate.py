@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from fedmerge.errors import SiteError
-from fedmerge.experts.asking import Job, Outcome
+from fedmerge.experts.asking import START_GRACE_S, Job, Outcome
 from fedmerge.experts.backbone import build
 from fedmerge.experts.defence import FEWEST
 from fedmerge.experts.gather import incomplete
@@ -15,6 +15,7 @@ from fedmerge.experts.public import probe_of
 from fedmerge.experts.site_log import where
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
+from fedmerge.experts.turns import turns
 from fedmerge.experts.upload import write_audit
 from fedmerge.experts.vetting import Vetting, vet
 from fedmerge.plan import Plan
@@ -46,8 +47,15 @@ def start(plan: Plan, request: Request, terminal: Terminal) -> Initial:
 def gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> dict[str, Outcome]:
     """Experts of all sites into the pool. Raises SiteError that names every site without one; the others' are kept.
 
-    Where `min_sites` of them are enough, those without one are reported, and the run goes on with the others.
+    Where `min_sites` of them are enough, those without one are reported, and the run goes on with the others. An expert that
+    another run is having trained in the same pool is waited for.
     """
+    pool, deadline_s = ExpertPool(request.pool), plan.scenario.training.deadline_s + START_GRACE_S
+    with turns(pool, tasks, deadline_s, lambda site: terminal.say(f"hospitals: {site} trains for another run; waiting for it")):
+        return _gather(plan, tasks, initial, request, terminal)
+
+
+def _gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> dict[str, Outcome]:
     from fedmerge.experts.federation import gather as ask
 
     pool = ExpertPool(request.pool)

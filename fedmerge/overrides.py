@@ -29,6 +29,10 @@ class Overrides:
     without: tuple[str, ...] = ()
 
 
+FLAT = {"target.max_bytes": "target_max_bytes", "target.site": "target"}
+"""Keys below `target` in a scenario, and the fields that they are once it is flattened."""
+
+
 def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     """The scenario as the command line wants it; a method named there keeps its entry's hyper-parameters, if any.
 
@@ -36,7 +40,7 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     """
     changed = dict(content)
     for key, value in overrides.settings:
-        changed = assign(changed, key, value)
+        changed = assign(changed, FLAT.get(key, key), value)
     if overrides.seed is not None:
         changed["seed"] = overrides.seed
     if overrides.target is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
 from fedmerge.overrides import Overrides as Overrides
 from fedmerge.overrides import overridden
-from fedmerge.scenario import Scenario, unprotected
+from fedmerge.scenario import Scenario, flattened, unprotected
 from fedmerge.site import Site
 from fedmerge.stream.events import Event, inconsistent
 
@@ -40,7 +40,7 @@ class Plan:
         sites = [site.model_dump(mode="json") for site in self.sites]
         founders, joining = sites[: len(self.scenario.sites)], sites[len(self.scenario.sites) :]
         return {
-            **self.scenario.model_dump(mode="json"),
+            **self.scenario.model_dump(mode="json", exclude=set() if self.scenario.target_max_bytes else {"target_max_bytes"}),
             "sites": founders,
             **({"joining": joining} if joining else {}),
             "target": self.target.model_dump(mode="json"),
@@ -53,13 +53,13 @@ class Plan:
 
 def load(path: Path, overrides: Overrides | None = None) -> Plan:
     """Read and check a scenario with its sites. Raises ScenarioError with all problems at once."""
-    content = overridden(read_yaml(path), overrides or Overrides())
+    content = flattened(overridden(flattened(read_yaml(path), str(path)), overrides or Overrides()), str(path))
     problems: list[Problem] = []
     scenario: Scenario | None = None
     try:
         scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
-        problems += error.problems
+        problems += [replace(p, key="target.max_bytes") if p.key == "target_max_bytes" else p for p in error.problems]
     names, target_name = _strings(content.get("sites")), next(iter(_strings([content.get("target")])), None)
     joining = _joining(content.get("events"), names)
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys([*names, *joining])}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer
+from pydantic import ByteSize, Field, PlainSerializer, WithJsonSchema
 
-from fedmerge.errors import Problem
+from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experts.backbone import ModelSpec
 from fedmerge.experts.defence import DEFENCES
 from fedmerge.experts.initialisation import Initialisation, PublicSource
@@ -30,6 +30,19 @@ AnyDefence: Any = by_name(DEFENCES)
 CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
 """What every scenario defends itself with, unless it says otherwise: it leaves honest federations as they are."""
 
+TARGET: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {"site": {"type": "string"}, "max_bytes": {"type": ["string", "integer"]}},
+            "required": ["site"],
+            "additionalProperties": False,
+        },
+    ]
+}
+"""A target by name, or as a mapping with the memory that it may take."""
+
 
 class Scenario(Spec):
     """One experiment: which hospitals, which model, which target, which stream, which methods."""
@@ -41,7 +54,10 @@ class Scenario(Spec):
     initialisation: Initialisation = Field(description="theta_0, which all hospitals share")
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
-    target: str = Field(description="the unseen hospital: name of a file in sites/, or a path")
+    target: Annotated[str, WithJsonSchema(TARGET)] = Field(description="the unseen hospital: name of a file in sites/, or a path")
+    target_max_bytes: ByteSize | None = Field(
+        None, gt=0, description="memory that the target may take, e.g. 2GB; written as target: {site: NAME, max_bytes: 2GB}"
+    )
     stream: AnySchedule = Field(description="order in which the target's images arrive")
     methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(as_written)] = Field(
         min_length=1, description="what is compared: names, or a name with its hyper-parameters below"
@@ -87,6 +103,27 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
         Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with privacy: images that are shown carry no noise")
         for site in shown
     ]
+
+
+def flattened(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """A scenario's mapping with `target: {site: NAME, max_bytes: SIZE}` as the fields `target` and `target_max_bytes`.
+
+    Raises ScenarioError if the target has other keys, or no site.
+    """
+    target = content.get("target")
+    if not isinstance(target, dict):
+        return content
+    problems = [
+        Problem(where, f"target.{key}", "an unknown key", "a known one", nearest(str(key), ["site", "max_bytes"]))
+        for key in target
+        if key not in ("site", "max_bytes")
+    ]
+    if not isinstance(target.get("site"), str):
+        problems.append(Problem(where, "target.site", repr(target.get("site")), "the name of a file in sites/, or a path"))
+    if problems:
+        raise ScenarioError(problems)
+    flat = {**content, "target": target["site"]}
+    return flat | ({"target_max_bytes": target["max_bytes"]} if "max_bytes" in target else {})
 
 
 def json_schema(kind: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ OF_THE_TARGET = (
     "per_sample",
     "generalist",
     "target",
+    "target_max_bytes",
     "name",
     "question",
     "target_deadline_s",

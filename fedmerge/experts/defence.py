@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fedmerge.experts.pool import Expert
 from fedmerge.folder import Folder, Plugin
-from fedmerge.merge.bank import Bank, flatten
+from fedmerge.merge.bank import Bank
+from fedmerge.merge.shelf import flatten
 
 FEWEST = 3
 """Experts that a comparison needs: of two that differ, nobody can tell which one is odd."""

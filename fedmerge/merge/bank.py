@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedmerge.errors import CheckpointError
+from fedmerge.merge.blocks import taus
 from fedmerge.merge.buffers import Buffers
-from fedmerge.merge.parts import Parts, StateDict, check_state
+from fedmerge.merge.parts import Parts, StateDict
+from fedmerge.merge.shelf import Mapped, Shelf
 from fedmerge.merge.statistics import Statistics
 
 BLOCK = 2**19
@@ -31,7 +33,7 @@ class Bank:
     rows: (K + A, P), experts and then anchors. names: the experts'. anchors: subset of "theta_0", "generalist", in order.
     counts: training images of each expert, or None. temperatures: (K,), 1 where none was fitted. flips: whether a horizontal
     flip preserves the label. shared_head: whether all experts started from one head. encoder, head: slices of the P columns.
-    statistics: what sites uploaded beside weights, by kind.
+    statistics: what sites uploaded beside weights, by kind. mapped: the file that holds the rows, or None.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Bank:
         self.counts: tuple[int, ...] | None = None
         self.temperatures = torch.ones(self.K, dtype=rows.dtype, device=rows.device)
         self.flips, self.shared_head = False, True
+        self.mapped: Mapped | None = None
         self.statistics = Statistics(self.names, self.slices)
         self._rows = [self._views(row) | buffers.of_row(k) for k, row in enumerate(rows)]
         self._merged = torch.empty_like(rows[0])
@@ -80,21 +83,26 @@ class Bank:
         if not named:
             raise CheckpointError("found no expert; expected at least one")
         anchors = {name: state for name, state in (("theta_0", base), ("generalist", generalist)) if state is not None}
+        shelf = Shelf(model, len(named) + len(anchors), head=None if head is None else tuple(head), device=device, dtype=dtype)
         for name, state in [*named.items(), *anchors.items()]:
-            check_state(state, model.state_dict(), name)
-        parts = Parts.of(model, head)
-        states = [*named.values(), *anchors.values()]
-        rows = torch.stack([flatten(state, parts, device, dtype) for state in states])
-        buffers = Buffers.of(states, len(named), parts, rows, variance)
-        skeleton = copy.deepcopy(model).to(device=device, dtype=dtype).eval().requires_grad_(False)
-        bank = Bank(skeleton, parts, rows, buffers, tuple(named), tuple(anchors))
+            shelf.add(name, state)
+        bank = Bank.on(shelf, tuple(named), tuple(anchors), variance)
         for kind, given in (statistics or {}).items():
-            bank.statistics.add(kind, given, rows)
+            bank.statistics.add(kind, given, bank.rows)
         bank.flips = flips
         if counts is not None:
             bank.counts = tuple(counts)
         if temperatures is not None:
-            bank.temperatures = torch.as_tensor(temperatures, dtype=dtype, device=rows.device)
+            bank.temperatures = torch.as_tensor(temperatures, dtype=dtype, device=bank.rows.device)
+        return bank
+
+    @staticmethod
+    def on(shelf: Shelf, names: Sequence[str], anchors: Sequence[str] = (), variance: str = "linear") -> Bank:
+        """A bank of the states that a shelf has been filled with: the experts `names`, then the anchors."""
+        rows, buffers = shelf.rows, shelf.buffers(len(names), variance)
+        skeleton = copy.deepcopy(shelf.model).to(device=rows.device, dtype=rows.dtype).eval().requires_grad_(False)
+        bank = Bank(skeleton, shelf.parts, rows, buffers, names, anchors)
+        bank.mapped = shelf.mapped
         return bank
 
     def anchor(self, name: str) -> int:
@@ -107,9 +115,7 @@ class Bank:
     @property
     def tau(self) -> Tensor:
         """Task vectors tau_k = theta_k - theta_0 (K, P), at least float32. Raises CheckpointError without theta_0."""
-        theta_0 = self.rows[self.anchor("theta_0")]
-        wide = torch.float64 if theta_0.dtype == torch.float64 else torch.float32
-        return self.theta.to(wide) - theta_0.to(wide)
+        return taus(self)
 
     @property
     def merge_bytes(self) -> int:
@@ -124,7 +130,7 @@ class Bank:
         """
         out = self._merged if out is None else out
         for part, weights in ((self.encoder, encoder), (self.head, encoder if head is None else head)):
-            weighted_sum(self.rows[: len(weights), part], weights, out[part])
+            weighted_sum(self.rows[: len(weights), part], weights, out[part], self.read)
         return out
 
     def forward(self, theta: Tensor, batch: Tensor, coefficients: Tensor | None = None) -> Tensor:
@@ -140,7 +146,14 @@ class Bank:
 
     def row_logits(self, row: int, batch: Tensor) -> Tensor:
         """Logits (N, C) of one expert, or of one anchor, as `anchor(name)` numbers it."""
-        return self._run(self._rows[row], batch)
+        logits = self._run(self._rows[row], batch)
+        self.read(self.P * self.rows.element_size())
+        return logits
+
+    def read(self, count: int) -> None:
+        """Note that so many bytes of rows have been read, so that a bank on disk can let go of them."""
+        if self.mapped:
+            self.mapped.read(count)
 
     def forward_of(self, row: int) -> Callable[[Tensor, Tensor], Tensor]:
         """(theta (P,), batch) -> logits, with the BatchNorm statistics of one row."""
@@ -161,16 +174,11 @@ class Bank:
         return logits  # type: ignore[no-any-return]
 
 
-def flatten(state: StateDict, parts: Parts, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
-    """The parameters of a state dict as one row (P,), encoder first."""
-    names = (*parts.encoder, *parts.head)
-    return torch.cat([state[name].detach().reshape(-1).to(device=device, dtype=dtype) for name in names])
-
-
-def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor) -> Tensor:
+def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None) -> Tensor:
     """out (P,) = sum_k weights_k rows_k, reading only rows of weight other than 0. rows: (K, P).
 
     Block by block: what is being summed stays in the cache, so that memory is read once for each row and written once.
+    read: told the bytes of rows that have been read, block by block.
     """
     used = [(k, weight) for k, weight in enumerate(weights.tolist()) if weight != 0]
     if not used:
@@ -186,4 +194,5 @@ def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor) -> Tensor:
                 torch.mul(part, weight, out=block)
             else:
                 block.add_(part, alpha=weight)
+        read(len(used) * len(block) * block.element_size())
     return out

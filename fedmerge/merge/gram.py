@@ -65,4 +65,5 @@ def merge_layers(theta: Tensor, rows: Tensor, bank: Any, G: Mapping[str, Tensor]
     for name, gram in G.items():
         columns, shape = bank.slices[name], bank.shapes[name]
         theta[columns] = least_squares(rows[:, columns].reshape(len(rows), *shape), gram, ratio, ridge).reshape(-1)
+        bank.read(len(rows) * (columns.stop - columns.start) * rows.element_size())
     return theta

@@ -16,6 +16,7 @@ from fedmerge.folder import Folder, Plugin
 
 if TYPE_CHECKING:
     from fedmerge.merge.bank import Bank
+    from fedmerge.merge.blocks import Sizes
     from fedmerge.merge.evidence import Evidence
 
 State = dict[str, Tensor]
@@ -81,6 +82,10 @@ class Method(Plugin):
     def expand(self, names: tuple[str, ...]) -> tuple[Method, ...]:
         """The rows of the table that one YAML entry stands for, given the experts' names; `expert` gives K of them."""
         return (self,)
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """Memory that it needs at once beside the experts' rows and a few models, bytes, where parameters are float32."""
+        return 0
 
     def forwards_alone(self, asked: int, experts: int) -> int:
         """Forwards of a batch that this method would need if it ran alone, given those it asked for."""

@@ -44,6 +44,7 @@ class Mixture:
         statistics = bank.buffers.statistics(encoder.to(bank.theta))
         state |= {name: Mixed.computed(values, (name,), used) for name, values in statistics.items()}
         logits = functional_call(bank.model, {**state, **bank.buffers.fixed}, (batch.to(bank.theta.dtype),))
+        bank.read(len(rows) * bank.P * bank.theta.element_size())
         if missing := sorted(set(state) - used):
             raise PerSampleRefused(
                 f"per-sample merging: {missing[0]} took no part in the forward pass ({len(missing)} of {len(state)} tensors "

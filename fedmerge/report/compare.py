@@ -28,18 +28,18 @@ def block_length(batches: int) -> int:
 
 def interval(correct: NDArray[np.int64], sizes: NDArray[np.int64], seed: int) -> tuple[float, float]:
     """95% interval of the stream's accuracy. correct, sizes: (T,), right predictions and samples of every batch."""
-    drawn = _draws(len(sizes), seed)
-    return _quantiles(correct[drawn].sum(1) / sizes[drawn].sum(1))
+    right, seen = _sums((correct, sizes), seed)
+    return _quantiles(right / seen)
 
 
 def paired(right: NDArray[np.bool_], reference: NDArray[np.bool_], sizes: NDArray[np.int64], seed: int) -> Difference:
     """Compare two methods on the same samples. right, reference: (samples,); sizes: (T,)."""
     edges = np.cumsum(sizes)[:-1]
     gains = np.array([part.sum() for part in np.split(right.astype(np.int64) - reference.astype(np.int64), edges)])
-    drawn = _draws(len(sizes), seed)
+    gained, seen = _sums((gains, sizes), seed)
     return Difference(
         difference=float(right.mean() - reference.mean()),
-        ci95=_quantiles(gains[drawn].sum(1) / sizes[drawn].sum(1)),
+        ci95=_quantiles(gained / seen),
         p=mcnemar(int((right & ~reference).sum()), int((~right & reference).sum())),
     )
 
@@ -79,13 +79,20 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
     return centre - reach, centre + reach
 
 
-def _draws(batches: int, seed: int) -> NDArray[np.int64]:
-    """Circular block bootstrap (Politis & Romano 1992): batch indices (DRAWS, T), the same for every method of a run."""
+def _sums(values: Sequence[NDArray[np.int64]], seed: int) -> list[NDArray[np.int64]]:
+    """Sums of each of `values` (T,) over a circular block bootstrap (Politis & Romano 1992), (DRAWS,), on the same draws.
+
+    The draws are the same for every method of a run. Blocks are summed as differences of running sums, so that memory grows with
+    the number of blocks and not with DRAWS times T.
+    """
+    batches = len(values[0])
     length = block_length(batches)
     rng = np.random.Generator(np.random.PCG64(seed))
     starts = rng.integers(batches, size=(DRAWS, -(-batches // length)))
-    blocks = (starts[..., None] + np.arange(length)) % batches
-    return blocks.reshape(DRAWS, -1)[:, :batches]
+    stops = starts + length
+    stops[:, -1] -= starts.shape[1] * length - batches  # the last block ends where there are as many batches as there were
+    running = [np.concatenate([[0], np.tile(of, 2).cumsum()]) for of in values]
+    return [(of[stops] - of[starts]).sum(1) for of in running]
 
 
 def _quantiles(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmerge.report.annotate import label_ends, mark_changes
+from fedmerge.report.crowd import binned, largest, named, points
 from fedmerge.report.record import RunRecord
 
 if TYPE_CHECKING:
@@ -77,18 +78,24 @@ def running(record: RunRecord, summary: dict[str, Any]) -> Figure:
     """Accuracy in a moving window of batches, so that a change of the stream shows."""
     window = max(3, record.stream.batches // 12)
     figure, axes = _figure(3.4)
-    shade = colours(record)
+    shade, last = colours(record), dict[str, float]()
     for name in record.methods:
         steps = record.steps_of(name)
-        smooth = _moving(np.array([s.correct for s in steps]), np.array([s.n for s in steps]), window)
+        smooth = 100 * _moving(np.array([s.correct for s in steps]), np.array([s.n for s in steps]), window)
+        last[name] = float(smooth[-1])
         expert = name.startswith("expert")
         at = np.flatnonzero(record.covered(name))
+        some = points(len(at))
         axes.plot(
-            at, 100 * smooth, color=shade[name], lw=0.9 if expert else 1.8, ls="--" if expert else "-", zorder=1 if expert else 2
+            at[some],
+            smooth[some],
+            color=shade[name],
+            lw=0.9 if expert else 1.8,
+            ls="--" if expert else "-",
+            zorder=1 if expert else 2,
         )
-    last = {name: 100 * _last(record, name, window) for name in record.methods}
     mark_changes(axes, record)
-    label_ends(axes, last, shade, record.stream.batches)
+    label_ends(axes, {name: last[name] for name in named(summary["methods"])}, shade, record.stream.batches)
     axes.set_xlabel(f"batch (mean of {window} batches)")
     axes.set_ylabel("accuracy, %")
     axes.margins(x=0)
@@ -108,9 +115,11 @@ def coefficients(record: RunRecord, method: str) -> Figure:
     ]
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     grid = figure.subplots(3, 1, sharex=True)
-    for axes, (title, shares, names, palette) in zip(grid, panels, strict=True):
+    for axes, (title, whole, everyone, palette) in zip(grid, panels, strict=True):
+        shares, names = largest(whole, everyone)
+        at, shares = binned(shares)
         shade = [palette[i % len(palette)] for i in range(len(names))]
-        axes.stackplot(np.arange(len(shares)), shares.T, labels=names, colors=shade, lw=0, alpha=0.9)
+        axes.stackplot(at, shares.T, labels=names, colors=shade, lw=0, alpha=0.9)
         axes.set_ylim(0, 1)
         axes.set_title(title, loc="left", fontsize=9)
         axes.margins(x=0)
@@ -151,7 +160,7 @@ def severity(record: RunRecord, summary: dict[str, Any]) -> Figure:
         expert = name.startswith("expert")
         axes.plot(levels, values, "o--" if expert else "o-", color=shade[name], ms=3, lw=0.9 if expert else 1.8)
         ends[name] = values[-1]
-    label_ends(axes, ends, shade, max(levels) + 1)
+    label_ends(axes, {name: ends[name] for name in named(summary["methods"])}, shade, max(levels) + 1)
     axes.set_xticks(levels)
     axes.set_xlabel("severity")
     axes.set_ylabel("accuracy, mean over families, %")
@@ -161,9 +170,11 @@ def severity(record: RunRecord, summary: dict[str, Any]) -> Figure:
 def cost(record: RunRecord, summary: dict[str, Any]) -> Figure:
     """Accuracy against forwards per batch: what a gain costs."""
     figure, axes = _figure(3.0)
-    shade = colours(record)
+    shade, told = colours(record), named(summary["methods"])
     for name, values in summary["methods"].items():
         axes.plot(values["forwards_per_batch"], 100 * values["accuracy"], "o", color=shade[name], ms=7)
+        if name not in told:
+            continue
         axes.annotate(
             name, (values["forwards_per_batch"], 100 * values["accuracy"]), xytext=(6, 3), textcoords="offset points", fontsize=8
         )
@@ -188,11 +199,6 @@ def _moving(correct: NDArray[Any], sizes: NDArray[Any], window: int) -> NDArray[
     ends = np.arange(len(sizes)) + 1
     accuracies: NDArray[np.float64] = (right[ends] - right[starts]) / (seen[ends] - seen[starts])
     return accuracies
-
-
-def _last(record: RunRecord, name: str, window: int) -> float:
-    steps = record.steps_of(name)[-window:]
-    return sum(step.correct for step in steps) / sum(step.n for step in steps)
 
 
 def _svg(figure: Figure) -> str:

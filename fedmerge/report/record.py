@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmerge.report.ledger import Ledger
 from fedmerge.report.step import Step
 
 
@@ -87,7 +88,7 @@ ANCHORS = ("theta_0", "generalist")
 class RunRecord:
     """A whole run. labels, domains: per batch, (n_t,) int64. forwards_run: per batch, with logits shared by all methods.
 
-    course: who was there when; everybody all the time if it is empty.
+    course: who was there when; everybody all the time if it is empty. steps: of all methods, in memory or on disk.
     """
 
     scenario: str
@@ -102,7 +103,7 @@ class RunRecord:
     stream: StreamFacts
     labels: list[NDArray[np.int64]]
     domains: list[NDArray[np.int64]]
-    steps: list[Step]
+    steps: list[Step] | Ledger
     methods: dict[str, MethodInfo]
     forwards_run: float
     audit: list[dict[str, Any]]
@@ -155,9 +156,13 @@ class RunRecord:
         return [site.name for site in self.sites if not site.left_out]
 
     def steps_of(self, method: str) -> list[Step]:
-        """The steps of one method in the order of the stream."""
+        """The steps of one method in the order of the stream; their probabilities are to be had below alone."""
+        if isinstance(self.steps, Ledger):
+            return self.steps.steps_of(method)
         return [step for step in self.steps if step.method == method]
 
     def probabilities(self, method: str) -> NDArray[np.float32]:
         """Class probabilities (samples, C) of one method over the batches that its row covers."""
+        if isinstance(self.steps, Ledger):
+            return self.steps.probabilities(method)
         return np.concatenate([step.probabilities for step in self.steps_of(method)])

@@ -8,6 +8,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+MOST = 1000
+"""Segments of a stream; one that changes more often has none that would say anything."""
+
 WITHIN = 0.01
 """A method has recovered when a batch is within one point of its segment's accuracy."""
 
@@ -27,9 +30,14 @@ class Segment:
 
 
 def segments(truth: NDArray[np.float64], correct: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[Segment]:
-    """Runs of batches of one largest domain, the first of equals. truth: (T, D), shares of domains; correct, sizes: (T,)."""
+    """Runs of batches of one largest domain, the first of equals; none if there are more than MOST.
+
+    truth: (T, D), shares of domains; correct, sizes: (T,).
+    """
     largest = truth.argmax(1)
     edges = [0, *(np.flatnonzero(np.diff(largest)) + 1).tolist(), len(largest)]
+    if len(edges) > MOST + 1:
+        return []
     return [_segment(int(largest[a]), a, b, correct[a:b], sizes[a:b]) for a, b in pairwise(edges)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class StreamProgress:
         self.done = 0
         self.live: Live | None = None
 
-    def add(self, steps: list[Step]) -> None:
+    def add(self, steps: Iterable[Step]) -> None:
         """The steps of some batches."""
         for step in steps:
             self.right[step.method] += step.correct

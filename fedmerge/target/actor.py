@@ -21,8 +21,8 @@ from fedmerge.stream.stream import Answers
 from fedmerge.target.revival import Died, Revival
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
-START_DEADLINE_S = 180.0
-"""Longest wait for Ray, and for the actor to load its images and experts, seconds."""
+START_DEADLINE_S = 600.0
+"""Longest wait for the actor to start and load its images, and for each expert, seconds; a busy machine takes minutes."""
 
 
 class RemoteTarget:
@@ -39,7 +39,6 @@ class RemoteTarget:
         self.task, self.base, self.deadline_s = task, base, deadline_s
         self.revival = Revival(restarts, START_DEADLINE_S, self._open, lambda: self._snapshot["position"] if self._snapshot else 0)
         self._there = list(experts)
-        self._sent: dict[str, Any] = {}
         self._snapshot: dict[str, Any] | None = None
         self._actor: Any = None
 
@@ -49,7 +48,8 @@ class RemoteTarget:
         _start(ray)
         try:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
-            self._actor = ray.remote(_Host).options(num_cpus=0, num_gpus=gpus, max_restarts=self.revival.most).remote()
+            options = {"max_restarts": self.revival.most, "enable_task_events": False}
+            self._actor = ray.remote(_Host).options(num_cpus=0, num_gpus=gpus, **options).remote()
             self.revival.surely(self._open)
         except BaseException:
             self.__exit__(None, None, None)
@@ -64,6 +64,14 @@ class RemoteTarget:
             self._actor = None
         ray.shutdown()
 
+    def _hand_over(self, experts: Sequence[Contribution]) -> None:
+        """The experts one at a time, so that neither Ray's object store nor the actor holds more than one beside the bank."""
+        actor = self._actor
+        begun = actor.begin.remote(self.task, self.base, len(experts))
+        self._wait(begun, "the target to load its images", START_DEADLINE_S)
+        for expert in experts:
+            self._wait(actor.admit.remote(expert), f"the target to take the expert of '{expert.site}'", START_DEADLINE_S)
+
     def describe(self) -> Description:
         """The stream and the rows of the table."""
         return self._call("describe")  # type: ignore[no-any-return]
@@ -76,11 +84,14 @@ class RemoteTarget:
 
     def change(self, names: Sequence[str], arriving: Sequence[Contribution] = ()) -> None:
         """Go on with the experts of these names, in this order; those who are not there yet are among the arriving."""
-        sent = [self._send(expert) for expert in arriving]
-        _, self._snapshot = self.revival.surely(lambda: self._ask("change", list(names), sent))
         known = {expert.site: expert for expert in [*self._there, *arriving]}
-        self._there = [known[name] for name in names]
-        self._sent = {name: self._sent[name] for name in names}
+        there = [known[name] for name in names]
+        self._snapshot = self.revival.surely(lambda: self._changed(there))
+        self._there = there
+
+    def _changed(self, there: Sequence[Contribution]) -> dict[str, Any]:
+        self._hand_over(there)
+        return copy.deepcopy(self._wait(self._actor.change.remote(), "the target to merge its experts", self._longest))
 
     def answers(self) -> Answers:
         """Labels and domains of the whole stream, for the report."""
@@ -116,20 +127,15 @@ class RemoteTarget:
             self._wait(self._actor.call.remote(name, *arguments), f"the target's answer to '{name}'", self.deadline_s)
         )
 
-    def _send(self, expert: Contribution) -> Any:
-        """The expert's reference in Ray's object store, where it lies once however often the actor asks for it."""
-        import ray
-
-        if expert.site not in self._sent:
-            self._sent[expert.site] = ray.put(expert)
-        return self._sent[expert.site]
-
     def _open(self) -> None:
         """Give the actor its task, its experts, and where it stood, if it stood anywhere."""
         self._wait(self._actor.process.remote(), "the target's actor to start", START_DEADLINE_S)
-        experts = [self._send(expert) for expert in self._there]
-        what = "the target to load its images and experts"
-        self._wait(self._actor.open.remote(self.task, experts, self.base, self._snapshot), what, START_DEADLINE_S)
+        self._hand_over(self._there)
+        self._wait(self._actor.open.remote(self._snapshot), "the target to merge its experts", self._longest)
+
+    @property
+    def _longest(self) -> float:
+        return max(START_DEADLINE_S, self.deadline_s)
 
     def _wait(self, reference: Any, what: str, deadline_s: float) -> Any:
         """ray.get with a deadline, and Ray's errors as ours."""
@@ -164,17 +170,37 @@ def shared_ray() -> Iterator[str]:
 class _Host:
     """Runs in the actor's process; the target site is made there, so that its images are nowhere else."""
 
-    def open(self, task: TargetTask, experts: list[Any], base: Arrays, snapshot: dict[str, Any] | None) -> None:
-        """Make the target site from experts in Ray's object store, where it stood if it has stood anywhere."""
-        import ray
+    site: Any = None
 
-        from fedmerge.target.loop import TargetSite
+    def begin(self, task: TargetTask, base: Arrays, experts: int) -> None:
+        """Make room for so many experts; those that are here go, and what methods remember of them stays."""
+        from fedmerge.target.holding import Holding
 
         self.name = task.site.name
         with discreet(self.name):
-            self.site = TargetSite(task, ray.get(experts), base)
+            if self.site is not None:
+                self.site.leave()
+            self.holding = Holding(task, base, experts, self.site.images if self.site is not None else None)
+
+    def admit(self, expert: Contribution) -> None:
+        """Take the next expert."""
+        with discreet(self.name):
+            self.holding.admit(expert)
+
+    def open(self, snapshot: dict[str, Any] | None) -> None:
+        """Make the target site from all that have come, where it stood if it has stood anywhere."""
+        from fedmerge.target.loop import TargetSite
+
+        with discreet(self.name):
+            self.site = TargetSite(self.holding.task, self.holding, self.holding.base)
             if snapshot:
                 self.site.restore(snapshot)
+
+    def change(self) -> dict[str, Any]:
+        """Go on with the experts that have come instead of those that were here; the site's state after it."""
+        with discreet(self.name):
+            self.site.adopt(self.holding)
+            return self.site.snapshot()  # type: ignore[no-any-return]
 
     def process(self) -> int:
         """Number of this process."""
@@ -182,10 +208,6 @@ class _Host:
 
     def call(self, name: str, *arguments: Any) -> tuple[Any, dict[str, Any]]:
         """What a method of the target site returns, and the site's state after it: in one answer, so that neither comes alone."""
-        if name == "change":
-            import ray
-
-            arguments = (arguments[0], ray.get(arguments[1]))
         with discreet(self.name):
             return getattr(self.site, name)(*arguments), self.site.snapshot()
 

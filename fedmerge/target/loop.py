@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,71 +17,76 @@ from torch import Tensor
 
 from fedmerge.data.corruption import Gallery
 from fedmerge.data.images import to_batch
-from fedmerge.experts.backbone import build, normalisation
-from fedmerge.merge.bank import Bank
+from fedmerge.experts.backbone import normalisation
 from fedmerge.merge.entropy import entropy
 from fedmerge.merge.evidence import Answer, Evidence
 from fedmerge.merge.method import Adaptive, Method
 from fedmerge.merge.per_sample import Costs, PerSample
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers, Stream
+from fedmerge.target.holding import Holding
 from fedmerge.target.predict import Row, carry, infos, predict, rows_of
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
+
+
+@dataclass(frozen=True)
+class Past:
+    """Who was here, what methods remember of them, and how rows of coefficients were merged."""
+
+    names: tuple[str, ...]
+    rows: dict[str, Row]
+    taken: dict[str, int]
 
 
 class TargetSite:
     """The target in this process. `advance` consumes the next batches; `answers` opens the labels when all is done.
 
+    experts: all of them, or a holding to which they have come one at a time.
     Raises DataError or CheckpointError if images or experts cannot be used.
     """
 
-    def __init__(self, task: TargetTask, experts: Sequence[Contribution], base: Arrays) -> None:
-        torch.set_num_threads(task.threads)
-        self.task = task
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.images = task.site.images(task.model.geometry, task.seed)
+    def __init__(self, task: TargetTask, experts: Sequence[Contribution] | Holding, base: Arrays) -> None:
+        holding = experts if isinstance(experts, Holding) else Holding.of(task, experts, base)
+        self.task, self.device, self.images = task, holding.device, holding.images
         self.gallery = Gallery(self.images, task.schedule.conditions(), task.site.name, task.seed)
         self.stream = Stream(self.gallery, task.schedule, task.site.name, task.seed)
         self.normalisation = normalisation(task.model)
-        self.base, self.experts = base, list(experts)
-        self.bank = self._bank_of(self.experts)
-        self.per_sample = PerSample(self.bank, task.per_sample)
-        self.rows = rows_of(task.methods, self.bank, task.cap)
+        self.base, self.experts = base, [] if isinstance(experts, Holding) else list(experts)
         self.position = 0
         self.forwards_run = 0
-        self.surveyed = False
+        self._settle(holding)
+        self._past: Past | None = None
 
-    def _bank_of(self, experts: Sequence[Contribution]) -> Bank:
-        task = self.task
-        bank = Bank.of(
-            build(task.model, len(task.classes), seed=task.seed),
-            {expert.site: _tensors(expert.weights) for expert in experts},
-            _tensors(self.base),
-            counts=_counts(experts),
-            temperatures=[expert.temperature for expert in experts],
-            flips=self.images.flips,
-            device=self.device,
-            generalist=_tensors(task.generalist) if task.generalist else None,
-            statistics=_by_kind(experts),
-        )
-        bank.shared_head = task.shared_head
-        return bank
+    def _settle(self, holding: Holding, taken: dict[str, int] | None = None) -> None:
+        self.bank, self.held = holding.bank(), holding.told()
+        self.per_sample = PerSample(self.bank, self.task.per_sample, taken=taken or {})
+        self.rows = rows_of(self.task.methods, self.bank, self.task.cap)
+        self.surveyed = False
 
     def change(self, names: Sequence[str], arriving: Sequence[Contribution]) -> None:
-        """Go on with the experts of these names, in this order; those who are not here yet are among the arriving.
-
-        Static methods merge again, and what others remember is carried over; before the first batch everybody starts.
-        """
+        """Go on with the experts of these names, in this order; those who are not here yet are among the arriving."""
         known = {expert.site: expert for expert in [*self.experts, *arriving]}
-        before, past, taken = self.bank.names, self.rows, self.per_sample.taken
         self.experts = [known[name] for name in names]
-        del self.bank, self.per_sample, self.rows  # before the new bank is made: two at once would be twice the memory
-        self.bank = self._bank_of(self.experts)
-        self.per_sample = PerSample(self.bank, self.task.per_sample, taken=taken)
-        self.rows = rows_of(self.task.methods, self.bank, self.task.cap)
+        self.leave()
+        self.adopt(Holding.of(self.task, self.experts, self.base, self.images))
+
+    def leave(self) -> None:
+        """Let the experts go, but for what methods remember of them: two banks at once would be twice the memory."""
+        if self._past is None:
+            rows = {key: replace(row, theta=None, statistics=None) for key, row in self.rows.items()}
+            self._past = Past(self.bank.names, rows, self.per_sample.taken)
+            del self.bank, self.per_sample, self.rows
+
+    def adopt(self, holding: Holding) -> None:
+        """Go on with these experts: static methods merge again, and what others remember is carried over.
+
+        Before the first batch everybody starts.
+        """
+        past, self._past = self._past, None
+        assert past is not None
+        self._settle(holding, past.taken)
         if self.position > 0:
-            carry(self.rows, past, before, self.bank)
-        self.surveyed = False
+            carry(self.rows, past.rows, past.names, self.bank)
 
     def describe(self) -> Description:
         """What a reader of the report may know of the stream and the methods."""
@@ -98,6 +103,7 @@ class TargetSite:
             shown=shown,
             device=self.device,
             rows=infos(self.task.methods, self.task.experts or self.bank.names),
+            bank=self.held,
         )
 
     @torch.no_grad()
@@ -189,23 +195,6 @@ class TargetSite:
                 with self._told(row.method, t, evidence):
                     row.state = row.method.survey(row.state, evidence)
             self.forwards_run += evidence.forwards_run
-
-
-def _counts(experts: Sequence[Contribution]) -> list[int] | None:
-    """Training images of every expert, or None if one does not tell."""
-    told = [expert.n for expert in experts if expert.n is not None]
-    return told if len(told) == len(experts) else None
-
-
-def _by_kind(experts: Sequence[Contribution]) -> dict[str, list[dict[str, Tensor]]]:
-    """Statistics that every expert came with, one list for each kind."""
-    kinds = set.intersection(*(set(expert.statistics) for expert in experts)) if experts else set()
-    return {kind: [_tensors(expert.statistics[kind]) for expert in experts] for kind in sorted(kinds)}
-
-
-def _tensors(arrays: Arrays) -> dict[str, Tensor]:
-    """Copies: what comes from shared memory must not be written to."""
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
 def _shares(coefficients: Tensor) -> tuple[float, ...]:

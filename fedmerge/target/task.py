@@ -23,7 +23,8 @@ class TargetTask:
 
     per_sample: how rows of coefficients are merged. shared_head: whether all experts started from one head. generalist: the
     scenario's own, as a state, or None. experts: all that are there at some time, in order; those at hand if none are named.
-    cap: largest coefficient of an expert in an adaptive merge, or None.
+    cap: largest coefficient of an expert in an adaptive merge, or None. max_bytes: memory that the target may take; experts that
+    exceed it stay on its disk.
     """
 
     site: Site
@@ -38,6 +39,7 @@ class TargetTask:
     generalist: Arrays | None = None
     experts: tuple[str, ...] = ()
     cap: float | None = None
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Description:
     """The stream and the target, without images or labels. truth: (T, D), the share of every domain in every batch.
 
     shown: images that the target's site file agrees to show, uint8 (n, H, W, C), or None.
-    conditions: family and severity of every domain, where domains are shifts.
+    conditions: family and severity of every domain, where domains are shifts. bank: where the experts' rows are, and their bytes.
     """
 
     kind: str
@@ -84,3 +86,4 @@ class Description:
     device: str
     rows: dict[str, RowInfo]
     conditions: tuple[tuple[str, int], ...] = ()
+    bank: dict[str, Any] = field(default_factory=dict)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import Sizes
 from fedmerge.merge.carry import carried_rows
 from fedmerge.merge.entropy import entropy, log_probabilities
 from fedmerge.merge.evidence import Evidence
@@ -49,6 +50,10 @@ class Adamerging(Online):
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
         """Who stays goes on; a newcomer begins at `start_at` with Adam's first step. c are no shares: nothing is divided."""
         return {name: carried_rows(state[name], before, bank.names, fresh) for name, fresh in self.start(bank).items()}
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """Task vectors of all experts, and their products with coefficients and with the gradient."""
+        return 3 * 4 * sizes.experts * sizes.parameters
 
     def step(self, state: State, evidence: Evidence) -> tuple[State, Tensor]:
         """theta (P,) after this batch's steps, and Adam's state."""

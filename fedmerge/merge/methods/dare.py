@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import Sizes, summed, tau
 from fedmerge.merge.method import Static
 from fedmerge.merge.methods.ties import disjoint_merge, trim
 
@@ -32,12 +33,16 @@ class Dare(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        thinned = torch.stack([self._thinned(tau, name) for tau, name in zip(bank.tau, bank.names, strict=True)])
         if self.then == "ties":
-            merged = disjoint_merge(torch.stack([trim(tau, self.keep) for tau in thinned]), "mean")
+            thinned = [trim(self._thinned(tau(bank, k), name), self.keep) for k, name in enumerate(bank.names)]
+            merged = disjoint_merge(torch.stack(thinned), "mean")
         else:
-            merged = thinned.sum(0)
+            merged = summed(bank, lambda k: self._thinned(tau(bank, k), bank.names[k]))
         return bank.rows[bank.anchor("theta_0")] + self.scale * merged
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """For TIES, the thinned task vectors of all experts, and what disjoint merging makes of them."""
+        return 4 * 4 * sizes.experts * sizes.parameters if self.then == "ties" else 0
 
     def _thinned(self, tau: Tensor, name: str) -> Tensor:
         generator = torch.Generator().manual_seed(random.Random(f"dare {self.seed} {name}").getrandbits(63))

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import Sizes
 from fedmerge.merge.method import Static
 
 
@@ -24,3 +25,7 @@ class Diwa(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,). Raises CheckpointError if the sites sent no soups."""
         return bank.statistics.flat("soup", self.kind()).mean(0)
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """The soups of all sites."""
+        return 4 * sizes.experts * sizes.parameters

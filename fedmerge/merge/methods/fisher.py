@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import Sizes
 from fedmerge.merge.carry import places
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.fisher_information import Estimator, diagonal
@@ -44,6 +45,10 @@ class Fisher(Static):
         """(P,). Raises CheckpointError if the sites uploaded no Fisher information."""
         return self.weighted(bank, bank.statistics.flat("fisher", self.kind()))
 
+    def working_bytes(self, sizes: Sizes) -> int:
+        """F of all experts, its weights, and their product with the parameters."""
+        return 3 * 4 * sizes.experts * sizes.parameters
+
     def weighted(self, bank: Bank, F: Tensor) -> Tensor:
         """The merge for F (K, P)."""
         wide = torch.float64 if bank.theta.dtype == torch.float64 else torch.float32
@@ -65,6 +70,10 @@ class _AtTarget(Online):
     def kind(cls) -> str:
         """Part of `fisher`."""
         return "fisher"
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """As for Fisher information from sites, and F as it was."""
+        return 4 * 4 * sizes.experts * sizes.parameters
 
     def start(self, bank: Bank) -> State:
         """Nothing seen."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import Sizes, taus, tensorwise
 from fedmerge.merge.method import Static
 
 
@@ -30,14 +31,18 @@ class ModelStock(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        theta_0, tau = bank.rows[bank.anchor("theta_0")], bank.tau
-        merged = torch.empty_like(tau[0])
-        for name, columns in bank.slices.items():
+
+        def one(name: str, tau: Tensor) -> Tensor:
             rows = bank.shapes[name][0] if self.filter_wise and len(bank.shapes[name]) > 1 else 1
-            pulled = tau[:, columns].reshape(bank.K, rows, -1)
+            pulled = tau.reshape(bank.K, rows, -1)
             t = self._ratio(pulled)  # (rows,)
-            merged[columns] = (t[:, None] * pulled.mean(0)).reshape(-1)
-        return theta_0 + merged
+            return (t[:, None] * pulled.mean(0)).reshape(-1)
+
+        return bank.rows[bank.anchor("theta_0")] + tensorwise(bank, lambda columns: taus(bank, columns), one)
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """One tensor's task vectors of all experts."""
+        return 4 * 4 * sizes.experts * sizes.largest
 
     def _ratio(self, tau: Tensor) -> Tensor:
         """t (rows,) for task vectors (K, rows, d)."""

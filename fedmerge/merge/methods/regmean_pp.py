@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import Sizes, columnwise
 from fedmerge.merge.gram import merge_layers
 from fedmerge.merge.method import Static
 
@@ -40,4 +41,9 @@ class RegmeanPp(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,). Raises CheckpointError if the sites took no part in the rounds."""
         G = bank.statistics.layers("gram_rounds", self.kind())
-        return merge_layers(bank.theta.mean(0), bank.theta, bank, G, self.ratio, self.ridge)
+        mean = columnwise(bank, lambda columns: bank.theta[:, columns].mean(0))
+        return merge_layers(mean, bank.theta, bank, G, self.ratio, self.ridge)
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """The sites' Gram matrices, and one layer of all experts in float64 twice."""
+        return sizes.experts * (4 * sizes.gram + 16 * sizes.largest)

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import Sizes, taus, tensorwise, thetas
 from fedmerge.merge.method import Static
 
 NEARLY_PARALLEL = 0.9995
@@ -40,10 +41,13 @@ class Slerp(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         order = sorted(range(bank.K), key=lambda k: bank.names[k])  # by name, so that no order of sites matters
-        wide = torch.float64 if bank.theta.dtype == torch.float64 else torch.float32
-        vectors = (bank.tau if self.of == "tau" else bank.theta.to(wide))[order]
-        merged = torch.cat([self._one(vectors[:, columns]) for columns in bank.slices.values()])
+        vectors = taus if self.of == "tau" else thetas
+        merged = tensorwise(bank, lambda columns: vectors(bank, columns, order), lambda _, v: self._one(v))
         return merged + bank.rows[bank.anchor("theta_0")] if self.of == "tau" else merged
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """One tensor of all experts, and what the mean on the sphere makes of it."""
+        return 6 * 4 * sizes.experts * sizes.largest
 
     def _one(self, v: Tensor) -> Tensor:
         """One tensor: (K, d) -> (d,)."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import columnwise, taus
 from fedmerge.merge.method import Static
 
 
@@ -25,4 +26,5 @@ class TaskArithmetic(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        return bank.rows[bank.anchor("theta_0")] + self.scale * bank.tau.sum(0)
+        theta_0 = bank.rows[bank.anchor("theta_0")]
+        return columnwise(bank, lambda columns: theta_0[columns] + self.scale * taus(bank, columns).sum(0))

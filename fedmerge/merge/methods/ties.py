@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import columnwise, tau, taus
 from fedmerge.merge.method import Static
 
 
@@ -32,20 +33,49 @@ class Ties(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        trimmed = torch.stack([trim(tau, self.keep) for tau in bank.tau])
-        return bank.rows[bank.anchor("theta_0")] + self.scale * disjoint_merge(trimmed, self.combine)
+        least = []
+        for k in range(bank.K):
+            least.append(threshold(tau(bank, k), self.keep))
+            bank.read(bank.P * bank.theta.element_size())
+        floor = torch.stack(least)[:, None]
+
+        def trimmed(columns: slice) -> Tensor:
+            return above(taus(bank, columns), floor)
+
+        gamma = elected(columnwise(bank, lambda columns: trimmed(columns).sum(0)))
+        merged = columnwise(bank, lambda columns: agreeing(trimmed(columns), gamma[columns], self.combine))
+        return bank.rows[bank.anchor("theta_0")] + self.scale * merged
 
 
 def trim(tau: Tensor, keep: float) -> Tensor:
     """tau (P,) with 0 below the magnitude of rank P - int(keep P), counted from the smallest."""
+    return above(tau, threshold(tau, keep))
+
+
+def threshold(tau: Tensor, keep: float) -> Tensor:
+    """The magnitude of rank P - int(keep P), counted from the smallest, of tau (P,)."""
     rank = max(1, len(tau) - int(keep * len(tau)))
-    return torch.where(tau.abs() >= tau.abs().kthvalue(rank).values, tau, 0)
+    return tau.abs().kthvalue(rank).values
+
+
+def above(tau: Tensor, floor: Tensor) -> Tensor:
+    """tau with 0 where its magnitude is below the floor."""
+    return torch.where(tau.abs() >= floor, tau, 0)
 
 
 def disjoint_merge(tau: Tensor, combine: str) -> Tensor:
     """Entries of the elected sign, merged: tau (K, P) -> (P,)."""
-    gamma = tau.sum(0).sign()
-    gamma = torch.where(gamma == 0, gamma.sum().sign(), gamma)
-    agreeing = (tau.sign() == gamma) & (tau != 0)
-    total = (tau * agreeing).sum(0)
-    return total / agreeing.sum(0).clamp(min=1) if combine == "mean" else total
+    return agreeing(tau, elected(tau.sum(0)), combine)
+
+
+def elected(total: Tensor) -> Tensor:
+    """gamma (P,), the sign of the sum over experts (P,); where that is 0 the sign of most parameters."""
+    gamma = total.sign()
+    return torch.where(gamma == 0, gamma.sum().sign(), gamma)
+
+
+def agreeing(tau: Tensor, gamma: Tensor, combine: str) -> Tensor:
+    """Mean or sum of the entries of tau (K, P) whose sign is gamma (P,)."""
+    same = (tau.sign() == gamma) & (tau != 0)
+    total = (tau * same).sum(0)
+    return total / same.sum(0).clamp(min=1) if combine == "mean" else total

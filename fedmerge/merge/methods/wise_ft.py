@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
+from fedmerge.merge.blocks import columnwise
 from fedmerge.merge.method import Static
 
 
@@ -26,4 +27,4 @@ class WiseFt(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         theta_0 = bank.rows[bank.anchor("theta_0")]
-        return (1 - self.a) * theta_0 + self.a * bank.theta.mean(0)
+        return columnwise(bank, lambda at: (1 - self.a) * theta_0[at] + self.a * bank.theta[:, at].mean(0))

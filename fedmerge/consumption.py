@@ -1,0 +1,114 @@
+"""The target's part of a run: it is given experts, consumes its stream, and tells what every method predicted."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from fedmerge.course import Walk, course_of
+from fedmerge.experts.checkpoint import read_state
+from fedmerge.experts.initialisation import Initial
+from fedmerge.experts.pool import Expert
+from fedmerge.experts.upload import state_digest
+from fedmerge.plan import Plan
+from fedmerge.report.progress import Progress
+from fedmerge.report.terminal import Terminal
+from fedmerge.run_folder import Request
+from fedmerge.stream.events import Roster
+from fedmerge.target.task import Contribution, TargetTask
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the target told beside its steps."""
+
+    description: Any
+    answers: Any
+    forwards_run: int
+    per_sample: dict[str, Any]
+    course: list[Roster]
+    deaths: list[int]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What the target is sent beside theta_0. generalist: the scenario's own model, or None."""
+
+    experts: list[Expert]
+    generalist: dict[str, Any] | None
+
+
+def read_generalist(plan: Plan) -> dict[str, Any] | None:
+    """The scenario's generalist. Raises CheckpointError if it does not fit the model."""
+    scenario = plan.scenario
+    return read_state(scenario.generalist, "generalist", scenario.model, len(plan.classes)) if scenario.generalist else None
+
+
+def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal: Terminal) -> tuple[Progress, Seen]:
+    """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
+    from fedmerge.target.actor import RemoteTarget
+
+    scenario = plan.scenario
+    task = TargetTask(
+        site=plan.target,
+        model=scenario.model,
+        classes=plan.classes,
+        schedule=scenario.stream,
+        methods=usable(plan, sent.experts),
+        seed=scenario.seed,
+        threads=request.threads or _cores(),
+        per_sample=scenario.per_sample,
+        shared_head=initial.head_init != "per_site_random",
+        generalist=_arrays(sent.generalist) if sent.generalist else None,
+        experts=tuple(expert.site for expert in sent.experts),
+        cap=min((one.most for one in scenario.defences if one.at_target), default=None),
+        max_bytes=scenario.target_max_bytes,
+    )
+    course = course_of(plan, task.experts)
+    experts = {expert.site: contribution(expert) for expert in sent.experts}
+    first = [experts[name] for name in course[0].experts]
+    base, restarts = _arrays(initial.weights), scenario.target_restarts
+    with RemoteTarget(task, first, base, scenario.target_deadline_s, restarts) as target:
+        description = target.describe()
+        key: dict[str, Any] = {"index": description.index_sha256, "experts": [expert.sha256 for expert in sent.experts]}
+        key["course"] = [[roster.start, *roster.experts] for roster in course]
+        if sent.generalist:
+            key["generalist"] = state_digest(sent.generalist)
+        progress = Progress.open(request.out, key, request.resume)
+        walk = Walk(target, course, experts, terminal)
+        if progress.snapshot:
+            walk.change(progress.snapshot["experts"])
+            target.restore(progress.snapshot)
+            walk.done = progress.snapshot["position"]
+            terminal.say(f"target: {progress.snapshot['position']} of {description.batches} batches were done before")
+        title = f"target: {description.batches} batches of '{description.kind}' on {description.device}"
+        terminal.say(title)
+        with terminal.stream(description.batches, list(description.rows)) as bars:
+            bars.add(progress.ledger.steps())
+            for steps in walk:
+                bars.add(steps)
+                progress.add(steps, target.snapshot())
+        told = description, target.answers(), target.forwards_so_far(), target.per_sample_ways()
+        return progress, Seen(*told, course, target.revival.deaths)
+
+
+def usable(plan: Plan, experts: list[Expert]) -> tuple[Any, ...]:
+    """The methods without those that name an expert which was left out."""
+    there = {expert.site for expert in experts}
+    gone = {site.name for site in plan.sites} - there
+    return tuple(method for method in plan.scenario.methods if getattr(method, "site", None) not in gone)
+
+
+def contribution(expert: Expert) -> Contribution:
+    """An expert as it travels to the target."""
+    statistics = {kind: _arrays(state) for kind, state in expert.statistics.items()}
+    return Contribution(expert.site, _arrays(expert.weights), expert.n, expert.temperature, statistics)
+
+
+def _arrays(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,82 @@
+"""The rows of a bank, filled one state at a time: in memory, or in a file of which only a part is resident at any moment."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.merge.buffers import Buffers
+from fedmerge.merge.parts import Parts, StateDict, check_state
+
+
+class Mapped:
+    """Rows (R, P) in a file without a name, which is gone when this process ends, however it ends.
+
+    resident: bytes that may be read before the pages are given back; the system may keep them cached, and drop them at will.
+    Raises OSError if the folder has no room for the whole file.
+    """
+
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype, folder: Path, resident: int) -> None:
+        size = rows * columns * dtype.itemsize
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal when a page is written
+            self._map = mmap.mmap(file.fileno(), size)
+        self.tensor = torch.frombuffer(self._map, dtype=dtype).view(rows, columns)
+        self.resident, self._read = resident, 0
+
+    def read(self, count: int) -> None:
+        """Note that so many bytes have been touched; past the limit all pages are given back."""
+        self._read += count
+        if self._read >= self.resident:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+
+
+class Shelf:
+    """Rows for K experts and A anchors. Each state is checked and flattened when it comes, and not kept.
+
+    Raises CheckpointError if a state does not fit the model or holds a NaN.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: int,
+        *,
+        head: tuple[str, ...] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        mapped: Mapped | None = None,
+    ) -> None:
+        self.model, self.mapped = model, mapped
+        self.parts = Parts.of(model, head)
+        width = sum(model.get_parameter(name).numel() for name in (*self.parts.encoder, *self.parts.head))
+        self.rows = mapped.tensor if mapped else torch.empty(rows, width, dtype=dtype, device=device)
+        self._wanted = model.state_dict()
+        self._tables: list[dict[str, Tensor]] = []
+
+    def add(self, name: str, state: StateDict) -> None:
+        """The next row, experts before anchors."""
+        check_state(state, self._wanted, name)
+        row = self.rows[len(self._tables)]
+        row.copy_(flatten(state, self.parts, self.rows.device, self.rows.dtype))
+        beside = (*(name for pair in self.parts.statistics for name in pair), *self.parts.fixed)
+        self._tables.append({name: state[name].clone() for name in beside})
+        if self.mapped:
+            self.mapped.read(row.numel() * row.element_size())
+
+    def buffers(self, experts: int, policy: str) -> Buffers:
+        """What the states hold beside parameters. Raises CheckpointError if a table differs between them."""
+        return Buffers.of(self._tables, experts, self.parts, self.rows, policy)
+
+
+def flatten(state: StateDict, parts: Parts, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
+    """The parameters of a state dict as one row (P,), encoder first."""
+    names = (*parts.encoder, *parts.head)
+    return torch.cat([state[name].detach().reshape(-1).to(device=device, dtype=dtype) for name in names])

@@ -1,0 +1,46 @@
+"""Turns at training an expert: one process at a time, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fedmerge.experts.pool import ExpertPool
+from fedmerge.experts.train import SiteTask
+from fedmerge.experts.turns import turns
+
+Hospitals = Callable[..., SiteTask]
+
+
+def test_a_turn_is_waited_for_and_no_longer_than_asked(tmp_path: Path, hospital: Hospitals) -> None:
+    pool, tasks = ExpertPool(tmp_path), [hospital("north"), hospital("south")]
+    waited: list[str] = []
+    with turns(pool, tasks, 5, waited.append):
+        assert waited == []
+        began = time.monotonic()
+        with turns(pool, tasks[:1], 0.5, waited.append):
+            assert time.monotonic() - began >= 0.5
+    assert waited == ["north"]
+    with turns(pool, tasks, 0, waited.append):
+        assert waited == ["north"]
+
+
+def test_who_waits_goes_on_when_the_expert_is_there(tmp_path: Path, hospital: Hospitals) -> None:
+    pool, task = ExpertPool(tmp_path), hospital("north")
+    entered, waiting = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with turns(pool, [task], 60, lambda _: waiting.set()):
+            entered.set()
+
+    with turns(pool, [task], 60, lambda _: None):
+        second = threading.Thread(target=other)
+        second.start()
+        assert waiting.wait(10)
+        assert not entered.wait(0.5)
+        pool.entry(task).mkdir(parents=True)
+        (pool.entry(task) / "manifest.json").write_text("{}")
+        assert entered.wait(10)
+    second.join(10)

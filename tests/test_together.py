@@ -1,0 +1,48 @@
+"""Two runs at once on one machine: neither knows of the other, and no expert is trained twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.test_run import read, simulate, without_times, world
+
+pytestmark = pytest.mark.slow
+
+
+def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """A run by the front door, in the background."""
+    command = [sys.executable, "-m", "fedmerge.simulate", "scenarios/tiny.yaml", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def test_two_cold_runs_share_a_pool_and_agree(tmp_path: Path) -> None:
+    """Both want the same experts at the same moment; a third wants a folder that is in use."""
+    folder = tmp_path / "here"
+    world(folder)
+    both = [begin(folder, "--out", f"runs/{name}") for name in ("a", "b")]
+    try:
+        while not (folder / "runs/a/manifest.json").exists() and both[0].poll() is None:
+            time.sleep(0.05)
+        third = simulate(folder, "--out", "runs/a")
+        said = [run.communicate(timeout=280) for run in both]
+    finally:
+        for run in both:
+            run.kill()
+    assert third.returncode == 2
+    assert "another process is running here; choose another --out" in third.stderr
+    assert [run.returncode for run in both] == [0, 0], said
+    a, b = (read(folder / "runs" / name / "summary.json") for name in ("a", "b"))
+    assert without_times(a) == without_times(b)
+    trained = [[site["trained"] for site in summary["sites"]] for summary in (a, b)]
+    assert sorted(trained) == [[False, False], [True, True]]
+    assert len(list((folder / "pool" / "experts").iterdir())) == 2
+    assert "for another run; waiting for it" in said[trained.index([False, False])][0]
