@@ -15,9 +15,9 @@ from typing import Any, Self
 
 from fedmerge.egress import sealed
 from fedmerge.errors import FedmergeError, TargetError
-from fedmerge.experts.site_log import discreet
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers
+from fedmerge.target.host import Host
 from fedmerge.target.revival import Died, Revival
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
@@ -49,7 +49,7 @@ class RemoteTarget:
         try:
             gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
             options = {"max_restarts": self.revival.most, "enable_task_events": False}
-            self._actor = ray.remote(_Host).options(num_cpus=0, num_gpus=gpus, **options).remote()
+            self._actor = ray.remote(Host).options(num_cpus=0, num_gpus=gpus, **options).remote()
             self.revival.surely(self._open)
         except BaseException:
             self.__exit__(None, None, None)
@@ -165,51 +165,6 @@ def shared_ray() -> Iterator[str]:
         yield str(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
-
-
-class _Host:
-    """Runs in the actor's process; the target site is made there, so that its images are nowhere else."""
-
-    site: Any = None
-
-    def begin(self, task: TargetTask, base: Arrays, experts: int) -> None:
-        """Make room for so many experts; those that are here go, and what methods remember of them stays."""
-        from fedmerge.target.holding import Holding
-
-        self.name = task.site.name
-        with discreet(self.name):
-            if self.site is not None:
-                self.site.leave()
-            self.holding = Holding(task, base, experts, self.site.images if self.site is not None else None)
-
-    def admit(self, expert: Contribution) -> None:
-        """Take the next expert."""
-        with discreet(self.name):
-            self.holding.admit(expert)
-
-    def open(self, snapshot: dict[str, Any] | None) -> None:
-        """Make the target site from all that have come, where it stood if it has stood anywhere."""
-        from fedmerge.target.loop import TargetSite
-
-        with discreet(self.name):
-            self.site = TargetSite(self.holding.task, self.holding, self.holding.base)
-            if snapshot:
-                self.site.restore(snapshot)
-
-    def change(self) -> dict[str, Any]:
-        """Go on with the experts that have come instead of those that were here; the site's state after it."""
-        with discreet(self.name):
-            self.site.adopt(self.holding)
-            return self.site.snapshot()  # type: ignore[no-any-return]
-
-    def process(self) -> int:
-        """Number of this process."""
-        return os.getpid()
-
-    def call(self, name: str, *arguments: Any) -> tuple[Any, dict[str, Any]]:
-        """What a method of the target site returns, and the site's state after it: in one answer, so that neither comes alone."""
-        with discreet(self.name):
-            return getattr(self.site, name)(*arguments), self.site.snapshot()
 
 
 def _start(ray: Any) -> None:
