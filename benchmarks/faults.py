@@ -218,10 +218,10 @@ def break_actor(folder: Path, whole: Path, kills: int, batches: int, rng: random
             while child.poll() is None and position(folder / out) < batch:
                 time.sleep(0.005)
             time.sleep(delay)
-            hosts = [pid for pid, args in family(child.pid).items() if args.startswith("ray::_Host")]
+            hosts = [pid for pid, args in family(child.pid).items() if args.startswith("ray::Host")]
             while not hosts and child.poll() is None:  # still starting, at the beginning or after the kill before
                 time.sleep(0.05)
-                hosts = [pid for pid, args in family(child.pid).items() if args.startswith("ray::_Host")]
+                hosts = [pid for pid, args in family(child.pid).items() if args.startswith("ray::Host")]
             if not hosts:
                 break
             reached, began = position(folder / out), time.monotonic()

@@ -101,7 +101,7 @@ def role_of(pid: int, root: int) -> str:
     if pid == root:
         return "driver"
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    if "ray::_Host" in command:
+    if "ray::Host" in command:
         return "target"
     return "clients" if "ray::" in command or "fedmerge" in command else "daemons"
 
