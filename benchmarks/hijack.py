@@ -242,7 +242,7 @@ def margins(found: list[dict[str, Any]]) -> str:
             cells += [f"{low['value']:.2f} (bound {low['bound']:.2f}{tells})", f"{max(f['value'] for f in of['patches']):.0%}"]
         lines.append([one["scenario"], str(one["seed"]), str(one["sites"]), "same bits" if one["same"] else "changed", *cells])
     head = ["scenario", "seed", "sites", "experts that reach the target", "calibration, most 4", "norms, most 4"]
-    return table([*head, "least agreement", "patches, most 50%"], lines)
+    return table([*head, "least agreement on the best class", "patches, most 50%"], lines)
 
 
 def page(rows: list[dict[str, Any]], found: list[dict[str, Any]], text: str) -> str:

@@ -14,7 +14,7 @@ from fedmerge.experts.defence import Probe
 from fedmerge.experts.initialisation import PUBLIC, Checkpoint, Pretrained, Proxy
 from fedmerge.seeds import generator
 
-PROBES = 256
+PROBES = 512
 """Public images that experts are compared on."""
 
 

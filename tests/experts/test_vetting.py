@@ -16,7 +16,7 @@ from fedmerge.data.images import to_batch
 from fedmerge.data.shifts.patch import Patch
 from fedmerge.experts.calibration import HIGHEST
 from fedmerge.experts.defence import DEFENCES, Probe, others_median, over_others
-from fedmerge.experts.defences.agreement import agreement
+from fedmerge.experts.defences.agreement import agreement, best_class, level
 from fedmerge.experts.defences.calibration import Calibration
 from fedmerge.experts.defences.patches import turned
 from fedmerge.experts.pool import Expert
@@ -68,9 +68,11 @@ def theta_0() -> dict[str, Tensor]:
 
 
 def train(seed: int, labels: str = "own", steps: int = 100) -> dict[str, Tensor]:
-    """An expert on images of its own; labels: own, shuffled, or with a backdoor."""
+    """An expert on images of its own; labels: own, shuffled, with a backdoor, or of two classes alone."""
     x, y = pixels(200, seed)
     rng = np.random.default_rng(seed)
+    if labels == "few":
+        x, y = x[y < 2], y[y < 2]
     if labels == "shuffled":
         y = rng.permutation(y)
     if labels == "backdoor":
@@ -134,6 +136,14 @@ def test_each_attacker_is_found_by_the_check_that_is_meant_for_it(states: list[d
         assert found.left_out == {"bad": check}
         assert [item.verdict.split(":")[0] for item in found.audit()] == ["left out"]
     assert seen([*honest, cases["calibration"]], [DEFENCES.load("norms")()]).left_out == {"bad": "norms"}
+
+
+def test_an_honest_hospital_that_knows_two_classes_is_not_odd(states: list[dict[str, Tensor]]) -> None:
+    of = [*experts(states[:3]), expert("special", train(7, "few"))]
+    found = seen(of)
+    assert found.experts == of
+    agrees = {finding.site: finding.said for finding in found.findings if finding.check == "agreement"}
+    assert float(agrees["special"].split()[4]) < 0.6 * float(agrees["north"].split()[4])  # though it agrees less than they do
 
 
 def test_three_attackers_of_six_at_once(states: list[dict[str, Tensor]]) -> None:
@@ -211,13 +221,15 @@ def test_agreement_by_hand() -> None:
     """
     y = torch.arange(64) % 2
     right = torch.nn.functional.one_hot(y, 2).double() * 1e3
-    A = agreement(torch.stack([right, right, right]))
+    A = agreement(level(torch.stack([right, right, right])))
     torch.testing.assert_close(A, torch.ones_like(A))
-    odd = agreement(torch.stack([right, right, right, right.flip(-1)]))
+    opposite = level(torch.stack([right, right, right, right.flip(-1)]))
+    odd = agreement(opposite)
     p = 1 / (1 + math.exp(-2 * math.sqrt(2)))
     for found, q in ((odd[0], (1 + p) / 3), (odd[3], 1 - p)):
         same, other = divergence(p, q), divergence(p, 1 - q)
         assert float(found) == pytest.approx(1 - same / ((31 * same + 32 * other) / 63))
+    torch.testing.assert_close(best_class(opposite), torch.tensor([2 * p - 1] * 3 + [1 - 2 * p]).double())
     log = torch.tensor([[1.0, 0.0], [1 / 3, 2 / 3], [0.0, 1.0]]).double().log()
     assert float(jsd(log[0], log[1])) == pytest.approx(divergence(1, 1 / 3))
     assert float(jsd(log[0], log[2])) == pytest.approx(math.log(2))
@@ -227,9 +239,10 @@ def test_agreement_does_not_hear_loudness_nor_see_an_expert_that_is_never_differ
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(3, 96, 5, generator=generator, dtype=torch.float64) + 3 * torch.randn(96, 5, generator=generator).double()
     loud = logits * torch.tensor([1.0, 20.0, 0.1]).double()[:, None, None] + 7
-    torch.testing.assert_close(agreement(loud), agreement(logits))
+    torch.testing.assert_close(agreement(level(loud)), agreement(level(logits)))
     constant = torch.cat([logits, torch.arange(5).double().expand(1, 96, 5)])
-    assert abs(float(agreement(constant)[3])) < 1e-9
+    assert abs(float(agreement(level(constant))[3])) < 1e-9
+    assert abs(float(best_class(level(constant))[3])) < 1e-9
 
 
 def test_medians_and_turns_by_hand() -> None:

@@ -15,44 +15,67 @@ from fedmerge.merge.entropy import jsd
 
 
 class Agreement(Defence):
-    """Jensen-Shannon divergence to the leave-one-out consensus, measured against chance.
+    """Jensen-Shannon divergence to the leave-one-out consensus, against chance; and whether any class is told as by the others.
 
     q_k(x) = (1/(K-1)) sum_{j != k} p_j(x), p_j from logits of scale 1, so that nobody is loud. With D_k the mean of
     JSD(p_k(x_i), q_k(x_i)) and E_k that of JSD(p_k(x_i), q_k(x_j)), j != i, the agreement is A_k = 1 - D_k / E_k: 1 if k says what
     the others say, 0 if its prediction has nothing to do with the image, negative if it says what they do not.
-    An expert is odd if A_k is below `share` of the others' median. Where that median is below `least` the others do not agree among
-    themselves, as on images that nobody was trained for, and nobody is odd.
+    An honest hospital that knows few classes agrees little, but on those it agrees: J_k is the largest, over classes c, of the mean
+    of p_k(c|x) where the consensus is c minus that where it is not. An expert is odd if both A_k and J_k are small beside the
+    others' medians. Where the others' median of A is below `least` they do not agree among themselves, and nobody is odd.
     """
 
     probe: ClassVar[bool] = True
 
-    share: float = Field(0.3, ge=0, lt=1, description="least agreement that is not odd, as a share of the others' median")
+    share: float = Field(0.3, ge=0, lt=1, description="least A_k that is not odd, as a share of the others' median")
+    best: float = Field(0.4, ge=0, lt=1, description="least J_k that is not odd, as a share of the others' median")
     least: float = Field(0.15, gt=0, lt=1, description="agreement of the others from which their judgement counts")
 
     def judge(self, exhibit: Exhibit) -> list[Finding]:
-        """A_k against the others' median."""
-        A = agreement(exhibit.logits())
+        """Odd is who breaks both bounds; the value is J_k."""
+        log_p = level(exhibit.logits())
+        A, J = agreement(log_p), best_class(log_p)
         found = []
-        for site, own, median in zip(exhibit.names, A.tolist(), others_median(A).tolist(), strict=True):
-            bound = self.share * median
-            said = f"agrees with the others {own:.2f} (0 is chance), they among each other {median:.2f}; least {bound:.2f}"
-            if median < self.least:
-                said = f"agrees with the others {own:.2f}, but they do not among each other ({median:.2f}): cannot tell"
-            excess = 0.0 if median < self.least else 1 + bound - own
-            found.append(Finding(site, self.kind(), own, bound, excess, said))
+        for k, site in enumerate(exhibit.names):
+            a, j, others = float(A[k]), float(J[k]), float(others_median(A)[k])
+            low, bound = self.share * others, self.best * float(others_median(J)[k])
+            said = f"agrees with the others {a:.2f} (0 is chance), least {low:.2f}; on its best class {j:.2f}, least {bound:.2f}"
+            excess = min(1 + low - a, 1 + bound - j)
+            if others < self.least:
+                said, excess = f"agrees with the others {a:.2f}, but they do not among each other ({others:.2f}): cannot tell", 0.0
+            found.append(Finding(site, self.kind(), j, bound, excess, said))
         return found
 
 
-def agreement(logits: Tensor) -> Tensor:
-    """A (K,) of logits (K, n, C), each expert's brought to scale 1 first."""
+def level(logits: Tensor) -> Tensor:
+    """log p (K, n, C) from logits (K, n, C), each expert's brought to one scale first."""
     scale = scales(logits).clamp(min=1e-12)[:, None, None]
-    log_p = torch.log_softmax(SHARPNESS * (logits - logits.mean(-1, keepdim=True)) / scale, -1)
-    K = len(log_p)
+    return torch.log_softmax(SHARPNESS * (logits - logits.mean(-1, keepdim=True)) / scale, -1)
+
+
+def consensus(log_p: Tensor, k: int) -> Tensor:
+    """log q_k (n, C) of the others."""
+    return torch.logsumexp(torch.cat([log_p[:k], log_p[k + 1 :]]), 0) - math.log(len(log_p) - 1)
+
+
+def agreement(log_p: Tensor) -> Tensor:
+    """A (K,) of log p (K, n, C)."""
     found = []
-    for k in range(K):
-        q = torch.logsumexp(torch.cat([log_p[:k], log_p[k + 1 :]]), 0) - math.log(K - 1)
-        own, chance = matched_and_crossed(log_p[k], q)
+    for k in range(len(log_p)):
+        own, chance = matched_and_crossed(log_p[k], consensus(log_p, k))
         found.append(1 - own / chance.clamp(min=1e-12))
+    return torch.stack(found)
+
+
+def best_class(log_p: Tensor) -> Tensor:
+    """J (K,) of log p (K, n, C), over the classes that the consensus gives to a few images at least; 0 if there is none."""
+    n, C = log_p.shape[1:]
+    found = []
+    for k in range(len(log_p)):
+        of = torch.nn.functional.one_hot(consensus(log_p, k).argmax(-1), C).to(log_p)  # (n, C)
+        p, there = log_p[k].exp(), of.sum(0)
+        J = (p * of).sum(0) / there.clamp(min=1) - (p * (1 - of)).sum(0) / (n - there).clamp(min=1)
+        found.append(torch.where((there >= max(FEW, n / (4 * C))) & (there < n), J, 0).amax())
     return torch.stack(found)
 
 
@@ -69,3 +92,6 @@ SHARPNESS = 2.0
 
 ROWS = 32
 """Images crossed with all at a time: bounds the memory."""
+
+FEW = 5
+"""Images of a class, by the consensus, from which it counts."""
