@@ -28,6 +28,7 @@ from fedmerge.experts.limits import DEFAULT, measured
 from fedmerge.experts.local import answer
 from fedmerge.experts.pool import ExpertPool, fingerprint
 from fedmerge.experts.signature import VARIABLE, make
+from fedmerge.experts.site_log import own_log
 from fedmerge.experts.statistic import STATISTICS
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask
@@ -157,7 +158,8 @@ def test_a_missing_private_key_is_that_sites_error_before_it_trains(keyed: Hospi
     (tmp_path / "keys" / "north.pem").unlink()
     reply = answer(Request("train", task, job(task).initial.weights), ticks.append)
     assert reply.upload is None
-    assert "north.pem cannot be read" in reply.reason
+    assert "its private key cannot be read" in reply.reason
+    assert "north.pem cannot be read" in own_log("north").read_text()  # where it should be is for the hospital alone
     assert VARIABLE in reply.reason
     assert not ticks
 

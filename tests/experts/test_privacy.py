@@ -123,7 +123,7 @@ def test_a_noised_upload_is_admitted_without_numbers_and_its_audit_names_epsilon
     expert = ExpertPool(asked.pool).load(task)
     assert (expert.n, expert.validation_accuracy, expert.temperature, expert.runs) == (None, None, 1.0, [])
     lines = [json.loads(line) for line in asked.audit.read_text().splitlines()]
-    assert {line["kind"] for line in lines} == {"weights"}
+    assert {line["kind"] for line in lines} == {"weights", "statement"}
     assert all("noised: epsilon 24.4 at delta 1e-05" in line["verdict"] for line in lines)
     tau = torch.cat([(expert.weights[n] - asked.initial.weights[n]).flatten() for n, _ in model_of(task).named_parameters()])
     assert float(tau.std()) == pytest.approx(0.5, rel=0.1)
