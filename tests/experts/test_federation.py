@@ -140,8 +140,8 @@ def test_a_client_that_dies_is_asked_again(hospital: Hospital, job: Jobs) -> Non
 
     here, there = job(task, folder="local"), job(task, folder="flower", deadline_s=240)
     outcome = federation.gather(there, on_tick)["north"]
-    assert killed
     assert (outcome.trained, outcome.reason, outcome.tries) == (True, "", 2)
+    assert killed
     local.gather(here, lambda _: None)
     assert ExpertPool(there.pool).load(task).sha256 == ExpertPool(here.pool).load(task).sha256
 
