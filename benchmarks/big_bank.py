@@ -2,8 +2,8 @@
 
     python benchmarks/big_bank.py --experts 200 --max-bytes 1000 --check
 
-Experts of 5 million parameters are made up as they are asked for: theta_0 and noise. Memory is that of this process, read from /proc
-all the while (Linux): RssAnon is its own; RssFile are pages of files, the bank's among them, which the system drops when it wants to.
+Experts of 5 million parameters are made up as they are asked for: theta_0 and noise. Memory is that of this process, read from
+/proc all the while (Linux): RssAnon is its own, RssFile are pages of files, the bank's among them, which the system may drop.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class Peak:
 
     def _look(self) -> None:
         while True:
-            for line in open("/proc/self/status"):
+            for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
                 if line.startswith(("RssAnon", "RssFile")):
                     kind, value = line.split(":")
                     self.most[kind] = max(self.most.get(kind, 0.0), int(value.split()[0]) / 1024)
