@@ -119,6 +119,7 @@ def coefficients(record: RunRecord, method: str) -> Figure:
         shares, names = largest(whole, everyone)
         at, shares = binned(shares)
         shade = [palette[i % len(palette)] for i in range(len(names))]
+        shade[len(names) - 1 :] = [QUIET] if len(names) < len(everyone) else shade[-1:]
         axes.stackplot(at, shares.T, labels=names, colors=shade, lw=0, alpha=0.9)
         axes.set_ylim(0, 1)
         axes.set_title(title, loc="left", fontsize=9)
