@@ -12,7 +12,7 @@ from fedmerge.experts.defence import Defence, Exhibit, Finding
 class Cap(Defence):
     """At the target, for every adaptive method: alpha_k <= most; what is cut off goes to the others in proportion.
 
-    It costs no forward and no comparison, and it takes from honest experts too where one of them should decide alone.
+    It costs no forward and no comparison, and would take from an honest expert too where it should decide alone.
     """
 
     at_target: ClassVar[bool] = True
