@@ -36,7 +36,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 EXPLAINED = """\
 Accuracy, percent, and in brackets the difference to the mean merge on the same stream, points; a star marks a 95% t interval over
 seeds that leaves out 0, not corrected for the number of rows. Every method stands at its defaults; rows `eam-...` change one field
-of `eam`. Made by `python benchmarks/honest.py --page docs/methods-by-schedule.md`; what it means is in [results.md](results.md)."""
+of `eam`. Made by `python benchmarks/honest.py --scenario NAME --seeds N`; what it means is in [results.md](results.md)."""
 SCORERS = ("raw_diff", "product", "ratio", "entropy_only", "rank_sum")
 DEAR, DEAR_ON = ("fisher-target",), ("i.i.d.",)
 """What takes minutes for each stream, and the streams on which it is measured."""
@@ -152,13 +152,13 @@ def main(
 ) -> None:
     """Measure what is missing, scenario by scenario and seed by seed, and write the tables."""
     names, out = scenario or list(SCENARIOS), out.resolve()
-    lines = [f"# Every method on every main schedule, {seeds} seeds", "", EXPLAINED]
+    lines = ["# Every method on every main schedule", "", EXPLAINED]
     for name in names:
         found = []
         for seed in range(seeds):
             found.append(measured(name, "shared_random", seed, out))
             typer.echo(f"{name}, seed {seed}: done")
-        lines += ["", f"## {name}", "", *table(found)]
+        lines += ["", f"## {name}, {seeds} seeds", "", *table(found)]
     for name in names if head_init else ():
         lines += ["", f"## {name} by the head that hospitals start from, {head_init} seeds", "", *heads(name, head_init, out)]
     (page or out / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
