@@ -21,6 +21,9 @@ from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 START_DEADLINE_S = 600.0
 """Longest wait for the actor to start and load its images, and for each expert, seconds; a busy machine takes minutes."""
 
+START_ATTEMPTS = 3
+"""How often Ray is started before that counts as a failure."""
+
 
 class RemoteTarget:
     """A `TargetSite` in an actor of its own, with the same calls. Use it as a context: what it started ends with it.
@@ -159,15 +162,19 @@ class _Host:
 
 
 def _start(ray: Any) -> None:
-    """Connect to `RAY_ADDRESS`, or start Ray for this process alone."""
+    """Connect to `RAY_ADDRESS`, or start Ray for this process alone; Ray itself gives up after half a minute on a busy machine."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
-    try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(address="auto", **quiet)
-        else:
-            ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
-    except (ConnectionError, OSError, TimeoutError, RuntimeError, ValueError) as error:
-        raise TargetError(f"Ray cannot be started or reached: {str(error).splitlines()[0]}") from None
+    own: dict[str, Any] = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
+    where = {"address": "auto"} if os.environ.get("RAY_ADDRESS") else own
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(**where, **quiet)
+            return
+        except Exception as error:  # a start that takes too long is no more than that to Ray
+            ray.shutdown()
+            if attempt == START_ATTEMPTS - 1 or os.environ.get("RAY_ADDRESS"):
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                raise TargetError(f"Ray cannot be started or reached: {said}") from None
 
 
 def _cores() -> int:
