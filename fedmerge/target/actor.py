@@ -9,7 +9,7 @@ import copy
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,6 +23,9 @@ from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
 START_DEADLINE_S = 600.0
 """Longest wait for the actor to start and load its images, and for each expert, seconds; a busy machine takes minutes."""
+
+START_ATTEMPTS = 3
+"""How often Ray is started before that counts as a failure."""
 
 
 class RemoteTarget:
@@ -168,16 +171,21 @@ def shared_ray() -> Iterator[str]:
 
 
 def _start(ray: Any) -> None:
-    """Connect to `RAY_ADDRESS`, or start Ray for this process alone."""
+    """Connect to `RAY_ADDRESS`, or start Ray for this process alone; Ray itself gives up after half a minute on a busy machine."""
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
-    try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(address="auto", **quiet)
+    outside = os.environ.get("RAY_ADDRESS")
+    own: dict[str, Any] = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
+    where = {"address": "auto"} if outside else own
+    for attempt in range(START_ATTEMPTS):
+        try:
+            with nullcontext() if outside else sealed():
+                ray.init(**where, **quiet)
             return
-        with sealed():
-            ray.init(address="local", num_cpus=_cores(), include_dashboard=False, **quiet)
-    except Exception as error:  # a bare Exception is what Ray raises where its daemons are too slow to start
-        raise TargetError(f"Ray cannot be started or reached: {str(error).splitlines()[0]}") from None
+        except Exception as error:  # a bare Exception is what Ray raises where its daemons are too slow to start
+            ray.shutdown()
+            if attempt == START_ATTEMPTS - 1 or outside:
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                raise TargetError(f"Ray cannot be started or reached: {said}") from None
 
 
 def _cores() -> int:

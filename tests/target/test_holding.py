@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -91,13 +92,15 @@ def test_a_limit_below_the_process_itself_is_refused() -> None:
     check_limit(None, 3, MODEL, 11, (load("mean"),))
 
 
-def test_a_disk_without_room_is_one_message(target: Targets, below: Limits, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int, start: int, size: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(FolderError, match=r"No space left on device; .* free\); set FEDMERGE_CACHE"):
-        Holding(below(target("mean")), base(), 3)
+def test_a_disk_without_room_is_one_message(target: Targets, below: Limits) -> None:
+    """A limit on the size of files stands for a full disk."""
+    task, (soft, hard) = below(target("mean")), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(FolderError, match=r"File too large; .* free\); set FEDMERGE_CACHE"):
+            Holding(task, base(), 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def scenario(folder: Path, target: object) -> Path:
