@@ -32,7 +32,7 @@ DOORS = {
     "plan": {"scenario", "data", "settings", "site", "configuration", "experts", "merge", "errors"},
     "run_folder": {"plan", "scenario", "site", "errors"},
     "federate": {"plan", "run_folder", "experts", "report", "errors"},
-    "run": {"federate", "plan", "run_folder", "scenario", "experts", "target", "report", "data", "errors", "seeds"},
+    "run": {"federate", "plan", "run_folder", "scenario", "site", "experts", "target", "report", "data", "errors", "seeds"},
     "simulate": {"plan", "run", "run_folder", "settings", "errors"},
     "settings": {"errors"},
     "preview": {"plan", "data", "federate", "run_folder", "experts", "stream", "report"},
