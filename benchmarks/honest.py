@@ -42,7 +42,8 @@ DEAR, DEAR_ON = ("fisher-target",), ("i.i.d.",)
 """What takes minutes for each stream, and the streams on which it is measured."""
 HEADS = ("shared_random", "zero", "fed_lp", "per_site_random")
 OF_HEADS = ("mean", "eam", "eam-one-alpha", "ensemble", "model_stock", "dcs")
-"""Rows of the tables of heads."""
+STREAMS_OF_HEADS = ("i.i.d.", "Dirichlet 0.01", "smooth drift")
+"""Rows and streams of the tables of heads."""
 
 Found = dict[str, dict[str, float]]
 """Stream -> method -> accuracy, of one seed."""
@@ -62,13 +63,17 @@ def variants() -> list[dict[str, Any]]:
 
 
 def honest(name: str, folder: Path, head_init: str) -> Path:
-    """The scenario with every method of organs-all and the variants, as a file in `folder`."""
+    """The scenario with every method of organs-all and the variants, as a file in `folder`.
+
+    head_init: "" for the scenario's own; else few methods, and one run for each hospital, for the tables of heads.
+    """
     scenario = yaml.safe_load((ROOT / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8"))
     everything = yaml.safe_load((ROOT / "scenarios" / "organs-all.yaml").read_text(encoding="utf-8"))
     scenario |= {"uploads": everything["uploads"], "methods": [*everything["methods"], *variants()]}
-    if head_init != "shared_random":
+    if head_init:
         kept = [entry for entry in scenario["methods"] if label(entry) in OF_HEADS]
-        scenario |= {"uploads": [], "methods": kept, "initialisation": {**scenario["initialisation"], "head_init": head_init}}
+        scenario |= {"uploads": [], "methods": kept, "training": {**scenario["training"], "runs": 1}}
+        scenario["initialisation"] = {**scenario["initialisation"], "head_init": head_init}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(scenario, sort_keys=False), encoding="utf-8")
@@ -83,9 +88,9 @@ def label(entry: Any) -> str:
 
 def measured(name: str, head_init: str, seed: int, out: Path) -> Found:
     """All accuracies of one seed: from `out`, or measured now."""
-    kept = out / "found" / f"{name}-{head_init}-{seed}.json"
+    kept = out / "found" / f"{name}-{head_init or 'all'}-{seed}.json"
     if not kept.exists():
-        folder = out / f"{name}-{head_init}-{seed}"
+        folder = out / f"{name}-{head_init or 'all'}-{seed}"
         plan = load(honest(name, folder / "scenarios", head_init), Overrides(seed=seed))
         streams = Streams(plan, out / "pool", folder)
         size = plan.scenario.stream.batch_size
@@ -93,6 +98,7 @@ def measured(name: str, head_init: str, seed: int, out: Path) -> Found:
             title: schedule_of({**spec, "batch_size": size})
             for title, spec in SCHEDULES.items()
             if spec["kind"] != "mixture_drift" or len(plan.target.source.domains()) > 1
+            if not head_init or title in STREAMS_OF_HEADS
         }
         found = {
             title: streams.accuracies(schedule, without=() if title in DEAR_ON else DEAR) for title, schedule in chosen.items()
@@ -132,11 +138,11 @@ def _cell(own: list[float], mean: list[float], alone: bool) -> str:
 
 
 def heads(name: str, seeds: int, out: Path) -> list[str]:
-    """Accuracy on i.i.d. and Dirichlet 0.01 streams for every way to begin the head."""
+    """Accuracy for every way to begin the head, of hospitals that train one run each."""
     lines = [f"| {name}: head | stream | {' | '.join(OF_HEADS)} |", "|---" * (len(OF_HEADS) + 2) + "|"]
     for head in HEADS:
         found = [measured(name, head, seed, out) for seed in range(seeds)]
-        for stream in ("i.i.d.", "Dirichlet 0.01", *(["smooth drift"] if "smooth drift" in found[0] else [])):
+        for stream in found[0]:
             of = {method: [100 * one[stream][method] for one in found] for method in OF_HEADS}
             cells = [_cell(of[method], of["mean"], method == "mean") for method in OF_HEADS]
             lines.append(f"| {head} | {stream} | {' | '.join(cells)} |")
@@ -156,7 +162,7 @@ def main(
     for name in names:
         found = []
         for seed in range(seeds):
-            found.append(measured(name, "shared_random", seed, out))
+            found.append(measured(name, "", seed, out))
             typer.echo(f"{name}, seed {seed}: done")
         lines += ["", f"## {name}, {seeds} seeds", "", *table(found)]
     for name in names if head_init else ():

@@ -73,9 +73,9 @@ def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) ->
         save_file({key: tensor.contiguous() for key, tensor in job.initial.weights.items()}, folder / "initial.safetensors")
         (folder / "job.json").write_text(_to_json(what, job, keep), encoding="utf-8")
         command = [sys.executable, "-m", "fedmerge.experts.flower", str(folder)]
-        here = {**os.environ, VARIABLE: str(keys_folder().absolute())}  # a hospital's process may start in another folder
         # Its standard input is closed when this process ends, even by kill -9; then it ends too: see `lifeline`.
         with sealed():
+            here = {**os.environ, VARIABLE: str(keys_folder().absolute())}  # a hospital's process may start in another folder
             child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, start_new_session=True, env=here)
         try:
             _watch(child, folder, job.deadline_s * _waits(what, job) + START_GRACE_S, on_tick)

@@ -280,7 +280,7 @@ def test_by_flower_keys_never_travel_and_a_site_without_its_key_is_told(
     outcomes = federation.gather(asked, lambda _: None)
     assert outcomes["signs"].trained
     assert outcomes["unsigned"].trained
-    assert "forgets.pem cannot be read" in outcomes["forgets"].reason
+    assert "its private key cannot be read" in outcomes["forgets"].reason
     pool = ExpertPool(asked.pool)
     assert [pool.load(task).signed for task in (signs, unsigned)] == [True, False]
     secret = (tmp_path / "keys" / "signs.pem").read_text().splitlines()[1]

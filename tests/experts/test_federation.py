@@ -28,8 +28,18 @@ Jobs = Callable[..., Job]
 
 
 def ray_processes() -> set[str]:
+    """Ray's daemons that tests of this process have started: others may run beside them."""
+    ours = f"FEDMERGE_CACHE={os.environ['FEDMERGE_CACHE']}".encode()
     found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return {line.split()[0] for line in found.splitlines() if "raylet" in line or "gcs_server" in line or "ray::" in line}
+    daemons = {line.split()[0] for line in found.splitlines() if "raylet" in line or "gcs_server" in line}
+    return {pid for pid in daemons if ours in _environment(pid)}
+
+
+def _environment(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
 
 
 def all_ended(before: set[str], within_s: float = 15) -> bool:
