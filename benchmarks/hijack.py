@@ -66,14 +66,14 @@ def named(name: str, **fields: Any) -> Defence:
 
 DEFENDED: dict[str, tuple[Defence, ...]] = {
     "off": (),
-    **{check.kind(): (check,) for check in CHECKS},
+    **{check.kind(): (check,) for check in (*CHECKS, DEFENCES.load("agreement")())},
     "calibration, rescale": (named("calibration", action="rescale"),),
     "calibration, temperatures": (named("calibration", sharpest=4),),
     "cap 0.6": (named("cap"),),
     "default": CHECKS,
 }
 ALONE = {
-    **{check.kind(): ("nobody", *ATTACKERS) for check in CHECKS},
+    **{check.kind(): ("nobody", *ATTACKERS) for check in (*CHECKS, DEFENCES.load("agreement")())},
     **dict.fromkeys(("calibration, rescale", "calibration, temperatures", "cap 0.6"), ("nobody", "scaled_head")),
 }
 """Where a defence that is not the default is measured."""

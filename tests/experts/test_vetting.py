@@ -23,7 +23,6 @@ from fedmerge.experts.pool import Expert
 from fedmerge.experts.upload import state_digest
 from fedmerge.experts.vetting import Vetting, vet
 from fedmerge.merge.entropy import jsd
-from fedmerge.scenario import CHECKS
 
 CLASSES, SIDE = 4, 8
 NAMES = ("north", "south", "east", "west", "centre")
@@ -103,6 +102,9 @@ def experts(states: Sequence[dict[str, Tensor]]) -> list[Expert]:
 
 def probe() -> Probe:
     return Probe(pixels(128, 99)[0], batch)
+
+
+CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
 
 
 def seen(of: Sequence[Expert], defences: Sequence[Any] = CHECKS) -> Vetting:
