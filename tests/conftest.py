@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15, clients starve beside another test
+pytest_plugins = ["tests.front_door"]
 
 TINY = {
     "name": "vit_tiny_patch16_224",

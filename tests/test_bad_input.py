@@ -19,7 +19,7 @@ from fedmerge.experts.backbone import ModelSpec, build
 from fedmerge.overrides import Overrides
 from fedmerge.plan import load
 from tests.conftest import TINY
-from tests.test_run import SCENARIO, world
+from tests.front_door import SCENARIO, world
 
 Edit = Callable[[Path, dict[str, Any]], None]
 

@@ -9,7 +9,7 @@ import numpy as np
 from fedmerge.plan import load
 from fedmerge.preview import preview
 from fedmerge.report.picture import duration, histogram, stripes
-from tests.test_run import world
+from tests.front_door import world
 
 
 def test_counts_are_those_of_the_images(tmp_path: Path) -> None:

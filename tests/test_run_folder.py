@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedmerge.plan import load
 from fedmerge.run_folder import RunFolder, reopened
-from tests.test_run import world
+from tests.front_door import world
 
 
 def test_a_torn_line_of_the_audit_is_cut_off(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_run import read, simulate, without_times, world
+from tests.front_door import read, simulate, without_times, world
 
 pytestmark = pytest.mark.slow
 

@@ -105,11 +105,11 @@ def test_a_site_that_fails_is_named_and_the_others_are_kept(
 def test_a_site_that_never_answers_costs_its_deadline_and_no_more(hospital: Hospital, job: Jobs) -> None:
     before, began = ray_processes(), time.monotonic()
     quick, endless = hospital("quick"), hospital("endless", epochs=100_000, max_steps=10_000_000)
-    asked = job(quick, endless, deadline_s=15)
+    asked = job(quick, endless, deadline_s=30)
     outcomes = federation.gather(asked, lambda _: None)
     assert outcomes["quick"].trained
-    assert "did not answer within 15 s" in outcomes["endless"].reason
-    assert time.monotonic() - began < 75
+    assert "did not answer within 30 s" in outcomes["endless"].reason
+    assert time.monotonic() - began < 90
     assert ExpertPool(asked.pool).has(quick)
     assert all_ended(before)
 

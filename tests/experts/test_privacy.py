@@ -26,7 +26,7 @@ from fedmerge.merge.parts import Parts
 from fedmerge.plan import load
 from fedmerge.seeds import generator
 from tests.conftest import Net, expert_states
-from tests.test_run import SCENARIO, world
+from tests.front_door import SCENARIO, world
 
 PARTS = Parts.of(Net())
 

@@ -1,0 +1,90 @@
+"""A small federation on the disk, and runs of it by the real front door: real Flower, real Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.conftest import TINY
+
+SCENARIO = {
+    "name": "tiny",
+    "seed": 3,
+    "model": TINY,
+    "initialisation": {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "epochs": 1},
+    "sites": ["north", "south"],
+    "training": {"runs": 2, "epochs": 2, "optimiser": "adamw", "diversity": {"lr": {"default": 1e-3, "draw": [2e-3]}}},
+    "target": "mercy",
+    "stream": {"kind": "mixture_drift", "batch_size": 8},
+    "methods": ["mean", "weighted_mean", "expert", "ensemble", "dcs", {"eam": {"gamma": 5}}],
+}
+PHANTOM = {"kind": "organ_phantom", "images": 80, "patients": 16}
+
+
+def world(root: Path) -> Path:
+    """A folder with a scenario and its sites; returns the scenario's file."""
+    (root / "sites").mkdir(parents=True)
+    (root / "scenarios").mkdir()
+    for name, planes in {"north": ["axial"], "south": ["coronal"], "east": ["sagittal"], "mercy": ["axial", "coronal"]}.items():
+        site = {"name": name, "source": {**PHANTOM, "planes": planes}, "scanner": {"noise": 0.05}, "samples": 1}
+        (root / "sites" / f"{name}.yaml").write_text(yaml.safe_dump(site))
+    (root / "scenarios" / "tiny.yaml").write_text(yaml.safe_dump(SCENARIO))
+    return root / "scenarios" / "tiny.yaml"
+
+
+def simulate(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    scenario = [] if options and options[0].endswith(".yaml") else ["scenarios/tiny.yaml"]
+    command = [sys.executable, "-m", "fedmerge.simulate", *scenario, *options]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def fedmerge(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from fedmerge.cli import main; main()", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment)
+
+
+def done(folder: Path, *options: str) -> str:
+    ended = simulate(folder, *options)
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
+def lines(run: Path) -> list[str]:
+    return (run / "audit.jsonl").read_text().splitlines()
+
+
+def without_times(summary: dict[str, Any]) -> dict[str, Any]:
+    """A summary but for what the clock says, and who trained when."""
+    sites = [{name: value for name, value in site.items() if name != "trained"} for site in summary["sites"]]
+    methods = {key: {name: v for name, v in row.items() if name != "seconds"} for key, row in summary["methods"].items()}
+    return {**summary, "sites": sites, "methods": methods}
+
+
+def same_predictions(run: Path, other: Path) -> bool:
+    """Bit for bit, and NaN where a row was not there."""
+    with np.load(run / "predictions.npz") as a, np.load(other / "predictions.npz") as b:
+        return a.files == b.files and all(np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind == "f") for name in a.files)
+
+
+@pytest.fixture(scope="session")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """One run with a cold pool, and what it printed."""
+    folder = tmp_path_factory.mktemp("world") / "here"
+    world(folder)
+    return folder, done(folder)
