@@ -66,14 +66,14 @@ def named(name: str, **fields: Any) -> Defence:
 
 DEFENDED: dict[str, tuple[Defence, ...]] = {
     "off": (),
-    **{check.kind(): (check,) for check in (*CHECKS, DEFENCES.load("agreement")())},
+    **{check.kind(): (check,) for check in CHECKS},
     "calibration, rescale": (named("calibration", action="rescale"),),
     "calibration, temperatures": (named("calibration", sharpest=4),),
     "cap 0.6": (named("cap"),),
     "default": CHECKS,
 }
 ALONE = {
-    **{check.kind(): ("nobody", *ATTACKERS) for check in (*CHECKS, DEFENCES.load("agreement")())},
+    **{check.kind(): ("nobody", *ATTACKERS) for check in CHECKS},
     **dict.fromkeys(("calibration, rescale", "calibration, temperatures", "cap 0.6"), ("nobody", "scaled_head")),
 }
 """Where a defence that is not the default is measured."""
@@ -94,7 +94,7 @@ def hospitals(scenario: str, seed: int, out: Path, add: tuple[str, ...] = ()) ->
 def vetted(plan: Plan, initial: Initial, experts: list[Expert], defences: Iterable[Defence]) -> Vetting:
     """The coordinator's part of a run."""
     scenario = plan.scenario
-    probe = probe_of(scenario.initialisation, scenario.probe, scenario.model, scenario.seed)
+    probe = probe_of(scenario.initialisation, scenario.probe, scenario.model, plan.classes, scenario.seed)
     return vet(experts, initial.weights, build(scenario.model, len(plan.classes)), tuple(defences), probe)
 
 
@@ -236,10 +236,12 @@ def margins(found: list[dict[str, Any]]) -> str:
         of = {check.kind(): [f for f in one["findings"] if f["check"] == check.kind()] for check in CHECKS}
         cells = ["not judged"] * 4
         if one["findings"]:
-            low = min(of["agreement"], key=lambda f: f["value"] - f["bound"])
-            tells = "" if "cannot tell" not in low["said"] else ", cannot tell"
+            agreed = "other classes: not judged"
+            if of["agreement"]:
+                low = min(of["agreement"], key=lambda f: f["value"] - f["bound"])
+                agreed = f"{low['value']:.2f} (bound {low['bound']:.2f}{', cannot tell' if 'cannot tell' in low['said'] else ''})"
             cells = [f"{max(f['value'] for f in of['calibration']):.2f}", f"{max(f['value'] for f in of['norms']):.2f}"]
-            cells += [f"{low['value']:.2f} (bound {low['bound']:.2f}{tells})", f"{max(f['value'] for f in of['patches']):.0%}"]
+            cells += [agreed, f"{max(f['value'] for f in of['patches']):.0%}"]
         lines.append([one["scenario"], str(one["seed"]), str(one["sites"]), "same bits" if one["same"] else "changed", *cells])
     head = ["scenario", "seed", "sites", "experts that reach the target", "calibration, most 4", "norms, most 4"]
     return table([*head, "least agreement on the best class", "patches, most 50%"], lines)

@@ -91,7 +91,7 @@ def vetted(plan: Plan, initial: Initial, experts: list[Expert], request: Request
     """The scenario's defences at the coordinator; what they do goes into the audit. Raises DataError for public images."""
     scenario = plan.scenario
     needed = len(experts) >= FEWEST and any(defence.probe for defence in scenario.defences)
-    probe = probe_of(scenario.initialisation, scenario.probe, scenario.model, scenario.seed) if needed else None
+    probe = probe_of(scenario.initialisation, scenario.probe, scenario.model, plan.classes, scenario.seed) if needed else None
     model = build(scenario.model, len(plan.classes), seed=scenario.seed)
     found = vet(experts, initial.weights, model, scenario.defences, probe)
     write_audit(request.out / "audit.jsonl", found.audit())

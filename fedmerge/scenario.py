@@ -27,8 +27,8 @@ AnySchedule: Any = SCHEDULES.union()
 AnyMethod: Any = by_name(METHODS)
 AnyUpload: Any = by_name(STATISTICS)
 AnyDefence: Any = by_name(DEFENCES)
-CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "patches"))
-"""What every scenario defends itself with, unless it says otherwise. `agreement` has thrown out an honest hospital of brain-mri."""
+CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
+"""What every scenario defends itself with, unless it says otherwise: it leaves honest federations as they are."""
 
 TARGET: dict[str, Any] = {
     "anyOf": [

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15, clients starve beside another test
 pytest_plugins = ["tests.front_door"]
+settings.register_profile("house", deadline=None, derandomize=True)  # the same examples everywhere; a busy machine is no failure
+settings.load_profile("house")
 
 TINY = {
     "name": "vit_tiny_patch16_224",

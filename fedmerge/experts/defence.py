@@ -44,10 +44,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Probe:
-    """Public images: of no hospital, and their labels are not used. pixels: (n, H, W, C) uint8. batch: to what a model takes."""
+    """Public images: of no hospital, and their labels are not used. pixels: (n, H, W, C) uint8. batch: to what a model takes.
+
+    familiar: whether they show the classes that the hospitals tell apart. On images of anything else, honest experts have no
+    reason to say the same.
+    """
 
     pixels: NDArray[np.uint8]
     batch: Callable[[NDArray[np.uint8]], Tensor]
+    familiar: bool
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,15 @@ class Exhibit:
 
 
 class Defence(Plugin):
-    """Base of every kind. at_target: it acts there, batch by batch, and judges nobody. probe: whether it needs public images."""
+    """Base of every kind.
+
+    at_target: it acts there, batch by batch, and judges nobody. probe: whether it needs public images; familiar: and whether
+    these must show the federation's own classes.
+    """
 
     at_target: ClassVar[bool] = False
     probe: ClassVar[bool] = False
+    familiar: ClassVar[bool] = False
 
     @abstractmethod
     def judge(self, exhibit: Exhibit) -> list[Finding]:

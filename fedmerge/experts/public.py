@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,13 @@ PROBES = 512
 """Public images that experts are compared on."""
 
 
-def probe_of(initialisation: Pretrained | Checkpoint | Proxy, named: Any, model: ModelSpec, seed: int) -> Probe | None:
-    """A draw of public images, or None if there are none. named: a source of the scenario's own. Raises DataError."""
+def probe_of(
+    initialisation: Pretrained | Checkpoint | Proxy, named: Any, model: ModelSpec, classes: Sequence[str], seed: int
+) -> Probe | None:
+    """A draw of public images, or None if there are none. named: a source of the scenario's own. classes: the hospitals'.
+
+    Raises DataError.
+    """
     if named is not None:
         source, scanner = named, Scanner(noise=0.05)
     elif isinstance(initialisation, Proxy):
@@ -34,4 +40,4 @@ def probe_of(initialisation: Pretrained | Checkpoint | Proxy, named: Any, model:
     def batch(pixels: np.ndarray) -> torch.Tensor:
         return to_batch(pixels, mean, std)
 
-    return Probe(images.pixels, batch)
+    return Probe(images.pixels, batch, familiar=set(classes) <= set(source.classes()))

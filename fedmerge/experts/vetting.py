@@ -92,6 +92,9 @@ def _under(defence: Defence, exhibit: Exhibit, vetting: Vetting) -> Exhibit:
     if defence.probe and exhibit.probe is None:
         vetting.remarks.append(f"{defence.kind()}: no public images (key 'probe'); not checked")
         return exhibit
+    if defence.familiar and exhibit.probe is not None and not exhibit.probe.familiar:
+        vetting.remarks.append(f"{defence.kind()}: the public images show other classes than the hospitals'; not checked")
+        return exhibit
     seen: dict[str, Finding] = {}
     repaired: set[str] = set()
     while len(exhibit.experts) >= FEWEST:

@@ -23,6 +23,7 @@ from fedmerge.experts.pool import Expert
 from fedmerge.experts.upload import state_digest
 from fedmerge.experts.vetting import Vetting, vet
 from fedmerge.merge.entropy import jsd
+from fedmerge.scenario import CHECKS
 
 CLASSES, SIDE = 4, 8
 NAMES = ("north", "south", "east", "west", "centre")
@@ -101,10 +102,7 @@ def experts(states: Sequence[dict[str, Tensor]]) -> list[Expert]:
 
 
 def probe() -> Probe:
-    return Probe(pixels(128, 99)[0], batch)
-
-
-CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
+    return Probe(pixels(128, 99)[0], batch, familiar=True)
 
 
 def seen(of: Sequence[Expert], defences: Sequence[Any] = CHECKS) -> Vetting:
@@ -172,6 +170,13 @@ def test_without_public_images_weights_alone_are_checked(states: list[dict[str, 
     found = vet(of, theta_0(), Eye(), CHECKS, None)
     assert found.left_out == {"north": "norms"}
     assert len([remark for remark in found.remarks if "no public images" in remark]) == 3
+
+
+def test_on_images_of_other_classes_nobody_has_to_agree(states: list[dict[str, Tensor]]) -> None:
+    of = [*experts(states[:4]), expert("bad", train(7, "shuffled"))]
+    found = vet(of, theta_0(), Eye(), [DEFENCES.load("agreement")()], replace(probe(), familiar=False))
+    assert found.experts == of
+    assert found.remarks == ["agreement: the public images show other classes than the hospitals'; not checked"]
 
 
 def test_no_more_than_half_are_left_out(states: list[dict[str, Tensor]]) -> None:

@@ -22,10 +22,12 @@ class Agreement(Defence):
     the others say, 0 if its prediction has nothing to do with the image, negative if it says what they do not.
     An honest hospital that knows few classes agrees little, but on those it agrees: J_k is the largest, over classes c, of the mean
     of p_k(c|x) where the consensus is c minus that where it is not. An expert is odd if both A_k and J_k are small beside the
-    others' medians. Where the others' median of A is below `least` they do not agree among themselves, and nobody is odd.
+    others' medians. It needs public images of the federation's own classes: on others, honest experts need not agree. Where the
+    others' median of A is below `least` they do not agree among themselves, and nobody is odd.
     """
 
     probe: ClassVar[bool] = True
+    familiar: ClassVar[bool] = True
 
     share: float = Field(0.3, ge=0, lt=1, description="least A_k that is not odd, as a share of the others' median")
     best: float = Field(0.4, ge=0, lt=1, description="least J_k that is not odd, as a share of the others' median")
