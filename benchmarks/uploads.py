@@ -36,7 +36,8 @@ from fedmerge.experts import local  # noqa: E402
 from fedmerge.experts.admission import sealed  # noqa: E402
 from fedmerge.experts.asking import Ask, Job, Outcome, Request  # noqa: E402
 from fedmerge.experts.backbone import ModelSpec, build  # noqa: E402
-from fedmerge.experts.flower import packed, simulate  # noqa: E402
+from fedmerge.experts.flower.client import packed  # noqa: E402
+from fedmerge.experts.flower.simulation import simulate  # noqa: E402
 from fedmerge.experts.gather import collect  # noqa: E402
 from fedmerge.experts.initialisation import Initial, Proxy, initialise, kept  # noqa: E402
 from fedmerge.experts.introduction import introduced  # noqa: E402

@@ -72,7 +72,7 @@ def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) ->
         (folder / "ticks").mkdir()
         save_file({key: tensor.contiguous() for key, tensor in job.initial.weights.items()}, folder / "initial.safetensors")
         (folder / "job.json").write_text(_to_json(what, job, keep), encoding="utf-8")
-        command = [sys.executable, "-m", "fedmerge.experts.flower", str(folder)]
+        command = [sys.executable, "-m", "fedmerge.experts.flower.simulation", str(folder)]
         # Its standard input is closed when this process ends, even by kill -9; then it ends too: see `lifeline`.
         with sealed():
             here = {**os.environ, VARIABLE: str(keys_folder().absolute())}  # a hospital's process may start in another folder
