@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from regimes import DIFFERENCES, federation
 
 from fedmerge.consumption import contribution
 from fedmerge.data.shifts.patch import Patch
@@ -79,10 +80,12 @@ ALONE = {
 """Where a defence that is not the default is measured."""
 
 
-def hospitals(scenario: str, seed: int, out: Path, add: tuple[str, ...] = ()) -> tuple[Plan, Initial, list[Expert]]:
+def hospitals(
+    scenario: str, seed: int, out: Path, add: tuple[str, ...] = (), file: Path | None = None
+) -> tuple[Plan, Initial, list[Expert]]:
     """A scenario's experts, trained in this process if they are not in the pool."""
     overrides = Overrides(seed=seed, methods=METHODS, add_sites=tuple(str(ROOT / "sites" / f"{name}.yaml") for name in add))
-    plan = load(ROOT / "scenarios" / f"{scenario}.yaml", overrides)
+    plan = load(file or ROOT / "scenarios" / f"{scenario}.yaml", overrides)
     request = Request(out=out / f"{scenario}-{seed}", pool=out / "pool", quiet=True)
     request.out.mkdir(parents=True, exist_ok=True)
     initial = start(plan, request, Terminal(quiet=True))
@@ -163,9 +166,9 @@ def measure(seed: int, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def honest(scenario: str, seed: int, out: Path, add: tuple[str, ...] = ()) -> dict[str, Any]:
+def honest(scenario: str, seed: int, out: Path, add: tuple[str, ...] = (), file: Path | None = None) -> dict[str, Any]:
     """What the default checks see of hospitals that are all honest."""
-    plan, initial, experts = hospitals(scenario, seed, out, add)
+    plan, initial, experts = hospitals(scenario, seed, out, add, file)
     found = vetted(plan, initial, experts, CHECKS)
     same = [expert.sha256 for expert in found.experts] == [expert.sha256 for expert in experts]
     return {"scenario": " + ".join([scenario, *add]), "seed": seed, "sites": len(experts), "same": same, **found.as_record()}
@@ -266,8 +269,9 @@ def page(rows: list[dict[str, Any]], found: list[dict[str, Any]], text: str) -> 
 
 def main(
     seeds: Annotated[int, typer.Option(min=1)] = 3,
-    real_seeds: Annotated[int, typer.Option(min=0, help="seeds of wbc and brain-mri")] = 1,
+    real_seeds: Annotated[int, typer.Option(min=0, help="seeds of wbc and brain-mri")] = 5,
     out: Annotated[Path, typer.Option(help="folder of experts and results")] = Path("runs/hijack"),
+    regimes: Annotated[int, typer.Option(min=0, help="seeds of the honest federations of benchmarks/regimes.py")] = 5,
     docs: Annotated[Path | None, typer.Option(help="where the page is; OUT if left out")] = None,
 ) -> None:
     """Train what is missing, measure what is missing, and write the tables."""
@@ -278,6 +282,9 @@ def main(
         rows += measure(seed, out)
         found.append(honest("organs", seed, out))
     found.append(honest("organs", 0, out, ("st_anna",)))
+    for title, differs in DIFFERENCES.items():
+        file = federation(out / "regimes" / title.replace(" ", "-"), differs)
+        found += [honest(f"organs, sites differ in {title}", seed, out, file=file) for seed in range(regimes)]
     for seed in range(real_seeds if "FEDMERGE_DATA" in os.environ else 0):
         found += [honest(name, seed, out) for name in ("wbc", "brain-mri")]
     (out / "hijack.json").write_text(json.dumps({"rows": rows, "honest": found}), encoding="utf-8")
