@@ -5,10 +5,8 @@ Images are loaded in a process for each site, from which only counts come back.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from fedmerge.errors import ScenarioError
 from fedmerge.experts.backbone import build
 from fedmerge.experts.census import Census, census
 from fedmerge.experts.initialisation import Proxy, kept_proxy
+from fedmerge.experts.lifeline import owners
 from fedmerge.experts.pool import ExpertPool
 from fedmerge.federate import start
 from fedmerge.plan import Plan
@@ -76,8 +75,7 @@ def preview(plan: Plan, pool: Path, cores: int) -> Preview:
     """
     scenario, everyone = plan.scenario, [*plan.sites, plan.target]
     geometry = scenario.model.geometry
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(cores, len(everyone)), context, max_tasks_per_child=1) as workers:
+    with owners(min(cores, len(everyone)), tasks_each=1) as workers:
         mixed = workers.submit(mix_of, plan)
         counted = [workers.submit(census, site, geometry, scenario.seed, site is not plan.target) for site in everyone]
         found = [one.result() for one in counted]

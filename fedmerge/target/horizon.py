@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-
 from fedmerge.data.corruption import Gallery
 from fedmerge.data.source import Geometry
+from fedmerge.experts.lifeline import owners
 from fedmerge.site import Site
 from fedmerge.stream.schedule import Schedule
 from fedmerge.stream.stream import Stream
@@ -14,7 +12,7 @@ from fedmerge.stream.stream import Stream
 
 def count_batches(site: Site, geometry: Geometry, schedule: Schedule, seed: int) -> int:
     """Batches of the stream, counted in a process that is gone afterwards. Raises DataError if the images cannot be used."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as owner:
+    with owners(1) as owner:
         return owner.submit(_count, site, geometry, schedule, seed).result()
 
 

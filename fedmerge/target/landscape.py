@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any, get_args
@@ -14,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmerge.data.images import to_batch
+from fedmerge.experts.lifeline import owners
 from fedmerge.merge.barrier import Part, barrier, between, line
 from fedmerge.seeds import generator
 from fedmerge.target.loop import TargetSite
@@ -55,8 +54,7 @@ def landscapes(
     """
     pairs = list(combinations(range(len(experts)), 2))
     found: list[Landscape] = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=_open, initargs=(task, experts, base, images)) as owner:
+    with owners(1, _open, (task, experts, base, images)) as owner:
         for done, pair in enumerate(pairs):
             tick(done, len(pairs))
             found += owner.submit(_of_pair, *pair).result()

@@ -166,6 +166,26 @@ def test_statistics_come_from_as_many_sites_as_are_enough(hospital: Hospital, jo
     assert set(StatisticPool(pool, (good,)).with_statistics(pool.load(good), good).statistics) == {"fisher"}
 
 
+def test_a_process_that_owns_images_ends_with_who_started_it(tmp_path: Path) -> None:
+    """It waits for its next task when its parent is killed."""
+    told = tmp_path / "pid"
+    parent = (
+        "import os, sys, time; from pathlib import Path; from fedmerge.experts.lifeline import owners\n"
+        "if __name__ == '__main__':\n"
+        "    owner = owners(1); Path(sys.argv[1]).write_text(str(owner.submit(os.getpid).result())); time.sleep(300)\n"
+    )
+    file = tmp_path / "parent.py"
+    file.write_text(parent)
+    with subprocess.Popen([sys.executable, str(file), str(told)]) as driver:
+        while not (told.exists() and told.read_text()):
+            time.sleep(0.02)
+        driver.kill()
+    began = time.monotonic()
+    while alive(int(told.read_text())) and time.monotonic() - began < 30:
+        time.sleep(0.05)
+    assert not alive(int(told.read_text()))
+
+
 def test_a_federation_ends_with_who_started_it(tmp_path: Path) -> None:
     """A parent killed with SIGKILL tells nobody; its child's group ends all the same, and what the child has started with it."""
     child = (
