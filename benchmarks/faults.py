@@ -4,9 +4,9 @@
 
 Three hospitals of the phantom, a tiny model, a stream in which one hospital joins and one leaves. Broken with SIGKILL: the driver
 (the process of the command, while it trains or streams; then `--resume`), the target's actor (nothing is done: it must come back by
-itself), and hospitals' clients while they train. Moments are drawn from `--seed`: for the driver a share of the time that an
-undisturbed run takes, for the actor a batch and a delay, for a client a share of the time that training takes. A run is broken
-several times before it may end. After every kill of the driver, what it had started is looked for.
+itself), and hospitals' clients while they train. Moments are drawn from `--seed`: for the driver in turn a share of the time that
+an undisturbed run takes and one of the next batches, for the actor a batch and a delay, for a client a share of the time that training
+takes. A run is broken several times before it may end. After every kill of the driver, what it had started is looked for.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ SCENARIO: dict[str, Any] = {
     "per_sample": "rows",
 }
 KILLS_A_RUN = 5
+AHEAD = 12
+"""Batches within which the driver is killed where a batch is drawn; there are about 50."""
+
 GRACE_S = 60.0
 """Longest that something started by a killed process may live on before it counts as left over, seconds."""
 
@@ -183,13 +186,18 @@ def break_driver(folder: Path, whole: Path, kills: int, seconds: float, rng: ran
         out, ended = f"runs/driver-{tally.runs}", False
         for _ in range(min(KILLS_A_RUN, kills - tally.kills)):
             before, began = position(folder / out), time.monotonic()
-            child, moment = begin(folder, out, "--resume"), rng.uniform(0, seconds)
-            while time.monotonic() - began < moment and child.poll() is None:
+            moment, batch = rng.uniform(0, seconds), before + rng.randrange(1, AHEAD)
+            by_batch = tally.kills % 2 == 1
+            child = begin(folder, out, "--resume")
+            while child.poll() is None:
                 time.sleep(0.01)
+                if position(folder / out) >= batch if by_batch else time.monotonic() - began >= moment:
+                    break
                 if position(folder / out) > before and before > 0:
                     tally.recovery_s.append(time.monotonic() - began)
                     before = 10**9
-            if child.poll() is not None:  # it was faster than the drawn moment: this run is over
+            moment = time.monotonic() - began
+            if child.poll() is not None:  # it was faster than what was drawn: this run is over
                 ended = True
                 break
             tally.left += left_over(kill_tree_head(child))
