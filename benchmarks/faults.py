@@ -5,8 +5,8 @@
 Three hospitals of the phantom, a tiny model, a stream in which one hospital joins and one leaves. Broken with SIGKILL: the driver
 (the process of the command, while it trains or streams; then `--resume`), the target's actor (nothing is done: it must come back by
 itself), and hospitals' clients while they train. Moments are drawn from `--seed`: for the driver in turn a share of the time that
-an undisturbed run takes and one of the next batches, for the actor a batch and a delay, for a client a share of the time that training
-takes. A run is broken several times before it may end. After every kill of the driver, what it had started is looked for.
+an undisturbed run takes and one of the next batches, for the actor a batch and a delay, for a client a share of the time that
+training takes. A run is broken several times before it may end. After every kill of the driver, what it had started is looked for.
 """
 
 from __future__ import annotations
