@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,10 @@ MEMORY = ("m_t", "v_t", "momentum_vector")
 
 
 class Aggregation:
-    """One global model in the making. theta_0: its layout, which every result is brought back to: Flower makes integers floats."""
+    """One global model in the making. theta_0: its layout, which every result is brought back to.
+
+    Integers stay those of theta^r: nothing trains them, and Flower would average them as floats.
+    """
 
     def __init__(self, strategy: Strategy, theta_0: Mapping[str, Tensor]) -> None:
         self.strategy, self.layout = strategy, theta_0
@@ -33,18 +37,23 @@ class Aggregation:
         from flwr.app import ArrayRecord, ConfigRecord
         from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 
+        if not uploads:  # Flower would wait for one for ever
+            raise SiteError(f"round {number}: no hospital has answered")
         nodes, out = _Nodes(len(uploads)), {name: theta[name] for name in self.layout}  # some strategies go by the order of arrays
-        list(self.server.configure_train(number, ArrayRecord(out), ConfigRecord({}), nodes))
         try:
-            arrays, _ = self.server.aggregate_train(number, [self._message(upload) for upload in uploads])
+            with _of_some_run():
+                list(self.server.configure_train(number, ArrayRecord(out), ConfigRecord({}), nodes))
+                arrays, _ = self.server.aggregate_train(number, [self._message(upload) for upload in uploads])
         except (AggregationError, InconsistentMessageReplies, ValueError) as error:
             raise SiteError(f"round {number}: {len(uploads)} hospitals have answered: {error}") from None
-        if arrays is None:
-            raise SiteError(f"round {number}: no hospital has answered")
+        assert arrays is not None
         found = {name: torch.from_numpy(np.array(array.numpy())) for name, array in arrays.items()}
         if broken := [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]:
             raise SiteError(f"round {number}: found NaN or infinity in {broken[0]} of the global model; expected finite numbers")
-        return {name: found[name].reshape(like.shape).to(like.dtype) for name, like in self.layout.items()}
+        return {
+            name: found[name].reshape(like.shape).to(like.dtype) if like.is_floating_point() else theta[name]
+            for name, like in self.layout.items()
+        }
 
     def memory(self) -> State:
         """What the server remembers, as tensors, for a snapshot."""
@@ -68,6 +77,21 @@ class Aggregation:
         for kind, state in upload.statistics.items():
             content[kind] = ArrayRecord(dict(state))
         return Message(content, dst_node_id=1, message_type=MessageType.TRAIN)
+
+
+@contextmanager
+def _of_some_run() -> Iterator[None]:
+    """Flower's messages say of which run they are; in the plain loop there is none."""
+    from flwr.supercore.task_identity import TaskIdentity
+
+    names = [name for name in ("_task_id", "_run_id", "_node_id") if getattr(TaskIdentity, name) is None]
+    for name in names:
+        setattr(TaskIdentity, name, 1)
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(TaskIdentity, name, None)
 
 
 class _Nodes:
