@@ -4,8 +4,8 @@
 
 For each scenario and seed: the scenario's hospitals, their experts, and every strategy below from the same hospitals and the same
 theta_0, with as many local steps as all runs of a hospital's own training together; then all of them on the scenario's stream.
-Hospitals train one after the other in this process, as `experts/local.py` does; by Flower the same bits come out. What OUT/pool holds
-is not trained again. Without FEDMERGE_DATA the real data are left out.
+Hospitals train one after the other in this process, as `experts/local.py` does; by Flower the same bits come out. What OUT/pool
+holds is not trained again. Without FEDMERGE_DATA the real data are left out.
 """
 
 from __future__ import annotations
