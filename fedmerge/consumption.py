@@ -8,6 +8,7 @@ from typing import Any
 
 from fedmerge.course import Walk, course_of
 from fedmerge.experts.checkpoint import read_state
+from fedmerge.experts.global_pool import GlobalModel
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import Expert
 from fedmerge.experts.upload import state_digest
@@ -16,7 +17,7 @@ from fedmerge.report.progress import Progress
 from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
 from fedmerge.stream.events import Roster
-from fedmerge.target.task import Contribution, TargetTask
+from fedmerge.target.task import Contribution, Federated, TargetTask
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,18 @@ class Seen:
 
 @dataclass(frozen=True)
 class Sent:
-    """What the target is sent beside theta_0. generalist: the scenario's own model, or None."""
+    """What the target is sent beside theta_0. generalist: the scenario's own model, or None. federated: rows made in rounds."""
 
     experts: list[Expert]
     generalist: dict[str, Any] | None
+    federated: tuple[GlobalModel, ...] = ()
 
 
 def read_generalist(plan: Plan) -> dict[str, Any] | None:
-    """The scenario's generalist. Raises CheckpointError if it does not fit the model."""
+    """The scenario's generalist, if it is a file. Raises CheckpointError if it does not fit the model."""
     scenario = plan.scenario
+    if str(scenario.generalist) in {strategy.key for strategy in scenario.federated}:
+        return None
     return read_state(scenario.generalist, "generalist", scenario.model, len(plan.classes)) if scenario.generalist else None
 
 
@@ -62,6 +66,7 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         shared_head=initial.head_init != "per_site_random",
         generalist=_arrays(sent.generalist) if sent.generalist else None,
         experts=tuple(expert.site for expert in sent.experts),
+        federated=tuple(_row(model) for model in sent.federated),
         cap=min((one.most for one in scenario.defences if one.at_target), default=None),
         max_bytes=scenario.target_max_bytes,
     )
@@ -75,6 +80,8 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         key["course"] = [[roster.start, *roster.experts] for roster in course]
         if sent.generalist:
             key["generalist"] = state_digest(sent.generalist)
+        if sent.federated:
+            key["federated"] = {model.strategy.key: state_digest(model.stand.theta) for model in sent.federated}
         progress = Progress.open(request.out, key, request.resume)
         walk = Walk(target, course, experts, terminal)
         if progress.snapshot:
@@ -98,6 +105,11 @@ def usable(plan: Plan, experts: list[Expert]) -> tuple[Any, ...]:
     there = {expert.site for expert in experts}
     gone = {site.name for site in plan.sites} - there
     return tuple(method for method in plan.scenario.methods if getattr(method, "site", None) not in gone)
+
+
+def _row(model: GlobalModel) -> Federated:
+    strategy = model.strategy
+    return Federated(strategy.key, strategy.paper, strategy.fields(), strategy.remark, _arrays(model.stand.theta))
 
 
 def contribution(expert: Expert) -> Contribution:

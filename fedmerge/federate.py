@@ -9,12 +9,13 @@ from fedmerge.experts.asking import START_GRACE_S, Job, Outcome
 from fedmerge.experts.backbone import build
 from fedmerge.experts.defence import FEWEST
 from fedmerge.experts.gather import incomplete
+from fedmerge.experts.global_pool import GlobalModel, GlobalPool
 from fedmerge.experts.initialisation import Initial, initialise, keep
 from fedmerge.experts.pool import Expert, ExpertPool
 from fedmerge.experts.public import probe_of
 from fedmerge.experts.site_log import where
 from fedmerge.experts.statistic_pool import StatisticPool
-from fedmerge.experts.train import SiteTask
+from fedmerge.experts.train import SiteTask, steps_of
 from fedmerge.experts.turns import turns
 from fedmerge.experts.upload import write_audit
 from fedmerge.experts.vetting import Vetting, vet
@@ -80,6 +81,36 @@ def _gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Reques
     return outcomes
 
 
+def compete(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> tuple[GlobalModel, ...]:
+    """The global models of all federated strategies, from the hospitals that are there from the beginning.
+
+    Raises SiteError with every strategy that came to no end; the rounds that were done are kept.
+    """
+    founders = [task for task in tasks if task.site.name in plan.founders]
+    if not plan.scenario.federated or not founders:
+        return ()
+    from fedmerge.experts.federation import compete as all_rounds
+
+    pool = GlobalPool(request.pool, founders)
+    missing = [strategy.key for strategy in plan.scenario.federated if not pool.has(strategy)]
+    title = f"federated: {', '.join(missing)} in rounds" if missing else "federated: every model is in the pool"
+    with terminal.progress(title) as bars:
+        job = job_of(plan, tuple(founders), initial, request)
+        failed = all_rounds(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
+    if failed:
+        said = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
+        raise SiteError(f"federated: {said}. What was done before is in the pool; give the command again and it goes on from there")
+    return tuple(pool.model(strategy) for strategy in plan.scenario.federated)
+
+
+def own_steps(tasks: list[SiteTask], request: Request) -> dict[str, int]:
+    """Local steps of every site's own training, all runs together."""
+    pool = ExpertPool(request.pool)
+    counts = {task.site.name: pool.load(task).n for task in tasks}
+    training = tasks[0].training
+    return {name: training.runs * steps_of(training, n)[1] for name, n in counts.items() if n is not None}
+
+
 def load_experts(tasks: list[SiteTask], request: Request) -> list[Expert]:
     """Every site's expert, with the statistics that came with it."""
     pool = ExpertPool(request.pool)
@@ -114,6 +145,7 @@ def site_task(plan: Plan, number: int, initial: Initial) -> SiteTask:
         initial_sha256=initial.sha256,
         head_init=initial.head_init,
         uploads=scenario.uploads,
+        federated=scenario.federated,
         privacy=scenario.privacy,
     )
 

@@ -16,7 +16,7 @@ from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
 from fedmerge.overrides import Overrides as Overrides
 from fedmerge.overrides import overridden
-from fedmerge.scenario import Scenario, flattened, unprotected
+from fedmerge.scenario import Scenario, flattened, unfit, unprotected
 from fedmerge.site import Site
 from fedmerge.stream.events import Event, inconsistent
 
@@ -74,7 +74,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
         problems += [_at(str(path), "stream", problem) for problem in in_stream]
         problems += [_at(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
         problems += _methods(str(path), scenario, [site.name for site in found], [*found, target])
-        problems += unprotected(str(path), scenario, found)
+        problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names))
     if problems or scenario is None or target is None:
         raise ScenarioError(problems)
     return Plan(scenario, tuple(found), target, target.source.classes())
@@ -213,6 +213,6 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
                 expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
                 problems.append(Problem(where, f"{at}.{field}", str(here), expected))
     if "generalist" in method.needed and scenario.generalist is None:
-        expected = "a key 'generalist' with the path of a safetensors file"
+        expected = "a key 'generalist': the path of a safetensors file, or the name of a federated model"
         problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))
     return problems

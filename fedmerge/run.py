@@ -9,10 +9,11 @@ from typing import Any
 from fedmerge.consumption import Seen, Sent, consume, read_generalist
 from fedmerge.course import refuse_late_events
 from fedmerge.experts.asking import Outcome
+from fedmerge.experts.global_pool import GlobalModel
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import Expert
 from fedmerge.experts.train import SiteTask
-from fedmerge.federate import gather, load_experts, site_task, start, vetted
+from fedmerge.federate import compete, gather, load_experts, own_steps, site_task, start, vetted
 from fedmerge.plan import Plan
 from fedmerge.report.ledger import Ledger
 from fedmerge.report.record import MethodInfo, Presence, RunRecord, SiteRow, StreamFacts
@@ -45,6 +46,20 @@ def hospitals(
     return initial, [task for task in tasks if not outcomes[task.site.name].reason], outcomes
 
 
+def rounds(
+    plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, folder: RunFolder, terminal: Terminal
+) -> tuple[GlobalModel, ...]:
+    """The models of federated strategies, and what they and the experts cost each hospital, into the manifest."""
+    if not plan.scenario.federated:
+        return ()
+    with folder.phase("federated"):
+        models = compete(plan, tasks, initial, request, terminal)
+    folder.manifest["federated"] = {model.strategy.key: model.as_record() for model in models}
+    down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
+    folder.manifest["one_shot"] = {"steps": own_steps(tasks, request), "down": down}
+    return models
+
+
 def run(plan: Plan, request: Request) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
     began = time.perf_counter()
@@ -61,6 +76,8 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
         experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
+        federated = rounds(plan, tasks, initial, request, folder, terminal)
+        named = next((model.stand.theta for model in federated if model.strategy.key == str(scenario.generalist)), generalist)
         if plan.scenario.privacy:
             folder.manifest["privacy"] = plan.scenario.privacy.report()
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
@@ -70,7 +87,7 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
             vetting = vetted(plan, initial, experts, request, terminal)
         folder.manifest["vetting"] = vetting.as_record()
         with folder.phase("stream"):
-            progress, seen = consume(plan, initial, Sent(vetting.experts, generalist), request, terminal)
+            progress, seen = consume(plan, initial, Sent(vetting.experts, named, federated), request, terminal)
         folder.manifest["course"] = [asdict(roster) for roster in seen.course]
         folder.manifest["target_deaths"] = [f"after batch {t}" for t in seen.deaths]
         folder.manifest["index_sha256"] = seen.description.index_sha256

@@ -15,6 +15,7 @@ from fedmerge.experts.initialisation import Initialisation, PublicSource
 from fedmerge.experts.limits import Limits
 from fedmerge.experts.privacy import Privacy
 from fedmerge.experts.statistic import STATISTICS
+from fedmerge.experts.strategy import STRATEGIES
 from fedmerge.experts.train import Training
 from fedmerge.folder import Spec, as_written, by_name
 from fedmerge.merge.method import METHODS
@@ -27,6 +28,7 @@ AnySchedule: Any = SCHEDULES.union()
 AnyMethod: Any = by_name(METHODS)
 AnyUpload: Any = by_name(STATISTICS)
 AnyDefence: Any = by_name(DEFENCES)
+AnyStrategy: Any = by_name(STRATEGIES)
 CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
 """What every scenario defends itself with, unless it says otherwise: it leaves honest federations as they are."""
 
@@ -65,13 +67,18 @@ class Scenario(Spec):
     uploads: Annotated[tuple[AnyUpload, ...], PlainSerializer(as_written)] = Field(
         (), description="statistics that sites upload beside weights, for methods that need them: names, or with fields below"
     )
+    federated: Annotated[tuple[AnyStrategy, ...], PlainSerializer(as_written)] = Field(
+        (), description="competitors with rounds, each of which makes one global model: names, or with fields below"
+    )
     limits: Limits = Field(default_factory=Limits, description="what weights may be to be let into the pool")
     privacy: Privacy | None = Field(None, description="clipping and noise that make uploads differentially private; default none")
     defences: Annotated[tuple[AnyDefence, ...], PlainSerializer(as_written)] = Field(
         CHECKS, description="checks of the experts that need no labels: names, or with fields below; [] for none"
     )
     probe: PublicSource | None = Field(None, description="public images for the checks; default: those of a proxy initialisation")
-    generalist: Path | None = Field(None, description="safetensors of a model that t3 may fall back on, e.g. a FedAvg model")
+    generalist: Path | None = Field(
+        None, description="a model that t3 may fall back on: a safetensors file, or one of `federated` by its name, e.g. fedavg-5"
+    )
     events: tuple[Event, ...] = Field((), description="hospitals that join, leave or replace their expert while the stream runs")
     min_sites: int | None = Field(
         None, ge=1, description="go on without hospitals that fail or stay away, if so many have sent experts; default: all must"
@@ -89,6 +96,9 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
     if scenario.uploads:
         kinds = ", ".join(statistic.kind() for statistic in scenario.uploads)
         problems.append(Problem(where, "uploads", kinds, "none with privacy: statistics carry no noise"))
+    if scenario.federated:
+        kinds = ", ".join(strategy.key for strategy in scenario.federated)
+        problems.append(Problem(where, "federated", kinds, "none with privacy: what hospitals send in rounds carries no noise"))
     if scenario.initialisation.head_init == "fed_lp":
         problems.append(Problem(where, "initialisation.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
     problems += [
@@ -103,6 +113,24 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
         Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with privacy: images that are shown carry no noise")
         for site in shown
     ]
+
+
+def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
+    """Federated strategies that could not be run among so many hospitals, or whose rows would have one name."""
+    names = [strategy.key for strategy in scenario.federated] + [method.key for method in scenario.methods]
+    problems = []
+    for number, strategy in enumerate(scenario.federated):
+        at, key = f"federated[{number}]", strategy.key
+        if names.count(key) > 1:
+            problems.append(Problem(where, at, f"'{key}' {names.count(key)} times", "every key once", "Give one of them a 'label'"))
+        asked = strategy.chosen(founders)
+        if asked < 1:
+            found = f"{strategy.fraction:g}, which of {founders} hospitals selects none"
+            problems.append(Problem(where, f"{at}.fraction", found, f"at least {1 / founders:.3g}"))
+        elif asked < strategy.least:
+            found = f"'{key}', which would ask {asked} hospitals in a round"
+            problems.append(Problem(where, at, found, f"at least {strategy.least}"))
+    return problems
 
 
 def flattened(content: dict[str, Any], where: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing import Any
 from fedmerge.egress import sealed
 from fedmerge.errors import SiteError
 from fedmerge.experts.asking import START_GRACE_S, Job, Outcome, Tick
+from fedmerge.experts.competition import unfinished
 from fedmerge.experts.gather import incomplete
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import ExpertPool
@@ -49,6 +50,15 @@ def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:
         or Outcome(task.site.name, task in untrained and pool.has(task), said["failure"] if task in left else "")
         for task in job.tasks  # where the child died before it could tell, what has arrived is in the pool
     }
+
+
+def compete(job: Job, on_tick: OnTick) -> dict[str, str]:
+    """The rounds of all federated strategies among Flower clients; why there is no model, by key. None starts if all are there."""
+    if not (open_ones := unfinished(job)):
+        return {}
+    said = _in_child("compete", job, on_tick)
+    told: dict[str, str] = said.get("federated", {})
+    return {strategy.key: told.get(strategy.key) or said["failure"] for strategy in open_ones if strategy in unfinished(job)}
 
 
 def probe(job: Job, on_tick: OnTick) -> Initial:
@@ -92,6 +102,8 @@ def _waits(what: str, job: Job) -> int:
     """At most so many times the coordinator waits for the hospitals' answers: once for each round of messages."""
     if what == "probe":
         return ROUNDS
+    if what == "compete":
+        return sum(strategy.rounds for strategy in unfinished(job))
     again = len(job.tasks) if job.at_least else 1  # without a site that fails, the others are asked anew
     return 1 + again * sum(MOST_ROUNDS if statistic.starts_from == "rounds" else 1 for statistic in job.tasks[0].uploads)
 

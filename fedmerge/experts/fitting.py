@@ -14,13 +14,21 @@ from torch import Tensor, nn
 from fedmerge.experts.backbone import train_mode
 from fedmerge.experts.views import Strength, augment
 
+MOMENTUM = 0.9
+"""Of sgd."""
+
 Optimiser = Literal["adam", "adamw", "sgd"]
 LearningRate = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one run trains. flips: whether a horizontal flip preserves the label. clip: largest norm of a gradient."""
+    """How one run trains. flips: whether a horizontal flip preserves the label. clip: largest norm of a gradient.
+
+    proximal: mu of a term mu/2 ||theta - theta_0||^2 in the loss (Li et al., FedProx, MLSys 2020, eq. 2), theta_0 the weights that
+    the run starts from. before, whole: where these steps are a part of more, how many came before, and all; the schedule of the
+    learning rate goes through all of them.
+    """
 
     lr: float
     weight_decay: float
@@ -31,6 +39,9 @@ class Recipe:
     augment: Strength
     flips: bool
     clip: float = 5.0
+    proximal: float = 0.0
+    before: int = 0
+    whole: int | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,8 @@ def fit(model: nn.Module, data: Split, recipe: Recipe, seed: int, visit: Callabl
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
     optimiser = _optimiser(model, recipe)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, recipe))
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step + recipe.before, recipe))
+    anchors = [parameter.detach().clone() for parameter in model.parameters()] if recipe.proximal else []
     order = torch.empty(0, dtype=torch.long)
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -61,6 +73,9 @@ def fit(model: nn.Module, data: Split, recipe: Recipe, seed: int, visit: Callabl
             chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
             x = augment(data.x[chosen].to(device), recipe.augment, recipe.flips, generator)
             loss = F.cross_entropy(model(x), data.y[chosen].to(device))
+            if anchors:
+                away = [(p - anchor).pow(2).sum() for p, anchor in zip(model.parameters(), anchors, strict=True)]
+                loss = loss + recipe.proximal / 2 * torch.stack(away).sum()
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
@@ -94,14 +109,15 @@ def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         case "adamw":
             return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
         case "sgd":
-            return torch.optim.SGD(parameters, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+            return torch.optim.SGD(parameters, recipe.lr, momentum=MOMENTUM, weight_decay=recipe.weight_decay)
 
 
 def _rate(step: int, recipe: Recipe) -> float:
     """Factor of the learning rate: constant, or a tenth of the steps warming up and then half a cosine down to 0."""
     if recipe.schedule == "constant":
         return 1.0
-    warm = max(1, recipe.steps // 10)
+    whole = recipe.whole or recipe.steps
+    warm = max(1, whole // 10)
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, whole - warm)))

@@ -10,6 +10,7 @@ import torch
 
 from fedmerge.experts.admission import sealed
 from fedmerge.experts.asking import Ask, Job, Outcome, Reply, Request, Tick
+from fedmerge.experts.competition import compete as all_strategies
 from fedmerge.experts.gather import collect, probe_head
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.measuring import model_of
@@ -17,6 +18,7 @@ from fedmerge.experts.privacy import protect
 from fedmerge.experts.probe import Probe
 from fedmerge.experts.signature import private_key
 from fedmerge.experts.site_log import kept, tell
+from fedmerge.experts.taking_part import train_round
 from fedmerge.experts.train import OnProgress, measure_site, train_site
 from fedmerge.experts.upload import Upload
 from fedmerge.merge.parts import Parts
@@ -34,6 +36,12 @@ def probe(job: Job, on_tick: OnTick) -> Initial:
     """theta_0 with a head from federated linear probing."""
     with _threads_restored():
         return probe_head(job, _asking(on_tick))
+
+
+def compete(job: Job, on_tick: OnTick) -> dict[str, str]:
+    """The rounds of all federated strategies; why there is no model, by key."""
+    with _threads_restored():
+        return all_strategies(job, _asking(on_tick))
 
 
 def _asking(on_tick: OnTick) -> Ask:
@@ -72,6 +80,8 @@ def _upload(request: Request, on_progress: OnProgress) -> Upload:
             return Probe.at_site(request.task, request.weights)
         case "train":
             return _protected(request, train_site(request.task, request.weights, on_progress))
+        case "round":
+            return train_round(request.task, request.weights, request.layers, on_progress)
         case kind:
             return measure_site(request.task, kind, request.weights, request.layers, on_progress)
 

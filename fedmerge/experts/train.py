@@ -19,6 +19,7 @@ from fedmerge.experts.fitting import LearningRate, Optimiser, Recipe, Split, acc
 from fedmerge.experts.privacy import Privacy
 from fedmerge.experts.selection import Run, select
 from fedmerge.experts.statistic import STATISTICS, Ground, State, Statistic
+from fedmerge.experts.strategy import STRATEGIES
 from fedmerge.experts.upload import Upload
 from fedmerge.experts.views import Strength
 from fedmerge.folder import Spec
@@ -27,6 +28,7 @@ from fedmerge.seeds import seed_of
 from fedmerge.site import Site
 
 AnyStatistic: Any = STATISTICS.union()
+AnyStrategy: Any = STRATEGIES.union()
 OnProgress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a few words."""
 
@@ -50,7 +52,10 @@ class Training(Spec):
 
 
 class SiteTask(Spec):
-    """Everything a hospital is asked, as it travels to it. uploads: statistics beside its expert, one of a kind."""
+    """Everything a hospital is asked, as it travels to it.
+
+    uploads: statistics beside its expert, one of a kind. federated: strategies in whose rounds it takes part.
+    """
 
     site: Site
     model: ModelSpec
@@ -60,6 +65,7 @@ class SiteTask(Spec):
     initial_sha256: str
     head_init: str
     uploads: tuple[AnyStatistic, ...] = ()
+    federated: tuple[AnyStrategy, ...] = ()
     privacy: Privacy | None = None
 
 
@@ -93,7 +99,7 @@ def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress) -> Uploa
             **{f"runs.{i}.{name}": value for i, run in enumerate(runs) for name, value in _row(run).items()},
         },
         samples=torch.from_numpy(shown.copy()) if task.site.samples else None,
-        statistics={one.kind(): _measure(task, one, model, ward, lambda: [run.state for run in runs]) for one in asked},
+        statistics={one.kind(): measured(task, one, model, ward, lambda: [run.state for run in runs]) for one in asked},
         classes=ward.images.classes,
     )
 
@@ -104,7 +110,7 @@ def measure_site(task: SiteTask, kind: str, weights: State, layers: tuple[str, .
     model.load_state_dict(weights)
     statistic = next(one for one in task.uploads if one.kind() == kind)
     on_progress(0, 1, f"computes {kind}")
-    found = _measure(
+    found = measured(
         task, statistic, model, ward, lambda: [run.state for run in train_runs(task, weights, ward, on_progress)], layers
     )
     on_progress(1, 1, f"computes {kind}")
@@ -127,7 +133,7 @@ def train_runs(task: SiteTask, theta_0: State, ward: Ward, on_progress: OnProgre
     return [_train_run(task, number, theta_0, ward, on_progress) for number in range(task.training.runs)]
 
 
-def _measure(
+def measured(
     task: SiteTask,
     statistic: Statistic,
     model: nn.Module,
@@ -135,6 +141,7 @@ def _measure(
     runs: Callable[[], list[State]],
     layers: tuple[str, ...] = (),
 ) -> State:
+    """A statistic of a model on the hospital's training images."""
     x = ward.train.x.to(next(model.parameters()).device)
     return statistic.measure(Ground(model.eval(), x, runs, layers, seed_of(task.seed, statistic.kind(), task.site.name)))
 
@@ -157,8 +164,7 @@ def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progr
     model = build(task.model, len(task.classes), hyper["dropout"], seed=task.seed)
     model.load_state_dict(theta_0)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    per_epoch = max(1, len(ward.train.y) // training.batch_size)
-    steps = min(training.epochs * per_epoch, training.max_steps)
+    per_epoch, steps = steps_of(training, len(ward.train.y))
     every = max(1, steps // training.evaluations)
     best = Run({}, -1.0, hyper)
 
@@ -177,6 +183,12 @@ def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progr
     )  # fmt: skip
     fit(model, ward.train, recipe, seed_of(task.seed, "run", task.site.name, number), visit)
     return best
+
+
+def steps_of(training: Training, images: int) -> tuple[int, int]:
+    """Steps of an epoch, and of a whole run, for so many training images."""
+    per_epoch = max(1, images // training.batch_size)
+    return per_epoch, min(training.epochs * per_epoch, training.max_steps)
 
 
 def _validate(model: nn.Module, state: State, held: Split) -> float:

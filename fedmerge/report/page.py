@@ -45,6 +45,7 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         leaves=leaves(record),
         galleries=galleries(record),
         vetting=record.manifest.get("vetting"),
+        costed=[(name, row) for name, row in rows if "cost" in row],
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmerge.report.compare import holm, interval, paired
+from fedmerge.report.cost import costs
 from fedmerge.report.influence import influence
 from fedmerge.report.metrics import by_group, measure
 from fedmerge.report.record import RunRecord, SiteRow
@@ -24,6 +25,8 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     methods = {name: _method(record, name) for name in record.methods}
     _relate(methods)
     _by_severity(methods, stream.conditions)
+    for name, cost in costs(record).items():
+        methods[name]["cost"] = cost
     return {
         "scenario": record.scenario,
         "seed": record.seed,

@@ -37,13 +37,17 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class Budget:
-    """Whether rows of K experts and A anchors go into `limit` bytes with everything else. images: bytes of the target's pixels."""
+    """Whether rows of K experts and A anchors go into `limit` bytes with everything else. images: bytes of the target's pixels.
+
+    fixed: models that are rows of their own.
+    """
 
     limit: int | None
     sizes: Sizes
     anchors: int
     methods: tuple[Method, ...]
     images: int = 0
+    fixed: int = 0
 
     @property
     def rows(self) -> int:
@@ -53,7 +57,7 @@ class Budget:
     @property
     def beside(self) -> int:
         """Bytes that are needed whether rows are in memory or not."""
-        held = MODELS + sum(isinstance(method, Static | Online) for method in self.methods)
+        held = MODELS + sum(isinstance(method, Static | Online) for method in self.methods) + self.fixed
         return PROCESS_BYTES + self.images + held * self.sizes.parameters * FLOAT
 
     @property
@@ -91,7 +95,7 @@ class Budget:
     def of(task: TargetTask, experts: int, images: int = 0, model: torch.nn.Module | None = None) -> Budget:
         """The budget of a task for so many experts."""
         sizes = sizes_of(model or build(task.model, len(task.classes), seed=task.seed), experts)
-        return Budget(task.max_bytes, sizes, 1 + (task.generalist is not None), task.methods, images)
+        return Budget(task.max_bytes, sizes, 1 + (task.generalist is not None), task.methods, images, len(task.federated))
 
 
 def check_limit(limit: int | None, experts: int, spec: ModelSpec, classes: int, methods: tuple[Method, ...]) -> None:

@@ -24,6 +24,7 @@ from fedmerge.merge.method import Adaptive, Method
 from fedmerge.merge.per_sample import Costs, PerSample
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers, Stream
+from fedmerge.target.federated import Fixed, info, model_of
 from fedmerge.target.holding import Holding
 from fedmerge.target.predict import Row, carry, infos, predict, rows_of
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
@@ -51,6 +52,7 @@ class TargetSite:
         self.gallery = Gallery(self.images, task.schedule.conditions(), task.site.name, task.seed)
         self.stream = Stream(self.gallery, task.schedule, task.site.name, task.seed)
         self.normalisation = normalisation(task.model)
+        self.fixed = {one.key: Row(Fixed(label=one.key), model=model_of(one, task, self.device)) for one in task.federated}
         self.base, self.experts = base, [] if isinstance(experts, Holding) else list(experts)
         self.position = 0
         self.forwards_run = 0
@@ -60,7 +62,7 @@ class TargetSite:
     def _settle(self, holding: Holding, taken: dict[str, int] | None = None) -> None:
         self.bank, self.held = holding.bank(), holding.told()
         self.per_sample = PerSample(self.bank, self.task.per_sample, taken=taken or {})
-        self.rows = rows_of(self.task.methods, self.bank, self.task.cap)
+        self.rows = rows_of(self.task.methods, self.bank, self.task.cap) | self.fixed
         self.surveyed = False
 
     def change(self, names: Sequence[str], arriving: Sequence[Contribution]) -> None:
@@ -102,7 +104,7 @@ class TargetSite:
             conditions=tuple((one.kind(), one.severity) for one in self.gallery.conditions),
             shown=shown,
             device=self.device,
-            rows=infos(self.task.methods, self.task.experts or self.bank.names),
+            rows=infos(self.task.methods, self.task.experts or self.bank.names) | {o.key: info(o) for o in self.task.federated},
             bank=self.held,
         )
 

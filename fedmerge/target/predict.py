@@ -7,25 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedmerge.merge.bank import Bank
 from fedmerge.merge.capping import cap
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.method import Adaptive, Coefficients, Method, Online, Output, State, Stateful, Static
 from fedmerge.merge.per_sample import PerSample
+from fedmerge.target.federated import Fixed
 from fedmerge.target.task import RowInfo
 
 
 @dataclass
 class Row:
-    """One row of the table: a method and what it keeps between batches. cap: largest coefficient of an expert."""
+    """One row of the table: a method and what it keeps between batches. cap: largest coefficient of an expert. model: if fixed."""
 
     method: Method
     state: State = field(default_factory=dict)
     theta: Tensor | None = None
     statistics: Tensor | None = None
     cap: float | None = None
+    model: nn.Module | None = None
 
     @property
     def transductive(self) -> bool:
@@ -99,6 +101,9 @@ def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
     """The row's prediction for the batch of the evidence; its state goes on to the next."""
     method = row.method
     match method:
+        case Fixed():
+            assert row.model is not None
+            return Prediction.of(torch.log_softmax(row.model(evidence.batch).float(), -1), forwards=1)
         case Output():
             return Prediction.of(method.predict(evidence).log())
         case Static():

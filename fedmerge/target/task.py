@@ -18,13 +18,24 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class Federated:
+    """A global model as it reaches the target, and what the table says of it."""
+
+    key: str
+    paper: str
+    hyper_parameters: dict[str, Any]
+    remark: str
+    weights: Arrays
+
+
+@dataclass(frozen=True)
 class TargetTask:
     """The unseen hospital, the model, the order of its images, and the methods to compare. threads: for torch.
 
     per_sample: how rows of coefficients are merged. shared_head: whether all experts started from one head. generalist: the
     scenario's own, as a state, or None. experts: all that are there at some time, in order; those at hand if none are named.
-    cap: largest coefficient of an expert in an adaptive merge, or None. max_bytes: memory that the target may take; experts that
-    exceed it stay on its disk.
+    federated: models that strategies have made in rounds; each is a row. cap: largest coefficient of an expert in an adaptive
+    merge, or None. max_bytes: memory that the target may take; experts that exceed it stay on its disk.
     """
 
     site: Site
@@ -38,6 +49,7 @@ class TargetTask:
     shared_head: bool = True
     generalist: Arrays | None = None
     experts: tuple[str, ...] = ()
+    federated: tuple[Federated, ...] = ()
     cap: float | None = None
     max_bytes: int | None = None
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedmerge.errors import FedmergeError
 from fedmerge.experts.asking import Ask, Job
+from fedmerge.experts.competition import compete
 from fedmerge.experts.flower.client import client_app
 from fedmerge.experts.flower.grid import asking
 from fedmerge.experts.gather import collect, incomplete, probe_head
@@ -35,7 +36,7 @@ def main(folder: Path) -> None:
     pool, audit, limits = Path(read["pool"]), Path(read["audit"]), Limits(**read["limits"])
     job = Job(tasks, initial, pool, audit, read["deadline_s"], read["at_least"], limits)
     said: dict[str, Any] = {"failure": "", "outcomes": {}}
-    asked = list(tasks) if read["what"] == "probe" else incomplete(job)
+    asked = incomplete(job) if read["what"] == "gather" else list(tasks)
 
     def program(ask: Ask) -> None:
         """Say the last word here: after this, Flower waits for ever for a client that is stuck."""
@@ -43,6 +44,8 @@ def main(folder: Path) -> None:
             if read["what"] == "gather":
                 found = {name: replace(one, tries=begun(folder / "ticks", name)) for name, one in collect(job, ask).items()}
                 said["outcomes"] = {name: asdict(outcome) for name, outcome in found.items()}
+            elif read["what"] == "compete":
+                said["federated"] = compete(job, ask)
             else:
                 probed = probe_head(job, ask)
                 save_file({name: tensor.contiguous() for name, tensor in probed.weights.items()}, read["keep"])

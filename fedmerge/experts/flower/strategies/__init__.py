@@ -1,0 +1,1 @@
+"""One federated competitor a file; the file's name is its name in YAML."""

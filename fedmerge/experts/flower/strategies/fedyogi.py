@@ -1,0 +1,26 @@
+"""The hospitals' mean step as a gradient for Yogi at the server."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from fedmerge.experts.strategy import ALL_OF_THEM, Strategy
+
+
+class FedYogi(Strategy):
+    """As FedAdam, with v <- v - (1 - beta_2) delta^2 sign(v - delta^2)."""
+
+    paper: ClassVar[str] = "Reddi et al., Adaptive federated optimization, ICLR 2021"
+
+    server_lr: float = Field(0.01, gt=0, description="eta")
+    beta_1: float = Field(0.9, ge=0, lt=1)
+    beta_2: float = Field(0.99, ge=0, lt=1)
+    tau: float = Field(1e-3, gt=0, description="degree of adaptivity")
+
+    def server(self) -> Any:
+        """Flower's own."""
+        from flwr.serverapp.strategy import FedYogi as Server
+
+        return Server(eta=self.server_lr, beta_1=self.beta_1, beta_2=self.beta_2, tau=self.tau, **ALL_OF_THEM)

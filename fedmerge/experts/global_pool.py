@@ -1,0 +1,147 @@
+"""Global models on disk, beside the experts: a folder for each, with the last round that is whole, and the ledger of all rounds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedmerge.errors import FolderError
+from fedmerge.experts.pool import fingerprint
+from fedmerge.experts.strategy import Strategy
+from fedmerge.experts.train import SiteTask
+from fedmerge.experts.upload import state_digest
+
+State = dict[str, Tensor]
+THETA, MEMORY = "theta.", "memory."
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One hospital in one round. up, down: bytes of arrays and numbers. validation_accuracy: of theta^r on the hospital's own."""
+
+    round: int
+    site: str
+    n: int
+    steps: int
+    up: int
+    down: int
+    validation_accuracy: float
+
+
+@dataclass(frozen=True)
+class Stand:
+    """How far a global model is: rounds done, theta, what the server remembers, and every turn so far. seconds: of all rounds."""
+
+    rounds: int
+    theta: State
+    memory: State
+    turns: tuple[Turn, ...]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """A strategy whose rounds are all done, and what they have made."""
+
+    strategy: Strategy
+    stand: Stand
+
+    def as_record(self) -> dict[str, Any]:
+        """For the manifest: of every site, the rounds that it took part in, its steps and bytes; and how theta^r did meanwhile.
+
+        validation: of every round, the mean over its sites of the accuracy on their own validation images, weighted by n.
+        """
+        turns = self.stand.turns
+        sites = {turn.site: [one for one in turns if one.site == turn.site] for turn in turns}
+        rounds = [[turn for turn in turns if turn.round == number] for number in range(1, self.stand.rounds + 1)]
+        return {
+            "rounds": self.stand.rounds,
+            "sha256": state_digest(self.stand.theta),
+            "seconds": round(self.stand.seconds, 3),
+            "sites": {
+                site: {"rounds": len(own), **{key: sum(getattr(t, key) for t in own) for key in ("steps", "up", "down")}}
+                for site, own in sites.items()
+            },
+            "validation": [
+                sum(turn.n * turn.validation_accuracy for turn in own) / sum(turn.n for turn in own) for own in rounds if own
+            ],
+        }
+
+
+class GlobalPool:
+    """A folder with one folder for each global model, keyed by all that determines it."""
+
+    def __init__(self, path: Path, tasks: Sequence[SiteTask]) -> None:
+        self.path = path / "federated"
+        self.initial = tasks[0].initial_sha256
+        self.sites = [fingerprint(task) for task in tasks]
+
+    def entry(self, strategy: Strategy) -> Path:
+        """The folder of a strategy's model, whether it exists or not."""
+        return self.path / f"{strategy.kind()}-{strategy.digest(self.initial, self.sites)[:16]}"
+
+    def has(self, strategy: Strategy) -> bool:
+        """Whether all rounds are done."""
+        return (self.entry(strategy) / f"round-{strategy.rounds:04d}").is_dir()
+
+    def keep(self, strategy: Strategy, stand: Stand) -> None:
+        """This round instead of those before it; it appears whole or not at all."""
+        from safetensors.torch import save_file
+
+        entry = self.entry(strategy)
+        entry.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=".round-", dir=entry))
+        whole = {**{THETA + name: t for name, t in stand.theta.items()}, **{MEMORY + name: t for name, t in stand.memory.items()}}
+        save_file({name: tensor.contiguous() for name, tensor in whole.items()}, draft / "model.safetensors")
+        told: dict[str, Any] = {
+            "strategy": strategy.fields(),
+            "sha256": state_digest(stand.theta),
+            "rounds": stand.rounds,
+            "seconds": round(stand.seconds, 3),
+            "turns": [asdict(turn) for turn in stand.turns],
+        }
+        (draft / "manifest.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
+        try:
+            draft.rename(entry / f"round-{stand.rounds:04d}")
+        except OSError:  # another process has done the same round
+            shutil.rmtree(draft)
+        for number, folder in self._rounds(entry):
+            if number < stand.rounds:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def model(self, strategy: Strategy) -> GlobalModel:
+        """The model of a strategy whose rounds are done. Raises FolderError if it is damaged."""
+        stand = self.last(strategy)
+        assert stand is not None
+        return GlobalModel(strategy, stand)
+
+    def last(self, strategy: Strategy) -> Stand | None:
+        """The last round that is there, its digest verified. Raises FolderError if it is damaged."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        there = self._rounds(self.entry(strategy))
+        if not there:
+            return None
+        number, folder = there[-1]
+        try:
+            whole = load_file(folder / "model.safetensors")
+            told = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            theta = {name.removeprefix(THETA): tensor for name, tensor in whole.items() if name.startswith(THETA)}
+            memory = {name.removeprefix(MEMORY): tensor for name, tensor in whole.items() if name.startswith(MEMORY)}
+            if (here := state_digest(theta)) != told["sha256"]:
+                raise ValueError(f"sha256: found {here[:16]}; expected {told['sha256'][:16]}")
+            return Stand(number, theta, memory, tuple(Turn(**turn) for turn in told["turns"]), float(told["seconds"]))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise FolderError(f"{folder}: cannot be read ({error}); delete {folder.parent} and its rounds run again") from None
+
+    @staticmethod
+    def _rounds(entry: Path) -> list[tuple[int, Path]]:
+        return sorted((int(folder.name.removeprefix("round-")), folder) for folder in entry.glob("round-*"))
