@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmerge.consumption import Seen, Sent, consume, read_generalist
 from fedmerge.course import refuse_late_events
-from fedmerge.experts.asking import Outcome
+from fedmerge.experts.asking import Carrier, Outcome
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import Expert
 from fedmerge.experts.train import SiteTask
@@ -23,22 +23,22 @@ from fedmerge.site import Site
 from fedmerge.target.holding import check_limit
 
 
-def prepare(plan: Plan, request: Request) -> None:
+def prepare(plan: Plan, request: Request, carrier: Carrier | None = None) -> None:
     """Only the hospitals' part: afterwards all experts are in the pool, with what the scenario's uploads ask for."""
     refuse_late_events(plan)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
-        hospitals(plan, request, folder, Terminal(request.quiet))
+        hospitals(plan, request, folder, Terminal(request.quiet), carrier)
 
 
 def hospitals(
-    plan: Plan, request: Request, folder: RunFolder, terminal: Terminal
+    plan: Plan, request: Request, folder: RunFolder, terminal: Terminal, carrier: Carrier | None = None
 ) -> tuple[Initial, list[SiteTask], dict[str, Outcome]]:
     """theta_0 to all sites, and their experts into the pool; the tasks of those that have one now. Raises SiteError."""
     with folder.phase("initialisation"):
-        initial = start(plan, request, terminal)
+        initial = start(plan, request, terminal, carrier)
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
     with folder.phase("hospitals"):
-        outcomes = gather(plan, tasks, initial, request, terminal)
+        outcomes = gather(plan, tasks, initial, request, terminal, carrier)
     folder.manifest["trained"] = {name: outcome.trained for name, outcome in outcomes.items()}
     folder.manifest["absent"] = {name: outcome.reason for name, outcome in outcomes.items() if outcome.reason}
     folder.manifest["asked_again"] = {name: outcome.tries - 1 for name, outcome in outcomes.items() if outcome.tries > 1}
