@@ -21,7 +21,7 @@ VALID = timedelta(days=30)
 
 
 def certificates(folder: Path, name: str = "fedmerge loopback") -> None:
-    """`ca.crt`, `server.crt` and `server.key` in a folder: a server certificate for 127.0.0.1, signed by an authority of its own."""
+    """`ca.crt`, `server.crt` and `server.key` in a folder: a certificate for 127.0.0.1, signed by an authority of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])

@@ -17,9 +17,9 @@ from typing import Annotated
 import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from loopback import DeploymentError, Loopback  # noqa: E402 - the package is found without being installed
+from loopback import DeploymentError, Loopback
 
-from fedmerge.errors import FedmergeError  # noqa: E402
+from fedmerge.errors import FedmergeError
 
 
 def main(
