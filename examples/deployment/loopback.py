@@ -120,10 +120,14 @@ class Loopback:
             "--disable-runtime-dependency-installation",
         ]
         self.start("superlink", ["flower-superlink", *options], self.coordinator)
+        self.wait_for_link()
+
+    def wait_for_link(self, secure: bool = True) -> None:
+        """Until the SuperLink answers. Raises DeploymentError if it does not."""
         began = time.monotonic()
-        while not self._healthy():
+        while not self._healthy(secure):
             if self.started["superlink"].poll() is not None or time.monotonic() - began > START_S:
-                raise DeploymentError(f"the SuperLink did not start: {self.last_words('superlink')}")
+                raise DeploymentError(f"the SuperLink did not start: {last_words(self.coordinator / 'superlink.log')}")
             time.sleep(0.2)
 
     def register(self, site: str) -> None:
@@ -160,7 +164,7 @@ class Loopback:
         """One command of Flower's, as the coordinator."""
         with sealed():
             return subprocess.run(
-                [_tool("flwr"), *words], env=self._environment(self.coordinator), cwd=self.coordinator, text=True,
+                [_tool("flwr"), *words], env=self.environment(self.coordinator), cwd=self.coordinator, text=True,
                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
@@ -169,7 +173,7 @@ class Loopback:
         words = [_tool(str(command[0])), *(str(word) for word in command[1:])]
         with sealed(), (folder / f"{name}.log").open("ab") as log:
             self.started[name] = subprocess.Popen(
-                [sys.executable, "-c", LIFELINE, *words], cwd=folder, env=self._environment(folder),
+                [sys.executable, "-c", LIFELINE, *words], cwd=folder, env=self.environment(folder),
                 stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         return self.started[name]
@@ -179,11 +183,6 @@ class Loopback:
         with suppress(ProcessLookupError):
             os.killpg(self.started[name].pid, signal.SIGKILL)
         self.started[name].wait()
-
-    def last_words(self, name: str) -> str:
-        """The end of a process's log."""
-        folder = self.coordinator if name == "superlink" else self.hospital(name)
-        return (folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").strip()[-1500:]
 
     def end(self) -> None:
         """End everything: SuperNodes say good-bye, then the SuperLink goes."""
@@ -197,9 +196,11 @@ class Loopback:
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(patience_s)
 
-    def _healthy(self) -> bool:
-        context = ssl.create_default_context(cafile=self.coordinator / "tls" / "ca.crt")
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=2)
+    def _healthy(self, secure: bool) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        if secure:
+            context = ssl.create_default_context(cafile=self.coordinator / "tls" / "ca.crt")
+            connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=2)
         try:
             connection.request("GET", "/health")
             return connection.getresponse().status == 200
@@ -208,7 +209,7 @@ class Loopback:
         finally:
             connection.close()
 
-    def _environment(self, folder: Path) -> dict[str, str]:
+    def environment(self, folder: Path) -> dict[str, str]:
         """Nothing of another's folder: Flower's home, keys and cache are below the process's own."""
         own = {"FLWR_HOME": folder / "flwr", "FEDMERGE_KEYS": folder / "keys", "FEDMERGE_CACHE": folder / "cache"}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -221,6 +222,11 @@ def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def last_words(log: Path) -> str:
+    """The end of what a process has said."""
+    return log.read_text(encoding="utf-8", errors="replace").strip()[-1500:]
 
 
 def _tool(name: str) -> str:

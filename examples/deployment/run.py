@@ -65,7 +65,7 @@ def deploy(scenario: Path, out: Path, merge: bool) -> None:
     if merge:
         words = [here.target / "scenarios" / scenario.name, "--pool", here.pool, "--out", here.target / "run"]
         command = [sys.executable, "-m", "fedmerge.simulate", *map(str, words)]
-        done = subprocess.run(command, env=here._environment(here.target), cwd=here.target)
+        done = subprocess.run(command, env=here.environment(here.target), cwd=here.target)
         say("the target has merged" if done.returncode == 0 else "the target could not merge")
         if done.returncode:
             raise typer.Exit(done.returncode)
