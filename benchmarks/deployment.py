@@ -243,10 +243,9 @@ def one_name(out: Path, scenario: Path, plain: dict[str, str]) -> Fault:
 
 
 def last_line(log: Path) -> str:
-    """The last thing that a Flower process has complained about."""
-    plain = [line.strip() for line in last_words(log).replace("\x1b[0m", "").splitlines()]
-    told = [line for line in plain if line and not line.startswith(("For more", "http", "INFO")) and "INFO" not in line[:12]]
-    return (told[-1] if told else "nothing")[:160]
+    """What a Flower process has said of why it ends."""
+    said = last_words(log).rpartition("Exit Code:")[2].partition("For more information")[0]
+    return " ".join(line.strip() for line in said.splitlines()[1:] if line.strip())[:200]
 
 
 FAULTS = (node_killed, client_killed, unregistered, wrong_certificate, nobody_there, same_node_key, one_name)

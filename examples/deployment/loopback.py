@@ -185,7 +185,8 @@ class Loopback:
         self.started[name].wait()
 
     def end(self) -> None:
-        """End everything: SuperNodes say good-bye, then the SuperLink goes."""
+        """End everything: SuperNodes say good-bye, then the SuperLink goes, and what it has put into sessions of their own."""
+        detached = [pid for process in self.started.values() for pid in below(process.pid)]
         for names in ([name for name in self.started if name != "superlink"], ["superlink"]):
             running = [self.started[name] for name in names if name in self.started]
             for number, patience_s in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
@@ -195,6 +196,10 @@ class Loopback:
                 for process in running:
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(patience_s)
+        for pid in detached:
+            with suppress(OSError):  # it has ended
+                if f"FLWR_HOME={self.folder}/".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
     def _healthy(self, secure: bool) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
@@ -215,6 +220,16 @@ class Loopback:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         code = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         return {**os.environ, **{name: str(value) for name, value in own.items()}, "PATH": path, "PYTHONPATH": code}
+
+
+def below(pid: int) -> list[int]:
+    """Everything that a process has started, and that this has started."""
+    table = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    rows = [tuple(map(int, line.split())) for line in table]
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in rows if parent == one]
+    return found[1:]
 
 
 def free_port() -> int:

@@ -8,6 +8,7 @@ the target merges them by `python -m fedmerge.simulate`, and nobody trains. See 
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,8 @@ def main(
     """Train the hospitals of SCENARIO in processes of their own, and merge at its target."""
     if out.exists():
         raise typer.BadParameter(f"{out} is there; expected a folder that is not, for keys and certificates are made anew")
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell in the background has told us to ignore Ctrl-C
+        signal.signal(number, signal.default_int_handler)
     try:
         deploy(scenario, out, merge)
     except (DeploymentError, FedmergeError) as error:
