@@ -104,17 +104,16 @@ class Desk:
 
     def _introduced(self) -> list[Claim]:
         """Who the nodes say that they are, until every hospital has come, or the time is over."""
-        began, met, found = time.monotonic(), set[int](), list[Claim]()
+        began, found = time.monotonic(), list[Claim]()
         self._wait()
         while True:
-            fresh = sorted(set(self.grid.get_node_ids()) - met)
-            met.update(fresh)
+            fresh = sorted(set(self.grid.get_node_ids()) - {claim.node for claim in found})  # or lost while it was asked
             found += claims(self.grid, [(node, {}) for node in fresh], self.connect_s)
             if {task.site.name for task in self.tasks} <= {claim.site for claim in found}:
                 return found
             if time.monotonic() - began > self.connect_s:
                 return found
-            time.sleep(PAUSE_S)
+            time.sleep(1)
 
     def _wait(self) -> list[int]:
         began = time.monotonic()
