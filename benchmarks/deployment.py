@@ -280,7 +280,7 @@ def faults(
 
 @dataclass
 class Peaks:
-    """Most memory of each process while a federation runs, MiB: its own pages, as the kernel counts them (VmHWM)."""
+    """Most resident memory of each process while a federation runs, MiB, as the kernel counts it (VmHWM)."""
 
     of: dict[str, float] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
