@@ -63,7 +63,8 @@ def agreed(asked: SiteTask, own: Site) -> SiteTask:
     task = asked.model_copy(update={"site": own})
     if differ or fingerprint(task) != fingerprint(asked):
         what = ", ".join(differ) or "fingerprint"
-        told = f"its own site file and the coordinator's differ in: {what}; expected the same. Mend it with 'fedmerge outline'"
+        mend = f"Mend it with 'fedmerge outline --seed {asked.seed}'"
+        told = f"its own site file and the coordinator's differ in: {what}; expected the same. {mend}"
         raise SiteError(f"site '{own.name}': {told}", told)
     return task
 
