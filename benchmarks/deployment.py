@@ -242,13 +242,45 @@ def one_name(out: Path, scenario: Path, plain: dict[str, str]) -> Fault:
         )
 
 
+def other_site_file(out: Path, scenario: Path, plain: dict[str, str]) -> Fault:
+    """A hospital that has bought another scanner since it sent its outline; two of three are enough."""
+    with deployed(out, scenario) as here:
+        file = here.hospital("south") / "south.yaml"
+        file.write_text(file.read_text(encoding="utf-8") + "scanner: {noise: 0.2}\n", encoding="utf-8")
+        ended = here.run()
+        told = json.loads((here.out / "manifest.json").read_text())["absent"]
+        found = f"{ended.status}; absent: {told}"
+        return Fault(
+            "A site file changed since its outline, `min_sites: 2` of 3", found, ended.seconds, "scanner" in told.get("south", "")
+        )
+
+
+def no_hospital(out: Path, scenario: Path, plain: dict[str, str]) -> Fault:
+    """Nobody connects."""
+    with deployed(out, scenario, absent=tuple(SITES)) as here:
+        ended = here.run(**{"connect-s": 15})
+        right = ended.status == "finished:failed" and "no hospital has connected" in ended.said
+        said = next((line for line in ended.said.splitlines() if line.startswith("fedmerge: ") and "connected" in line), "nothing")
+        return Fault("No hospital connects", f"{ended.status}: “{said}”", ended.seconds, right)
+
+
 def last_line(log: Path) -> str:
     """What a Flower process has said of why it ends."""
     said = last_words(log).rpartition("Exit Code:")[2].partition("For more information")[0]
     return " ".join(line.strip() for line in said.splitlines()[1:] if line.strip())[:200]
 
 
-FAULTS = (node_killed, client_killed, unregistered, wrong_certificate, nobody_there, same_node_key, one_name)
+FAULTS = (
+    node_killed,
+    client_killed,
+    unregistered,
+    wrong_certificate,
+    nobody_there,
+    same_node_key,
+    one_name,
+    other_site_file,
+    no_hospital,
+)
 
 
 @app.command()
@@ -267,7 +299,7 @@ def faults(
         if only and fault.__name__ not in only.split(","):
             continue
         try:
-            one = fault(out / fault.__name__, enough if fault is unregistered else file, plain)
+            one = fault(out / fault.__name__, enough if fault in (unregistered, other_site_file) else file, plain)
         except DeploymentError as error:
             one = Fault(fault.__name__, f"not measured: {error}", 0.0, False)
         found.append(one)
