@@ -133,6 +133,18 @@ def keys(
 
 @app.command()
 @guarded
+def outline(
+    site: Annotated[Path, typer.Argument(help="the hospital's own YAML, e.g. sites/axial.yaml")],
+    seed: Annotated[int, typer.Option(min=0, help="the scenario's seed")] = 0,
+) -> None:
+    """Print SITE as its coordinator may have it: what is known of its images, and no path."""
+    from fedmerge.outline import outline as outlined
+
+    typer.echo(outlined(site, seed), nl=False)
+
+
+@app.command()
+@guarded
 def schema(document: Annotated[Document, typer.Argument(help="which YAML to describe")] = Document.scenario) -> None:
     """Print the JSON schema of a scenario or a site file, for editors."""
     from fedmerge.scenario import json_schema

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from fedmerge.errors import SiteError
-from fedmerge.experts.asking import START_GRACE_S, Job, Outcome
+from fedmerge.experts.asking import START_GRACE_S, Carrier, Job, Outcome
 from fedmerge.experts.backbone import build
 from fedmerge.experts.defence import FEWEST
 from fedmerge.experts.gather import incomplete
@@ -24,7 +24,14 @@ from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
 
 
-def start(plan: Plan, request: Request, terminal: Terminal) -> Initial:
+def simulated() -> Carrier:
+    """Hospitals in Flower's simulation on this machine, in a process of their own."""
+    from fedmerge.experts.federation import compete, gather, probe
+
+    return Carrier(gather, probe, compete)
+
+
+def start(plan: Plan, request: Request, terminal: Terminal, carrier: Carrier | None = None) -> Initial:
     """theta_0, with a head from federated linear probing if the scenario asks for one."""
     scenario = plan.scenario
     with terminal.progress("initialisation: theta_0, which all sites share") as bars:
@@ -37,15 +44,15 @@ def start(plan: Plan, request: Request, terminal: Terminal) -> Initial:
             lambda done, total, text: bars.tick("coordinator", done, total, text),
         )
         if initial.head_init == "fed_lp":
-            from fedmerge.experts.federation import probe
-
-            tasks = tuple(site_task(plan, number, initial) for number in range(len(plan.founders)))
+            tasks, probe = tuple(site_task(plan, n, initial) for n in range(len(plan.founders))), (carrier or simulated()).probe
             initial = probe(job_of(plan, tasks, initial, request), lambda t: bars.tick(t.site, t.done, t.total, t.text))
     keep(initial, request.pool)
     return initial
 
 
-def gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> dict[str, Outcome]:
+def gather(
+    plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal, carrier: Carrier | None = None
+) -> dict[str, Outcome]:
     """Experts of all sites into the pool. Raises SiteError that names every site without one; the others' are kept.
 
     Where `min_sites` of them are enough, those without one are reported, and the run goes on with the others. An expert that
@@ -53,15 +60,12 @@ def gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request
     """
     pool, deadline_s = ExpertPool(request.pool), plan.scenario.training.deadline_s + START_GRACE_S
     with turns(pool, tasks, deadline_s, lambda site: terminal.say(f"hospitals: {site} trains for another run; waiting for it")):
-        return _gather(plan, tasks, initial, request, terminal)
+        return _gather(plan, job_of(plan, tuple(tasks), initial, request), terminal, carrier or simulated())
 
 
-def _gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> dict[str, Outcome]:
-    from fedmerge.experts.federation import gather as ask
-
-    pool = ExpertPool(request.pool)
-    job = job_of(plan, tuple(tasks), initial, request)
-    untrained = [task.site.name for task in tasks if not pool.has(task)]
+def _gather(plan: Plan, job: Job, terminal: Terminal, carrier: Carrier) -> dict[str, Outcome]:
+    pool = ExpertPool(job.pool)
+    untrained = [task.site.name for task in job.tasks if not pool.has(task)]
     asked = [task.site.name for task in incomplete(job)]
     title = "hospitals: every expert is in the pool; nobody trains"
     if asked:
@@ -69,7 +73,7 @@ def _gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Reques
         title = f"hospitals: {', '.join(untrained)} train" if untrained else f"hospitals: {', '.join(asked)} compute {kinds}"
     began = time.time()
     with terminal.progress(title) as bars:
-        outcomes = ask(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
+        outcomes = carrier.gather(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
     failed = [f"site '{name}': {outcome.reason}{where(name, began)}" for name, outcome in outcomes.items() if outcome.reason]
     there = len(outcomes) - len(failed)
     if failed and there >= (plan.scenario.min_sites or len(outcomes)):
@@ -81,7 +85,9 @@ def _gather(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Reques
     return outcomes
 
 
-def compete(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal) -> tuple[GlobalModel, ...]:
+def compete(
+    plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal, carrier: Carrier | None = None
+) -> tuple[GlobalModel, ...]:
     """The global models of all federated strategies, from the hospitals that are there from the beginning.
 
     Raises SiteError with every strategy that came to no end; the rounds that were done are kept.
@@ -89,14 +95,12 @@ def compete(plan: Plan, tasks: list[SiteTask], initial: Initial, request: Reques
     founders = [task for task in tasks if task.site.name in plan.founders]
     if not plan.scenario.federated or not founders:
         return ()
-    from fedmerge.experts.federation import compete as all_rounds
-
     pool = GlobalPool(request.pool, founders)
     missing = [strategy.key for strategy in plan.scenario.federated if not pool.has(strategy)]
     title = f"federated: {', '.join(missing)} in rounds" if missing else "federated: every model is in the pool"
     with terminal.progress(title) as bars:
         job = job_of(plan, tuple(founders), initial, request)
-        failed = all_rounds(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
+        failed = (carrier or simulated()).compete(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
     if failed:
         said = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
         raise SiteError(f"federated: {said}. What was done before is in the pool; give the command again and it goes on from there")

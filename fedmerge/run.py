@@ -8,7 +8,7 @@ from typing import Any
 
 from fedmerge.consumption import Seen, Sent, consume, read_generalist
 from fedmerge.course import refuse_late_events
-from fedmerge.experts.asking import Outcome
+from fedmerge.experts.asking import Carrier, Outcome
 from fedmerge.experts.global_pool import GlobalModel
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.pool import Expert
@@ -24,22 +24,24 @@ from fedmerge.site import Site
 from fedmerge.target.holding import check_limit
 
 
-def prepare(plan: Plan, request: Request) -> None:
-    """Only the hospitals' part: afterwards all experts are in the pool, with what the scenario's uploads ask for."""
+def prepare(plan: Plan, request: Request, carrier: Carrier | None = None) -> None:
+    """Only the hospitals' part: afterwards all experts and global models are in the pool, with what `uploads` ask for."""
     refuse_late_events(plan)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
-        hospitals(plan, request, folder, Terminal(request.quiet))
+        terminal = Terminal(request.quiet)
+        initial, tasks, _ = hospitals(plan, request, folder, terminal, carrier)
+        rounds(plan, tasks, initial, request, folder, terminal, carrier)
 
 
 def hospitals(
-    plan: Plan, request: Request, folder: RunFolder, terminal: Terminal
+    plan: Plan, request: Request, folder: RunFolder, terminal: Terminal, carrier: Carrier | None = None
 ) -> tuple[Initial, list[SiteTask], dict[str, Outcome]]:
     """theta_0 to all sites, and their experts into the pool; the tasks of those that have one now. Raises SiteError."""
     with folder.phase("initialisation"):
-        initial = start(plan, request, terminal)
+        initial = start(plan, request, terminal, carrier)
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
     with folder.phase("hospitals"):
-        outcomes = gather(plan, tasks, initial, request, terminal)
+        outcomes = gather(plan, tasks, initial, request, terminal, carrier)
     folder.manifest["trained"] = {name: outcome.trained for name, outcome in outcomes.items()}
     folder.manifest["absent"] = {name: outcome.reason for name, outcome in outcomes.items() if outcome.reason}
     folder.manifest["asked_again"] = {name: outcome.tries - 1 for name, outcome in outcomes.items() if outcome.tries > 1}
@@ -47,13 +49,19 @@ def hospitals(
 
 
 def rounds(
-    plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, folder: RunFolder, terminal: Terminal
+    plan: Plan,
+    tasks: list[SiteTask],
+    initial: Initial,
+    request: Request,
+    folder: RunFolder,
+    terminal: Terminal,
+    carrier: Carrier | None = None,
 ) -> tuple[GlobalModel, ...]:
     """The models of federated strategies, and what they and the experts cost each hospital, into the manifest."""
     if not plan.scenario.federated:
         return ()
     with folder.phase("federated"):
-        models = compete(plan, tasks, initial, request, terminal)
+        models = compete(plan, tasks, initial, request, terminal, carrier)
     folder.manifest["federated"] = {model.strategy.key: model.as_record() for model in models}
     down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
     folder.manifest["one_shot"] = {"steps": own_steps(tasks, request), "down": down}

@@ -64,6 +64,8 @@ class Request:
 Ask = Callable[[Sequence[Request], float], Iterator[Reply]]
 """(one request for each site, deadline in seconds) -> replies as they arrive."""
 
+OnTick = Callable[[Tick], None]
+
 
 @dataclass(frozen=True)
 class Job:
@@ -84,3 +86,15 @@ class Job:
     def silence(self) -> str:
         """The reason for a site that has not answered."""
         return f"did not answer within {self.deadline_s:g} s"
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """What carries a job to the hospitals and back.
+
+    gather: experts and statistics into the pool. probe: theta_0 with a head. compete: global models, and why there is none, by key.
+    """
+
+    gather: Callable[[Job, OnTick], dict[str, Outcome]]
+    probe: Callable[[Job, OnTick], Initial]
+    compete: Callable[[Job, OnTick], dict[str, str]]

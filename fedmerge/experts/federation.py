@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from fedmerge.egress import sealed
 from fedmerge.errors import SiteError
-from fedmerge.experts.asking import START_GRACE_S, Job, Outcome, Tick
+from fedmerge.experts.asking import START_GRACE_S, Job, OnTick, Outcome, Tick
 from fedmerge.experts.competition import unfinished
 from fedmerge.experts.gather import incomplete
 from fedmerge.experts.initialisation import Initial
@@ -32,8 +31,6 @@ from fedmerge.experts.signature import VARIABLE, keys_folder
 
 MOST_ROUNDS = 200
 """More blocks of layers than any model has."""
-
-OnTick = Callable[[Tick], None]
 
 
 def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
 from fedmerge.experts.admission import sealed
-from fedmerge.experts.asking import Ask, Job, Outcome, Reply, Request, Tick
+from fedmerge.experts.asking import Ask, Job, OnTick, Outcome, Reply, Request, Tick
 from fedmerge.experts.competition import compete as all_strategies
 from fedmerge.experts.gather import collect, probe_head
 from fedmerge.experts.initialisation import Initial
@@ -22,8 +22,6 @@ from fedmerge.experts.taking_part import train_round
 from fedmerge.experts.train import OnProgress, measure_site, train_site
 from fedmerge.experts.upload import Upload
 from fedmerge.merge.parts import Parts
-
-OnTick = Callable[[Tick], None]
 
 
 def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:

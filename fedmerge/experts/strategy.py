@@ -34,7 +34,7 @@ class Strategy(Plugin):
     fraction: float = Field(1.0, gt=0, le=1, description="share of the hospitals that are asked in a round, drawn anew each time")
     optimiser: Optimiser | None = Field(None, description="of the hospitals, begun anew each round; default: the scenario's")
     lr: float | None = Field(None, gt=0, description="of the hospitals; default: that of run 0 of the scenario's training")
-    label: str | None = Field(None, description="name in tables; default: the strategy and its rounds")
+    label: str | None = Field(None, pattern=r"^\S+$", description="name in tables; default: the strategy and its rounds")
 
     @property
     def key(self) -> str:

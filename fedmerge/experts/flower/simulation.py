@@ -16,7 +16,7 @@ from typing import Any
 from fedmerge.errors import FedmergeError
 from fedmerge.experts.asking import Ask, Job
 from fedmerge.experts.competition import compete
-from fedmerge.experts.flower.client import client_app
+from fedmerge.experts.flower.client import Listed, client_app
 from fedmerge.experts.flower.grid import asking
 from fedmerge.experts.gather import collect, incomplete, probe_head
 from fedmerge.experts.initialisation import Initial
@@ -55,7 +55,7 @@ def main(folder: Path) -> None:
         (folder / "said.draft").write_text(json.dumps(said), encoding="utf-8")
         (folder / "said.draft").replace(folder / "said.json")
 
-    simulate(job, asked, client_app(asked, folder / "ticks"), program)
+    simulate(job, asked, client_app(Listed(asked), folder / "ticks"), program)
 
 
 def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[Ask], None]) -> None:

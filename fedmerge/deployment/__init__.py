@@ -1,0 +1,1 @@
+"""The repository as a Flower app: `flwr run`, in Flower's simulation or on processes of the hospitals. See docs/deployment.md."""
