@@ -64,6 +64,9 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         experts=tuple(expert.site for expert in sent.experts),
         cap=min((one.most for one in scenario.defences if one.at_target), default=None),
         max_bytes=scenario.target_max_bytes,
+        shards=scenario.target_shards or 1,
+        gpus=scenario.target_gpus,
+        resource=scenario.target_resource,
     )
     course = course_of(plan, task.experts)
     experts = {expert.site: contribution(expert) for expert in sent.experts}

@@ -88,6 +88,11 @@ class SpreadBank(Bank):
         raise CheckpointError("the experts' parameters are spread over shards, and this needs all of them in one place")
 
     @property
+    def tau(self) -> Tensor:
+        """Refused as `rows` is."""
+        return self.rows
+
+    @property
     def resident(self) -> int:
         """Rules about columns, or tensors, get them in pieces."""
         return BLOCK_BYTES
