@@ -47,7 +47,7 @@ def read_generalist(plan: Plan) -> dict[str, Any] | None:
 
 def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal: Terminal) -> tuple[Progress, Seen]:
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
-    from fedmerge.target.actor import RemoteTarget
+    from fedmerge.target.ray.actor import RemoteTarget
 
     scenario = plan.scenario
     task = TargetTask(

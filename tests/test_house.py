@@ -51,7 +51,7 @@ DOORS = {
     | {"keys"},
 }
 # A whole foreign package, and the one file or folder that may name it.
-SEAMS = {"flwr": "experts/flower", "ray": "target/actor.py", "timm": "experts/backbone.py"}
+SEAMS = {"flwr": "experts/flower", "ray": "target/ray", "timm": "experts/backbone.py"}
 
 
 def module_of(path: Path) -> str:

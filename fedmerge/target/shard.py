@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,7 +18,6 @@ from fedmerge.errors import Problem, ScenarioError
 from fedmerge.experts.backbone import ModelSpec, build
 from fedmerge.merge.bank import Bank
 from fedmerge.merge.method import Method
-from fedmerge.merge.parts import Parts
 from fedmerge.merge.shelf import Shelf
 from fedmerge.merge.spread import Here, answer
 from fedmerge.target.task import Arrays, Contribution, TargetTask, tensors
@@ -89,11 +88,6 @@ def here(task: TargetTask, experts: Sequence[Contribution], base: Arrays) -> Her
         assert shard.bank is not None
         banks.append(shard.bank)
     return Here(banks)
-
-
-def beside(expert: Contribution, parts: Parts) -> Contribution:
-    """What the target needs of an expert whose parameters a shard has: buffers, counts, temperature, statistics."""
-    return replace(expert, weights={name: expert.weights[name] for name in parts.beside if name in expert.weights})
 
 
 def check_shards(shards: int, sites: int, methods: Sequence[Method], per_sample: str, max_bytes: int | None) -> None:
