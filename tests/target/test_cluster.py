@@ -87,6 +87,8 @@ def test_on_a_cluster_the_target_is_on_its_own_machine_and_outlives_it(target: T
 
     task = target("mean", "expert", "eam")
     wanted = TargetSite(spread(task, 1), experts(), base()).advance(5)
+    for name, value in {"period_ms": 500, "initial_delay_ms": 0, "failure_threshold": 4, "timeout_ms": 2000}.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))  # a lost node is noticed sooner than after half a minute
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         wards = [cluster.add_node(num_cpus=0, resources={"target": 1}) for _ in range(2)]
