@@ -53,6 +53,7 @@ def test_the_target_goes_where_its_resource_is(nodes: Nodes, wanted: Wanted, tar
         (WARD, Wanted(gpus=2), r"'GPU': 1 available on the target's node \('target'\); expected 2"),
         (LAPTOP, Wanted(resource="mercy"), r"target\.resource: found resource 'mercy': 0 available on a node; expected 1"),
         (WARD, Wanted(shards=4), r"target\.shards: found resource 'shard': 3 available on all nodes together; expected 4"),
+        (LAPTOP, Wanted(hospitals=True, each=0.5), r"FEDMERGE_HOSPITAL_GPUS: found resource 'GPU': 0 available.*; expected 0\.5"),
         ([{"CPU": 0, "target": 1}], Wanted(hospitals=True), r"sites: found resource 'CPU': 0 available on a node; expected 1"),
     ],
 )
@@ -73,6 +74,13 @@ def test_an_address_where_nobody_answers_is_one_message(monkeypatch: pytest.Monk
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{nobody.getsockname()[1]}")
         with pytest.raises(ScenarioError, match=r"RAY_ADDRESS: found '127.*nobody answers.*HOST:PORT of the head"):
             preflight(Wanted())
+
+
+@pytest.mark.parametrize("given", ["half", "-1", "nan", "inf"])
+def test_a_share_of_a_gpu_is_a_number(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMERGE_HOSPITAL_GPUS", given)
+    with pytest.raises(ScenarioError, match=f"FEDMERGE_HOSPITAL_GPUS: found '{given}'"):
+        preflight(Wanted())
 
 
 def test_keys_below_target_are_the_same_on_the_command_line() -> None:

@@ -7,6 +7,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from fedmerge.egress import sealed
@@ -22,6 +23,7 @@ KNOCK_S = 5.0
 
 def preflight(wanted: Wanted) -> None:
     """Before anybody trains: whether there is a place for everything. Raises ScenarioError that names what is not there."""
+    wanted = replace(wanted, each=_of_each_hospital())
     if not os.environ.get("RAY_ADDRESS"):
         wanted.place([_this_machine()])
         return
@@ -85,6 +87,17 @@ def _knock(address: str) -> None:
         found = f"'{address}', where nobody answers ({error.strerror or error})"
         mend = "Start one with 'ray start --head', or unset RAY_ADDRESS: then a run starts its own Ray on this machine"
         raise ScenarioError([Problem("RAY_ADDRESS", "", found, "HOST:PORT of the head of a Ray cluster", mend)]) from None
+
+
+def _of_each_hospital() -> float:
+    given = os.environ.get("FEDMERGE_HOSPITAL_GPUS", "0")
+    try:
+        share = float(given)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < float("inf"):
+        raise ScenarioError([Problem("FEDMERGE_HOSPITAL_GPUS", "", f"'{given}'", "GPUs of each hospital, e.g. 0.25")])
+    return share
 
 
 def _this_machine() -> dict[str, float]:

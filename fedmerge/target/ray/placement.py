@@ -28,13 +28,15 @@ class Placement:
 @dataclass(frozen=True)
 class Wanted:
     """What a scenario asks of a cluster. gpus: of the target, None for one if there is one. resource: the target machine's, None
-    for `target` where a node declares it. shards: processes for the experts. hospitals: whether anybody may have to train.
+    for `target` where a node declares it. shards: processes for the experts. hospitals: whether anybody may have to train, and
+    `each`, on what share of a GPU.
     """
 
     gpus: float | None = None
     resource: str | None = None
     shards: int = 1
     hospitals: bool = False
+    each: float = 0.0
 
     def at(self, placement: Placement) -> Wanted:
         """The same with what was found for it, so that nothing else will do once the actor has been placed."""
@@ -60,13 +62,21 @@ class Wanted:
         if self.shards > 1 and 0 < spread < self.shards:
             mend = "Declare more on the nodes that may hold experts, or take fewer shards"
             problems.append(_lacking("target.shards", SHARD, self.shards, spread, "on all nodes together", mend))
-        if self.hospitals and not any(int(node.get("CPU", 0)) for node in nodes):
-            problems.append(_lacking("sites", "CPU", 1, 0, "on a node", "Start a node with CPUs: hospitals train there"))
+        problems += self._of_hospitals(nodes) if self.hospitals else []
         if problems:
             raise ScenarioError(problems)
         own = {"num_cpus": 0, "num_gpus": gpus, "resources": {resource: 1} if resource else {}}
         apart = {"num_cpus": 0, "resources": {SHARD: 1}, "scheduling_strategy": "SPREAD"}
         return Placement(own, apart if spread else None)
+
+    def _of_hospitals(self, nodes: Nodes) -> list[Problem]:
+        wards = [node for node in nodes if node.get("CPU", 0) >= 1]
+        if not wards:
+            return [_lacking("sites", "CPU", 1, 0, "on a node", "Start a node with CPUs: hospitals train there")]
+        most = max(node.get("GPU", 0) for node in wards)
+        if self.each <= most:
+            return []
+        return [_lacking("FEDMERGE_HOSPITAL_GPUS", "GPU", self.each, most, "on a node with CPUs", "Unset it to train on CPUs")]
 
 
 def _lacking(key: str, resource: str, wanted: float, there: float, where: str, mend: str) -> Problem:
