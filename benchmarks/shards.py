@@ -21,7 +21,7 @@ import numpy as np
 import typer
 
 
-def main(
+def main(  # noqa: PLR0913 - one parameter per option of the command line
     experts: Annotated[str, typer.Option(help="how many, separated by commas")] = "3,20,100",
     shards: Annotated[str, typer.Option(help="how many, separated by commas")] = "1,2,4",
     batches: Annotated[int, typer.Option(min=2)] = 4,
