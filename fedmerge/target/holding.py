@@ -130,7 +130,7 @@ class Holding:
         model = build(task.model, len(task.classes), seed=task.seed)
         self.budget = Budget.of(task, self.experts, self.images.pixels.nbytes, model)
         self.budget.check()
-        self.device = "cuda" if torch.cuda.is_available() and not self.budget.on_disk else "cpu"
+        self.device = "cuda" if torch.cuda.is_available() and not self.budget.on_disk and task.gpus != 0 else "cpu"
         count = self.budget.anchors + (0 if self.shards else self.experts)
         self._shelf = Shelf(model, count, device=self.device, mapped=self._mapped(count) if self.budget.on_disk else None)
 

@@ -46,9 +46,8 @@ class Shard:
         """Make room for so many experts; those that are here go."""
         self.bank: Bank | None = None
         torch.set_num_threads(task.threads)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         self.base, self.names = base, list[str]()
-        self._shelf = Shelf(build(task.model, task.classes, seed=task.seed), experts + 1, device=device)
+        self._shelf = Shelf(build(task.model, task.classes, seed=task.seed), experts + 1)  # in memory: Ray has given it no GPU
 
     def admit(self, expert: Contribution) -> None:
         """Take the next expert; the bank is there as soon as the last has come."""
@@ -59,11 +58,9 @@ class Shard:
             self.bank = Bank.on(self._shelf, self.names, ["theta_0"])
 
     def answer(self, what: str, arguments: Sequence[Any]) -> Tensor:
-        """One of `merge.spread.WORK`, with tensors wherever they are; the answer is on the CPU."""
+        """One of `merge.spread.WORK`."""
         assert self.bank is not None
-        device = self.bank.like.device
-        given = [one.to(device) if isinstance(one, Tensor) and what.endswith("logits") else one for one in arguments]
-        return answer(self.bank, what, given).cpu()
+        return answer(self.bank, what, arguments)
 
     def process(self) -> int:
         """Number of this process."""
