@@ -39,7 +39,7 @@ WORK: dict[str, Callable[..., Tensor]] = {
 @torch.no_grad()
 def answer(bank: Bank, what: str, arguments: Sequence[Any]) -> Tensor:
     """A shard's answer, one of `WORK`."""
-    return WORK[what](bank, *arguments)
+    return WORK[what](bank, *(one.to(bank.like.device) if isinstance(one, Tensor) else one for one in arguments))
 
 
 class Shards(Protocol):
