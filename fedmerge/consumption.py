@@ -51,7 +51,7 @@ def read_generalist(plan: Plan) -> dict[str, Any] | None:
 
 def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal: Terminal) -> tuple[Progress, Seen]:
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
-    from fedmerge.target.actor import RemoteTarget
+    from fedmerge.target.ray.actor import RemoteTarget
 
     scenario = plan.scenario
     task = TargetTask(
@@ -69,6 +69,9 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         federated=tuple(_row(model) for model in sent.federated),
         cap=min((one.most for one in scenario.defences if one.at_target), default=None),
         max_bytes=scenario.target_max_bytes,
+        shards=scenario.target_shards or 1,
+        gpus=scenario.target_gpus,
+        resource=scenario.target_resource,
     )
     course = course_of(plan, task.experts)
     experts = {expert.site: contribution(expert) for expert in sent.experts}

@@ -29,7 +29,7 @@ class Overrides:
     without: tuple[str, ...] = ()
 
 
-FLAT = {"target.max_bytes": "target_max_bytes", "target.site": "target"}
+FLAT = {"target.site": "target"} | {f"target.{name}": f"target_{name}" for name in ("max_bytes", "shards", "gpus", "resource")}
 """Keys below `target` in a scenario, and the fields that they are once it is flattened."""
 
 

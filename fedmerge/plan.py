@@ -16,7 +16,7 @@ from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
 from fedmerge.overrides import Overrides as Overrides
 from fedmerge.overrides import overridden
-from fedmerge.scenario import Scenario, flattened, unfit, unprotected
+from fedmerge.scenario import BELOW_TARGET, Scenario, flattened, unfit, unprotected
 from fedmerge.site import Site
 from fedmerge.stream.events import Event, inconsistent
 
@@ -40,7 +40,7 @@ class Plan:
         sites = [site.model_dump(mode="json") for site in self.sites]
         founders, joining = sites[: len(self.scenario.sites)], sites[len(self.scenario.sites) :]
         return {
-            **self.scenario.model_dump(mode="json", exclude=set() if self.scenario.target_max_bytes else {"target_max_bytes"}),
+            **self.scenario.model_dump(mode="json", exclude=self.scenario.unset),
             "sites": founders,
             **({"joining": joining} if joining else {}),
             "target": self.target.model_dump(mode="json"),
@@ -59,7 +59,8 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
     try:
         scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
-        problems += [replace(p, key="target.max_bytes") if p.key == "target_max_bytes" else p for p in error.problems]
+        as_given = {field: key for key, field in BELOW_TARGET.items()}
+        problems += [replace(p, key=as_given.get(p.key, p.key)) for p in error.problems]
     names, target_name = _strings(content.get("sites")), next(iter(_strings([content.get("target")])), None)
     joining = _joining(content.get("events"), names)
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys([*names, *joining])}

@@ -22,6 +22,9 @@ from fedmerge.report.write import write
 from fedmerge.run_folder import Request, RunFolder
 from fedmerge.site import Site
 from fedmerge.target.holding import check_limit
+from fedmerge.target.ray.cluster import preflight
+from fedmerge.target.ray.placement import Wanted
+from fedmerge.target.shard import check_shards
 
 
 def prepare(plan: Plan, request: Request, carrier: Carrier | None = None) -> None:
@@ -29,8 +32,18 @@ def prepare(plan: Plan, request: Request, carrier: Carrier | None = None) -> Non
     refuse_late_events(plan)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
         terminal = Terminal(request.quiet)
+        if carrier is None:
+            preflight(Wanted(hospitals=True))
         initial, tasks, _ = hospitals(plan, request, folder, terminal, carrier)
         rounds(plan, tasks, initial, request, folder, terminal, carrier)
+
+
+def refuse_what_has_no_place(plan: Plan) -> None:
+    """Before anybody trains. Raises ScenarioError for what does not go into the target's memory, its shards, or Ray's nodes."""
+    scenario, shards = plan.scenario, plan.scenario.target_shards or 1
+    check_shards(shards, len(plan.sites), scenario.methods, scenario.per_sample, scenario.target_max_bytes)
+    check_limit(scenario.target_max_bytes, len(plan.sites), scenario.model, len(plan.classes), scenario.methods)
+    preflight(Wanted(scenario.target_gpus, scenario.target_resource, shards, hospitals=True))
 
 
 def hospitals(
@@ -78,8 +91,7 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         for site in plan.sites:
             if site.attack:
                 terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
-        scenario = plan.scenario
-        check_limit(scenario.target_max_bytes, len(plan.sites), scenario.model, len(plan.classes), scenario.methods)
+        refuse_what_has_no_place(plan)
         generalist = read_generalist(plan)
         initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
         experts = load_experts(tasks, request)

@@ -37,13 +37,22 @@ TARGET: dict[str, Any] = {
         {"type": "string"},
         {
             "type": "object",
-            "properties": {"site": {"type": "string"}, "max_bytes": {"type": ["string", "integer"]}},
+            "properties": {
+                "site": {"type": "string"},
+                "max_bytes": {"type": ["string", "integer"]},
+                "shards": {"type": "integer", "minimum": 1},
+                "gpus": {"type": "number", "minimum": 0},
+                "resource": {"type": "string"},
+            },
             "required": ["site"],
             "additionalProperties": False,
         },
     ]
 }
-"""A target by name, or as a mapping with the memory that it may take."""
+"""A target by name, or as a mapping with what it has: memory, processes, GPUs, a machine of its own."""
+
+BELOW_TARGET = {f"target.{name}": f"target_{name}" for name in ("max_bytes", "shards", "gpus", "resource")}
+"""Keys below `target`, and the fields that they are once a scenario is flattened. One that is not set leaves no trace in a run."""
 
 
 class Scenario(Spec):
@@ -59,6 +68,13 @@ class Scenario(Spec):
     target: Annotated[str, WithJsonSchema(TARGET)] = Field(description="the unseen hospital: name of a file in sites/, or a path")
     target_max_bytes: ByteSize | None = Field(
         None, gt=0, description="memory that the target may take, e.g. 2GB; written as target: {site: NAME, max_bytes: 2GB}"
+    )
+    target_shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over at the target")
+    target_gpus: float | None = Field(None, ge=0, description="GPUs of the target's process; default: one if there is one")
+    target_resource: str | None = Field(
+        None,
+        min_length=1,
+        description="resource of a Ray cluster that marks the target's machine; default 'target' if one declares it",
     )
     stream: AnySchedule = Field(description="order in which the target's images arrive")
     methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(as_written)] = Field(
@@ -86,6 +102,11 @@ class Scenario(Spec):
     target_restarts: int = Field(3, ge=0, le=100, description="how often the target may die and go on from its last batches")
     per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
+
+    @property
+    def unset(self) -> set[str]:
+        """What the target has not been given."""
+        return {name for name in BELOW_TARGET.values() if getattr(self, name) is None}
 
 
 def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
@@ -134,24 +155,24 @@ def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
 
 
 def flattened(content: dict[str, Any], where: str) -> dict[str, Any]:
-    """A scenario's mapping with `target: {site: NAME, max_bytes: SIZE}` as the fields `target` and `target_max_bytes`.
+    """A scenario's mapping with `target: {site: NAME, max_bytes: SIZE, ...}` as the fields `target`, `target_max_bytes`, ...
 
     Raises ScenarioError if the target has other keys, or no site.
     """
     target = content.get("target")
     if not isinstance(target, dict):
         return content
+    known = ["site", *(key.removeprefix("target.") for key in BELOW_TARGET)]
     problems = [
-        Problem(where, f"target.{key}", "an unknown key", "a known one", nearest(str(key), ["site", "max_bytes"]))
+        Problem(where, f"target.{key}", "an unknown key", "a known one", nearest(str(key), known))
         for key in target
-        if key not in ("site", "max_bytes")
+        if key not in known
     ]
     if not isinstance(target.get("site"), str):
         problems.append(Problem(where, "target.site", repr(target.get("site")), "the name of a file in sites/, or a path"))
     if problems:
         raise ScenarioError(problems)
-    flat = {**content, "target": target["site"]}
-    return flat | ({"target_max_bytes": target["max_bytes"]} if "max_bytes" in target else {})
+    return {**content, "target": target["site"]} | {f"target_{key}": value for key, value in target.items() if key != "site"}
 
 
 def json_schema(kind: str) -> dict[str, Any]:

@@ -33,6 +33,9 @@ OF_THE_TARGET = (
     "generalist",
     "target",
     "target_max_bytes",
+    "target_shards",
+    "target_gpus",
+    "target_resource",
     "name",
     "question",
     "target_deadline_s",
@@ -179,7 +182,7 @@ def _cluster() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         yield
         return
-    from fedmerge.target.actor import shared_ray
+    from fedmerge.target.ray.cluster import shared_ray
 
     with shared_ray() as address:
         os.environ["RAY_ADDRESS"] = address

@@ -47,7 +47,11 @@ def scenario(tmp_path: Path) -> Path:
 
 def plain(scenario: Path, out: Path) -> dict[str, bytes]:
     """Experts of the same hospitals by a loop in this process."""
-    prepare(load(scenario), Request(out=out, pool=out.parent / "plain-pool", quiet=True), Carrier(local.gather, local.probe))
+    prepare(
+        load(scenario),
+        Request(out=out, pool=out.parent / "plain-pool", quiet=True),
+        Carrier(local.gather, local.probe, local.compete),
+    )
     return experts(out.parent / "plain-pool")
 
 

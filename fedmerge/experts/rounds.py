@@ -34,7 +34,7 @@ class Rounds:
     def merge(self, G: Sequence[Mapping[str, Tensor]]) -> None:
         """End a round: merge its block with what K sites have sent."""
         stacked = {name: torch.stack([one[name] for one in G]) for name in G[0]}
-        merge_layers(self.theta, self.bank.theta, self.bank, stacked, self.ratio, self.ridge)
+        merge_layers(self.theta, self.bank, stacked, self.ratio, self.ridge)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +22,31 @@ from fedmerge.merge.buffers import Buffers
 from fedmerge.merge.parts import Parts, StateDict
 from fedmerge.merge.shelf import Mapped, Shelf
 from fedmerge.merge.statistics import Statistics
+from fedmerge.merge.weighted_sum import weighted_sum
 
-BLOCK = 2**19
-"""Columns that a merge on a CPU sums at a time."""
+if TYPE_CHECKING:
+    from fedmerge.merge.spread import Shards
 
 
 class Bank:
     """Experts theta (K, P), the model they run in, and what their owners declared.
 
-    rows: (K + A, P), experts and then anchors. names: the experts'. anchors: subset of "theta_0", "generalist", in order.
+    rows: (K + A, P), experts and then anchors; in `merge/spread.py` the anchors' alone are here, and `rows` is refused.
+    names: the experts'. anchors: subset of "theta_0", "generalist", in order.
     counts: training images of each expert, or None. temperatures: (K,), 1 where none was fitted. flips: whether a horizontal
     flip preserves the label. shared_head: whether all experts started from one head. encoder, head: slices of the P columns.
-    statistics: what sites uploaded beside weights, by kind. mapped: the file that holds the rows, or None.
+    statistics: what sites uploaded beside weights, by kind. mapped: the file that holds the rows, or None. shards: who
+    has the experts in place of this bank, or None. like: an empty tensor of the rows' kind and place.
     """
 
     def __init__(
         self, model: nn.Module, parts: Parts, rows: Tensor, buffers: Buffers, names: Sequence[str], anchors: Sequence[str] = ()
     ) -> None:
-        self.model, self.parts, self.rows, self.buffers = model, parts, rows, buffers
+        self.model, self.parts, self.buffers = model, parts, buffers
         self.names, self.anchors = tuple(names), tuple(anchors)
-        self.K, self.P = len(self.names), rows.shape[1]
-        self.theta = rows[: self.K]
-        self.base = rows[self.anchor("theta_0")] if "theta_0" in self.anchors else None
+        self.K, self.A, self.P = len(self.names), len(self.anchors), rows.shape[1]
+        self.like, self._held = rows.new_empty(0), rows
+        self._first = self.K + self.A - len(rows)  # number of the first row that is held here
         self.shapes = {name: model.get_parameter(name).shape for name in (*parts.encoder, *parts.head)}
         ends = list(accumulate(shape.numel() for shape in self.shapes.values()))
         self.slices = {name: slice(a, b) for name, a, b in zip(self.shapes, [0, *ends], ends, strict=False)}
@@ -53,9 +56,10 @@ class Bank:
         self.temperatures = torch.ones(self.K, dtype=rows.dtype, device=rows.device)
         self.flips, self.shared_head = False, True
         self.mapped: Mapped | None = None
+        self.shards: Shards | None = None
         self.statistics = Statistics(self.names, self.slices)
-        self._rows = [self._views(row) | buffers.of_row(k) for k, row in enumerate(rows)]
-        self._merged = torch.empty_like(rows[0])
+        self._rows = {k: self._views(row) | buffers.of_row(k) for k, row in enumerate(rows, self._first)}
+        self._merged = self.blank()
 
     @staticmethod
     def of(  # noqa: PLR0913 - all but the experts have defaults
@@ -112,6 +116,38 @@ class Bank:
             raise CheckpointError(f"{name}: the bank was made without it; expected Bank.of(..., {given})")
         return self.K + self.anchors.index(name)
 
+    def anchor_row(self, name: str) -> Tensor:
+        """The parameters (P,) of an anchor. Raises CheckpointError if the bank was made without it."""
+        return self._held[self.anchor(name) - self._first]
+
+    @property
+    def rows(self) -> Tensor:
+        """Experts and then anchors (K + A, P)."""
+        return self._held
+
+    @property
+    def theta(self) -> Tensor:
+        """The experts (K, P)."""
+        return self.rows[: self.K]
+
+    @property
+    def base(self) -> Tensor | None:
+        """theta_0 (P,), if the bank has it."""
+        return self.anchor_row("theta_0") if "theta_0" in self.anchors else None
+
+    @property
+    def resident(self) -> int | None:
+        """Bytes of the experts' rows that may be here at a time; None if all are."""
+        return self.mapped.resident if self.mapped else None
+
+    def columns(self, at: slice) -> Tensor:
+        """Some columns of all experts (K, width)."""
+        return self.theta[:, at]
+
+    def blank(self) -> Tensor:
+        """Room for one model (P,)."""
+        return self.like.new_empty(self.P)
+
     @property
     def tau(self) -> Tensor:
         """Task vectors tau_k = theta_k - theta_0 (K, P), at least float32. Raises CheckpointError without theta_0."""
@@ -120,7 +156,7 @@ class Bank:
     @property
     def merge_bytes(self) -> int:
         """Memory traffic of one linear merge: read K rows, write one."""
-        return (self.K + 1) * self.P * self.theta.element_size()
+        return (self.K + 1) * self.P * self.like.element_size()
 
     def mix(self, encoder: Tensor, head: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """theta (P,) = (sum_k encoder_k phi_k, sum_k head_k w_k), written into `out` or the bank's own buffer.
@@ -147,8 +183,13 @@ class Bank:
     def row_logits(self, row: int, batch: Tensor) -> Tensor:
         """Logits (N, C) of one expert, or of one anchor, as `anchor(name)` numbers it."""
         logits = self._run(self._rows[row], batch)
-        self.read(self.P * self.rows.element_size())
+        self.read(self.P * self.like.element_size())
         return logits
+
+    def asked(self, what: str, *arguments: Any) -> list[Tensor]:
+        """The answers of all shards, here."""
+        assert self.shards is not None
+        return [found.to(self.like.device) for found in self.shards.ask(what, [arguments] * len(self.shards.experts))]
 
     def read(self, count: int) -> None:
         """Note that so many bytes of rows have been read, so that a bank on disk can let go of them."""
@@ -170,29 +211,5 @@ class Bank:
         return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
 
     def _run(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:
-        logits: Any = functional_call(self.model, state, (batch.to(self.theta.dtype),))
+        logits: Any = functional_call(self.model, state, (batch.to(self.like.dtype),))
         return logits  # type: ignore[no-any-return]
-
-
-def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None) -> Tensor:
-    """out (P,) = sum_k weights_k rows_k, reading only rows of weight other than 0. rows: (K, P).
-
-    Block by block: what is being summed stays in the cache, so that memory is read once for each row and written once.
-    read: told the bytes of rows that have been read, block by block.
-    """
-    used = [(k, weight) for k, weight in enumerate(weights.tolist()) if weight != 0]
-    if not used:
-        return out.zero_()
-    if len(used) == 1 and used[0][1] == 1:
-        return out.copy_(rows[used[0][0]])
-    step = BLOCK if out.device.type == "cpu" else len(out)
-    for start in range(0, len(out), step):
-        block = out[start : start + step]
-        for number, (k, weight) in enumerate(used):
-            part = rows[k, start : start + step]
-            if number == 0:
-                torch.mul(part, weight, out=block)
-            else:
-                block.add_(part, alpha=weight)
-        read(len(used) * len(block) * block.element_size())
-    return out

@@ -60,10 +60,11 @@ def least_squares(W: Tensor, G: Tensor, ratio: float, ridge: float) -> Tensor:
     return (mean + torch.cholesky_solve(pulled, factor).T).to(W)
 
 
-def merge_layers(theta: Tensor, rows: Tensor, bank: Any, G: Mapping[str, Tensor], ratio: float, ridge: float) -> Tensor:
-    """theta (P,) with every linear weight for which there is a G replaced by the least-squares merge of rows (K, P)."""
+def merge_layers(theta: Tensor, bank: Any, G: Mapping[str, Tensor], ratio: float, ridge: float) -> Tensor:
+    """theta (P,) with every linear weight for which there is a G replaced by the least-squares merge of the bank's experts."""
     for name, gram in G.items():
         columns, shape = bank.slices[name], bank.shapes[name]
-        theta[columns] = least_squares(rows[:, columns].reshape(len(rows), *shape), gram, ratio, ridge).reshape(-1)
-        bank.read(len(rows) * (columns.stop - columns.start) * rows.element_size())
+        rows = bank.columns(columns)
+        theta[columns] = least_squares(rows.reshape(len(rows), *shape), gram, ratio, ridge).reshape(-1)
+        bank.read(rows.numel() * rows.element_size())
     return theta

@@ -87,6 +87,11 @@ class Method(Plugin):
         """Memory that it needs at once beside the experts' rows and a few models, bytes, where parameters are float32."""
         return 0
 
+    @property
+    def whole(self) -> bool:
+        """Whether it needs all parameters of all experts, or as much again of each, in one place at once."""
+        return False
+
     def forwards_alone(self, asked: int, experts: int) -> int:
         """Forwards of a batch that this method would need if it ran alone, given those it asked for."""
         return asked
@@ -108,9 +113,9 @@ class Static(Method):
 
     def merge(self, bank: Bank) -> Tensor:
         """The merged parameters theta (P,), a tensor of its own. Raises CheckpointError if the bank lacks what it needs."""
-        theta = self.rule(bank).to(bank.theta)
+        theta = self.rule(bank).to(bank.like)
         if self.head_policy == "mean" or ("theta_0" in self.needed and not bank.shared_head):
-            theta[bank.head] = bank.theta[:, bank.head].mean(0)
+            theta[bank.head] = bank.columns(bank.head).mean(0)
         return theta
 
     def statistics(self, bank: Bank) -> Tensor | None:

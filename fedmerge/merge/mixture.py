@@ -34,6 +34,8 @@ class Mixture:
         Raises PerSampleRefused, naming operation and parameter, if the model does something that has no exact form.
         """
         bank, used = self.bank, set[str]()
+        if bank.shards:
+            raise PerSampleRefused("per-sample merging: the experts are spread over shards, and a mixture needs them in one place")
         state: dict[str, Tensor] = {}
         for names, coefficients in ((bank.parts.encoder, encoder), (bank.parts.head, head)):
             rows = torch.nonzero(coefficients.any(0)).flatten().tolist()

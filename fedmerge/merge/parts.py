@@ -31,6 +31,11 @@ class Parts:
     fixed: tuple[str, ...]
     aliases: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What a state holds beside parameters."""
+        return (*(name for pair in self.statistics for name in pair), *self.fixed)
+
     @staticmethod
     def of(model: nn.Module, head: Sequence[str] | None = None) -> Parts:
         """The parts of `model`; `head` names the classifier's parameters where they cannot be found.

@@ -107,7 +107,7 @@ class PerSample:
 
     def _measure(self, batch: Tensor, coefficients: Coefficients) -> None:
         encoder, head = coefficients.encoder, coefficients.head
-        theta = torch.empty_like(self.bank.theta[0])
+        theta = self.bank.blank()
         self.costs = Costs(
             size=len(batch),
             merge=_seconds(lambda: self.bank.mix(encoder[0], head[0], theta)),

@@ -60,16 +60,21 @@ class Shelf:
         self.rows = mapped.tensor if mapped else torch.empty(rows, width, dtype=dtype, device=device)
         self._wanted = model.state_dict()
         self._tables: list[dict[str, Tensor]] = []
+        self._filled = 0
 
     def add(self, name: str, state: StateDict) -> None:
         """The next row, experts before anchors."""
         check_state(state, self._wanted, name)
-        row = self.rows[len(self._tables)]
+        row = self.rows[self._filled]
         row.copy_(flatten(state, self.parts, self.rows.device, self.rows.dtype))
-        beside = (*(name for pair in self.parts.statistics for name in pair), *self.parts.fixed)
-        self._tables.append({name: state[name].clone() for name in beside})
+        self._filled += 1
+        self.add_beside(state)
         if self.mapped:
             self.mapped.read(row.numel() * row.element_size())
+
+    def add_beside(self, state: StateDict) -> None:
+        """Only what the next state holds beside parameters; its row is elsewhere."""
+        self._tables.append({name: state[name].clone() for name in self.parts.beside})
 
     def buffers(self, experts: int, policy: str) -> Buffers:
         """What the states hold beside parameters. Raises CheckpointError if a table differs between them."""

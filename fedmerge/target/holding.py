@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedmerge.data.cache import folder
 from fedmerge.data.images import Images
@@ -20,8 +19,10 @@ from fedmerge.merge.blocks import Sizes
 from fedmerge.merge.gram import linear_layers
 from fedmerge.merge.method import Method, Online, Static
 from fedmerge.merge.shelf import Mapped, Shelf
+from fedmerge.merge.spread import Shards, SpreadBank
 from fedmerge.merge.statistics import BY_LAYER, FLAT
-from fedmerge.target.task import Arrays, Contribution, TargetTask
+from fedmerge.target.shard import here
+from fedmerge.target.task import Arrays, Contribution, TargetTask, tensors
 
 PROCESS_BYTES = 480 * 2**20
 """What the target's process takes of its own before it holds an expert, as measured on Linux with a small model."""
@@ -115,6 +116,7 @@ def sizes_of(model: torch.nn.Module, experts: int) -> Sizes:
 class Holding:
     """A target's images, and its experts as far as they have come; `bank` when all have. known: the images, if they are loaded.
 
+    shards: who has the experts' parameters; what comes here then is only what they have beside them.
     Raises ScenarioError if the limit is too small, FolderError if the disk is, and CheckpointError for an expert that does not fit.
     """
 
@@ -122,6 +124,7 @@ class Holding:
     base: Arrays
     experts: int
     known: Images | None = None
+    shards: Shards | None = None
     came: list[Contribution] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -131,22 +134,27 @@ class Holding:
         model = build(task.model, len(task.classes), seed=task.seed)
         self.budget = Budget.of(task, self.experts, self.images.pixels.nbytes, model)
         self.budget.check()
-        self.device = "cuda" if torch.cuda.is_available() and not self.budget.on_disk else "cpu"
-        count = self.experts + self.budget.anchors
+        self.device = "cuda" if torch.cuda.is_available() and not self.budget.on_disk and task.gpus != 0 else "cpu"
+        count = self.budget.anchors + (0 if self.shards else self.experts)
         self._shelf = Shelf(model, count, device=self.device, mapped=self._mapped(count) if self.budget.on_disk else None)
 
     @staticmethod
     def of(task: TargetTask, experts: Sequence[Contribution], base: Arrays, known: Images | None = None) -> Holding:
         """All experts at once."""
-        holding = Holding(task, base, len(experts), known)
+        shards = here(task, experts, base) if task.shards > 1 else None
+        holding = Holding(task, base, len(experts), known, shards)
         for expert in experts:
             holding.admit(expert)
         return holding
 
     def admit(self, expert: Contribution) -> None:
         """The next expert: its weights become a row, and are not kept otherwise."""
-        self._shelf.add(expert.site, tensors(expert.weights))
-        kept = {kind: state for kind, state in expert.statistics.items() if not self.budget.on_disk or kind in self._asked()}
+        if self.shards:
+            self._shelf.add_beside(tensors(expert.weights))
+        else:
+            self._shelf.add(expert.site, tensors(expert.weights))
+        spare = self.budget.on_disk or self.shards is not None
+        kept = {kind: state for kind, state in expert.statistics.items() if not spare or kind in self._asked()}
         copies = {kind: {name: np.array(array) for name, array in state.items()} for kind, state in kept.items()}
         self.came.append(Contribution(expert.site, {}, expert.n, expert.temperature, copies))
 
@@ -156,19 +164,25 @@ class Holding:
         anchors = {"theta_0": self.base} | ({"generalist": task.generalist} if task.generalist else {})
         for name, state in anchors.items():
             self._shelf.add(name, tensors(state))
-        bank = Bank.on(self._shelf, [expert.site for expert in came], list(anchors))
+        bank = self._bank([expert.site for expert in came], list(anchors))
         counts = [expert.n for expert in came if expert.n is not None]  # a noised upload tells none
         bank.counts = tuple(counts) if len(counts) == len(came) else None
         bank.temperatures = torch.tensor([expert.temperature for expert in came], dtype=torch.float32, device=self.device)
         bank.flips, bank.shared_head = self.images.flips, task.shared_head
         for kind in sorted(set.intersection(*(set(expert.statistics) for expert in came))) if came else ():
-            bank.statistics.add(kind, [tensors(expert.statistics[kind]) for expert in came], bank.rows)
+            bank.statistics.add(kind, [tensors(expert.statistics[kind]) for expert in came], bank.like)
         self.came = []
         return bank
 
     def told(self) -> dict[str, Any]:
         """Where the rows are, for the manifest."""
-        return {"rows": "on disk" if self.budget.on_disk else "in memory", "bytes": self.budget.rows, "limit": self.budget.limit}
+        where = {"rows": "on disk" if self.budget.on_disk else "in memory", "bytes": self.budget.rows, "limit": self.budget.limit}
+        return where | ({"rows": "in shards", "shards": list(self.shards.experts)} if self.shards else {})
+
+    def _bank(self, names: Sequence[str], anchors: Sequence[str]) -> Bank:
+        if self.shards:
+            return SpreadBank.over(self.shards, self._shelf, names, anchors)
+        return Bank.on(self._shelf, names, anchors)
 
     def _asked(self) -> set[str]:
         return {*FLAT, *BY_LAYER} & {kind for method in self.task.methods for kind in method.needed}
@@ -184,11 +198,6 @@ class Holding:
                 f"{place}: {_size(self.budget.rows)} of experts do not go into target.max_bytes, and not on this disk either "
                 f"({error.strerror or error}; {free} free); set FEDMERGE_CACHE to a folder with more room"
             ) from None
-
-
-def tensors(arrays: Arrays) -> dict[str, Tensor]:
-    """Copies: what comes from shared memory must not be written to."""
-    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
 def _size(count: int) -> str:

@@ -14,15 +14,16 @@ class Host:
 
     site: Any = None
 
-    def begin(self, task: TargetTask, base: Arrays, experts: int) -> None:
-        """Make room for so many experts; those that are here go, and what methods remember of them stays."""
+    def begin(self, task: TargetTask, base: Arrays, experts: int, shards: Any = None) -> None:
+        """Make room for so many experts; those that are here go, and what methods remember of them stays. shards: who has their
+        parameters, if it is not this process."""
         from fedmerge.target.holding import Holding
 
         self.name = task.site.name
         with discreet(self.name):
             if self.site is not None:
                 self.site.leave()
-            self.holding = Holding(task, base, experts, self.site.images if self.site is not None else None)
+            self.holding = Holding(task, base, experts, self.site.images if self.site is not None else None, shards)
 
     def admit(self, expert: Contribution) -> None:
         """Take the next expert."""

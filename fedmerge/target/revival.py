@@ -22,6 +22,9 @@ class Died(TargetError):
         super().__init__(said)
         self.final = final
 
+    def __reduce__(self) -> tuple[type[Died], tuple[str, bool]]:
+        return type(self), (str(self), self.final)
+
 
 @dataclass
 class Revival:

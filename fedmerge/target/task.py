@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedmerge.experts.backbone import ModelSpec
 from fedmerge.merge.method import Method
@@ -35,7 +37,9 @@ class TargetTask:
     per_sample: how rows of coefficients are merged. shared_head: whether all experts started from one head. generalist: the
     scenario's own, as a state, or None. experts: all that are there at some time, in order; those at hand if none are named.
     federated: models that strategies have made in rounds; each is a row. cap: largest coefficient of an expert in an adaptive
-    merge, or None. max_bytes: memory that the target may take; experts that exceed it stay on its disk.
+    merge, or None. max_bytes: memory that the target may take; experts that exceed it stay on its disk. shards: processes over
+    which the experts are spread; 1 is the target's own. gpus: of the target's actor, or None for one if there is one. resource:
+    Ray's name for the machine that it must be on, or None.
     """
 
     site: Site
@@ -52,6 +56,9 @@ class TargetTask:
     federated: tuple[Federated, ...] = ()
     cap: float | None = None
     max_bytes: int | None = None
+    shards: int = 1
+    gpus: float | None = None
+    resource: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,3 +106,8 @@ class Description:
     rows: dict[str, RowInfo]
     conditions: tuple[tuple[str, int], ...] = ()
     bank: dict[str, Any] = field(default_factory=dict)
+
+
+def tensors(arrays: Arrays) -> dict[str, Tensor]:
+    """Copies: what comes from shared memory must not be written to."""
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmerge.errors import CheckpointError
-from fedmerge.merge.bank import Bank, weighted_sum
+from fedmerge.merge.bank import Bank
 from fedmerge.merge.parts import Parts, head_names
+from fedmerge.merge.weighted_sum import weighted_sum
 from tests.conftest import Net, expert_states
 
 BATCH = torch.linspace(-1, 1, 5 * 64, dtype=torch.float64).view(5, 1, 8, 8).sin()

@@ -13,8 +13,8 @@ import pytest
 
 from fedmerge.errors import DataError, TargetError
 from fedmerge.experts.site_log import own_log
-from fedmerge.target.actor import RemoteTarget
 from fedmerge.target.loop import TargetSite
+from fedmerge.target.ray.actor import RemoteTarget
 from fedmerge.target.task import TargetTask
 from tests.target.conftest import base, experts
 

@@ -16,8 +16,8 @@ from fedmerge.merge.method import load
 from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import Event, rosters
-from fedmerge.target.actor import RemoteTarget
 from fedmerge.target.loop import TargetSite
+from fedmerge.target.ray.actor import RemoteTarget
 from fedmerge.target.task import Contribution, TargetTask
 from tests.target.conftest import base, experts
 

@@ -51,6 +51,11 @@ class Adamerging(Online):
         """Who stays goes on; a newcomer begins at `start_at` with Adam's first step. c are no shares: nothing is divided."""
         return {name: carried_rows(state[name], before, bank.names, fresh) for name, fresh in self.start(bank).items()}
 
+    @property
+    def whole(self) -> bool:
+        """Gradients go to all task vectors."""
+        return True
+
     def working_bytes(self, sizes: Sizes) -> int:
         """Task vectors of all experts, and their products with coefficients and with the gradient."""
         return 3 * 4 * sizes.experts * sizes.parameters

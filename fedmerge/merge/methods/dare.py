@@ -34,17 +34,22 @@ class Dare(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         if self.then == "ties":
-            thinned = [trim(self._thinned(tau(bank, k), name), self.keep) for k, name in enumerate(bank.names)]
+            thinned = [trim(self._thinned(name, tau(bank, k)), self.keep) for k, name in enumerate(bank.names)]
             merged = disjoint_merge(torch.stack(thinned), "mean")
         else:
-            merged = summed(bank, lambda k: self._thinned(tau(bank, k), bank.names[k]))
-        return bank.rows[bank.anchor("theta_0")] + self.scale * merged
+            merged = summed(bank, self._thinned)
+        return bank.anchor_row("theta_0") + self.scale * merged
 
     def working_bytes(self, sizes: Sizes) -> int:
         """For TIES, the thinned task vectors of all experts, and what disjoint merging makes of them."""
         return 4 * 4 * sizes.experts * sizes.parameters if self.then == "ties" else 0
 
-    def _thinned(self, tau: Tensor, name: str) -> Tensor:
+    @property
+    def whole(self) -> bool:
+        """For TIES: signs are elected over all thinned task vectors."""
+        return self.then == "ties"
+
+    def _thinned(self, name: str, tau: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(random.Random(f"dare {self.seed} {name}").getrandbits(63))
         mask = torch.rand(len(tau), generator=generator, dtype=torch.float64) >= self.drop
         return tau * mask.to(tau.device) / (1 - self.drop)

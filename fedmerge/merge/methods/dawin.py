@@ -110,7 +110,7 @@ class Dawin(Adaptive):
         total = {"convex": 1.0, "paper": self.scale, "code": self.scale * bank.K}[self.form] * self.wise_alpha
         if total == 1 and self.form == "convex":
             return rows
-        whole = rows.new_zeros(len(rows), len(bank.rows))
+        whole = rows.new_zeros(len(rows), bank.K + bank.A)
         whole[:, : bank.K] = total * rows
         whole[:, bank.anchor("theta_0")] = 1 - total
         return whole

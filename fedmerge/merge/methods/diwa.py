@@ -26,6 +26,11 @@ class Diwa(Static):
         """(P,). Raises CheckpointError if the sites sent no soups."""
         return bank.statistics.flat("soup", self.kind()).mean(0)
 
+    @property
+    def whole(self) -> bool:
+        """The soups of all sites."""
+        return True
+
     def working_bytes(self, sizes: Sizes) -> int:
         """The soups of all sites."""
         return 4 * sizes.experts * sizes.parameters

@@ -45,6 +45,11 @@ class Fisher(Static):
         """(P,). Raises CheckpointError if the sites uploaded no Fisher information."""
         return self.weighted(bank, bank.statistics.flat("fisher", self.kind()))
 
+    @property
+    def whole(self) -> bool:
+        """F is as large as the parameters."""
+        return True
+
     def working_bytes(self, sizes: Sizes) -> int:
         """F of all experts, its weights, and their product with the parameters."""
         return 3 * 4 * sizes.experts * sizes.parameters
@@ -70,6 +75,11 @@ class _AtTarget(Online):
     def kind(cls) -> str:
         """Part of `fisher`."""
         return "fisher"
+
+    @property
+    def whole(self) -> bool:
+        """F is as large as the parameters."""
+        return True
 
     def working_bytes(self, sizes: Sizes) -> int:
         """As for Fisher information from sites, and F as it was."""

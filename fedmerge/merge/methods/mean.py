@@ -21,4 +21,4 @@ class Mean(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """The mean of the rows (P,)."""
-        return bank.mix(torch.full((bank.K,), 1 / bank.K, dtype=torch.float64), out=torch.empty_like(bank.theta[0]))
+        return bank.mix(torch.full((bank.K,), 1 / bank.K, dtype=torch.float64), out=bank.blank())

@@ -36,7 +36,7 @@ class Mixup(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        return bank.mix(self.weights(bank), out=torch.empty_like(bank.theta[0]))
+        return bank.mix(self.weights(bank), out=bank.blank())
 
     def statistics(self, bank: Bank) -> Tensor:
         """lambda (K,), as for the parameters."""

@@ -38,7 +38,7 @@ class ModelStock(Static):
             t = self._ratio(pulled)  # (rows,)
             return (t[:, None] * pulled.mean(0)).reshape(-1)
 
-        return bank.rows[bank.anchor("theta_0")] + tensorwise(bank, lambda columns: taus(bank, columns), one)
+        return bank.anchor_row("theta_0") + tensorwise(bank, lambda columns: taus(bank, columns), one)
 
     def working_bytes(self, sizes: Sizes) -> int:
         """One tensor's task vectors of all experts."""

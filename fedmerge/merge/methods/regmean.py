@@ -31,8 +31,8 @@ class Regmean(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,). Raises CheckpointError if the sites uploaded no Gram matrices."""
         G = bank.statistics.layers("gram", self.kind())
-        mean = columnwise(bank, lambda columns: bank.theta[:, columns].mean(0))
-        return merge_layers(mean, bank.theta, bank, G, self.ratio, self.ridge)
+        mean = columnwise(bank, lambda columns: bank.columns(columns).mean(0))
+        return merge_layers(mean, bank, G, self.ratio, self.ridge)
 
     def working_bytes(self, sizes: Sizes) -> int:
         """The sites' Gram matrices, and one layer of all experts in float64 twice."""

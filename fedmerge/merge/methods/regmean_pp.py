@@ -41,8 +41,8 @@ class RegmeanPp(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,). Raises CheckpointError if the sites took no part in the rounds."""
         G = bank.statistics.layers("gram_rounds", self.kind())
-        mean = columnwise(bank, lambda columns: bank.theta[:, columns].mean(0))
-        return merge_layers(mean, bank.theta, bank, G, self.ratio, self.ridge)
+        mean = columnwise(bank, lambda columns: bank.columns(columns).mean(0))
+        return merge_layers(mean, bank, G, self.ratio, self.ridge)
 
     def working_bytes(self, sizes: Sizes) -> int:
         """The sites' Gram matrices, and one layer of all experts in float64 twice."""

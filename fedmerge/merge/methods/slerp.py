@@ -43,7 +43,7 @@ class Slerp(Static):
         order = sorted(range(bank.K), key=lambda k: bank.names[k])  # by name, so that no order of sites matters
         vectors = taus if self.of == "tau" else thetas
         merged = tensorwise(bank, lambda columns: vectors(bank, columns, order), lambda _, v: self._one(v))
-        return merged + bank.rows[bank.anchor("theta_0")] if self.of == "tau" else merged
+        return merged + bank.anchor_row("theta_0") if self.of == "tau" else merged
 
     def working_bytes(self, sizes: Sizes) -> int:
         """One tensor of all experts, and what the mean on the sphere makes of it."""

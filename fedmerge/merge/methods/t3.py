@@ -124,7 +124,7 @@ class T3(Adaptive):
         if self.generalist == "mean":
             return alpha + rest * valid.double() / valid.sum()
         bank = evidence.bank
-        whole = alpha.new_zeros(len(alpha), len(bank.rows))
+        whole = alpha.new_zeros(len(alpha), bank.K + bank.A)
         whole[:, : bank.K] = alpha
         whole[:, bank.anchor(self.generalist)] = rest[:, 0]
         return whole

@@ -26,5 +26,5 @@ class TaskArithmetic(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        theta_0 = bank.rows[bank.anchor("theta_0")]
+        theta_0 = bank.anchor_row("theta_0")
         return columnwise(bank, lambda columns: theta_0[columns] + self.scale * taus(bank, columns).sum(0))

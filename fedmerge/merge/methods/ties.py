@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merge.bank import Bank
-from fedmerge.merge.blocks import columnwise, tau, taus
+from fedmerge.merge.blocks import columnwise, each, taus
 from fedmerge.merge.method import Static
 
 
@@ -33,18 +33,17 @@ class Ties(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        least = []
-        for k in range(bank.K):
-            least.append(threshold(tau(bank, k), self.keep))
-            bank.read(bank.P * bank.theta.element_size())
-        floor = torch.stack(least)[:, None]
+        floor = each(bank, self._least)[:, None]
 
         def trimmed(columns: slice) -> Tensor:
             return above(taus(bank, columns), floor)
 
         gamma = elected(columnwise(bank, lambda columns: trimmed(columns).sum(0)))
         merged = columnwise(bank, lambda columns: agreeing(trimmed(columns), gamma[columns], self.combine))
-        return bank.rows[bank.anchor("theta_0")] + self.scale * merged
+        return bank.anchor_row("theta_0") + self.scale * merged
+
+    def _least(self, name: str, tau: Tensor) -> Tensor:
+        return threshold(tau, self.keep)
 
 
 def trim(tau: Tensor, keep: float) -> Tensor:

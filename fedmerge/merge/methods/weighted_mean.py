@@ -23,7 +23,7 @@ class WeightedMean(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """The weighted mean of the rows (P,). Raises CheckpointError if the bank has no counts."""
-        return bank.mix(self.weights(bank), out=torch.empty_like(bank.theta[0]))
+        return bank.mix(self.weights(bank), out=bank.blank())
 
     def statistics(self, bank: Bank) -> Tensor:
         """n_k / n (K,), as for the parameters."""

@@ -26,5 +26,5 @@ class WiseFt(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        theta_0 = bank.rows[bank.anchor("theta_0")]
-        return columnwise(bank, lambda at: (1 - self.a) * theta_0[at] + self.a * bank.theta[:, at].mean(0))
+        theta_0 = bank.anchor_row("theta_0")
+        return columnwise(bank, lambda at: (1 - self.a) * theta_0[at] + self.a * bank.columns(at).mean(0))

@@ -1,4 +1,4 @@
-"""The Ray seam: the target site as a Ray actor, on a GPU if Ray has one. No other file names ray.
+"""The target site as a Ray actor, on a GPU if Ray has one, and on the machine that a cluster declares to be the target's.
 
 The actor takes no CPU out of Ray's count: it would starve clients that count the same CPUs. Every wait has a deadline.
 """
@@ -6,26 +6,34 @@ The actor takes no CPU out of Ray's count: it would starve clients that count th
 from __future__ import annotations
 
 import copy
-import os
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from fedmerge.egress import sealed
-from fedmerge.errors import FedmergeError, TargetError
+from fedmerge.errors import ScenarioError, TargetError
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers
 from fedmerge.target.host import Host
-from fedmerge.target.revival import Died, Revival
+from fedmerge.target.ray.cluster import nodes, start
+from fedmerge.target.ray.placement import Wanted
+from fedmerge.target.ray.shards import ShardActors
+from fedmerge.target.ray.waiting import START_DEADLINE_S, wait
+from fedmerge.target.revival import Revival
 from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
-START_DEADLINE_S = 600.0
-"""Longest wait for the actor to start and load its images, and for each expert, seconds; a busy machine takes minutes."""
+LOST_S = 60.0
+"""How long a cluster may be without a place for the target before the run ends, seconds; a node may come back."""
 
-START_ATTEMPTS = 3
-"""How often Ray is started before that counts as a failure."""
+
+class Placed(Host):
+    """The target's process, which can tell where it is."""
+
+    def node(self) -> str:
+        """Ray's name of the node."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
 
 
 class RemoteTarget:
@@ -44,15 +52,19 @@ class RemoteTarget:
         self._there = list(experts)
         self._snapshot: dict[str, Any] | None = None
         self._actor: Any = None
+        self._shards = ShardActors(task, base, deadline_s)
+        self._wanted = Wanted(task.gpus, task.resource, task.shards)
+        self._lost: float | None = None
 
     def __enter__(self) -> Self:
         import ray
 
-        _start(ray)
+        start(ray)
         try:
-            gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0
+            place = self._wanted.place(nodes(ray))
+            self._wanted = self._wanted.at(place)
             options = {"max_restarts": self.revival.most, "enable_task_events": False}
-            self._actor = ray.remote(Host).options(num_cpus=0, num_gpus=gpus, **options).remote()
+            self._actor = ray.remote(Placed).options(**place.target, **options).remote()
             self.revival.surely(self._open)
         except BaseException:
             self.__exit__(None, None, None)
@@ -65,15 +77,29 @@ class RemoteTarget:
         if self._actor is not None:
             ray.kill(self._actor)
             self._actor = None
+        self._shards.end()
         ray.shutdown()
 
     def _hand_over(self, experts: Sequence[Contribution]) -> None:
         """The experts one at a time, so that neither Ray's object store nor the actor holds more than one beside the bank."""
         actor = self._actor
-        begun = actor.begin.remote(self.task, self.base, len(experts))
-        self._wait(begun, "the target to load its images", START_DEADLINE_S)
+        shards = self._shards.hold(experts, self._at_shards()) if self.task.shards > 1 else None
+        begun = actor.begin.remote(self.task, self.base, len(experts), shards)
+        wait(begun, "the target to load its images", START_DEADLINE_S)
         for expert in experts:
-            self._wait(actor.admit.remote(expert), f"the target to take the expert of '{expert.site}'", START_DEADLINE_S)
+            brought = self._shards.left(expert) if shards else expert
+            wait(actor.admit.remote(brought), f"the target to take the expert of '{expert.site}'", START_DEADLINE_S)
+
+    def _at_shards(self) -> dict[str, Any]:
+        """Options for shards: where the cluster has a place for them, or where the target is now."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        apart = self._wanted.place(nodes(ray)).shard
+        if apart is not None:
+            return apart
+        here = wait(self._actor.node.remote(), "the target's node", START_DEADLINE_S)
+        return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
     def describe(self) -> Description:
         """The stream and the rows of the table."""
@@ -94,7 +120,7 @@ class RemoteTarget:
 
     def _changed(self, there: Sequence[Contribution]) -> dict[str, Any]:
         self._hand_over(there)
-        return copy.deepcopy(self._wait(self._actor.change.remote(), "the target to merge its experts", self._longest))
+        return copy.deepcopy(wait(self._actor.change.remote(), "the target to merge its experts", self._longest))
 
     def answers(self) -> Answers:
         """Labels and domains of the whole stream, for the report."""
@@ -119,74 +145,36 @@ class RemoteTarget:
 
     def process(self) -> int:
         """Number of the actor's process on its node, to look at it or to end it."""
-        return self._wait(self._actor.process.remote(), "the target's process number", self.deadline_s)  # type: ignore[no-any-return]
+        return wait(self._actor.process.remote(), "the target's process number", self.deadline_s)  # type: ignore[no-any-return]
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return self.revival.surely(lambda: self._ask(name, *arguments))[0]
 
     def _ask(self, name: str, *arguments: Any) -> Any:
         """A copy: arrays in Ray's shared memory are overwritten once this process has left a cluster that stays."""
-        return copy.deepcopy(
-            self._wait(self._actor.call.remote(name, *arguments), f"the target's answer to '{name}'", self.deadline_s)
-        )
+        return copy.deepcopy(wait(self._actor.call.remote(name, *arguments), f"the target's answer to '{name}'", self.deadline_s))
 
     def _open(self) -> None:
         """Give the actor its task, its experts, and where it stood, if it stood anywhere."""
-        self._wait(self._actor.process.remote(), "the target's actor to start", START_DEADLINE_S)
+        self._see_to_a_place()
+        wait(self._actor.process.remote(), "the target's actor to start", START_DEADLINE_S)
         self._hand_over(self._there)
-        self._wait(self._actor.open.remote(self._snapshot), "the target to merge its experts", self._longest)
+        wait(self._actor.open.remote(self._snapshot), "the target to merge its experts", self._longest)
+
+    def _see_to_a_place(self) -> None:
+        """Raises TargetError if the cluster has been without a place for the target for too long, as when its node is lost."""
+        import ray
+
+        try:
+            self._wanted.place(nodes(ray))
+            self._lost = None
+        except ScenarioError as error:
+            self._lost = self._lost or time.monotonic()
+            if time.monotonic() - self._lost > LOST_S:
+                lacking = "; ".join(str(problem) for problem in error.problems)
+                kept = "What is done is kept: start such a node again, and give the same command with --resume"
+                raise TargetError(f"the cluster has lost the target's place for {LOST_S:g} s: {lacking}. {kept}") from None
 
     @property
     def _longest(self) -> float:
         return max(START_DEADLINE_S, self.deadline_s)
-
-    def _wait(self, reference: Any, what: str, deadline_s: float) -> Any:
-        """ray.get with a deadline, and Ray's errors as ours."""
-        import ray
-
-        try:
-            return ray.get(reference, timeout=deadline_s)
-        except ray.exceptions.GetTimeoutError:
-            raise TargetError(f"waited {deadline_s:g} s for {what}; raise target_deadline_s, or give the target more") from None
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, FedmergeError):
-                raise cause from None
-            raise TargetError(f"the target failed: {type(cause).__name__}: {cause}") from error
-        except ray.exceptions.RayError as error:
-            final = not isinstance(error, ray.exceptions.ActorUnavailableError)
-            raise Died(f"the target's actor is gone ({type(error).__name__}) while waiting for {what}", final) from None
-
-
-@contextmanager
-def shared_ray() -> Iterator[str]:
-    """A Ray of this process, and the address at which other processes reach it. Raises TargetError."""
-    import ray
-
-    _start(ray)
-    try:
-        yield str(ray.get_runtime_context().gcs_address)
-    finally:
-        ray.shutdown()
-
-
-def _start(ray: Any) -> None:
-    """Connect to `RAY_ADDRESS`, or start Ray for this process alone; Ray itself gives up after half a minute on a busy machine."""
-    quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
-    outside = os.environ.get("RAY_ADDRESS")
-    own: dict[str, Any] = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
-    where = {"address": "auto"} if outside else own
-    for attempt in range(START_ATTEMPTS):
-        try:
-            with nullcontext() if outside else sealed():
-                ray.init(**where, **quiet)
-            return
-        except Exception as error:  # a bare Exception is what Ray raises where its daemons are too slow to start
-            ray.shutdown()
-            if attempt == START_ATTEMPTS - 1 or outside:
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                raise TargetError(f"Ray cannot be started or reached: {said}") from None
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,110 @@
+"""The Ray that a run uses: one of its own on this machine, or the cluster at `RAY_ADDRESS`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+from fedmerge.egress import sealed
+from fedmerge.errors import Problem, ScenarioError, TargetError
+from fedmerge.target.ray.placement import Nodes, Wanted
+
+START_ATTEMPTS = 3
+"""How often Ray is started before that counts as a failure."""
+
+KNOCK_S = 5.0
+"""Longest wait for a cluster's head to take a connection, seconds."""
+
+
+def preflight(wanted: Wanted) -> None:
+    """Before anybody trains: whether there is a place for everything. Raises ScenarioError that names what is not there."""
+    wanted = replace(wanted, each=_of_each_hospital())
+    if not os.environ.get("RAY_ADDRESS"):
+        wanted.place([_this_machine()])
+        return
+    import ray
+
+    start(ray)
+    try:
+        wanted.place(nodes(ray))
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def shared_ray() -> Iterator[str]:
+    """A Ray of this process, and the address at which other processes reach it. Raises TargetError."""
+    import ray
+
+    start(ray)
+    try:
+        yield str(ray.get_runtime_context().gcs_address)
+    finally:
+        ray.shutdown()
+
+
+def start(ray: Any) -> None:
+    """Connect to `RAY_ADDRESS`, or start Ray for this process alone; Ray itself gives up after half a minute on a busy machine.
+
+    Raises ScenarioError if nobody answers at that address, and TargetError if Ray cannot be started.
+    """
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
+    outside = os.environ.get("RAY_ADDRESS")
+    own: dict[str, Any] = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
+    where = {"address": "auto"} if outside else own
+    if outside:
+        _knock(outside)
+    for attempt in range(START_ATTEMPTS):
+        try:
+            with nullcontext() if outside else sealed():
+                ray.init(**where, **quiet)
+            return
+        except Exception as error:  # a bare Exception is what Ray raises where its daemons are too slow to start
+            ray.shutdown()
+            if attempt == START_ATTEMPTS - 1 or outside:
+                said = (str(error).splitlines() or [type(error).__name__])[0]
+                raise TargetError(f"Ray cannot be started or reached: {said}") from None
+
+
+def nodes(ray: Any) -> Nodes:
+    """What every node that is alive declares, by resource."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _knock(address: str) -> None:
+    """Ray would try for minutes. Addresses without a port, such as `auto`, are left to Ray."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+    except OSError as error:
+        found = f"'{address}', where nobody answers ({error.strerror or error})"
+        mend = "Start one with 'ray start --head', or unset RAY_ADDRESS: then a run starts its own Ray on this machine"
+        raise ScenarioError([Problem("RAY_ADDRESS", "", found, "HOST:PORT of the head of a Ray cluster", mend)]) from None
+
+
+def _of_each_hospital() -> float:
+    given = os.environ.get("FEDMERGE_HOSPITAL_GPUS", "0")
+    try:
+        share = float(given)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < float("inf"):
+        raise ScenarioError([Problem("FEDMERGE_HOSPITAL_GPUS", "", f"'{given}'", "GPUs of each hospital, e.g. 0.25")])
+    return share
+
+
+def _this_machine() -> dict[str, float]:
+    import torch
+
+    return {"CPU": _cores(), "GPU": torch.cuda.device_count() if torch.cuda.is_available() else 0}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

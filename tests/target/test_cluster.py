@@ -1,0 +1,125 @@
+"""Where a cluster puts the target: on the machine that says so, or nowhere, with one clear error before anybody trains."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fedmerge.errors import ScenarioError, TargetError
+from fedmerge.overrides import FLAT
+from fedmerge.scenario import BELOW_TARGET
+from fedmerge.target.loop import TargetSite
+from fedmerge.target.ray import actor
+from fedmerge.target.ray.actor import RemoteTarget
+from fedmerge.target.ray.cluster import preflight
+from fedmerge.target.ray.placement import Nodes, Wanted
+from fedmerge.target.ray.waiting import wait
+from fedmerge.target.task import TargetTask
+from tests.target.conftest import base, experts
+from tests.target.test_shards import alike, spread
+
+Targets = Callable[..., TargetTask]
+LAPTOP: Nodes = [{"CPU": 2}]
+WARD: Nodes = [{"CPU": 8, "GPU": 2}, {"CPU": 0, "target": 1, "GPU": 1}, {"CPU": 0, "shard": 3}]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "target", "shard"),
+    [
+        (LAPTOP, Wanted(), {"num_gpus": 0, "resources": {}}, None),
+        ([{"CPU": 2, "GPU": 1}], Wanted(), {"num_gpus": 1, "resources": {}}, None),
+        ([{"CPU": 2, "GPU": 1}], Wanted(gpus=0), {"num_gpus": 0, "resources": {}}, None),
+        ([{"CPU": 2, "GPU": 1}], Wanted(gpus=0.5), {"num_gpus": 0.5, "resources": {}}, None),
+        (WARD, Wanted(), {"num_gpus": 1, "resources": {"target": 1}}, {"shard": 1}),
+        (WARD, Wanted(resource="shard"), {"num_gpus": 0, "resources": {"shard": 1}}, {"shard": 1}),
+        ([{"CPU": 2, "GPU": 1}, {"CPU": 0, "target": 1}], Wanted(), {"num_gpus": 0, "resources": {"target": 1}}, None),
+    ],
+)
+def test_the_target_goes_where_its_resource_is(nodes: Nodes, wanted: Wanted, target: Any, shard: Any) -> None:
+    """A GPU elsewhere is no GPU of the target's."""
+    found = wanted.place(nodes)
+    assert found.target == {"num_cpus": 0, **target}
+    assert (found.shard and found.shard["resources"]) == shard
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted", "said"),
+    [
+        (LAPTOP, Wanted(gpus=1), r"target\.gpus: found resource 'GPU': 0 available on a node; expected 1"),
+        (WARD, Wanted(gpus=2), r"'GPU': 1 available on the target's node \('target'\); expected 2"),
+        (LAPTOP, Wanted(resource="mercy"), r"target\.resource: found resource 'mercy': 0 available on a node; expected 1"),
+        (WARD, Wanted(shards=4), r"target\.shards: found resource 'shard': 3 available on all nodes together; expected 4"),
+        (LAPTOP, Wanted(hospitals=True, each=0.5), r"FEDMERGE_HOSPITAL_GPUS: found resource 'GPU': 0 available.*; expected 0\.5"),
+        ([{"CPU": 0, "target": 1}], Wanted(hospitals=True), r"sites: found resource 'CPU': 0 available on a node; expected 1"),
+    ],
+)
+def test_a_placement_that_cannot_be_met_names_resource_wanted_and_available(nodes: Nodes, wanted: Wanted, said: str) -> None:
+    with pytest.raises(ScenarioError, match=said):
+        wanted.place(nodes)
+
+
+def test_once_placed_nothing_else_will_do() -> None:
+    wanted = Wanted().at(Wanted().place(WARD))
+    with pytest.raises(ScenarioError, match="'target'"):
+        wanted.place([WARD[0], WARD[2]])
+
+
+def test_an_address_where_nobody_answers_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(ScenarioError, match=r"RAY_ADDRESS: found '127.*nobody answers.*HOST:PORT of the head"):
+            preflight(Wanted())
+
+
+@pytest.mark.parametrize("given", ["half", "-1", "nan", "inf"])
+def test_a_share_of_a_gpu_is_a_number(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDMERGE_HOSPITAL_GPUS", given)
+    with pytest.raises(ScenarioError, match=f"FEDMERGE_HOSPITAL_GPUS: found '{given}'"):
+        preflight(Wanted())
+
+
+def test_keys_below_target_are_the_same_on_the_command_line() -> None:
+    assert {"target.site": "target"} | BELOW_TARGET == FLAT
+
+
+@pytest.mark.slow
+def test_on_a_cluster_the_target_is_on_its_own_machine_and_outlives_it(target: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hospitals' CPUs on one node; the target on another, then, as that is lost, on a third; and nowhere when that is lost too."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    task = target("mean", "expert", "eam")
+    wanted = TargetSite(spread(task, 1), experts(), base()).advance(5)
+    for name, value in {"period_ms": 500, "initial_delay_ms": 0, "failure_threshold": 4, "timeout_ms": 2000}.items():
+        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))  # a lost node is noticed sooner than after half a minute
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        wards = [cluster.add_node(num_cpus=0, resources={"target": 1}) for _ in range(2)]
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        monkeypatch.setattr(actor, "LOST_S", 2.0)
+        preflight(Wanted(hospitals=True))
+        with pytest.raises(ScenarioError, match="'mercy': 0 available"):
+            preflight(Wanted(resource="mercy"))
+        with RemoteTarget(spread(task, 2), experts(), base(), 120, restarts=5) as there:
+            homes = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("target")}
+            first = wait(there._actor.node.remote(), "its node", 60)
+            found = there.advance(2)
+            (lost,) = [ward for ward in wards if ward.node_id == first]
+            cluster.remove_node(lost, allow_graceful=False)
+            found += there.advance(3)
+            alike(wanted, found)
+            assert len(there.revival.deaths) >= 1
+            assert {first, wait(there._actor.node.remote(), "its node", 60)} == homes
+            (left,) = [ward for ward in wards if ward is not lost]
+            cluster.remove_node(left, allow_graceful=False)
+            began = time.monotonic()
+            with pytest.raises(TargetError, match=r"lost the target's place.*'target': 0 available.*--resume"):
+                there.advance(1)
+            assert time.monotonic() - began < 60
+    finally:
+        cluster.shutdown()
