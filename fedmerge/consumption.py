@@ -40,6 +40,15 @@ class Sent:
     generalist: dict[str, Any] | None
     federated: tuple[GlobalModel, ...] = ()
 
+    def digests(self) -> dict[str, Any]:
+        """Of all models: a run goes on only with the same."""
+        found: dict[str, Any] = {"experts": [expert.sha256 for expert in self.experts]}
+        if self.generalist:
+            found["generalist"] = state_digest(self.generalist)
+        if self.federated:
+            found["federated"] = {model.strategy.key: state_digest(model.stand.theta) for model in self.federated}
+        return found
+
 
 def read_generalist(plan: Plan) -> dict[str, Any] | None:
     """The scenario's generalist, if it is a file. Raises CheckpointError if it does not fit the model."""
@@ -53,8 +62,37 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
     from fedmerge.target.ray.actor import RemoteTarget
 
+    task, scenario = target_task(plan, initial, sent, request), plan.scenario
+    course = course_of(plan, task.experts)
+    experts = {expert.site: contribution(expert) for expert in sent.experts}
+    first = [experts[name] for name in course[0].experts]
+    base, restarts = _arrays(initial.weights), scenario.target_restarts
+    with RemoteTarget(task, first, base, scenario.target_deadline_s, restarts) as target:
+        description = target.describe()
+        key = {"index": description.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}
+        key |= sent.digests()
+        progress = Progress.open(request.out, key, request.resume)
+        walk = Walk(target, course, experts, terminal)
+        if progress.snapshot:
+            walk.change(progress.snapshot["experts"])
+            target.restore(progress.snapshot)
+            walk.done = progress.snapshot["position"]
+            terminal.say(f"target: {progress.snapshot['position']} of {description.batches} batches were done before")
+        title = f"target: {description.batches} batches of '{description.kind}' on {description.device}"
+        terminal.say(title)
+        with terminal.stream(description.batches, list(description.rows)) as bars:
+            bars.add(progress.ledger.steps())
+            for steps in walk:
+                bars.add(steps)
+                progress.add(steps, target.snapshot())
+        told = description, target.answers(), target.forwards_so_far(), target.per_sample_ways()
+        return progress, Seen(*told, course, target.revival.deaths)
+
+
+def target_task(plan: Plan, initial: Initial, sent: Sent, request: Request) -> TargetTask:
+    """What the target is given beside the experts."""
     scenario = plan.scenario
-    task = TargetTask(
+    return TargetTask(
         site=plan.target,
         model=scenario.model,
         classes=plan.classes,
@@ -73,34 +111,6 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
         gpus=scenario.target_gpus,
         resource=scenario.target_resource,
     )
-    course = course_of(plan, task.experts)
-    experts = {expert.site: contribution(expert) for expert in sent.experts}
-    first = [experts[name] for name in course[0].experts]
-    base, restarts = _arrays(initial.weights), scenario.target_restarts
-    with RemoteTarget(task, first, base, scenario.target_deadline_s, restarts) as target:
-        description = target.describe()
-        key: dict[str, Any] = {"index": description.index_sha256, "experts": [expert.sha256 for expert in sent.experts]}
-        key["course"] = [[roster.start, *roster.experts] for roster in course]
-        if sent.generalist:
-            key["generalist"] = state_digest(sent.generalist)
-        if sent.federated:
-            key["federated"] = {model.strategy.key: state_digest(model.stand.theta) for model in sent.federated}
-        progress = Progress.open(request.out, key, request.resume)
-        walk = Walk(target, course, experts, terminal)
-        if progress.snapshot:
-            walk.change(progress.snapshot["experts"])
-            target.restore(progress.snapshot)
-            walk.done = progress.snapshot["position"]
-            terminal.say(f"target: {progress.snapshot['position']} of {description.batches} batches were done before")
-        title = f"target: {description.batches} batches of '{description.kind}' on {description.device}"
-        terminal.say(title)
-        with terminal.stream(description.batches, list(description.rows)) as bars:
-            bars.add(progress.ledger.steps())
-            for steps in walk:
-                bars.add(steps)
-                progress.add(steps, target.snapshot())
-        told = description, target.answers(), target.forwards_so_far(), target.per_sample_ways()
-        return progress, Seen(*told, course, target.revival.deaths)
 
 
 def usable(plan: Plan, experts: list[Expert]) -> tuple[Any, ...]:

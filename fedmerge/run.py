@@ -97,7 +97,7 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
         federated = rounds(plan, tasks, initial, request, folder, terminal)
-        named = next((model.stand.theta for model in federated if model.strategy.key == str(scenario.generalist)), generalist)
+        named = next((model.stand.theta for model in federated if model.strategy.key == str(plan.scenario.generalist)), generalist)
         if plan.scenario.privacy:
             folder.manifest["privacy"] = plan.scenario.privacy.report()
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
