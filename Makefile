@@ -22,7 +22,7 @@ test: $(VENV)/.ready ## set up, check style and types, run every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile
 
 lint: $(VENV)/.ready ## ruff and mypy only
 	$(BIN)/ruff check .

@@ -20,21 +20,6 @@ from tests.front_door import PHANTOM, SCENARIO, done, lines, read, same_predicti
 pytestmark = pytest.mark.slow
 
 
-def test_a_hospital_joins_and_nobody_else_trains(first: tuple[Path, str]) -> None:
-    folder, _ = first
-    said = done(folder, "--add-site", "sites/east.yaml", "--out", "runs/joined", "--methods", "mean,eam")
-    assert "hospitals: east train" in said
-    summary = read(folder / "runs/joined/summary.json")
-    assert [(site["name"], site["trained"]) for site in summary["sites"]] == [("north", False), ("south", False), ("east", True)]
-    before = {site["name"]: site["expert_sha256"] for site in read(folder / "runs/tiny-3/summary.json")["sites"]}
-    assert all(site["expert_sha256"] == before[site["name"]] for site in summary["sites"][:2])
-    assert set(summary["methods"]) == {"mean", "eam"}
-    manifest = read(folder / "runs/joined/manifest.json")
-    assert manifest["trained"] == {"north": False, "south": False, "east": True}
-    assert {json.loads(line)["site"] for line in lines(folder / "runs" / "joined")} == {"east"}
-    assert f"north {before['north'][:12]} (from the pool)" in said
-
-
 def test_who_is_left_out_might_never_have_been_there(first: tuple[Path, str]) -> None:
     folder, _ = first
     (folder / "scenarios" / "three.yaml").write_text(yaml.safe_dump({**SCENARIO, "sites": ["east", "north", "south"]}))
@@ -79,7 +64,7 @@ def test_a_killed_run_with_events_goes_on_as_if_nothing_had_happened(first: tupl
     assert not (folder / "runs" / "late").exists()
 
 
-def test_a_cheat_is_left_out_and_costs_nobody_anything(first: tuple[Path, str]) -> None:
+def test_a_hospital_joins_and_nobody_else_trains_and_if_it_cheats_it_is_left_out(first: tuple[Path, str]) -> None:
     folder, _ = first
     site = {"name": "cheat", "source": {**PHANTOM, "planes": ["sagittal"]}, "attack": {"scale_head": {"factor": 1000}}}
     (folder / "sites" / "cheat.yaml").write_text(yaml.safe_dump(site))
@@ -89,6 +74,12 @@ def test_a_cheat_is_left_out_and_costs_nobody_anything(first: tuple[Path, str]) 
     assert "DEFENCE calibration: the expert of 'cheat' is left out" in said
     run = folder / "runs" / "cheated"
     found, before = read(run / "summary.json"), read(folder / "runs/tiny-3/summary.json")
+    assert "hospitals: cheat train" in said
+    assert read(run / "manifest.json")["trained"] == {"north": False, "south": False, "cheat": True}
+    assert {json.loads(line)["site"] for line in lines(run)} == {"cheat"}
+    assert [site["expert_sha256"] for site in found["sites"][:2]] == [site["expert_sha256"] for site in before["sites"]]
+    assert f"north {found['sites'][0]['expert_sha256'][:12]} (from the pool)" in said
+    assert set(found["methods"]) == {"mean", "eam"}
     assert {site["name"]: site["left_out"] for site in found["sites"]} == {"north": "", "south": "", "cheat": "calibration"}
     for name in ("mean", "eam"):  # to the last digit what they are without it
         assert found["methods"][name]["accuracy"] == before["methods"][name]["accuracy"]
@@ -109,21 +100,14 @@ def test_images_that_cannot_be_used_cost_no_other_hospital_its_expert(first: tup
             (folder / "album" / "ward" / label / f"{number}.png").write_bytes(b"no image")
     site = {"name": "west", "source": {"kind": "image_folder", "root": "album"}}
     (folder / "sites" / "west.yaml").write_text(yaml.safe_dump(site))
-    ended = simulate(folder, "--add-site", "sites/west.yaml", "--out", "runs/west")
-    assert ended.returncode == 2
-    assert "site 'west'" in ended.stderr
-    assert "ward/bladder/0.png" not in ended.stderr  # names of files may be names of patients: the hospital's own log has them
-    assert f"in full, at the site: {own_log('west')}" in ended.stderr
-    assert "ward/bladder/0.png" in own_log("west").read_text()
-    for left in ("manifest.json", "audit.jsonl", "federation.log"):
-        assert "bladder/0.png" not in (folder / "runs/west" / left).read_text()
-    assert "2 of 3 experts are in the pool" in ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert not (folder / "runs/west/summary.json").exists()
-    assert read(folder / "runs/west/manifest.json")["status"] == "failed"
-    options = ("--add-site", "sites/west.yaml", "--set", "min_sites=2", "--methods", "mean", "--out", "runs/west-or-not")
+    options = ("--add-site", "sites/west.yaml", "--set", "min_sites=2", "--methods", "mean", "--out", "runs/west")
     said = done(folder, *options)
     assert "site 'west'" in said
     assert "the run goes on without it" in said
-    assert [site["name"] for site in read(folder / "runs/west-or-not/summary.json")["sites"]] == ["north", "south"]
-    assert "files that are no image" in read(folder / "runs/west-or-not/manifest.json")["absent"]["west"]
+    assert "ward/bladder/0.png" not in said  # names of files may be names of patients: the hospital's own log has them
+    assert f"in full, at the site: {own_log('west')}" in said.replace("\n", "")
+    assert "ward/bladder/0.png" in own_log("west").read_text()
+    for left in ("manifest.json", "audit.jsonl", "federation.log"):
+        assert "bladder/0.png" not in (folder / "runs/west" / left).read_text()
+    assert [site["name"] for site in read(folder / "runs/west/summary.json")["sites"]] == ["north", "south"]
+    assert "files that are no image" in read(folder / "runs/west/manifest.json")["absent"]["west"]

@@ -61,7 +61,7 @@ def test_by_flower_by_the_loop_and_asked_for_later_they_are_the_same(sites: tupl
     assert [fingerprint(task) for task in bare] == [fingerprint(task) for task in sites]
     local.gather(replace(later, tasks=bare), lambda _: None)
     assert [task.site.name for task in incomplete(later)] == ["north", "south"]
-    outcomes = federation.gather(later, lambda _: None)
+    outcomes = local.gather(later, lambda _: None)
     assert not any(outcome.trained or outcome.reason for outcome in outcomes.values())
     assert not incomplete(later)
     for one, two, three in zip(loaded(here), loaded(there), loaded(later), strict=True):

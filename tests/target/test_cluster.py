@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from fedmerge.errors import ScenarioError, TargetError
+from fedmerge.errors import ScenarioError
 from fedmerge.overrides import FLAT
 from fedmerge.scenario import BELOW_TARGET
 from fedmerge.target.loop import TargetSite
@@ -89,7 +88,7 @@ def test_keys_below_target_are_the_same_on_the_command_line() -> None:
 
 @pytest.mark.slow
 def test_on_a_cluster_the_target_is_on_its_own_machine_and_outlives_it(target: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hospitals' CPUs on one node; the target on another, then, as that is lost, on a third; and nowhere when that is lost too."""
+    """Hospitals' CPUs on one node; the target on another, then, as that is lost, on a third."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -102,9 +101,6 @@ def test_on_a_cluster_the_target_is_on_its_own_machine_and_outlives_it(target: T
         wards = [cluster.add_node(num_cpus=0, resources={"target": 1}) for _ in range(2)]
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         monkeypatch.setattr(actor, "LOST_S", 2.0)
-        preflight(Wanted(hospitals=True))
-        with pytest.raises(ScenarioError, match="'mercy': 0 available"):
-            preflight(Wanted(resource="mercy"))
         with RemoteTarget(spread(task, 2), experts(), base(), 120, restarts=5) as there:
             homes = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("target")}
             first = wait(there._actor.node.remote(), "its node", 60)
@@ -115,11 +111,5 @@ def test_on_a_cluster_the_target_is_on_its_own_machine_and_outlives_it(target: T
             alike(wanted, found)
             assert len(there.revival.deaths) >= 1
             assert {first, wait(there._actor.node.remote(), "its node", 60)} == homes
-            (left,) = [ward for ward in wards if ward is not lost]
-            cluster.remove_node(left, allow_graceful=False)
-            began = time.monotonic()
-            with pytest.raises(TargetError, match=r"lost the target's place.*'target': 0 available.*--resume"):
-                there.advance(1)
-            assert time.monotonic() - began < 60
     finally:
         cluster.shutdown()
