@@ -5,9 +5,9 @@ BIN    := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-long lint format clean
 help:            ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +22,10 @@ test: $(VENV)/.ready ## set up, check style and types, run every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+
+test-long: $(VENV)/.ready ## the tests that take a minute or more each: kills, clusters, deployments
+	$(BIN)/python -m pytest -m long
 
 lint: $(VENV)/.ready ## ruff and mypy only
 	$(BIN)/ruff check .

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,22 +44,34 @@ def world(root: Path) -> Path:
     return root / "scenarios" / "tiny.yaml"
 
 
-def simulate(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+@cache
+def ray_address() -> str:
+    """A Ray of this test process, for runs that are not about Ray's beginning and end: those take more time than a tiny run."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    atexit.register(cluster.shutdown)
+    return str(cluster.address)
+
+
+def environment(own_ray: bool) -> dict[str, str]:
+    """Of a command. own_ray: it starts its Ray, as it does for a user, instead of connecting to that of the test process."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", **({} if own_ray else {"RAY_ADDRESS": ray_address()})}
+
+
+def simulate(folder: Path, *options: str, own_ray: bool = False) -> subprocess.CompletedProcess[str]:
     scenario = [] if options and options[0].endswith(".yaml") else ["scenarios/tiny.yaml"]
     command = [sys.executable, "-m", "fedmerge.simulate", *scenario, *options]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment(own_ray))
 
 
 def fedmerge(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from fedmerge.cli import main; main()", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment(own_ray=False))
 
 
-def done(folder: Path, *options: str) -> str:
-    ended = simulate(folder, *options)
+def done(folder: Path, *options: str, own_ray: bool = False) -> str:
+    ended = simulate(folder, *options, own_ray=own_ray)
     assert ended.returncode == 0, ended.stderr + ended.stdout
     assert ended.stderr == ""
     return ended.stdout
@@ -92,7 +106,13 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     with FileLock(f"{shared}.lock"):
         if not (shared / "said.txt").exists():
             world(shared)
-            (shared / "said.txt").write_text(done(shared))
+            (shared / "said.txt").write_text(done(shared, own_ray=True))
     folder = tmp_path_factory.mktemp("world") / "here"
     shutil.copytree(shared, folder)
     return folder, (folder / "said.txt").read_text()
+
+
+@pytest.fixture
+def shared_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Federations of this test connect to the Ray of the test process."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_address())

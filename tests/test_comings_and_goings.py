@@ -31,6 +31,7 @@ def test_who_is_left_out_might_never_have_been_there(first: tuple[Path, str]) ->
     assert (run / "audit.jsonl").read_text() == ""  # nobody was asked anything
 
 
+@pytest.mark.long
 def test_a_killed_run_with_events_goes_on_as_if_nothing_had_happened(first: tuple[Path, str]) -> None:
     folder, _ = first
     events = [{"at": 1, "join": "east"}, {"at": 4, "leave": "north"}]
@@ -101,7 +102,7 @@ def test_images_that_cannot_be_used_cost_no_other_hospital_its_expert(first: tup
     site = {"name": "west", "source": {"kind": "image_folder", "root": "album"}}
     (folder / "sites" / "west.yaml").write_text(yaml.safe_dump(site))
     options = ("--add-site", "sites/west.yaml", "--set", "min_sites=2", "--methods", "mean", "--out", "runs/west")
-    said = done(folder, *options)
+    said = done(folder, *options, own_ray=True)  # its processes are in this folder, to which the images' path is relative
     assert "site 'west'" in said
     assert "the run goes on without it" in said
     assert "ward/bladder/0.png" not in said  # names of files may be names of patients: the hospital's own log has them

@@ -24,6 +24,7 @@ def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.long
 def test_two_cold_runs_share_a_pool_and_agree(tmp_path: Path) -> None:
     """Both want the same experts at the same moment; a third wants a folder that is in use."""
     folder = tmp_path / "here"

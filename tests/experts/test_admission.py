@@ -271,6 +271,7 @@ def test_limits_are_far_from_honest_training(initial: Initial, hospital: Hospita
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_by_flower_keys_never_travel_and_a_site_without_its_key_is_told(
     keyed: Hospital, hospital: Hospital, job: Jobs, tmp_path: Path
 ) -> None:

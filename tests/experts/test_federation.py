@@ -107,6 +107,7 @@ def test_a_site_that_fails_or_never_answers_is_named_and_costs_the_others_nothin
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_linear_probing_by_flower_is_that_of_the_plain_loop(hospital: Hospital, job: Jobs) -> None:
     tasks = (hospital("north"), hospital("south"))
     here, there = local.probe(job(*tasks, folder="local"), lambda _: None), federation.probe(job(*tasks), lambda _: None)

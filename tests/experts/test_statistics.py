@@ -52,6 +52,7 @@ def sites(hospital: Hospital) -> tuple[SiteTask, ...]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_by_flower_by_the_loop_and_asked_for_later_they_are_the_same(sites: tuple[SiteTask, ...], job: Jobs) -> None:
     here, there, later = job(*sites, folder="local"), job(*sites, folder="flower"), job(*sites, folder="later")
     local.gather(here, lambda _: None)

@@ -87,6 +87,7 @@ def test_keys_below_target_are_the_same_on_the_command_line() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_on_a_cluster_the_target_is_on_its_own_machine_and_outlives_it(target: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hospitals' CPUs on one node; the target on another, then, as that is lost, on a third."""
     import ray

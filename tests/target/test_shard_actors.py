@@ -49,6 +49,7 @@ class Killer:
         self.target.change(names, arriving)
 
 
+@pytest.mark.long
 def test_shards_in_processes_of_their_own_predict_the_same_and_survive_deaths(target: Targets) -> None:
     """With a newcomer and a leaver, and two shards killed on the way."""
     task, events = target(*METHODS), (Event(at=4, join="west"), Event(at=8, leave="north"))
