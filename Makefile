@@ -18,7 +18,7 @@ $(VENV)/.ready: pyproject.toml
 demo: $(VENV)/.ready ## set up and run the main job: scenarios/organs.yaml
 	$(BIN)/python -m fedmerge.simulate scenarios/organs.yaml
 
-test: $(VENV)/.ready ## set up, check style and types, run every test
+test: $(VENV)/.ready ## set up, check style and types, run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
