@@ -44,6 +44,9 @@ SCENARIO: dict[str, Any] = {
     "target_restarts": 100,
     "per_sample": "rows",
 }
+ACTORS = ("ray::Host", "ray::Placed")
+"""How the target's process is called."""
+
 KILLS_A_RUN = 5
 AHEAD = 12
 """Batches within which the driver is killed where a batch is drawn; there are about 50."""
@@ -226,10 +229,10 @@ def break_actor(folder: Path, whole: Path, kills: int, batches: int, rng: random
             while child.poll() is None and position(folder / out) < batch:
                 time.sleep(0.005)
             time.sleep(delay)
-            hosts = [pid for pid, args in family(child.pid).items() if args.startswith("ray::Host")]
+            hosts = [pid for pid, args in family(child.pid).items() if args.startswith(ACTORS)]
             while not hosts and child.poll() is None:  # still starting, at the beginning or after the kill before
                 time.sleep(0.05)
-                hosts = [pid for pid, args in family(child.pid).items() if args.startswith("ray::Host")]
+                hosts = [pid for pid, args in family(child.pid).items() if args.startswith(ACTORS)]
             if not hosts:
                 break
             reached, began = position(folder / out), time.monotonic()
