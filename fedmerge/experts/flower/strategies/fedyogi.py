@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import Field
+from fedmerge.experts.flower.strategies.fedadam import FedAdam
+from fedmerge.experts.strategy import ALL_OF_THEM
 
-from fedmerge.experts.strategy import ALL_OF_THEM, Strategy
 
-
-class FedYogi(Strategy):
-    """As FedAdam, with v <- v - (1 - beta_2) delta^2 sign(v - delta^2)."""
-
-    paper: ClassVar[str] = "Reddi et al., Adaptive federated optimization, ICLR 2021"
-
-    server_lr: float = Field(0.01, gt=0, description="eta")
-    beta_1: float = Field(0.9, ge=0, lt=1)
-    beta_2: float = Field(0.99, ge=0, lt=1)
-    tau: float = Field(1e-3, gt=0, description="degree of adaptivity")
+class FedYogi(FedAdam):
+    """FedAdam with v <- v - (1 - beta_2) delta^2 sign(v - delta^2), and no correction for its start."""
 
     def server(self) -> Any:
         """Flower's own."""
