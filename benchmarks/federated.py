@@ -79,7 +79,7 @@ def measure(name: str, seed: int, out: Path) -> dict[str, Row]:
         for step in steps:
             hits.setdefault(step.method, []).append((step.correct, step.n))
     size = float(sum(t.numel() * t.element_size() for t in initial.weights.values()))
-    one_shot = {"rounds": 1.0, "steps": float(np.mean(list(own_steps(tasks, request).values()))), "up": size, "down": size}
+    one_shot = {"rounds": 1.0, "steps": float(np.mean(list(own_steps(plan, experts).values()))), "up": size, "down": size}
     cost = dict.fromkeys(hits, one_shot)
     for model in models:
         sites = list(model.as_record()["sites"].values())

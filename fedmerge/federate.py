@@ -107,12 +107,10 @@ def compete(
     return tuple(pool.model(strategy) for strategy in plan.scenario.federated)
 
 
-def own_steps(tasks: list[SiteTask], request: Request) -> dict[str, int]:
-    """Local steps of every site's own training, all runs together."""
-    pool = ExpertPool(request.pool)
-    counts = {task.site.name: pool.load(task).n for task in tasks}
-    training = tasks[0].training
-    return {name: training.runs * steps_of(training, n)[1] for name, n in counts.items() if n is not None}
+def own_steps(plan: Plan, experts: list[Expert]) -> dict[str, int]:
+    """Local steps of every site's own training, all runs together; of those that tell how many images they have."""
+    training = plan.scenario.training
+    return {one.site: training.runs * steps_of(training, one.n)[1] for one in experts if one.n is not None}
 
 
 def load_experts(tasks: list[SiteTask], request: Request) -> list[Expert]:

@@ -70,14 +70,12 @@ def rounds(
     terminal: Terminal,
     carrier: Carrier | None = None,
 ) -> tuple[GlobalModel, ...]:
-    """The models of federated strategies, and what they and the experts cost each hospital, into the manifest."""
+    """The models of federated strategies, and what they cost each hospital, into the manifest."""
     if not plan.scenario.federated:
         return ()
     with folder.phase("federated"):
         models = compete(plan, tasks, initial, request, terminal, carrier)
     folder.manifest["federated"] = {model.strategy.key: model.as_record() for model in models}
-    down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
-    folder.manifest["one_shot"] = {"steps": own_steps(tasks, request), "down": down}
     return models
 
 
@@ -97,6 +95,8 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
         federated = rounds(plan, tasks, initial, request, folder, terminal)
+        down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
+        folder.manifest["one_shot"] = {"steps": own_steps(plan, experts), "down": down}
         named = next((model.stand.theta for model in federated if model.strategy.key == str(plan.scenario.generalist)), generalist)
         if plan.scenario.privacy:
             folder.manifest["privacy"] = plan.scenario.privacy.report()
