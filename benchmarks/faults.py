@@ -52,12 +52,13 @@ AHEAD = 12
 """Batches within which the driver is killed where a batch is drawn; there are about 50."""
 
 GRACE_S = 60.0
-"""Longest that something started by a killed process may live on before it counts as left over, seconds."""
+"""Longest that something started by a killed driver may live on before it counts as left over, seconds."""
 
 
 @dataclass
 class Tally:
-    """What was broken and how it ended. lost: batches that were missing, twice, or not the same bits. left: processes."""
+    """What was broken and how it ended. lost: batches that were missing, twice, or not the same bits. left: processes that
+    outlived a killed driver by more than GRACE_S. gone_s: when the last of them had ended."""
 
     what: str
     kills: int = 0
@@ -67,13 +68,23 @@ class Tally:
     lost: int = 0
     left: int = 0
     recovery_s: list[float] = field(default_factory=list)
+    gone_s: list[float] = field(default_factory=list)
+
+    def bury(self, started: dict[int, str]) -> None:
+        """Wait until all that a killed process had started is gone."""
+        began = time.monotonic()
+        self.left += left_over(started)
+        self.gone_s.append(time.monotonic() - began)
 
     def row(self) -> str:
         """One line of the table."""
-        s = sorted(self.recovery_s)
-        took = f"{np.median(s):.0f} s (at most {s[-1]:.0f})" if s else ""
-        when = ", ".join(self.moments)
-        return f"| {self.what} | {self.kills} | {self.runs} | {self.same} | {self.lost} | {self.left} | {took} | {when} |"
+        recovery, gone = _seconds(self.recovery_s), _seconds(self.gone_s)
+        counted = f"{self.kills} | {self.runs} | {self.same} | {self.lost} | {self.left} | {gone}"
+        return f"| {self.what} | {counted} | {recovery} | {', '.join(self.moments)} |"
+
+
+def _seconds(found: list[float]) -> str:
+    return f"{np.median(found):.0f} s (at most {max(found):.0f})" if found else ""
 
 
 EXPLAINED = """\
@@ -87,11 +98,12 @@ after the death of the target's actor or of a client nothing is done.
 Identical: every prediction of every batch and method has the same bits as in the undisturbed run, and every batch is counted
 once; while hospitals train, every expert has the same sha256. Recovery: of the actor, from the kill to the next batch on disk;
 of the driver, from the command with `--resume` to the next batch on disk, Ray's start included; while hospitals train, from the
-kill to the end. When: batches on disk at the kill, and in brackets the time since the process began (driver) or since that batch
-was on disk (actor)."""
+kill to the end. Gone after: when the last process had ended that a killed driver had started, Ray's daemons included; left running:
+how many had not within a minute. Seconds are medians. When: batches on disk at the kill, and in brackets the time since the
+process began (driver) or since that batch was on disk (actor)."""
 HEADER = (
-    "| broken | times | runs | identical at the end | results lost or counted twice | left running | recovery, median | when |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| broken | times | runs | identical at the end | lost or counted twice | left running | gone after | recovery | when |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -203,7 +215,7 @@ def break_driver(folder: Path, whole: Path, kills: int, seconds: float, rng: ran
             if child.poll() is not None:  # it was faster than what was drawn: this run is over
                 ended = True
                 break
-            tally.left += left_over(kill_tree_head(child))
+            tally.bury(kill_tree_head(child))
             tally.kills += 1
             tally.moments.append(f"{position(folder / out)} ({moment:.1f} s)")
         if not ended:
@@ -273,7 +285,7 @@ def break_training(folder: Path, whole: dict[str, str], kills: int, seconds: flo
             began = time.monotonic()
             time.sleep(moment)
             if tally is driver:
-                tally.left += left_over(kill_tree_head(child))
+                tally.bury(kill_tree_head(child))
                 child = begin(folder, out, *options)
             else:
                 workers = [pid for pid, args in family(child.pid).items() if args.startswith("ray::ClientAppActor")]

@@ -92,8 +92,14 @@ def array_of(array: Any, where: str) -> Tensor:
     return torch.from_numpy(flat.reshape(shape, order="F" if by_columns else "C").copy(order="C"))
 
 
+_GONE = re.compile(r"\b(ActorDiedError|ActorUnavailableError|NodeDiedError|WorkerCrashedError)\b")
+"""What Ray calls it; the rest of its message is addresses."""
+
+
 def failure(text: str) -> str:
     """The last line of what a client died of, without colours, quotes and paths."""
+    if gone := _GONE.search(text):
+        return f"its client failed: its process is gone ({gone.group()}), as when it is killed or its machine is lost"
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\\n", "\n"))
     lines = [line.strip(" '\">") for line in plain.splitlines() if line.strip(" '\">")]
     last = re.sub(r"(/[\w.\-]+)+", "...", lines[-1] if lines else "no reason given")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,13 +11,11 @@ from typing import Any
 
 from fedmerge.egress import sealed
 from fedmerge.errors import Problem, ScenarioError, TargetError
+from fedmerge.target.ray.head import knock
 from fedmerge.target.ray.placement import Nodes, Wanted
 
 START_ATTEMPTS = 3
 """How often Ray is started before that counts as a failure."""
-
-KNOCK_S = 5.0
-"""Longest wait for a cluster's head to take a connection, seconds."""
 
 
 def preflight(wanted: Wanted) -> None:
@@ -81,12 +78,10 @@ def _knock(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "://" in address:
         return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
-    except OSError as error:
-        found = f"'{address}', where nobody answers ({error.strerror or error})"
+    if why := knock(host, int(port)):
+        found = f"'{address}', where nobody answers ({why})"
         mend = "Start one with 'ray start --head', or unset RAY_ADDRESS: then a run starts its own Ray on this machine"
-        raise ScenarioError([Problem("RAY_ADDRESS", "", found, "HOST:PORT of the head of a Ray cluster", mend)]) from None
+        raise ScenarioError([Problem("RAY_ADDRESS", "", found, "HOST:PORT of the head of a Ray cluster", mend)])
 
 
 def _of_each_hospital() -> float:
