@@ -26,6 +26,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 import yaml
+from watch import ACTORS
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "in_chans": 1}
@@ -44,9 +45,6 @@ SCENARIO: dict[str, Any] = {
     "target_restarts": 100,
     "per_sample": "rows",
 }
-ACTORS = ("ray::Host", "ray::Placed")
-"""How the target's process is called."""
-
 KILLS_A_RUN = 5
 AHEAD = 12
 """Batches within which the driver is killed where a batch is drawn; there are about 50."""

@@ -15,6 +15,9 @@ import numpy as np
 KINDS = ("RssAnon", "RssFile", "RssShmem")
 """Pages of a process's own, of files (dropped when memory is short), and of memory shared with others (Ray's object store)."""
 
+ACTORS = ("ray::Host", "ray::Placed")
+"""What the target's process may be called."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -101,7 +104,7 @@ def role_of(pid: int, root: int) -> str:
     if pid == root:
         return "driver"
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    if "ray::Host" in command:
+    if any(name in command for name in ACTORS):
         return "target"
     return "clients" if "ray::" in command or "fedmerge" in command else "daemons"
 
