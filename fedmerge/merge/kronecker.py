@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from fedmerge.errors import SiteError
 from fedmerge.merge.fisher_information import diagonal
 
 Layer = nn.Linear | nn.Conv2d
@@ -60,18 +61,18 @@ def others(model: nn.Module) -> dict[str, nn.Parameter]:
 def factors(model: nn.Module, x: Tensor, estimator: Estimator = "exact", seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
     """Weight's name -> A (d, d), G (o, o), float64, of the images x (N, channels, H, W) under the model's own label distribution.
 
-    A = (1/N) sum_i a_i a_i^T              a_i:  mean over tokens of the layer's input, with a 1 below if the layer has a bias
-    G = (1/N) sum_i sum_y p_iy g_iy g_iy^T   g_iy: sum over tokens of d log p_iy / d output; mc: one label y ~ p_i for each image
+    A = (1/N) sum_i a_i a_i^T               a_i: mean over tokens of the layer's input, with a 1 below if the layer has a bias
+    G = (1/N) sum_i sum_y p_iy g_iy g_iy^T  g_iy: sum over tokens of d log p_iy / d output; mc: one label y ~ p_i for each image
 
     K-FAC-reduce (Eschenhagen et al., NeurIPS 2023), which is for models with one loss for each image: its gradient is the sum over
     tokens. So the block of a bias is exact, and all of A (x) G is for one image whose inputs are alike. K-FAC-expand takes tokens
-    for images. The model must be in evaluation mode. Raises ValueError if a layer is not applied to the rows of each image.
+    for images. The model must be in evaluation mode. Raises SiteError if a layer is not applied to the rows of each image.
     """
     found, generator = layers(model), torch.Generator().manual_seed(seed)
     double: dict[str, Any] = {"dtype": torch.float64, "device": x.device}
     A = {name: torch.zeros(sides(layer)[0], sides(layer)[0], **double) for name, layer in found.items()}
     G = {name: torch.zeros(sides(layer)[1], sides(layer)[1], **double) for name, layer in found.items()}
-    for part in torch.split(x, BATCH):
+    for part in torch.split(x, BATCH) if found else ():
         with _listening(found, len(part)) as heard:
             log_p = model(part.detach().requires_grad_()).log_softmax(-1)
         outputs = [(name, s) for name, calls in heard.items() for _, s in calls]
@@ -138,8 +139,9 @@ def _listening(found: Mapping[str, Layer], N: int) -> Iterator[dict[str, Calls]]
     def listen(name: str) -> Any:
         def hear(layer: Layer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if len(output) % N:
-                expected = f"the rows of {N} images"
-                raise ValueError(f"K-FAC: {name}: found an input of shape {tuple(inputs[0].shape)}; expected {expected}")
+                expected = f"rows of each of {N} images. This model has no K-FAC; the diagonal it has"
+                said = f"{name}: found an input of shape {tuple(inputs[0].shape)}; expected {expected}"
+                raise SiteError(said, told=said)
             heard.setdefault(name, []).append((_rows(layer, inputs[0].detach(), N), output))
             return output.clone()  # what comes after may write into it
 

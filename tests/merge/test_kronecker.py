@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedmerge.errors import SiteError
 from fedmerge.experts.backbone import ModelSpec, build
 from fedmerge.merge.kronecker import factors, joined, layers, others, product, rest
 from tests.conftest import TINY, Net
@@ -160,6 +161,7 @@ def test_shared_weights_and_layers_that_are_not_called() -> None:
     torch.testing.assert_close(found["twice.weight"][1], information(model, x, "twice.weight")[-4:, -4:])  # calls are as tokens
     squares = sum(p * g["one.weight"] ** 2 for p, g in gradients(model, x))
     torch.testing.assert_close(rest(model, x)["one.weight"], squares)
+    assert factors(nn.Flatten(), x) == rest(nn.Flatten(), x) == {}
 
 
 def test_a_layer_of_something_else_than_images_is_refused() -> None:
@@ -171,5 +173,8 @@ def test_a_layer_of_something_else_than_images_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(x + self.table(torch.ones(1, 2).to(x)))
 
-    with pytest.raises(ValueError, match=r"table.weight: found an input of shape \(1, 2\); expected the rows of 5 images"):
+    with pytest.raises(
+        SiteError, match=r"table.weight: found an input of shape \(1, 2\); expected rows of each of 5 images"
+    ) as error:
         factors(seeded(Table), images(5, 4))
+    assert error.value.told == str(error.value)

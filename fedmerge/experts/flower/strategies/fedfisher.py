@@ -121,11 +121,11 @@ def by_layer(name: str, p: Tensor, F: Sequence[State], theta: Sequence[State], s
     A = torch.stack([one[name + INPUTS].double() for one in F])
     G = torch.stack([p_k * one[name + GRADIENTS].double() for p_k, one in zip(p, F, strict=True)])
     shape, bias = theta[0][name].shape, name.removesuffix("weight") + "bias"
-    has_bias = A.shape[-1] > shape[1:].numel()
+    inputs = shape[1:].numel()
+    has_bias = A.shape[-1] > inputs
     W = torch.stack([joined(one[name].double(), one[bias].double() if has_bias else None) for one in theta])
     b = product(A, G, W)
     found = descend(lambda W: product(A, G, W) - b, mean(p, list(W)), steps)
-    inputs = shape[1:].numel()
     return {name: found[:, :inputs].reshape(shape)} | ({bias: found[:, inputs]} if has_bias else {})
 
 
