@@ -73,7 +73,7 @@ def factors(model: nn.Module, x: Tensor, estimator: Estimator = "exact", seed: i
     A = {name: torch.zeros(sides(layer)[0], sides(layer)[0], **double) for name, layer in found.items()}
     G = {name: torch.zeros(sides(layer)[1], sides(layer)[1], **double) for name, layer in found.items()}
     for part in torch.split(x, BATCH) if found else ():
-        with _listening(found, len(part)) as heard:
+        with listening(found, len(part)) as heard:
             log_p = model(part.detach().requires_grad_()).log_softmax(-1)
         outputs = [(name, s) for name, calls in heard.items() for _, s in calls]
         for name, calls in heard.items():
@@ -132,7 +132,7 @@ def _labels(p: Tensor, estimator: Estimator, generator: torch.Generator) -> Iter
 
 
 @contextmanager
-def _listening(found: Mapping[str, Layer], N: int) -> Iterator[dict[str, Calls]]:
+def listening(found: Mapping[str, Layer], N: int) -> Iterator[dict[str, Calls]]:
     """Inputs and outputs of layers while N images go through the model."""
     heard: dict[str, Calls] = {}
 
