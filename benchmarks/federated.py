@@ -39,6 +39,7 @@ STRATEGIES: list[Any] = [
     {"fedprox": {"rounds": 5}},
     {"fednova": {"rounds": 5}},
     "fedfisher",
+    {"fedfisher": {"information": "kfac"}},
     {"fedadam": {"rounds": 20}},
     {"fedmedian": {"rounds": 5}},
 ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ByteSize, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, ByteSize, Field, PlainSerializer, WithJsonSchema
 
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experts.backbone import ModelSpec
@@ -14,7 +14,7 @@ from fedmerge.experts.defence import DEFENCES
 from fedmerge.experts.initialisation import Initialisation, PublicSource
 from fedmerge.experts.limits import Limits
 from fedmerge.experts.privacy import Privacy
-from fedmerge.experts.statistic import STATISTICS
+from fedmerge.experts.statistic import STATISTICS, Statistic
 from fedmerge.experts.strategy import STRATEGIES
 from fedmerge.experts.train import Training
 from fedmerge.folder import Spec, as_written, by_name
@@ -24,9 +24,16 @@ from fedmerge.site import Site
 from fedmerge.stream.events import Event
 from fedmerge.stream.schedule import SCHEDULES
 
+
+def _beside_experts(statistic: Statistic) -> Statistic:
+    if not statistic.for_experts:
+        raise ValueError("no method needs it, so no expert comes with it; strategies below 'federated' ask for it themselves")
+    return statistic
+
+
 AnySchedule: Any = SCHEDULES.union()
 AnyMethod: Any = by_name(METHODS)
-AnyUpload: Any = by_name(STATISTICS)
+AnyUpload: Any = Annotated[by_name(STATISTICS), AfterValidator(_beside_experts)]
 AnyDefence: Any = by_name(DEFENCES)
 AnyStrategy: Any = by_name(STRATEGIES)
 CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))

@@ -88,6 +88,7 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
         ("tiny.yaml: methods[1]", "needs the statistic 'fisher'", "uploads: [gram, fisher]"),
     ),
     "an unknown statistic": (change(uploads=["fischer"]), ("tiny.yaml: uploads[0]", "did you mean 'fisher'?")),
+    "a statistic that no method needs": (change(uploads=["kfac"]), ("tiny.yaml: uploads[0]", "below 'federated' ask for it")),
     "a statistic twice": (change(uploads=["gram", {"gram": {"samples": 3}}]), ("tiny.yaml: uploads", "'gram' 2 times")),
     "other rounds than the method's": (
         change(methods=[{"regmean_pp": {"ratio": 0.5}}], uploads=["gram_rounds"]),

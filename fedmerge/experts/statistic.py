@@ -48,6 +48,9 @@ class Statistic(Plugin):
     starts_from: ClassVar[Literal["expert", "theta_0", "rounds"]] = "expert"
     """What a site needs that is asked for it alone: its expert, theta_0, or a new message for each block of layers."""
 
+    for_experts: ClassVar[bool] = True
+    """Whether a scenario may ask for it beside experts. Others are for strategies alone, which ask for them in their rounds."""
+
     is_state: ClassVar[bool] = False
     """Whether its arrays are weights of the model, which the limits of experts hold for too."""
 
@@ -76,6 +79,11 @@ STATISTICS: Folder[Statistic] = Folder("fedmerge.experts.statistics", Statistic,
 def shapes_of_parameters(model: nn.Module) -> Shapes:
     """Every parameter's shape."""
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def negativity(tensor: Tensor) -> str:
+    """A complaint if a number is negative."""
+    return "found a negative number; expected sums of squares" if bool((tensor < 0).any()) else ""
 
 
 def asymmetry(tensor: Tensor) -> str:

@@ -309,15 +309,16 @@ def test_too_few_for_a_strategy_is_no_crash() -> None:
 def test_global_models_stand_in_the_same_table(first: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = first
     file = folder / "scenarios" / "rounds.yaml"
-    federated = [{"fedavg": {"rounds": 2}}, "fedfisher", {"fedadam": {"rounds": 2}}]
+    kfac = {"fedfisher": {"information": "kfac", "samples": 16}}
+    federated = [{"fedavg": {"rounds": 2}}, "fedfisher", kfac, {"fedadam": {"rounds": 2}}]
     t3 = {"t3": {"generalist": "generalist"}}
     scenario = {**SCENARIO, "name": "rounds", "federated": federated, "generalist": "fedavg-2", "methods": ["mean", "eam", t3]}
     file.write_text(yaml.safe_dump(scenario))
     said = done(folder, "scenarios/rounds.yaml")
-    assert "federated: fedavg-2, fedfisher-1, fedadam-2 in rounds" in said
+    assert "federated: fedavg-2, fedfisher-1, fedfisher-kfac, fedadam-2 in rounds" in said
     run = folder / "runs" / "rounds-3"
     summary, manifest = read(run / "summary.json"), read(run / "manifest.json")
-    assert list(summary["methods"]) == ["mean", "eam", "t3", "fedavg-2", "fedfisher-1", "fedadam-2"]
+    assert list(summary["methods"]) == ["mean", "eam", "t3", "fedavg-2", "fedfisher-1", "fedfisher-kfac", "fedadam-2"]
     assert not any(site["trained"] for site in summary["sites"])
     row, mean = summary["methods"]["fedavg-2"], summary["methods"]["mean"]
     assert (row["kind"], row["ranked"], row["forwards_per_batch"]) == ("federated", True, 1)
@@ -325,6 +326,9 @@ def test_global_models_stand_in_the_same_table(first: tuple[Path, str], tmp_path
     assert row["cost"]["steps"] == mean["cost"]["steps"]
     assert row["cost"]["down"] == 2 * mean["cost"]["down"]
     assert summary["methods"]["fedfisher-1"]["cost"]["up"] > 1.9 * mean["cost"]["up"]
+    sent = [line for line in map(json.loads, (run / "audit.jsonl").read_text().splitlines()) if line["kind"] == "kfac"]
+    beside = summary["methods"]["fedfisher-kfac"]["cost"]["up"] - summary["methods"]["fedavg-2"]["cost"]["up"] / 2
+    assert beside == sum(line["bytes"] for line in sent) / 2 > 0
     assert 'id="rounds"' in (run / "report.html").read_text()
     # The plain loop makes the same bits.
     plan = load(file, Overrides())

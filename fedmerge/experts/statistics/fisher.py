@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedmerge.experts.statistic import Ground, Shapes, State, Statistic, shapes_of_parameters
+from fedmerge.experts.statistic import Ground, Shapes, State, Statistic, negativity, shapes_of_parameters
 from fedmerge.merge.bank import Bank
 from fedmerge.merge.fisher_information import Estimator, diagonal
 
@@ -28,4 +28,4 @@ class Fisher(Statistic):
 
     def refuses(self, name: str, tensor: Tensor) -> str:
         """Squares are not negative."""
-        return "found a negative number; expected sums of squares" if bool((tensor < 0).any()) else ""
+        return negativity(tensor)
