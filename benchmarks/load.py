@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -151,7 +152,7 @@ def fill(file: Path, out: Path, pool: Path) -> int:
 
     def ask(requests: Any, deadline_s: float) -> Any:
         for number, one in enumerate(requests):
-            yield made_up(one.task, initial.weights, torch.Generator().manual_seed(number))
+            yield made_up(one, torch.Generator().manual_seed(number))
 
     job = job_of(plan, tasks, initial, request)
     refused = [outcome.reason for outcome in collect(job, ask).values() if outcome.reason]
@@ -160,17 +161,20 @@ def fill(file: Path, out: Path, pool: Path) -> int:
     return sum(tensor.numel() for tensor in initial.weights.values())
 
 
-def made_up(task: Any, theta_0: dict[str, Any], generator: Any) -> Any:
+def made_up(request: Any, generator: Any) -> Any:
     """A site's answer without a training: theta_0 and a little noise."""
     import torch
 
+    from fedmerge.experts.admission import sealed
     from fedmerge.experts.asking import Reply
     from fedmerge.experts.upload import RUN_SCALARS, Upload
 
-    weights = {name: tensor + 0.02 * torch.randn(tensor.shape, generator=generator) for name, tensor in theta_0.items()}
+    task = request.task
+    weights = {name: tensor + 0.002 * torch.randn(tensor.shape, generator=generator) for name, tensor in request.weights.items()}
     runs = {f"runs.{run}.{name}": 0.5 for run in range(task.training.runs) for name in RUN_SCALARS}
     scalars = {"n": 32.0, "validation_accuracy": 0.5, "temperature": 1.0, **runs}
-    return Reply(task, Upload(task.site.name, weights, scalars), "", 0.0)
+    upload = Upload(task.site.name, weights, scalars, classes=task.classes)
+    return Reply(task, replace(upload, seal=sealed(request, upload)), "", 0.0)
 
 
 @app.command()
