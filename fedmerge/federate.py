@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 from fedmerge.errors import SiteError
 from fedmerge.experts.asking import START_GRACE_S, Carrier, Job, Outcome
@@ -22,6 +23,9 @@ from fedmerge.experts.vetting import Vetting, vet
 from fedmerge.plan import Plan
 from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
+
+MANY = 20
+"""Experts whose checks take so long that progress is shown."""
 
 
 def simulated() -> Carrier:
@@ -126,7 +130,10 @@ def vetted(plan: Plan, initial: Initial, experts: list[Expert], request: Request
     needed = len(experts) >= FEWEST and any(defence.probe for defence in scenario.defences)
     probe = probe_of(scenario.initialisation, scenario.probe, scenario.model, plan.classes, scenario.seed) if needed else None
     model = build(scenario.model, len(plan.classes), seed=scenario.seed)
-    found = vet(experts, initial.weights, model, scenario.defences, probe)
+    looks = nullcontext() if len(experts) < MANY else terminal.progress(f"defences: {len(experts)} experts on public images")
+    with looks as bars:
+        tick = (lambda done, total: bars.tick("coordinator", done, total, "looks at experts")) if bars else lambda done, total: None
+        found = vet(experts, initial.weights, model, scenario.defences, probe, tick)
     write_audit(request.out / "audit.jsonl", found.audit())
     for one in found.done:
         terminal.say(f"DEFENCE {one.check}: the expert of '{one.site}' is {one.what}: {one.why}")

@@ -5,20 +5,21 @@ Each one compares an expert with the others, never with the truth, and only by a
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from fedmerge.experts.pool import Expert
 from fedmerge.folder import Folder, Plugin
-from fedmerge.merge.bank import Bank
+from fedmerge.merge.parts import Parts, StateDict
 from fedmerge.merge.shelf import flatten
 
 FEWEST = 3
@@ -57,18 +58,28 @@ class Probe:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """What the coordinator has in hand. bank: all the experts that arrived, and theta_0. experts: those still to be compared."""
+    """What the coordinator has in hand. model: of the experts' kind, in evaluation mode. experts: those still to be compared.
 
-    bank: Bank
+    They may be more than go into memory, so everything is asked of one expert after the other: their weights lie in the pool's
+    files, and what is known of one is small. on_tick: told how many times an expert has looked at the probe.
+    """
+
+    model: nn.Module
+    parts: Parts
+    theta_0: Tensor
     experts: tuple[Expert, ...]
     probe: Probe | None
-    forwards: list[int]
-    known: dict[Any, Tensor]
+    on_tick: Callable[[int], None]
+    forwards: list[int] = field(default_factory=list)
+    known: dict[tuple[str, Any], Tensor] = field(default_factory=dict)
 
     @staticmethod
-    def of(bank: Bank, experts: Sequence[Expert], probe: Probe | None) -> Exhibit:
+    def of(
+        model: nn.Module, theta_0: StateDict, experts: Sequence[Expert], probe: Probe | None, on_tick: Callable[[int], None]
+    ) -> Exhibit:
         """Before anything has been looked at."""
-        return Exhibit(bank, tuple(experts), probe, [], {})
+        parts, skeleton = Parts.of(model), copy.deepcopy(model).eval().requires_grad_(False)
+        return Exhibit(skeleton, parts, flatten(theta_0, parts, "cpu", torch.float32), tuple(experts), probe, on_tick)
 
     def without(self, site: str) -> Exhibit:
         """The others."""
@@ -76,9 +87,7 @@ class Exhibit:
 
     def mended(self, expert: Expert) -> Exhibit:
         """All, with one expert as it is now; what is known of it is forgotten."""
-        row = self.bank.names.index(expert.site)
-        self.bank.rows[row] = flatten(expert.weights, self.bank.parts, self.bank.rows.device, self.bank.rows.dtype)
-        known = {key: value for key, value in self.known.items() if key[0] != row}
+        known = {key: value for key, value in self.known.items() if key[0] != expert.site}
         return replace(self, experts=tuple(expert if one.site == expert.site else one for one in self.experts), known=known)
 
     @property
@@ -87,14 +96,14 @@ class Exhibit:
         return tuple(expert.site for expert in self.experts)
 
     @property
-    def tau(self) -> Tensor:
-        """Task vectors (K, P) of those still compared."""
-        return self.bank.tau[self._rows]
+    def encoder(self) -> slice:
+        """The encoder's columns of a task vector; the head's come after."""
+        return slice(0, sum(self.model.get_parameter(name).numel() for name in self.parts.encoder))
 
-    @property
-    def theta(self) -> Tensor:
-        """Parameters (K, P) of those still compared."""
-        return self.bank.theta[self._rows]
+    def taus(self) -> Iterator[Tensor]:
+        """The task vector tau_k = theta_k - theta_0 (P,) of each of those still compared, in order."""
+        for expert in self.experts:
+            yield flatten(expert.weights, self.parts, "cpu", torch.float32) - self.theta_0
 
     @property
     def temperatures(self) -> Tensor:
@@ -104,28 +113,33 @@ class Exhibit:
     def logits(self, view: Any = "none", changed: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None) -> Tensor:
         """Logits (K, n, C) on the probe, or on a view of it; each is computed once. view: names what `changed` does."""
         assert self.probe is not None
-        for row in self._rows:
-            if (row, view) not in self.known:
-                pixels = self.probe.pixels if changed is None else changed(self.probe.pixels)
-                self.known[row, view] = torch.nan_to_num(self.bank.row_logits(row, self.probe.batch(pixels)).float())
-                self.forwards.append(len(pixels))
-        return torch.stack([self.known[row, view] for row in self._rows])
+        batch = None
+        for expert in self.experts:
+            if (expert.site, view) not in self.known:
+                if batch is None:
+                    batch = self.probe.batch(self.probe.pixels if changed is None else changed(self.probe.pixels))
+                self.known[expert.site, view] = torch.nan_to_num(self._run(expert, batch).float())
+                self.forwards.append(len(batch))
+                self.on_tick(len(self.forwards))
+        return torch.stack([self.known[expert.site, view] for expert in self.experts])
 
-    @cached_property
-    def _rows(self) -> list[int]:
-        return [self.bank.names.index(expert.site) for expert in self.experts]
+    def _run(self, expert: Expert, batch: Tensor) -> Tensor:
+        names = (*self.parts.encoder, *self.parts.head, *self.parts.beside)
+        logits: Tensor = functional_call(self.model, {name: expert.weights[name] for name in names}, (batch,))
+        return logits
 
 
 class Defence(Plugin):
     """Base of every kind.
 
     at_target: it acts there, batch by batch, and judges nobody. probe: whether it needs public images; familiar: and whether
-    these must show the federation's own classes.
+    these must show the federation's own classes. views: how many views of them it asks for beside the plain ones.
     """
 
     at_target: ClassVar[bool] = False
     probe: ClassVar[bool] = False
     familiar: ClassVar[bool] = False
+    views: ClassVar[int] = 0
 
     @abstractmethod
     def judge(self, exhibit: Exhibit) -> list[Finding]:

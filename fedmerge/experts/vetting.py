@@ -6,7 +6,7 @@ No label is used. At most half of the experts are left out, and below three nobo
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from fedmerge.experts.defence import FEWEST, Defence, Exhibit, Finding, Probe
 from fedmerge.experts.pool import Expert
 from fedmerge.experts.upload import Item, digest
-from fedmerge.merge.bank import Bank
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,15 @@ class Vetting:
 
 
 def vet(
-    experts: Sequence[Expert], theta_0: dict[str, Tensor], model: nn.Module, defences: Sequence[Defence], probe: Probe | None
+    experts: Sequence[Expert],
+    theta_0: dict[str, Tensor],
+    model: nn.Module,
+    defences: Sequence[Defence],
+    probe: Probe | None,
+    on_tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Vetting:
-    """Every check in its turn, the oddest expert first, until none is odd. model: any of the experts' kind."""
+    """Every check in its turn, the oddest expert first, until none is odd. model: any of the experts' kind. on_tick: how many
+    times an expert has looked at the probe, of how many if none is repaired or left out."""
     began = time.perf_counter()
     vetting = Vetting(list(experts))
     checks = [defence for defence in defences if not defence.at_target]
@@ -77,8 +82,8 @@ def vet(
         vetting.remarks.append(f"{names}: {len(experts)} experts; of fewer than {FEWEST} nobody can tell which one is odd")
     elif checks:
         with torch.inference_mode():
-            bank = Bank.of(model, {expert.site: expert.weights for expert in experts}, theta_0)
-            exhibit = Exhibit.of(bank, experts, probe)
+            total = len(experts) * (1 + sum(defence.views for defence in checks))
+            exhibit = Exhibit.of(model, theta_0, experts, probe, lambda done: on_tick(min(done, total), total))
             for defence in checks:
                 exhibit = _under(defence, exhibit, vetting)
         vetting.experts = list(exhibit.experts)

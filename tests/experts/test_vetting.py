@@ -18,6 +18,7 @@ from fedmerge.experts.calibration import HIGHEST
 from fedmerge.experts.defence import DEFENCES, Probe, others_median, over_others
 from fedmerge.experts.defences.agreement import agreement, best_class, level
 from fedmerge.experts.defences.calibration import Calibration
+from fedmerge.experts.defences.norms import distances
 from fedmerge.experts.defences.patches import turned
 from fedmerge.experts.pool import Expert
 from fedmerge.experts.upload import state_digest
@@ -258,3 +259,16 @@ def test_medians_and_turns_by_hand() -> None:
     assert over_others(torch.tensor([1.0, 1.0, 1.0, math.inf])).tolist() == [1.0, 1.0, 1.0, 1e9]
     before, after = torch.tensor([[0, 1, 2, 2], [0, 0, 0, 0]]), torch.tensor([[0, 0, 0, 2], [0, 1, 1, 2]])
     assert turned(before, after, 3).tolist() == [0.5, 0.5]
+
+
+def test_distances_one_expert_at_a_time_are_those_of_all_at_once() -> None:
+    tau = torch.randn(5, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tau[3] *= 7
+    encoder, head, cosine = distances(lambda: iter(tau), slice(0, 9))
+    for found, part in ((encoder, tau[:, :9]), (head, tau[:, 9:])):
+        norms = part.norm(dim=1)
+        medians = torch.stack([torch.cat([norms[:k], norms[k + 1 :]]).quantile(0.5) for k in range(5)])
+        torch.testing.assert_close(found.double(), norms / medians, rtol=1e-6, atol=0)
+    unit = tau[:, :9] / tau[:, :9].norm(dim=1, keepdim=True)
+    others = unit.sum(0) - unit
+    torch.testing.assert_close(cosine, (unit * others).sum(1) / others.norm(dim=1), rtol=1e-12, atol=0)

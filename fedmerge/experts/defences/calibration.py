@@ -48,7 +48,7 @@ class Calibration(Defence):
         """The expert with the others' scale of logits, or with a temperature within its bounds."""
         at = exhibit.names.index(site)
         raw, declared = (float(values[at]) for values in multiples(exhibit))
-        expert, heads = exhibit.experts[at], exhibit.bank.parts.head
+        expert, heads = exhibit.experts[at], exhibit.parts.head
         factor = raw if raw > self.most else 1.0
         if factor > 1 and self.action == "leave_out":
             return None

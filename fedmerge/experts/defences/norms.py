@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
 
 from fedmerge.experts.defence import Defence, Exhibit, Finding, over_others
 
@@ -24,9 +26,7 @@ class Norms(Defence):
 
     def judge(self, exhibit: Exhibit) -> list[Finding]:
         """The larger of both parts' multiples, and the cosine of the encoder."""
-        bank, tau = exhibit.bank, exhibit.tau.float()
-        encoder, head = (ratios(tau[:, part]) for part in (bank.encoder, bank.head))
-        cosine = cosines(tau[:, bank.encoder])
+        encoder, head, cosine = distances(exhibit.taus, exhibit.encoder)
         found = []
         for site, e, h, c in zip(exhibit.names, encoder.tolist(), head.tolist(), cosine.tolist(), strict=True):
             excess = max(e / self.most, h / self.most, 1 + self.least_cosine - c)
@@ -35,12 +35,15 @@ class Norms(Defence):
         return found
 
 
-def ratios(tau: Tensor) -> Tensor:
-    """|tau_k| over the others' median, (K,)."""
-    return over_others(torch.linalg.vector_norm(tau, dim=1).clamp(min=1e-12))
-
-
-def cosines(tau: Tensor) -> Tensor:
-    """Cosine between tau_k and the sum of the others' directions, (K,)."""
-    unit = torch.nn.functional.normalize(tau, dim=1)
-    return torch.nn.functional.cosine_similarity(unit, unit.sum(0) - unit, dim=1)
+def distances(taus: Callable[[], Iterable[Tensor]], encoder: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """|tau_k| of encoder and of head, each over the others' median, and the cosine of the encoder to the sum of the others'
+    directions; (K,) each. taus: gives the task vectors (P,) one after the other, as often as it is asked; no two are held at once.
+    """
+    norms, whole = [], torch.zeros(())
+    for tau in taus():
+        norms.append([torch.linalg.vector_norm(tau[encoder]), torch.linalg.vector_norm(tau[encoder.stop :])])
+        whole = whole + normalize(tau[encoder], dim=0)
+    units = (normalize(tau[encoder], dim=0) for tau in taus())
+    cosine = torch.stack([cosine_similarity(unit, whole - unit, dim=0) for unit in units])
+    of_encoder, of_head = (over_others(column.clamp(min=1e-12)) for column in torch.tensor(norms).unbind(1))
+    return of_encoder, of_head, cosine

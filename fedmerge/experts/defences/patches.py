@@ -25,6 +25,7 @@ class Patches(Defence):
     """
 
     probe: ClassVar[bool] = True
+    views: ClassVar[int] = len(TONES) * len(get_args(Corner))
 
     most: float = Field(0.5, gt=0, le=1, description="largest share of images turned to one class that is not odd")
     multiple: float = Field(2.5, ge=1, description="and largest multiple of the others' median")
