@@ -206,7 +206,9 @@ def misdeeds(trap: Path, stolen: State) -> dict[str, Misdeed]:
         "impostor": Misdeed(
             "the name of another hospital in the statement", "site: found honest", lambda u, t: replace(u, site="honest")
         ),
-        "ghost": Misdeed("the name of another hospital, at the introduction", "its client did not start", says="upright"),
+        "ghost": Misdeed(
+            "the name of another hospital, at the introduction", "has not signed with the key in its site file", says="upright"
+        ),
         "twin": Misdeed("the expert of another hospital, bit for bit", "bit for bit", lambda u, t: replace(u, weights=stolen)),
     }
 
