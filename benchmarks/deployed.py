@@ -15,11 +15,11 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "deployment")]
 
-from credentials import certificates, node_key  # noqa: E402 - after the path is set
+from credentials import node_key  # noqa: E402 - after the path is set
 from loopback import DeploymentError, Ended, Loopback, last_words  # noqa: E402
 from watch import descendants  # noqa: E402
 
-__all__ = ["DeploymentError", "Ended", "Loopback", "certificates", "descendants", "last_words", "node_key"]
+__all__ = ["DeploymentError", "Ended", "Loopback", "descendants", "last_words", "node_key"]
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "in_chans": 1}
 PLANES = {"north": ["axial"], "south": ["coronal"], "east": ["sagittal"], "mercy": ["axial", "coronal"]}

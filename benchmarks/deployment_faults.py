@@ -30,7 +30,6 @@ from deployed import (
     DeploymentError,
     Ended,
     Loopback,
-    certificates,
     deployed,
     descendants,
     experts,
@@ -39,6 +38,8 @@ from deployed import (
     until,
     world,
 )
+
+from fedmerge.certificates import issue
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def wrong_certificate(out: Path, scenario: Path, plain: dict[str, str]) -> Fault
         here.prepare()
         here.start_link()
         here.register("south")
-        certificates(out / "other")
+        issue(out / "other", "server", ["localhost", "127.0.0.1"])
         return ends(here, "south", "Certificate by another authority", root_certificates=out.absolute() / "other" / "ca.crt")
 
 

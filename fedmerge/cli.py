@@ -133,6 +133,22 @@ def keys(
 
 @app.command()
 @guarded
+def certificate(
+    folder: Annotated[Path, typer.Argument(help="of the authority, ca.crt and ca.key, which is made if it is not there")],
+    name: Annotated[str, typer.Argument(help="of the machine: NAME.crt and NAME.key are written")],
+    addresses: Annotated[list[str], typer.Argument(help="host names and IP addresses at which others reach it")],
+    days: Annotated[int, typer.Option(min=1, max=3650, help="how long it is valid")] = 90,
+    renew: Annotated[bool, typer.Option("--renew", help="replace the one that is there")] = False,
+) -> None:
+    """Make a certificate for a machine of a Ray cluster or for a SuperLink, by an authority of your own."""
+    from fedmerge.certificates import issue
+
+    for file in issue(folder, name, addresses, days, renew):
+        typer.echo(str(file))
+
+
+@app.command()
+@guarded
 def outline(
     site: Annotated[Path, typer.Argument(help="the hospital's own YAML, e.g. sites/axial.yaml")],
     seed: Annotated[int, typer.Option(min=0, help="the scenario's seed")] = 0,

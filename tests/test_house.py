@@ -18,6 +18,7 @@ DOORS = {
     "errors": set(),
     "seeds": set(),
     "egress": set(),
+    "secret": set(),
     "folder": {"errors"},
     "configuration": {"errors"},
     "data": {"seeds", "errors", "folder"},
@@ -26,7 +27,7 @@ DOORS = {
     "site": {"attack", "data", "folder"},
     "merge": {"errors", "folder"},
     "stream": {"data", "seeds", "errors", "folder"},
-    "experts": {"data", "site", "seeds", "egress", "errors", "folder", "merge"},
+    "experts": {"data", "site", "seeds", "egress", "secret", "errors", "folder", "merge"},
     "report": {"errors"},
     "target": {"merge", "stream", "data", "site", "experts", "report", "seeds", "egress", "errors", "folder"},
     "scenario": {"site", "merge", "stream", "experts", "folder", "errors"},
@@ -47,10 +48,11 @@ DOORS = {
     "mirage": {"experts", "merge", "report", "errors"},
     "sweep": {"plan", "settings", "configuration", "report", "target", "errors"},
     "keys": {"configuration", "experts", "site", "errors"},
+    "certificates": {"secret", "errors"},
     "catalogue": {"merge", "target", "folder"},
     "__main__": {"cli"},
     "cli": {"simulate", "scenario", "catalogue", "sweep", "mirage", "diagnose", "plan", "preview", "outlook", "settings", "errors"}
-    | {"keys", "outline"},
+    | {"certificates", "keys", "outline"},
 }
 # A whole foreign package, and the files or folders that may name it.
 SEAMS = {"flwr": ("experts/flower", "deployment"), "ray": ("target/ray",), "timm": ("experts/backbone.py",)}

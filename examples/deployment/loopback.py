@@ -23,8 +23,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from credentials import certificates, node_key
+from credentials import node_key
 
+from fedmerge.certificates import issue
 from fedmerge.egress import sealed
 from fedmerge.keys import give_key
 from fedmerge.outline import outline
@@ -82,7 +83,7 @@ class Loopback:
         """Lay out all folders; the names of the hospitals. In a real federation each does its own part on its own machine."""
         plan = load(self.scenario)
         content = yaml.safe_load(self.scenario.read_text(encoding="utf-8"))
-        certificates(self.coordinator / "tls")
+        issue(self.coordinator / "tls", "server", ["localhost", "127.0.0.1"])
         for place in (self.coordinator, self.target):
             (place / "sites").mkdir(parents=True)
             (place / "scenarios").mkdir()

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedmerge.errors import FolderError, SiteError
+from fedmerge.secret import write_secret
 from fedmerge.site import Site, public_bytes
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 VARIABLE = "FEDMERGE_KEYS"
-MODE = 0o600
 
 
 def keys_folder() -> Path:
@@ -43,11 +43,7 @@ def make(file: Path, renew: bool) -> str:
     plain = serialization.NoEncryption()
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE), "wb") as opened:
-            opened.write(pem)
-        draft.replace(file)
+        write_secret(file, pem)
     except OSError as error:
         raise FolderError(f"{file}: {error.strerror}; expected a place for a private key: choose another --keys") from None
     return _public(key)

@@ -11,11 +11,14 @@ from typing import Any
 
 from fedmerge.egress import sealed
 from fedmerge.errors import Problem, ScenarioError, TargetError
+from fedmerge.target.ray.encryption import see_to_encryption
 from fedmerge.target.ray.head import knock
 from fedmerge.target.ray.placement import Nodes, Wanted
 
 START_ATTEMPTS = 3
 """How often Ray is started before that counts as a failure."""
+
+TOKEN = "Where its nodes have a token (RAY_AUTH_MODE=token), this command needs the same: RAY_AUTH_TOKEN_PATH names its file"
 
 
 def preflight(wanted: Wanted) -> None:
@@ -48,7 +51,7 @@ def shared_ray() -> Iterator[str]:
 def start(ray: Any) -> None:
     """Connect to `RAY_ADDRESS`, or start Ray for this process alone; Ray itself gives up after half a minute on a busy machine.
 
-    Raises ScenarioError if nobody answers at that address, and TargetError if Ray cannot be started.
+    Raises ScenarioError if nobody answers at that address or lets us in, and TargetError if Ray cannot be started.
     """
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
     outside = os.environ.get("RAY_ADDRESS")
@@ -63,9 +66,13 @@ def start(ray: Any) -> None:
             return
         except Exception as error:  # a bare Exception is what Ray raises where its daemons are too slow to start
             ray.shutdown()
-            if attempt == START_ATTEMPTS - 1 or outside:
-                said = (str(error).splitlines() or [type(error).__name__])[0]
-                raise TargetError(f"Ray cannot be started or reached: {said}") from None
+            said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+            if outside:
+                raise ScenarioError(
+                    [Problem("RAY_ADDRESS", "", f"'{outside}': {said}", "a cluster that lets us in", TOKEN)]
+                ) from None
+            if attempt == START_ATTEMPTS - 1:
+                raise TargetError(f"Ray cannot be started: {said}") from None
 
 
 def nodes(ray: Any) -> Nodes:
@@ -82,6 +89,7 @@ def _knock(address: str) -> None:
         found = f"'{address}', where nobody answers ({why})"
         mend = "Start one with 'ray start --head', or unset RAY_ADDRESS: then a run starts its own Ray on this machine"
         raise ScenarioError([Problem("RAY_ADDRESS", "", found, "HOST:PORT of the head of a Ray cluster", mend)])
+    see_to_encryption(host, int(port))
 
 
 def _of_each_hospital() -> float:

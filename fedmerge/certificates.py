@@ -1,0 +1,132 @@
+"""The verb `fedmerge certificate`: an authority of one's own, and certificates that it signs, for TLS between machines.
+
+For Ray clusters and Flower's SuperLink where no authority is at hand. Who has an authority takes certificates from there.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from fedmerge.errors import FolderError, Problem, UserError
+from fedmerge.secret import write_secret
+
+AUTHORITY = "ca"
+YEARS = timedelta(days=3650)
+"""How long the authority is valid."""
+
+HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+_NO_USE = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
+_NO_USE |= dict.fromkeys(("encipher_only", "decipher_only"), False)
+
+
+def issue(folder: Path, name: str, addresses: Sequence[str], days: int = 90, renew: bool = False) -> tuple[Path, Path]:
+    """`<name>.crt` and `<name>.key` in `folder`, signed by the authority there, `ca.crt` and `ca.key`, or a new one.
+
+    addresses: host names and IP addresses at which others reach the machine; TLS compares them. The certificate serves both ends
+    of a connection, as Ray wants it. Keys have mode 600. Raises UserError for a name or address that is none, FolderError for
+    a certificate that is there already unless `renew`, half an authority, or a folder that cannot be written to.
+    """
+    _check(name, addresses)
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    for file in (certificate, key):
+        if file.exists() and not renew:
+            raise FolderError(f"{file}: found one; expected none. Give --renew to replace it")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        authority, signer = _authority(folder)
+        own = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        built = _builder(subject, authority.subject, own.public_key(), signer.public_key(), timedelta(days=days))
+        built = built.add_extension(x509.BasicConstraints(False, None), True).add_extension(_use(signs=False), True)
+        both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        built = built.add_extension(x509.ExtendedKeyUsage(both), False)
+        built = built.add_extension(x509.SubjectAlternativeName([_named(address) for address in addresses]), False)
+        write_secret(key, _pem(own))
+        certificate.write_bytes(built.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
+    except OSError as error:
+        raise FolderError(f"{error.filename or folder}: {error.strerror}; expected a folder that can be written to") from None
+    return certificate, key
+
+
+def _check(name: str, addresses: Sequence[str]) -> None:
+    problems = []
+    if not NAME.fullmatch(name) or name == AUTHORITY:
+        expected = f"letters, digits, '-', '_' and '.', and not '{AUTHORITY}', which is the authority's"
+        problems.append(Problem("NAME", "", f"'{name}'", expected))
+    if not addresses:
+        problems.append(Problem("ADDRESS", "", "none", "a host name or an IP address at which others reach the machine"))
+    for address in addresses:
+        if not _is_ip(address) and not HOST.fullmatch(address):
+            problems.append(Problem("ADDRESS", "", f"'{address}'", "a host name or an IP address, without a port"))
+    if problems:
+        raise UserError("\n".join(map(str, problems)))
+
+
+def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The one of the folder, or a new one."""
+    certificate, key = folder / f"{AUTHORITY}.crt", folder / f"{AUTHORITY}.key"
+    if certificate.exists() != key.exists():
+        there, gone = (certificate, key) if certificate.exists() else (key, certificate)
+        mend = f"Only the authority that has both can sign: give another folder, or bring {gone.name} here"
+        raise FolderError(f"{there}: found it without {gone.name}. {mend}")
+    if certificate.exists():
+        try:
+            found, signer = x509.load_pem_x509_certificate(certificate.read_bytes()), load_pem_private_key(key.read_bytes(), None)
+        except (ValueError, TypeError):
+            raise FolderError(f"{folder}: found ca.crt or ca.key that is no PEM; expected one, without a password") from None
+        if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != found.public_key():
+            raise FolderError(f"{key}: found another key than that of {certificate.name}; expected the pair that was made together")
+        return found, signer
+    signer = ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedmerge authority")])
+    built = _builder(issuer, issuer, signer.public_key(), signer.public_key(), YEARS)
+    built = built.add_extension(x509.BasicConstraints(True, 0), True).add_extension(_use(signs=True), True)
+    found = built.sign(signer, hashes.SHA256())
+    write_secret(key, _pem(signer))
+    certificate.write_bytes(found.public_bytes(Encoding.PEM))
+    return found, signer
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    authority: ec.EllipticCurvePublicKey,
+    valid: timedelta,
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)  # an hour back, because clocks of machines differ
+    builder = x509.CertificateBuilder(issuer, subject, key, x509.random_serial_number(), now - timedelta(hours=1), now + valid)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), False)
+    return builder.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority), False)
+
+
+def _use(signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(digital_signature=not signs, key_cert_sign=signs, crl_sign=signs, **_NO_USE)
+
+
+def _named(address: str) -> x509.GeneralName:
+    return x509.IPAddress(ipaddress.ip_address(address)) if _is_ip(address) else x509.DNSName(address)
+
+
+def _is_ip(address: str) -> bool:
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,0 +1,125 @@
+"""`fedmerge certificate`: what it makes is what TLS takes, and nothing is replaced by accident."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from fedmerge.certificates import issue
+from fedmerge.errors import FolderError, UserError
+from tests.front_door import fedmerge
+
+ADDRESSES = ["head.example", "127.0.0.1", "::1"]
+
+
+def spoken(server: Path, client: Path, name: str) -> str:
+    """What a client, who has a certificate, too, gets over a real socket from a server that asks for it."""
+    there = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(server.with_name("ca.crt")))
+    there.verify_mode = ssl.CERT_REQUIRED
+    here = ssl.create_default_context(cafile=str(client.with_name("ca.crt")))
+    for context, certificate in ((there, server), (here, client)):
+        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    ends = socket.socketpair()
+
+    def serve() -> None:
+        with there.wrap_socket(ends[0], server_side=True) as line:
+            line.sendall(b"hello")
+
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve)
+        with here.wrap_socket(ends[1], server_hostname=name) as line:
+            said = line.recv(5).decode()
+        served.result()
+    return said
+
+
+@pytest.mark.parametrize("name", ADDRESSES)
+def test_both_ends_take_it(name: str, tmp_path: Path) -> None:
+    head, _ = issue(tmp_path, "head", ADDRESSES)
+    ward, _ = issue(tmp_path, "ward", ["10.0.0.7"])
+    assert spoken(head, ward, name) == "hello"
+
+
+def test_it_is_for_its_addresses_alone(tmp_path: Path) -> None:
+    head, _ = issue(tmp_path, "head", ADDRESSES)
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"not valid for '10\.0\.0\.7'"):
+        spoken(head, head, "10.0.0.7")
+
+
+def test_another_authority_is_not_taken(tmp_path: Path) -> None:
+    head, _ = issue(tmp_path / "one", "head", ADDRESSES)
+    ward, _ = issue(tmp_path / "other", "ward", ADDRESSES)
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate verify failed"):
+        spoken(head, ward, "head.example")
+
+
+def test_keys_are_for_their_owner_alone(tmp_path: Path) -> None:
+    issue(tmp_path / "tls", "head", ADDRESSES)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "tls").iterdir()}
+    assert set(modes) == {"ca.crt", "ca.key", "head.crt", "head.key"}
+    assert modes["ca.key"] == modes["head.key"] == 0o600
+    assert stat.S_IMODE((tmp_path / "tls").stat().st_mode) == 0o700
+
+
+def test_it_is_valid_for_so_many_days(tmp_path: Path) -> None:
+    certificate, _ = issue(tmp_path, "head", ADDRESSES, days=7)
+    left = x509.load_pem_x509_certificate(certificate.read_bytes()).not_valid_after_utc - datetime.now(UTC)
+    assert timedelta(days=7) - timedelta(minutes=1) < left <= timedelta(days=7)
+
+
+def test_nothing_is_replaced_unless_asked(tmp_path: Path) -> None:
+    certificate, key = issue(tmp_path, "head", ADDRESSES)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(FolderError, match=r"head\.crt: found one; expected none\. Give --renew"):
+        issue(tmp_path, "head", ADDRESSES)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    issue(tmp_path, "head", ADDRESSES, renew=True)
+    assert {file for file, content in before.items() if file.read_bytes() != content} == {certificate, key}
+
+
+@pytest.mark.parametrize(
+    ("name", "addresses", "said"),
+    [
+        ("ca", ADDRESSES, "NAME: found 'ca'; expected .* not 'ca'"),
+        ("../head", ADDRESSES, r"NAME: found '\.\./head'"),
+        ("head", [], "ADDRESS: found none"),
+        ("head", ["10.0.0.5:8000"], "ADDRESS: found '10.0.0.5:8000'; expected .* without a port"),
+        ("head", ["a b"], "ADDRESS: found 'a b'"),
+    ],
+)
+def test_what_is_no_name(name: str, addresses: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        issue(tmp_path, name, addresses)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_an_authority_signs_nothing(tmp_path: Path) -> None:
+    issue(tmp_path, "head", ADDRESSES)
+    key = (tmp_path / "ca.key").read_bytes()
+    (tmp_path / "ca.key").unlink()
+    with pytest.raises(FolderError, match=r"ca\.crt: found it without ca\.key"):
+        issue(tmp_path, "ward", ADDRESSES)
+    issue(tmp_path / "other", "head", ADDRESSES)
+    (tmp_path / "ca.key").write_bytes((tmp_path / "other" / "ca.key").read_bytes())
+    with pytest.raises(FolderError, match=r"ca\.key: found another key than that of ca\.crt"):
+        issue(tmp_path, "ward", ADDRESSES)
+    (tmp_path / "ca.key").write_bytes(key[:40])
+    with pytest.raises(FolderError, match=r"found ca\.crt or ca\.key that is no PEM"):
+        issue(tmp_path, "ward", ADDRESSES)
+    assert not (tmp_path / "ward.crt").exists()
+
+
+def test_by_the_front_door(tmp_path: Path) -> None:
+    made = fedmerge(tmp_path, "certificate", "tls", "head", "127.0.0.1")
+    assert (made.returncode, made.stdout.split(), made.stderr) == (0, ["tls/head.crt", "tls/head.key"], "")
+    again = fedmerge(tmp_path, "certificate", "tls", "head", "127.0.0.1")
+    assert again.returncode == 2
+    assert "--renew" in again.stderr
+    assert "Traceback" not in again.stderr
