@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from functools import partial
 
 from fedmerge.errors import SiteError
 from fedmerge.experts.asking import START_GRACE_S, Carrier, Job, Outcome
@@ -17,7 +18,7 @@ from fedmerge.experts.public import probe_of
 from fedmerge.experts.site_log import where
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask, steps_of
-from fedmerge.experts.turns import turns
+from fedmerge.experts.turns import Wanted, turns
 from fedmerge.experts.upload import write_audit
 from fedmerge.experts.vetting import Vetting, vet
 from fedmerge.plan import Plan
@@ -63,7 +64,10 @@ def gather(
     another run is having trained in the same pool is waited for.
     """
     pool, deadline_s = ExpertPool(request.pool), plan.scenario.training.deadline_s + START_GRACE_S
-    with turns(pool, tasks, deadline_s, lambda site: terminal.say(f"hospitals: {site} trains for another run; waiting for it")):
+    wanted = [Wanted(task.site.name, pool.entry(task), partial(pool.has, task)) for task in tasks]
+    with turns(
+        pool.path, wanted, deadline_s, lambda site: terminal.say(f"hospitals: {site} trains for another run; waiting for it")
+    ):
         return _gather(plan, job_of(plan, tuple(tasks), initial, request), terminal, carrier or simulated())
 
 
@@ -94,21 +98,29 @@ def compete(
 ) -> tuple[GlobalModel, ...]:
     """The global models of all federated strategies, from the hospitals that are there from the beginning.
 
-    Raises SiteError with every strategy that came to no end; the rounds that were done are kept.
+    Raises SiteError with every strategy that came to no end; the rounds that were done are kept. A model that another run is
+    having made in the same pool is waited for.
     """
     founders = [task for task in tasks if task.site.name in plan.founders]
     if not plan.scenario.federated or not founders:
         return ()
-    pool = GlobalPool(request.pool, founders)
-    missing = [strategy.key for strategy in plan.scenario.federated if not pool.has(strategy)]
-    title = f"federated: {', '.join(missing)} in rounds" if missing else "federated: every model is in the pool"
-    with terminal.progress(title) as bars:
-        job = job_of(plan, tuple(founders), initial, request)
-        failed = (carrier or simulated()).compete(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
+    pool, strategies = GlobalPool(request.pool, founders), plan.scenario.federated
+    wanted = [Wanted(one.key, pool.entry(one), partial(pool.has, one)) for one in strategies]
+    deadline_s = sum(one.rounds for one in strategies) * plan.scenario.training.deadline_s + START_GRACE_S
+    with turns(request.pool, wanted, deadline_s, lambda key: terminal.say(f"federated: {key} in another run; waiting for it")):
+        missing = [one.key for one in strategies if not pool.has(one)]
+        title = f"federated: {', '.join(missing)} in rounds" if missing else "federated: every model is in the pool"
+        with terminal.progress(title) as bars:
+            job = job_of(plan, tuple(founders), initial, request)
+            failed = (carrier or simulated()).compete(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
     if failed:
         said = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
-        raise SiteError(f"federated: {said}. What was done before is in the pool; give the command again and it goes on from there")
-    return tuple(pool.model(strategy) for strategy in plan.scenario.federated)
+        raise SiteError(f"federated: {said}. The rounds that were done are in the pool: with --resume it goes on from there")
+    models = tuple(pool.model(strategy) for strategy in strategies)
+    for model in models:
+        for one in model.stand.absences if model.strategy.key in missing else ():
+            terminal.say(f"  {model.strategy.key}, round {one.round}, goes on without site '{one.site}': {one.reason}")
+    return models
 
 
 def own_steps(plan: Plan, experts: list[Expert]) -> dict[str, int]:

@@ -36,6 +36,8 @@ def admit(reply: Reply, request: Request, declared: Declaration, job: Job) -> li
         items = [*_admitted(reply.upload, request, declared, job), statement_item(site, reply.upload.seal)]
         if noised := request.task.privacy:
             items = [replace(item, verdict=f"admitted, {noised.said()}") for item in items]
+        if request.what == "round":
+            items = [replace(item, round=" ".join(request.layers)) for item in items]
     except UploadRefused as refusal:
         refuse(job, site, str(refusal), reply.upload)
         raise

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fedmerge.errors import SiteError, UploadRefused
+from fedmerge.errors import FolderError, SiteError, UploadRefused
 from fedmerge.experts.admission import admit, refuse
 from fedmerge.experts.asking import Ask, Job, Request
 from fedmerge.experts.flower.aggregation import Aggregation
-from fedmerge.experts.global_pool import GlobalPool, Stand, Turn
+from fedmerge.experts.global_pool import Absence, GlobalPool, Stand, Turn
 from fedmerge.experts.measuring import model_of
 from fedmerge.experts.strategy import Strategy
 from fedmerge.experts.taking_part import SCALARS
@@ -31,7 +33,7 @@ def compete(job: Job, ask: Ask) -> dict[str, str]:
     for strategy in unfinished(job):
         try:
             all_rounds(job, strategy, ask)
-        except SiteError as error:
+        except (SiteError, FolderError) as error:
             failed[strategy.key] = str(error)
     return failed
 
@@ -44,29 +46,44 @@ def all_rounds(job: Job, strategy: Strategy, ask: Ask) -> Stand:
     aggregation.recall(stand.memory)
     for number in range(stand.rounds + 1, strategy.rounds + 1):
         began = time.perf_counter()
-        uploads, turns = answers(job, strategy, number, stand.theta, ask)
-        theta = aggregation.round(number, stand.theta, uploads)
+        told = answers(job, strategy, number, stand.theta, ask)
+        theta = aggregation.round(number, stand.theta, told.uploads)
         seconds = stand.seconds + time.perf_counter() - began
-        stand = Stand(number, theta, aggregation.memory(), (*stand.turns, *turns), seconds)
-        pool.keep(strategy, stand)
+        turns, absences = (*stand.turns, *told.turns), (*stand.absences, *told.absences)
+        stand = Stand(number, theta, aggregation.memory(), turns, seconds, absences)
+        pool.keep(strategy, stand, told.items)
     return stand
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What hospitals have sent in a round and passed the gate, in their order; its audit; and who was asked in vain."""
+
+    uploads: list[Upload]
+    turns: list[Turn]
+    items: list[Item] = field(default_factory=list)
+    absences: list[Absence] = field(default_factory=list)
+
+
 def asked_in(job: Job, strategy: Strategy, number: int) -> list[SiteTask]:
-    """The hospitals of one round: all, or as many as the fraction says, drawn by seed, strategy and round; in their order."""
+    """The hospitals of one round: all, or as many as the fraction says, drawn by seed, strategy and round; in their order.
+
+    By all that the strategy is but its label: what the pool takes for the same must be the same.
+    """
     count = strategy.chosen(len(job.tasks))
-    drawn = generator(job.tasks[0].seed, "round", strategy.key, number).permutation(len(job.tasks))[:count]
+    same = json.dumps(strategy.fields(), sort_keys=True)
+    drawn = generator(job.tasks[0].seed, "round", same, number).permutation(len(job.tasks))[:count]
     return [job.tasks[index] for index in sorted(drawn.tolist())]
 
 
-def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor], ask: Ask) -> tuple[list[Upload], list[Turn]]:
-    """What hospitals have sent in one round and passed the gate, in their order. Raises SiteError if some are missing.
+def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor], ask: Ask) -> Answers:
+    """One round of messages. Raises SiteError if some hospitals' answers are missing.
 
     Where the job says how many are enough, so many are, but never fewer than the strategy needs.
     """
     tasks = [task.model_copy(update={"uploads": strategy.statistics}) for task in asked_in(job, strategy, number)]
     waiting = {task.site.name: Request("round", task, theta, (strategy.key, str(number))) for task in tasks}
-    arrived: dict[str, tuple[Upload, Turn]] = {}
+    arrived: dict[str, tuple[Upload, Turn, list[Item]]] = {}
     failed: dict[str, str] = {}
     for reply in ask(list(waiting.values()), job.deadline_s):
         site = reply.task.site.name
@@ -82,7 +99,7 @@ def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor],
                 failed[site] = f"its upload was refused: {refusal}"
                 continue
             assert reply.upload is not None
-            arrived[site] = reply.upload, turn(reply.upload, number, items, theta)
+            arrived[site] = reply.upload, turn(reply.upload, number, items, theta), items
     failed |= dict.fromkeys(waiting, job.silence)
     enough = max(min(job.at_least or len(tasks), len(tasks)), strategy.least)
     if len(arrived) < enough:
@@ -90,7 +107,9 @@ def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor],
         expected = f"round {number}: found {len(arrived)} answers; expected at least {enough}"
         raise SiteError(f"{expected}{': ' + told if told else ''}")
     there = [arrived[task.site.name] for task in tasks if task.site.name in arrived]
-    return [upload for upload, _ in there], [own for _, own in there]
+    items = [item for _, _, sent in there for item in sent]
+    absences = [Absence(number, site, failed[site]) for site in failed]
+    return Answers([upload for upload, _, _ in there], [own for _, own, _ in there], items, absences)
 
 
 def declared(strategy: Strategy, task: SiteTask, theta: dict[str, Tensor]) -> Declaration:

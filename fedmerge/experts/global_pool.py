@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,10 +17,11 @@ from fedmerge.errors import FolderError
 from fedmerge.experts.pool import fingerprint
 from fedmerge.experts.strategy import Strategy
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.upload import state_digest
+from fedmerge.experts.upload import Item, state_digest, write_audit
 
 State = dict[str, Tensor]
 THETA, MEMORY = "theta.", "memory."
+ROUND = re.compile(r"round-(\d{4})")
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Absence:
+    """A hospital that was asked in a round which went on without it, and why."""
+
+    round: int
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Stand:
     """How far a global model is: rounds done, theta, what the server remembers, and every turn so far. seconds: of all rounds."""
 
@@ -44,18 +55,21 @@ class Stand:
     memory: State
     turns: tuple[Turn, ...]
     seconds: float = 0.0
+    absences: tuple[Absence, ...] = ()
 
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """A strategy whose rounds are all done, and what they have made."""
+    """A strategy whose rounds are all done, and what they have made. hospitals: how many there are, asked or not."""
 
     strategy: Strategy
     stand: Stand
+    hospitals: int
 
     def as_record(self) -> dict[str, Any]:
         """For the manifest: of every site, the rounds that it took part in, its steps and bytes; and how theta^r did meanwhile.
 
+        absent: who was asked in a round that went on without it.
         validation: of every round, the mean over its sites of the accuracy on their own validation images, weighted by n.
         """
         turns = self.stand.turns
@@ -63,6 +77,8 @@ class GlobalModel:
         rounds = [[turn for turn in turns if turn.round == number] for number in range(1, self.stand.rounds + 1)]
         return {
             "rounds": self.stand.rounds,
+            "hospitals": self.hospitals,
+            "absent": [asdict(absence) for absence in self.stand.absences],
             "sha256": state_digest(self.stand.theta),
             "seconds": round(self.stand.seconds, 3),
             "sites": {
@@ -91,12 +107,18 @@ class GlobalPool:
         """Whether all rounds are done."""
         return (self.entry(strategy) / f"round-{strategy.rounds:04d}").is_dir()
 
-    def keep(self, strategy: Strategy, stand: Stand) -> None:
-        """This round instead of those before it; it appears whole or not at all."""
+    def keep(self, strategy: Strategy, stand: Stand, items: Sequence[Item] = ()) -> None:
+        """This round instead of those before it; it appears whole or not at all. items: the audit of what was sent in it.
+
+        The audit of all rounds stays in `audit.jsonl` beside them, since a run folder has that of its own rounds alone.
+        """
         from safetensors.torch import save_file
 
         entry = self.entry(strategy)
         entry.mkdir(parents=True, exist_ok=True)
+        for left in entry.glob(".round-*"):  # of a process that was killed: turns see to it that nobody else writes here
+            shutil.rmtree(left, ignore_errors=True)
+        write_audit(entry / "audit.jsonl", list(items))
         draft = Path(tempfile.mkdtemp(prefix=".round-", dir=entry))
         whole = {**{THETA + name: t for name, t in stand.theta.items()}, **{MEMORY + name: t for name, t in stand.memory.items()}}
         save_file({name: tensor.contiguous() for name, tensor in whole.items()}, draft / "model.safetensors")
@@ -106,6 +128,7 @@ class GlobalPool:
             "rounds": stand.rounds,
             "seconds": round(stand.seconds, 3),
             "turns": [asdict(turn) for turn in stand.turns],
+            "absences": [asdict(absence) for absence in stand.absences],
         }
         (draft / "manifest.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
         try:
@@ -120,7 +143,7 @@ class GlobalPool:
         """The model of a strategy whose rounds are done. Raises FolderError if it is damaged."""
         stand = self.last(strategy)
         assert stand is not None
-        return GlobalModel(strategy, stand)
+        return GlobalModel(strategy, stand, len(self.sites))
 
     def last(self, strategy: Strategy) -> Stand | None:
         """The last round that is there, its digest verified. Raises FolderError if it is damaged."""
@@ -138,10 +161,12 @@ class GlobalPool:
             memory = {name.removeprefix(MEMORY): tensor for name, tensor in whole.items() if name.startswith(MEMORY)}
             if (here := state_digest(theta)) != told["sha256"]:
                 raise ValueError(f"sha256: found {here[:16]}; expected {told['sha256'][:16]}")
-            return Stand(number, theta, memory, tuple(Turn(**turn) for turn in told["turns"]), float(told["seconds"]))
+            turns, absences = (Turn(**one) for one in told["turns"]), (Absence(**one) for one in told["absences"])
+            return Stand(number, theta, memory, tuple(turns), float(told["seconds"]), tuple(absences))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise FolderError(f"{folder}: cannot be read ({error}); delete {folder.parent} and its rounds run again") from None
 
     @staticmethod
     def _rounds(entry: Path) -> list[tuple[int, Path]]:
-        return sorted((int(folder.name.removeprefix("round-")), folder) for folder in entry.glob("round-*"))
+        found = ((ROUND.fullmatch(folder.name), folder) for folder in entry.glob("round-*"))
+        return sorted((int(name[1]), folder) for name, folder in found if name)

@@ -17,7 +17,7 @@ from fedmerge.experts.fitting import Optimiser
 from fedmerge.experts.statistic import Statistic
 from fedmerge.folder import Folder, Plugin
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever the same strategy would make another model."""
 
 

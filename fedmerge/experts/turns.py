@@ -1,4 +1,4 @@
-"""Processes that share a pool take turns: an expert that another run is having trained is waited for, and not trained twice."""
+"""Processes that share a pool take turns: what another run is having trained is waited for, and not trained twice."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
-
-from fedmerge.experts.pool import ExpertPool
-from fedmerge.experts.train import SiteTask
 
 PAUSE_S = 0.2
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Something that a pool is to hold: what it is called, its folder in the pool, and whether it is there."""
+
+    name: str
+    entry: Path
+    there: Callable[[], bool]
+
+
 @contextmanager
-def turns(pool: ExpertPool, tasks: Sequence[SiteTask], deadline_s: float, on_wait: Callable[[str], None]) -> Iterator[None]:
-    """Hold the turn for every expert that is not in the pool, after whoever holds it now; `on_wait` is told whose it is.
+def turns(pool: Path, wanted: Sequence[Wanted], deadline_s: float, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold the turn for everything that is not in the pool, after whoever holds it now; `on_wait` is told what it is.
 
     In order of names, so that no two processes wait for each other. After deadline_s it goes on without the turns that it could
-    not get: the same expert is then trained twice, and one of the two is kept. A turn ends with its process, however that ends.
+    not get: the same is then trained twice, and one of the two is kept. A turn ends with its process, however that ends.
     """
     began = time.monotonic()
     with ExitStack() as held:
-        for task in sorted((task for task in tasks if not pool.has(task)), key=lambda task: pool.entry(task).name):
-            file = pool.path / "turns" / f"{pool.entry(task).name}.lock"
+        for one in sorted((one for one in wanted if not one.there()), key=lambda one: one.entry.name):
+            file = pool / "turns" / f"{one.entry.name}.lock"
             file.parent.mkdir(parents=True, exist_ok=True)
             opened = held.enter_context(file.open("w"))
             told = False
-            while not pool.has(task) and not _taken(opened) and time.monotonic() - began < deadline_s:
+            while not one.there() and not _taken(opened) and time.monotonic() - began < deadline_s:
                 if not told:
-                    on_wait(task.site.name)
+                    on_wait(one.name)
                     told = True
                 time.sleep(PAUSE_S)
         yield

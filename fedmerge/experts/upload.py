@@ -59,7 +59,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Item:
-    """One line of the audit. reason: why it was refused."""
+    """One line of the audit. reason: why it was refused. round: of which strategy it was sent in which round."""
 
     site: str
     item: str
@@ -71,10 +71,11 @@ class Item:
     direction: str = "up"
     verdict: str = "admitted"
     reason: str = ""
+    round: str = ""
 
     def as_line(self) -> dict[str, Any]:
-        """Its keys and values; no reason where there is none."""
-        return {key: value for key, value in asdict(self).items() if key != "reason" or value}
+        """Its keys and values; no reason and no round where there is none."""
+        return {key: value for key, value in asdict(self).items() if key not in ("reason", "round") or value}
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ def costs(record: RunRecord) -> dict[str, dict[str, Any]]:
     for name, info in record.methods.items():
         if name in federated:
             sites = list(federated[name]["sites"].values())
-            mean = {key: float(np.mean([site[key] for site in sites])) for key in ("steps", "up", "down")}
+            hospitals = federated[name]["hospitals"]  # those that a fraction never draws cost nothing, and count
+            mean = {key: float(sum(site[key] for site in sites)) / hospitals for key in ("steps", "up", "down")}
             found[name] = {"rounds": federated[name]["rounds"], **mean}
         else:
             kinds = WITH_EVERY_EXPERT | set(info.needs)

@@ -264,8 +264,44 @@ def test_a_bad_answer_is_refused_and_named(hospital: Hospital, job: Jobs) -> Non
     assert "round 1: found 1 answers; expected at least 2: site 'south': its upload was refused" in failed["fedavg-2"]
     assert not GlobalPool(asked.pool, asked.tasks).has(strategy)
     assert compete(replace(asked, at_least=1), broken) == {}
-    (turn, *_) = GlobalPool(asked.pool, asked.tasks).model(strategy).stand.turns
-    assert turn.site == "north"
+    model = GlobalPool(asked.pool, asked.tasks).model(strategy)
+    assert [turn.site for turn in model.stand.turns] == ["north", "north"]
+    assert [(one["round"], one["site"]) for one in model.as_record()["absent"]] == [(1, "south"), (2, "south")]
+    assert all(one.reason.startswith("its upload was refused") for one in model.stand.absences)
+
+
+def test_the_pool_keeps_the_audit_of_every_round(hospital: Hospital, job: Jobs) -> None:
+    strategy = named("fedavg", rounds=3)
+    asked = job(*with_strategies(hospital("north"), hospital("south"), strategies=[strategy]))
+    local.compete(asked, lambda _: None)
+    run = [json.loads(line) for line in asked.audit.read_text().splitlines()]
+    entry = GlobalPool(asked.pool, asked.tasks).entry(strategy)
+    kept = [json.loads(line) for line in (entry / "audit.jsonl").read_text().splitlines()]
+    assert {(line["site"], line["round"]) for line in run} == {(s, f"fedavg-3 {r}") for s in ("north", "south") for r in (1, 2, 3)}
+    assert [{**line, "time": ""} for line in kept] == [{**line, "time": ""} for line in run]
+
+
+def test_what_lies_beside_rounds_disturbs_nobody(hospital: Hospital, job: Jobs) -> None:
+    """A copy that somebody has made, and the draft of a process that was killed, which is cleared away."""
+    strategy = named("fedavg", rounds=1)
+    asked = job(*with_strategies(hospital("north"), strategies=[strategy]))
+    pool = GlobalPool(asked.pool, asked.tasks)
+    (pool.entry(strategy) / "round-0001.bak").mkdir(parents=True)
+    (pool.entry(strategy) / ".round-killed").mkdir()
+    assert local.compete(asked, lambda _: None) == {}
+    assert pool.model(strategy).stand.rounds == 1
+    assert sorted(path.name for path in pool.entry(strategy).iterdir()) == ["audit.jsonl", "round-0001", "round-0001.bak"]
+
+
+def test_a_damaged_round_stops_its_own_strategy_alone(hospital: Hospital, job: Jobs) -> None:
+    both = (named("fedavg", rounds=2), named("fedmedian", rounds=1))
+    asked = job(*with_strategies(hospital("north"), hospital("south"), strategies=both))
+    pool = GlobalPool(asked.pool, asked.tasks)
+    (pool.entry(both[0]) / "round-0001").mkdir(parents=True)
+    failed = local.compete(asked, lambda _: None)
+    assert list(failed) == ["fedavg-2"]
+    assert "its rounds run again" in failed["fedavg-2"]
+    assert pool.has(both[1])
 
 
 def test_who_is_asked_is_drawn_anew_in_every_round(hospital: Hospital, job: Jobs) -> None:
@@ -275,6 +311,22 @@ def test_who_is_asked_is_drawn_anew_in_every_round(hospital: Hospital, job: Jobs
     assert all(len(names) == 2 and names == sorted(names) for names in drawn)
     assert len({tuple(names) for names in drawn}) > 2
     assert drawn[0] == [task.site.name for task in asked_in(asked, half, 1)]
+    renamed = half.model_copy(update={"label": "half"})
+    assert GlobalPool(asked.pool, asked.tasks).entry(renamed) == GlobalPool(asked.pool, asked.tasks).entry(half)
+    assert drawn == [[task.site.name for task in asked_in(asked, renamed, number)] for number in range(1, 9)]
+
+
+@pytest.mark.slow
+def test_costs_are_means_over_all_hospitals(first: tuple[Path, str]) -> None:
+    """One of two hospitals is asked, once: of its bytes the mean over both is half."""
+    folder, _ = first
+    federated = [{"fedavg": {"rounds": 1, "fraction": 0.5}}, {"fedavg": {"rounds": 1, "label": "all"}}]
+    scenario = {**SCENARIO, "name": "some", "federated": federated, "methods": ["mean"]}
+    (folder / "scenarios" / "some.yaml").write_text(yaml.safe_dump(scenario))
+    done(folder, "scenarios/some.yaml")
+    cost = {name: row["cost"] for name, row in read(folder / "runs" / "some-3" / "summary.json")["methods"].items()}
+    assert cost["fedavg-1"]["up"] == cost["all"]["up"] / 2 > 0
+    assert cost["fedavg-1"]["steps"] < cost["all"]["steps"] == cost["mean"]["steps"]
 
 
 def test_a_strategy_that_cannot_be_is_told_before_anything_starts(tmp_path: Path) -> None:

@@ -5,25 +5,30 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fedmerge.experts.pool import ExpertPool
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.turns import turns
+from fedmerge.experts.turns import Wanted, turns
 
 Hospitals = Callable[..., SiteTask]
+
+
+def wanted(pool: ExpertPool, *tasks: SiteTask) -> list[Wanted]:
+    return [Wanted(task.site.name, pool.entry(task), partial(pool.has, task)) for task in tasks]
 
 
 def test_a_turn_is_waited_for_and_no_longer_than_asked(tmp_path: Path, hospital: Hospitals) -> None:
     pool, tasks = ExpertPool(tmp_path), [hospital("north"), hospital("south")]
     waited: list[str] = []
-    with turns(pool, tasks, 5, waited.append):
+    with turns(tmp_path, wanted(pool, *tasks), 5, waited.append):
         assert waited == []
         began = time.monotonic()
-        with turns(pool, tasks[:1], 0.5, waited.append):
+        with turns(tmp_path, wanted(pool, tasks[0]), 0.5, waited.append):
             assert time.monotonic() - began >= 0.5
     assert waited == ["north"]
-    with turns(pool, tasks, 0, waited.append):
+    with turns(tmp_path, wanted(pool, *tasks), 0, waited.append):
         assert waited == ["north"]
 
 
@@ -32,10 +37,10 @@ def test_who_waits_goes_on_when_the_expert_is_there(tmp_path: Path, hospital: Ho
     entered, waiting = threading.Event(), threading.Event()
 
     def other() -> None:
-        with turns(pool, [task], 60, lambda _: waiting.set()):
+        with turns(tmp_path, wanted(pool, task), 60, lambda _: waiting.set()):
             entered.set()
 
-    with turns(pool, [task], 60, lambda _: None):
+    with turns(tmp_path, wanted(pool, task), 60, lambda _: None):
         second = threading.Thread(target=other)
         second.start()
         assert waiting.wait(10)
