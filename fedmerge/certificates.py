@@ -25,7 +25,7 @@ YEARS = timedelta(days=3650)
 """How long the authority is valid."""
 
 HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 _NO_USE = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement"), False)
 _NO_USE |= dict.fromkeys(("encipher_only", "decipher_only"), False)
@@ -40,21 +40,25 @@ def issue(folder: Path, name: str, addresses: Sequence[str], days: int = 90, ren
     """
     _check(name, addresses)
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    if folder.exists() and not folder.is_dir():
+        raise FolderError(f"{folder}: found a file; expected a folder, or nothing")
     for file in (certificate, key):
         if file.exists() and not renew:
             raise FolderError(f"{file}: found one; expected none. Give --renew to replace it")
+        if file.is_dir():
+            raise FolderError(f"{file}: found a folder; expected a file, or nothing")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         authority, signer = _authority(folder)
         own = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
-        built = _builder(subject, authority.subject, own.public_key(), signer.public_key(), timedelta(days=days))
+        valid = min(timedelta(days=days), authority.not_valid_after_utc - datetime.now(UTC))  # nobody believes it any longer
+        built = _builder(subject, authority.subject, own.public_key(), signer.public_key(), valid)
         built = built.add_extension(x509.BasicConstraints(False, None), True).add_extension(_use(signs=False), True)
         both = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         built = built.add_extension(x509.ExtendedKeyUsage(both), False)
         built = built.add_extension(x509.SubjectAlternativeName([_named(address) for address in addresses]), False)
-        write_secret(key, _pem(own))
-        certificate.write_bytes(built.sign(signer, hashes.SHA256()).public_bytes(Encoding.PEM))
+        _write_pair(certificate, built.sign(signer, hashes.SHA256()), key, own)
     except OSError as error:
         raise FolderError(f"{error.filename or folder}: {error.strerror}; expected a folder that can be written to") from None
     return certificate, key
@@ -68,7 +72,7 @@ def _check(name: str, addresses: Sequence[str]) -> None:
     if not addresses:
         problems.append(Problem("ADDRESS", "", "none", "a host name or an IP address at which others reach the machine"))
     for address in addresses:
-        if not _is_ip(address) and not HOST.fullmatch(address):
+        if "%" in address or (not _is_ip(address) and not (HOST.fullmatch(address) and not address.rpartition(".")[2].isdigit())):
             problems.append(Problem("ADDRESS", "", f"'{address}'", "a host name or an IP address, without a port"))
     if problems:
         raise UserError("\n".join(map(str, problems)))
@@ -79,24 +83,46 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
     certificate, key = folder / f"{AUTHORITY}.crt", folder / f"{AUTHORITY}.key"
     if certificate.exists() != key.exists():
         there, gone = (certificate, key) if certificate.exists() else (key, certificate)
-        mend = f"Only the authority that has both can sign: give another folder, or bring {gone.name} here"
+        mend = (
+            f"Only who has both can sign: bring {gone.name} here, give another folder, or delete {there.name} for a new authority"
+        )
         raise FolderError(f"{there}: found it without {gone.name}. {mend}")
     if certificate.exists():
         try:
             found, signer = x509.load_pem_x509_certificate(certificate.read_bytes()), load_pem_private_key(key.read_bytes(), None)
         except (ValueError, TypeError):
             raise FolderError(f"{folder}: found ca.crt or ca.key that is no PEM; expected one, without a password") from None
-        if not isinstance(signer, ec.EllipticCurvePrivateKey) or signer.public_key() != found.public_key():
+        if not isinstance(signer, ec.EllipticCurvePrivateKey):
+            raise FolderError(f"{key}: found a key of another kind; expected one of an elliptic curve")
+        if signer.public_key() != found.public_key():
             raise FolderError(f"{key}: found another key than that of {certificate.name}; expected the pair that was made together")
+        if not _is_authority(found):
+            raise FolderError(f"{certificate}: found the certificate of a machine; expected that of an authority")
+        if found.not_valid_after_utc <= datetime.now(UTC):
+            raise FolderError(f"{certificate}: found one that ran out on {found.not_valid_after_utc:%Y-%m-%d}; give another folder")
         return found, signer
     signer = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedmerge authority")])
     built = _builder(issuer, issuer, signer.public_key(), signer.public_key(), YEARS)
     built = built.add_extension(x509.BasicConstraints(True, 0), True).add_extension(_use(signs=True), True)
     found = built.sign(signer, hashes.SHA256())
-    write_secret(key, _pem(signer))
-    certificate.write_bytes(found.public_bytes(Encoding.PEM))
+    _write_pair(certificate, found, key, signer)
     return found, signer
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        return False
+
+
+def _write_pair(certificate: Path, signed: x509.Certificate, key: Path, secret: ec.EllipticCurvePrivateKey) -> None:
+    """The certificate is written before the key is, and put in its place after it: what cannot be written leaves the old pair."""
+    draft = certificate.with_name(f".{certificate.name}.draft")
+    draft.write_bytes(signed.public_bytes(Encoding.PEM))
+    write_secret(key, _pem(secret))
+    draft.replace(certificate)
 
 
 def _builder(

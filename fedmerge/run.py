@@ -42,7 +42,8 @@ def refuse_what_has_no_place(plan: Plan) -> None:
     """Before anybody trains. Raises ScenarioError for what does not go into the target's memory, its shards, or Ray's nodes."""
     scenario, shards = plan.scenario, plan.scenario.target_shards or 1
     check_shards(shards, len(plan.sites), scenario.methods, scenario.per_sample, scenario.target_max_bytes)
-    check_limit(scenario.target_max_bytes, len(plan.sites), scenario.model, len(plan.classes), scenario.methods)
+    anchors, limit = 1 + (scenario.generalist is not None), scenario.target_max_bytes
+    check_limit(limit, len(plan.sites), scenario.model, len(plan.classes), scenario.methods, len(scenario.federated), anchors)
     preflight(Wanted(scenario.target_gpus, scenario.target_resource, shards, hospitals=True))
 
 

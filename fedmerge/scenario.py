@@ -77,7 +77,9 @@ class Scenario(Spec):
         None, gt=0, description="memory that the target may take, e.g. 2GB; written as target: {site: NAME, max_bytes: 2GB}"
     )
     target_shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over at the target")
-    target_gpus: float | None = Field(None, ge=0, description="GPUs of the target's process; default: one if there is one")
+    target_gpus: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="GPUs of the target's process; default: one if there is one"
+    )
     target_resource: str | None = Field(
         None,
         min_length=1,
@@ -145,18 +147,21 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
 
 def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
     """Federated strategies that could not be run among so many hospitals, or whose rows would have one name."""
-    names = [strategy.key for strategy in scenario.federated] + [method.key for method in scenario.methods]
+    keys = [strategy.key for strategy in scenario.federated]
+    names = keys + [method.key for method in scenario.methods]
+    fewest = min(founders, scenario.min_sites or founders)  # the run goes on with so few, and their rounds must be possible
+    as_few = ", which min_sites lets be all," if fewest < founders else ""
     problems = []
     for number, strategy in enumerate(scenario.federated):
         at, key = f"federated[{number}]", strategy.key
         if names.count(key) > 1:
             problems.append(Problem(where, at, f"'{key}' {names.count(key)} times", "every key once", "Give one of them a 'label'"))
-        asked = strategy.chosen(founders)
+        asked = strategy.chosen(fewest)
         if asked < 1:
-            found = f"{strategy.fraction:g}, which of {founders} hospitals selects none"
-            problems.append(Problem(where, f"{at}.fraction", found, f"at least {1 / founders:.3g}"))
+            found = f"{strategy.fraction:g}, which of {fewest} hospitals{as_few} selects none"
+            problems.append(Problem(where, f"{at}.fraction", found, f"at least {1 / fewest:.3g}"))
         elif asked < strategy.least:
-            found = f"'{key}', which would ask {asked} hospitals in a round"
+            found = f"'{key}', which would ask {asked} hospitals{as_few} in a round"
             problems.append(Problem(where, at, found, f"at least {strategy.least}"))
     return problems
 

@@ -92,6 +92,9 @@ def test_nothing_is_replaced_unless_asked(tmp_path: Path) -> None:
         ("head", [], "ADDRESS: found none"),
         ("head", ["10.0.0.5:8000"], "ADDRESS: found '10.0.0.5:8000'; expected .* without a port"),
         ("head", ["a b"], "ADDRESS: found 'a b'"),
+        ("head", ["10.0.0.256"], "ADDRESS: found '10.0.0.256'; expected a host name or an IP address"),
+        ("head", ["fe80::1%eth0"], "ADDRESS: found 'fe80::1%eth0'"),
+        ("x" * 300, ADDRESSES, "NAME: found 'xxx"),
     ],
 )
 def test_what_is_no_name(name: str, addresses: list[str], said: str, tmp_path: Path) -> None:
@@ -114,6 +117,31 @@ def test_half_an_authority_signs_nothing(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"found ca\.crt or ca\.key that is no PEM"):
         issue(tmp_path, "ward", ADDRESSES)
     assert not (tmp_path / "ward.crt").exists()
+
+
+def test_what_cannot_be_written_leaves_what_is_there(tmp_path: Path) -> None:
+    _, key = issue(tmp_path, "head", ADDRESSES)
+    before = key.read_bytes()
+    (tmp_path / "head.crt").unlink()
+    (tmp_path / "head.crt").mkdir()
+    with pytest.raises(FolderError, match=r"head\.crt: found a folder; expected a file"):
+        issue(tmp_path, "head", ADDRESSES, renew=True)
+    assert key.read_bytes() == before
+    with pytest.raises(FolderError, match="found a file; expected a folder"):
+        issue(key, "head", ADDRESSES)
+
+
+def test_a_machine_is_no_authority_and_none_outlives_its_own(tmp_path: Path) -> None:
+    certificate, key = issue(tmp_path, "head", ADDRESSES, days=3650)
+    (authority,) = (x509.load_pem_x509_certificate(file.read_bytes()) for file in [tmp_path / "ca.crt"])
+    found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    assert found.not_valid_after_utc <= authority.not_valid_after_utc
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "ca.crt").write_bytes(certificate.read_bytes())
+    (other / "ca.key").write_bytes(key.read_bytes())
+    with pytest.raises(FolderError, match=r"ca\.crt: found the certificate of a machine; expected that of an authority"):
+        issue(other, "ward", ADDRESSES)
 
 
 def test_by_the_front_door(tmp_path: Path) -> None:

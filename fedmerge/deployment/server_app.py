@@ -43,10 +43,21 @@ def conduct(grid: Any, config: Mapping[str, Any], simulated: bool) -> None:
     plan = load((root or APP) / str(config["scenario"]))
     out = str(config["out"]) or f"runs/{plan.scenario.name}-{plan.scenario.seed}"
     here = root or Path.cwd()
-    request = Request(out=here / out, pool=here / str(config["pool"]))
+    request = Request(out=here / out, pool=here / (str(config["pool"]) or "pool"))
     print(f"fedmerge: pool {request.pool}, run folder {request.out}", flush=True)
-    prepare(plan, request, carrier(grid, simulated, float(config["connect-s"])))
+    prepare(plan, request, carrier(grid, simulated, _seconds(config["connect-s"])))
     print(f"fedmerge: experts are in {request.pool}", flush=True)
+
+
+def _seconds(given: Any) -> float:
+    """How long hospitals may take to connect."""
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise ScenarioError([Problem("--run-config", "connect-s", f"'{given}'", "seconds, more than 0, e.g. 120")])
+    return seconds
 
 
 app = server_app()

@@ -27,14 +27,18 @@ class Strategy(Plugin):
     paper: ClassVar[str]
     """Where it comes from."""
 
-    rounds: int = Field(5, ge=1, le=1000, description="how often hospitals are asked")
+    rounds: int = Field(5, strict=True, ge=1, le=1000, description="how often hospitals are asked")
     epochs: int | None = Field(
         None, ge=1, description="local epochs of a round; default: all rounds together have the steps of a hospital's own training"
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the hospitals that are asked in a round, drawn anew each time")
     optimiser: Optimiser | None = Field(None, description="of the hospitals, begun anew each round; default: the scenario's")
-    lr: float | None = Field(None, gt=0, description="of the hospitals; default: that of run 0 of the scenario's training")
-    label: str | None = Field(None, pattern=r"^\S+$", description="name in tables; default: the strategy and its rounds")
+    lr: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="of the hospitals; default: that of run 0 of the scenario's training"
+    )
+    label: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][\w.+-]{0,63}$", description="name in tables; default: the strategy and its rounds"
+    )
 
     @property
     def key(self) -> str:

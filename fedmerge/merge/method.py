@@ -52,7 +52,9 @@ class Method(Plugin):
     exceptions: ClassVar[dict[str, str]] = {}
     """Laws of merging that the method does not keep by design, and why."""
 
-    label: str | None = Field(None, description="name in tables, when the method's own name is not enough")
+    label: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][\w.+-]{0,63}$", description="name in tables, when the method's own name is not enough"
+    )
 
     @property
     def key(self) -> str:

@@ -99,10 +99,21 @@ class Budget:
         return Budget(task.max_bytes, sizes, 1 + (task.generalist is not None), task.methods, images, len(task.federated))
 
 
-def check_limit(limit: int | None, experts: int, spec: ModelSpec, classes: int, methods: tuple[Method, ...]) -> None:
-    """Before anybody trains. Raises ScenarioError if a method does not go into the limit."""
+def check_limit(
+    limit: int | None,
+    experts: int,
+    spec: ModelSpec,
+    classes: int,
+    methods: tuple[Method, ...],
+    federated: int = 0,
+    anchors: int = 1,
+) -> None:
+    """Before anybody trains. federated: global models. anchors: theta_0 and the generalist, if there is one.
+
+    Raises ScenarioError if a method does not go into the limit.
+    """
     if limit is not None:
-        Budget(limit, sizes_of(build(spec, classes), experts), 1, methods).check()
+        Budget(limit, sizes_of(build(spec, classes), experts), anchors, methods, fixed=federated).check()
 
 
 def sizes_of(model: torch.nn.Module, experts: int) -> Sizes:

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedmerge.errors import FolderError, ScenarioError, SiteError
+from fedmerge.consumption import read_generalist
+from fedmerge.errors import CheckpointError, FolderError, ScenarioError, SiteError
 from fedmerge.experts import local
 from fedmerge.experts.asking import Job, Reply, Request
 from fedmerge.experts.competition import all_rounds, asked_in, compete
@@ -340,12 +341,34 @@ def test_a_strategy_that_cannot_be_is_told_before_anything_starts(tmp_path: Path
         "'krum-5', which would ask 2 hospitals in a round; expected at least 3": ["krum"],
         "'mean' 2 times": [{"fedavg": {"label": "mean"}}],
         "federated[0].fedprox.mu": [{"fedprox": {"mu": -1}}],
+        "federated[0].fedavg.lr": [{"fedavg": {"lr": float("inf")}}],
+        "federated[0].fedavg.label": [{"fedavg": {"label": "expert:north"}}],
+        "federated[0].fedavg.rounds: found True": [{"fedavg": {"rounds": True}}],
     }
     for words, federated in cases.items():
         file.write_text(yaml.safe_dump({**SCENARIO, "federated": federated}))
         with pytest.raises(ScenarioError) as error:
             load(file, Overrides())
         assert words in str(error.value), str(error.value)
+
+
+def test_rounds_must_be_possible_with_as_few_hospitals_as_are_enough(tmp_path: Path) -> None:
+    file = world(tmp_path)
+    file.write_text(yaml.safe_dump({**SCENARIO, "min_sites": 1, "federated": [{"fedavg": {"fraction": 0.5}}]}))
+    with pytest.raises(
+        ScenarioError, match=r"fraction: found 0\.5, which of 1 hospitals, which min_sites lets be all, selects none"
+    ):
+        load(file, Overrides())
+
+
+def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> None:
+    file = world(tmp_path)
+    t3 = {"t3": {"generalist": "generalist"}}
+    for named_ in ("fedavg-7", "."):
+        scenario = {**SCENARIO, "methods": ["mean", t3], "federated": [{"fedavg": {"rounds": 2}}], "generalist": named_}
+        file.write_text(yaml.safe_dump(scenario))
+        with pytest.raises(CheckpointError, match=r"and no such file; expected one, or a row of `federated`.*fedavg-2"):
+            read_generalist(load(file, Overrides()))
 
 
 def test_too_few_for_a_strategy_is_no_crash() -> None:

@@ -49,6 +49,10 @@ def test_the_target_goes_where_its_resource_is(nodes: Nodes, wanted: Wanted, tar
     ("nodes", "wanted", "said"),
     [
         (LAPTOP, Wanted(gpus=1), r"target\.gpus: found resource 'GPU': 0 available on a node; expected 1"),
+        (LAPTOP, Wanted(resource="CPU"), r"target\.resource: found 'CPU', which every machine has; expected a name of your own"),
+        (WARD, Wanted(resource="memory"), r"target\.resource: found 'memory'"),
+        (WARD, Wanted(gpus=1.5), r"target\.gpus: found 1\.5; expected a share of at most 1, or whole GPUs"),
+        (WARD, Wanted(hospitals=True, each=1.5), r"FEDMERGE_HOSPITAL_GPUS: found 1\.5; expected a share"),
         (WARD, Wanted(gpus=2), r"'GPU': 1 available on the target's node \('target'\); expected 2"),
         (LAPTOP, Wanted(resource="mercy"), r"target\.resource: found resource 'mercy': 0 available on a node; expected 1"),
         (WARD, Wanted(shards=4), r"target\.shards: found resource 'shard': 3 available on all nodes together; expected 4"),
@@ -73,6 +77,35 @@ def test_an_address_where_nobody_answers_is_one_message(monkeypatch: pytest.Monk
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{nobody.getsockname()[1]}")
         with pytest.raises(ScenarioError, match=r"RAY_ADDRESS: found '127.*nobody answers.*HOST:PORT of the head"):
             preflight(Wanted())
+
+
+ODD = [
+    "auto",
+    "local",
+    "ray://x:1",
+    "127.0.0.1",
+    ":6379",
+    "host:port",
+    " ",
+    "127.0.0.1: 6379",
+    "127.0.0.1:99999",
+    "127.0.0.1:²",
+    "::1:1",
+]
+
+
+@pytest.mark.parametrize("given", ODD)
+def test_an_address_is_host_and_port(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would look for minutes, and for `auto` find the Ray of another run."""
+    monkeypatch.setenv("RAY_ADDRESS", given)
+    with pytest.raises(ScenarioError, match=r"RAY_ADDRESS: found '.*'; expected HOST:PORT of the head of a Ray cluster"):
+        preflight(Wanted())
+
+
+def test_a_host_that_can_be_none_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "host..x:6379")
+    with pytest.raises(ScenarioError, match=r"RAY_ADDRESS: found 'host\.\.x:6379', where nobody answers \(no such name\)"):
+        preflight(Wanted())
 
 
 @pytest.mark.parametrize("given", ["half", "-1", "nan", "inf"])

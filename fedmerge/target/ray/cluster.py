@@ -18,6 +18,8 @@ from fedmerge.target.ray.placement import Nodes, Wanted
 START_ATTEMPTS = 3
 """How often Ray is started before that counts as a failure."""
 
+PORTS = 1 << 16
+
 TOKEN = "Where its nodes have a token (RAY_AUTH_MODE=token), this command needs the same: RAY_AUTH_TOKEN_PATH names its file"
 
 
@@ -81,14 +83,15 @@ def nodes(ray: Any) -> Nodes:
 
 
 def _knock(address: str) -> None:
-    """Ray would try for minutes. Addresses without a port, such as `auto`, are left to Ray."""
+    """Ray would try for minutes, and look up other runs' Ray for `auto`. Raises ScenarioError unless a head answers there."""
+    mend = "Start one with 'ray start --head', or unset RAY_ADDRESS: then a run starts its own Ray on this machine"
+    expected = "HOST:PORT of the head of a Ray cluster"
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "://" in address:
-        return
+    plain = host and "/" not in host and not any(sign.isspace() for sign in address) and (":" not in host or host[0] == "[")
+    if not plain or not (port.isascii() and port.isdigit() and 0 < int(port) < PORTS):
+        raise ScenarioError([Problem("RAY_ADDRESS", "", f"'{address}'", expected, mend)])
     if why := knock(host, int(port)):
-        found = f"'{address}', where nobody answers ({why})"
-        mend = "Start one with 'ray start --head', or unset RAY_ADDRESS: then a run starts its own Ray on this machine"
-        raise ScenarioError([Problem("RAY_ADDRESS", "", found, "HOST:PORT of the head of a Ray cluster", mend)])
+        raise ScenarioError([Problem("RAY_ADDRESS", "", f"'{address}', where nobody answers ({why})", expected, mend)])
     see_to_encryption(host, int(port))
 
 

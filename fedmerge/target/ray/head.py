@@ -21,6 +21,8 @@ def knock(host: str, port: int) -> str:
     """Why nobody answers there, or nothing."""
     try:
         socket.create_connection((host.strip("[]"), port), KNOCK_S).close()
+    except UnicodeError:
+        return "no such name"
     except OSError as error:
         return error.strerror or str(error)
     return ""

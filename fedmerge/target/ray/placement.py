@@ -17,6 +17,10 @@ SHARD = "shard"
 """The resource that nodes declare which may hold experts for the target, and see its batches; one for each shard that they take."""
 
 
+OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
+"""Resources that Ray counts itself; by none of them a machine is told from others, and Ray refuses them as marks."""
+
+
 @dataclass(frozen=True)
 class Placement:
     """What each actor asks Ray for. target: options of the target's actor. shard: of each shard's, or None to be at the target."""
@@ -45,6 +49,7 @@ class Wanted:
 
     def place(self, nodes: Nodes) -> Placement:
         """Where everything goes. Raises ScenarioError, naming each resource with what is wanted and what there is."""
+        self._possible()
         declared = any(node.get(TARGET, 0) > 0 for node in nodes)
         resource = self.resource or (TARGET if declared else None)
         homes = [node for node in nodes if resource is None or node.get(resource, 0) >= 1]
@@ -68,6 +73,18 @@ class Wanted:
         own = {"num_cpus": 0, "num_gpus": gpus, "resources": {resource: 1} if resource else {}}
         apart = {"num_cpus": 0, "resources": {SHARD: 1}, "scheduling_strategy": "SPREAD"}
         return Placement(own, apart if spread else None)
+
+    def _possible(self) -> None:
+        """Raises ScenarioError for what Ray takes nowhere, and would refuse only when hospitals have trained."""
+        problems = []
+        if self.resource in OF_RAY:
+            expected = "a name of your own that marks the target's machine, e.g. 'target'"
+            problems.append(Problem("Ray", "target.resource", f"'{self.resource}', which every machine has", expected))
+        for key, share in (("target.gpus", self.gpus or 0.0), ("FEDMERGE_HOSPITAL_GPUS", self.each)):
+            if share > 1 and share != int(share):
+                problems.append(Problem("Ray", key, f"{share:g}", "a share of at most 1, or whole GPUs"))
+        if problems:
+            raise ScenarioError(problems)
 
     def _of_hospitals(self, nodes: Nodes) -> list[Problem]:
         wards = [node for node in nodes if node.get("CPU", 0) >= 1]
