@@ -10,7 +10,10 @@ from fedmerge.experts.strategy import ALL_OF_THEM, Strategy
 
 
 class FedAdam(Strategy):
-    """delta = mean - theta^r; m and v as in Adam; theta^{r+1} = theta^r + eta m / (sqrt(v) + tau)."""
+    """delta = mean - theta^r; m and v as in Adam; theta^{r+1} = theta^r + eta_r m / (sqrt(v) + tau).
+
+    Flower corrects for the start of m and v: in round r = 1, 2, ... eta_r = eta sqrt(1 - beta_2^{r+1}) / (1 - beta_1^{r+1}).
+    """
 
     paper: ClassVar[str] = "Reddi et al., Adaptive federated optimization, ICLR 2021"
 
