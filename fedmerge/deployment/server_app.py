@@ -40,7 +40,7 @@ def conduct(grid: Any, config: Mapping[str, Any], simulated: bool) -> None:
     root = Path(str(config["root"])).expanduser() if config["root"] else None
     if root and not root.is_absolute():
         raise ScenarioError([Problem("--run-config", "root", f"'{root}'", "an absolute folder, or nothing")])
-    plan = load((root or APP) / str(config["scenario"]))
+    plan = load((root or APP) / str(config["scenario"]), at_target=False)  # a generalist is for the merges, which are not done here
     out = str(config["out"]) or f"runs/{plan.scenario.name}-{plan.scenario.seed}"
     here = root or Path.cwd()
     request = Request(out=here / out, pool=here / (str(config["pool"]) or "pool"))
