@@ -387,7 +387,7 @@ def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> No
         assert "expected a safetensors file, or a row of 'federated': fedavg-2, fednova-5" in said
         assert ("did you mean 'fedavg-2'?" in said) == (named_ == "fedavg-7")
     file.write_text(yaml.safe_dump({**SCENARIO, "methods": ["mean", t3], "generalist": "absent.safetensors"}))
-    with pytest.raises(ScenarioError, match="and no such file; expected a safetensors file$"):
+    with pytest.raises(ScenarioError, match=r"and no such file; expected a safetensors file$"):
         load(file)
 
 
