@@ -42,7 +42,7 @@ DOORS = {
     "deployment": {"plan", "run", "run_folder", "configuration", "experts", "site", "errors"},
     "outline": {"configuration", "site", "errors"},
     "simulate": {"plan", "run", "run_folder", "settings", "errors"},
-    "settings": {"errors"},
+    "settings": {"experts", "errors"},
     "preview": {"errors", "plan", "data", "federate", "run_folder", "experts", "stream", "report"},
     "outlook": {"preview", "report"},
     "diagnose": {"report", "consumption", "run_folder", "federate", "experts", "merge", "target", "errors"},
