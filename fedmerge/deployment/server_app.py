@@ -52,11 +52,13 @@ def conduct(grid: Any, config: Mapping[str, Any], simulated: bool) -> None:
 def _seconds(given: Any) -> float:
     """How long hospitals may take to connect."""
     try:
-        seconds = float(given)
-    except ValueError:
+        seconds = 0.0 if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ScenarioError([Problem("--run-config", "connect-s", f"'{given}'", "seconds, more than 0, e.g. 120")])
+        raise ScenarioError(
+            [Problem("--run-config", "connect-s", f"'{given}'", "a finite number of seconds, more than 0, e.g. 120")]
+        )
     return seconds
 
 
