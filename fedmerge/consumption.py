@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmerge.course import Walk, course_of
-from fedmerge.errors import CheckpointError, nearest
 from fedmerge.experts.checkpoint import read_state
 from fedmerge.experts.global_pool import GlobalModel
 from fedmerge.experts.initialisation import Initial
@@ -52,13 +51,10 @@ class Sent:
 
 
 def read_generalist(plan: Plan) -> dict[str, Any] | None:
-    """The scenario's generalist, if it is a file. Raises CheckpointError if it does not fit the model, or nothing is there."""
+    """The scenario's generalist, if it is a file. Raises CheckpointError if it does not fit the model."""
     scenario, keys = plan.scenario, [strategy.key for strategy in plan.scenario.federated]
     if scenario.generalist is None or str(scenario.generalist) in keys:
         return None
-    if keys and not scenario.generalist.is_file():
-        found, mend = f"'{scenario.generalist}', and no such file", nearest(str(scenario.generalist), keys)
-        raise CheckpointError(f"generalist: found {found}; expected one, or a row of `federated`. {mend}")
     return read_state(scenario.generalist, "generalist", scenario.model, len(plan.classes))
 
 

@@ -9,7 +9,7 @@ IN_POOL = {True: "in the pool", False: "trains", None: "known when theta_0 is th
 
 
 def show(found: Preview) -> None:
-    """Print sites, stream and cost."""
+    """Print sites, stream, rows and cost."""
     plan, cost = found.plan, found.cost
     out = console()
     out.print(f"{plan.scenario.name}, seed {plan.scenario.seed}: {plan.scenario.question}", markup=False)
@@ -42,6 +42,10 @@ def show(found: Preview) -> None:
         out.print(f"before batch {event.at}: {event.words}", markup=False)
     names = ", ".join(method.key for method in plan.scenario.methods)
     out.print(f"methods: {names}", markup=False)
+    for strategy in found.rounds:
+        count = f"{strategy.rounds} round{'s' if strategy.rounds > 1 else ''}"
+        steps = f"{strategy.steps:.0f} local steps a hospital in all"
+        out.print(f"federated: {strategy.key}, {count}, {steps}: {strategy.words}", markup=False)
     training = f"training about {duration(cost.training_s)}" if cost.training_s else "nobody trains"
     gib = cost.peak_bytes / 2**30
     out.print(f"estimate for this machine: {training}, stream about {duration(cost.stream_s)}, {gib:.1f} GiB at the peak")

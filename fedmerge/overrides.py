@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedmerge.errors import Problem, ScenarioError, nearest
-from fedmerge.settings import assign
+from fedmerge.settings import assign, entry_names
 
 NAMED_BY_EVENTS = ("join", "leave", "replace", "by")
 
@@ -36,7 +36,7 @@ FLAT = {"target.site": "target"} | {f"target.{name}": f"target_{name}" for name 
 def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     """The scenario as the command line wants it; a method named there keeps its entry's hyper-parameters, if any.
 
-    Raises ScenarioError for a site to leave out that the scenario does not have.
+    Raises ScenarioError for a site to leave out that the scenario does not have, and for a federated row among the methods.
     """
     changed = dict(content)
     for key, value in overrides.settings:
@@ -52,14 +52,26 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if overrides.without:
         changed = _without(changed, overrides.without)
     if overrides.methods:
-        entries = changed.get("methods")
-        known: dict[str, Any] = {}
-        for entry in entries if isinstance(entries, list) else []:
-            name, fields = next(iter(entry.items())) if isinstance(entry, dict) and entry else (entry, None)
-            label = fields.get("label") if isinstance(fields, dict) else None
-            known.setdefault(str(label or name), entry)
-        changed["methods"] = [known.get(name, name) for name in overrides.methods]
+        changed["methods"] = _only(changed, overrides.methods)
     return changed
+
+
+def _only(content: dict[str, Any], names: Sequence[str]) -> list[Any]:
+    """The entries of these methods, or bare names. Raises ScenarioError for a row of `federated`, which is no method."""
+    entries = content.get("methods")
+    known: dict[str, Any] = {}
+    for (_, name), entry in zip(entry_names("methods", entries), entries if isinstance(entries, list) else [], strict=True):
+        known.setdefault(name, entry)
+    rows = {name for pair in entry_names("federated", content.get("federated")) for name in pair}
+    mend = "Those rows are in every run, whatever --methods says; --set 'federated=[]' leaves them out"
+    problems = [
+        Problem("--methods", "", f"'{name}', which is below the scenario's 'federated'", "names of methods", mend)
+        for name in names
+        if name in rows and name not in known
+    ]
+    if problems:
+        raise ScenarioError(problems)
+    return [known.get(name, name) for name in names]
 
 
 def _without(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

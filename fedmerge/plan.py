@@ -16,6 +16,7 @@ from fedmerge.experts.statistic import STATISTICS
 from fedmerge.merge.method import Method
 from fedmerge.overrides import Overrides as Overrides
 from fedmerge.overrides import overridden
+from fedmerge.rows import generalist_nowhere, of_one_name
 from fedmerge.scenario import BELOW_TARGET, Scenario, flattened, unfit, unprotected
 from fedmerge.site import Site
 from fedmerge.stream.events import Event, inconsistent
@@ -51,8 +52,11 @@ class Plan:
         return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
 
 
-def load(path: Path, overrides: Overrides | None = None) -> Plan:
-    """Read and check a scenario with its sites. Raises ScenarioError with all problems at once."""
+def load(path: Path, overrides: Overrides | None = None, at_target: bool = True) -> Plan:
+    """Read and check a scenario with its sites. Raises ScenarioError with all problems at once.
+
+    at_target: the target's part will be done on this machine, so what only that needs must be there.
+    """
     content = flattened(overridden(flattened(read_yaml(path), str(path)), overrides or Overrides()), str(path))
     problems: list[Problem] = []
     scenario: Scenario | None = None
@@ -76,6 +80,8 @@ def load(path: Path, overrides: Overrides | None = None) -> Plan:
         problems += [_at(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
         problems += _methods(str(path), scenario, [site.name for site in found], [*found, target])
         problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names))
+        problems += of_one_name(str(path), scenario, [site.name for site in found])
+        problems += generalist_nowhere(str(path), scenario) if at_target else []
     if problems or scenario is None or target is None:
         raise ScenarioError(problems)
     return Plan(scenario, tuple(found), target, target.source.classes())
@@ -173,14 +179,8 @@ def _agreement(sites: list[Site], events: tuple[Event, ...]) -> list[Problem]:
 
 
 def _methods(where: str, scenario: Scenario, names: list[str], sites: list[Site]) -> list[Problem]:
-    keys = [method.key for method in scenario.methods]
-    problems = [
-        Problem(where, "methods", f"'{key}' {keys.count(key)} times", "every key once", "Give one of them a 'label'")
-        for key in dict.fromkeys(keys)
-        if keys.count(key) > 1
-    ]
     kinds = [statistic.kind() for statistic in scenario.uploads]
-    problems += [
+    problems = [
         Problem(where, "uploads", f"'{kind}' {kinds.count(kind)} times", "every statistic once")
         for kind in dict.fromkeys(kinds)
         if kinds.count(kind) > 1

@@ -18,12 +18,14 @@ from fedmerge.data.corruption import Gallery
 from fedmerge.errors import ScenarioError
 from fedmerge.experts.backbone import build
 from fedmerge.experts.census import Census, census
-from fedmerge.experts.initialisation import Proxy, kept_proxy
+from fedmerge.experts.initialisation import Initial, Proxy, kept_proxy
 from fedmerge.experts.lifeline import owners
 from fedmerge.experts.pool import ExpertPool
-from fedmerge.federate import start
+from fedmerge.experts.train import steps_of
+from fedmerge.federate import site_task, start
 from fedmerge.plan import Plan
 from fedmerge.report.terminal import Terminal
+from fedmerge.rounds_ahead import Ahead, ahead
 from fedmerge.run_folder import Request
 from fedmerge.stream.events import past_end
 from fedmerge.stream.stream import Stream
@@ -48,7 +50,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimates for this machine: seconds of training (all hospitals that must) and of the stream, and bytes at the peak."""
+    """Estimates for this machine: seconds of training (all that must, and all rounds) and of the stream, and bytes at the peak."""
 
     training_s: float
     stream_s: float
@@ -66,6 +68,7 @@ class Preview:
     mix: Mix
     parameters: int
     cost: Cost
+    rounds: tuple[Ahead, ...] = ()
 
 
 def preview(plan: Plan, pool: Path, cores: int) -> Preview:
@@ -82,12 +85,14 @@ def preview(plan: Plan, pool: Path, cores: int) -> Preview:
         mix = mixed.result()
     if late := past_end(scenario.events, len(mix.classes), f"scenario '{scenario.name}'"):
         raise ScenarioError(late)
-    trained = in_pool(plan, pool)
+    initial = known_start(plan, pool)
+    trained = in_pool(plan, pool, initial)
+    rounds = ahead(plan, pool, initial, found[:-1])
     model = build(scenario.model, len(plan.classes), seed=scenario.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     left = [one for one in found[:-1] if not trained[one.site]]
-    cost = estimate(plan, model, left, mix, proxy_steps(plan, pool), cores)
-    return Preview(plan, tuple(found[:-1]), found[-1], trained, mix, parameters, cost)
+    cost = estimate(plan, model, found[:-1], Left(proxy_steps(plan, pool), left, rounds), mix, cores)
+    return Preview(plan, tuple(found[:-1]), found[-1], trained, mix, parameters, cost, rounds)
 
 
 def mix_of(plan: Plan) -> Mix:
@@ -100,15 +105,17 @@ def mix_of(plan: Plan) -> Mix:
     return Mix(classes, stream.truth, images.domain_names, stream.samples, stream.unused, stream.index_sha256)
 
 
-def in_pool(plan: Plan, pool: Path) -> dict[str, bool | None]:
-    """Which experts are there. Which one a site needs depends on theta_0, so nobody knows while that has to be trained."""
-    from fedmerge.federate import site_task
+def known_start(plan: Plan, pool: Path) -> Initial | None:
+    """theta_0, unless it has to be trained first."""
+    if plan.scenario.initialisation.head_init == "fed_lp" or proxy_steps(plan, pool):
+        return None
+    return start(plan, Request(out=pool, pool=pool), Terminal(quiet=True))
 
-    scenario = plan.scenario
-    spec = scenario.initialisation
-    if spec.head_init == "fed_lp" or proxy_steps(plan, pool):
+
+def in_pool(plan: Plan, pool: Path, initial: Initial | None) -> dict[str, bool | None]:
+    """Which experts are there. Which one a site needs depends on theta_0, so nobody knows while that has to be trained."""
+    if initial is None:
         return dict.fromkeys([site.name for site in plan.sites])
-    initial = start(plan, Request(out=pool, pool=pool), Terminal(quiet=True))
     return {site.name: ExpertPool(pool).has(site_task(plan, number, initial)) for number, site in enumerate(plan.sites)}
 
 
@@ -122,24 +129,40 @@ def proxy_steps(plan: Plan, pool: Path) -> int:
     return spec.epochs * max(1, images // spec.batch_size)
 
 
-def estimate(plan: Plan, model: torch.nn.Module, left: Sequence[Census], mix: Mix, first_steps: int, cores: int) -> Cost:
-    """From a few timed steps on random images; hospitals train side by side. first_steps: those of theta_0 that are left."""
+@dataclass(frozen=True)
+class Left:
+    """What has still to be trained: steps of theta_0, sites without an expert, and rounds of federated strategies."""
+
+    first_steps: int
+    sites: Sequence[Census]
+    rounds: Sequence[Ahead]
+
+
+def estimate(plan: Plan, model: torch.nn.Module, sites: Sequence[Census], left: Left, mix: Mix, cores: int) -> Cost:
+    """From a few timed steps on random images; hospitals train side by side. What strategies ask beside steps is not in it."""
     scenario = plan.scenario
     training = scenario.training
     size, channels = scenario.model.geometry
     step = _seconds(model, training.batch_size, (channels, size, size))
     forward = _seconds(model, min(32, int(mix.samples / len(mix.classes)) or 1), (channels, size, size), backward=False)
-    per_site = []
-    for site in left:
-        steps = min(training.epochs * max(1, site.train // training.batch_size), training.max_steps)
-        checked = training.evaluations * forward * site.validation / 32
-        per_site.append(training.runs * (steps * step + checked))
     at_once = max(1, cores // training.threads)
-    trains = first_steps * step + max([sum(per_site) / at_once, *per_site], default=0.0)
-    forwards = (len(plan.sites) * 3 + len(scenario.methods)) * len(mix.classes)
-    rows = (len(plan.sites) + 2) * sum(parameter.numel() for parameter in model.parameters()) * 4
+
+    def side_by_side(seconds: Sequence[float]) -> float:
+        return max([sum(seconds) / at_once, *seconds], default=0.0)
+
+    validation = {site.site: forward * site.validation / 32 for site in sites}
+    own = [
+        training.runs * (steps_of(training, site.train)[1] * step + training.evaluations * validation[site.site])
+        for site in left.sites
+    ]
+    trains = left.first_steps * step + side_by_side(own)
+    for one in left.rounds:
+        trains += side_by_side([steps * step + one.asked * validation[site] for site, steps in one.left.items()])
+    forwards = (len(plan.sites) * 3 + len(scenario.methods) + len(scenario.federated)) * len(mix.classes)
+    rows = (len(plan.sites) + 2 + len(scenario.federated)) * sum(parameter.numel() for parameter in model.parameters()) * 4
     pixels = mix.samples * size * size * channels
-    return Cost(trains, forwards * forward, rows * 2 + pixels + WORKER_BYTES * (4 + min(at_once, max(1, len(left)))))
+    busy = max([1, len(left.sites), *(len(one.left) for one in left.rounds if one.asked)])
+    return Cost(trains, forwards * forward, rows * 2 + pixels + WORKER_BYTES * (4 + min(at_once, busy)))
 
 
 def _seconds(model: torch.nn.Module, batch: int, image: tuple[int, ...], backward: bool = True) -> float:

@@ -146,16 +146,12 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
 
 
 def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
-    """Federated strategies that could not be run among so many hospitals, or whose rows would have one name."""
-    keys = [strategy.key for strategy in scenario.federated]
-    names = keys + [method.key for method in scenario.methods]
+    """Federated strategies that could not be run among so many hospitals."""
     fewest = min(founders, scenario.min_sites or founders)  # the run goes on with so few, and their rounds must be possible
     as_few = ", which min_sites lets be all," if fewest < founders else ""
     problems = []
     for number, strategy in enumerate(scenario.federated):
         at, key = f"federated[{number}]", strategy.key
-        if names.count(key) > 1:
-            problems.append(Problem(where, at, f"'{key}' {names.count(key)} times", "every key once", "Give one of them a 'label'"))
         asked = strategy.chosen(fewest)
         if asked < 1:
             found = f"{strategy.fraction:g}, which of {fewest} hospitals{as_few} selects none"

@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from fedmerge.deployment.server_app import conduct
 from fedmerge.errors import ScenarioError
 from fedmerge.experts.backbone import ModelSpec, build
 from fedmerge.overrides import Overrides
@@ -213,6 +214,18 @@ def test_a_generalist_that_does_not_fit(tmp_path: Path) -> None:
     said = refused(run(tmp_path / "here", "scenarios/tiny.yaml"))
     assert "generalist: g.safetensors does not fit the model" in said
     assert not list((tmp_path / "here").rglob("expert.safetensors"))
+
+
+@pytest.mark.parametrize("seconds", ["abc", "", "nan", float("inf"), 0, -1, True])
+def test_a_wait_for_hospitals_that_is_no_time(seconds: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before any hospital is asked, so that no grid is needed; an empty pool or run folder is the default one."""
+    world(tmp_path / "here")
+    config = {"root": str(tmp_path / "here"), "scenario": "scenarios/tiny.yaml", "pool": "", "out": "", "connect-s": seconds}
+    with pytest.raises(ScenarioError) as error:
+        conduct(None, config, simulated=False)
+    assert f"--run-config: connect-s: found '{seconds}'; expected a finite number of seconds" in str(error.value)
+    here = tmp_path / "here"
+    assert f"pool {here / 'pool'}, run folder {here / 'runs' / 'tiny-3'}" in capsys.readouterr().out
 
 
 def test_a_folder_of_something_else(tmp_path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fedmerge.errors import ScenarioError
 from fedmerge.plan import Overrides, load
 from fedmerge.report.grid import Grid, as_csv, as_latex, as_markdown
 from fedmerge.settings import assign, parse, single
 from fedmerge.sweep import cells_of
-from tests.test_run import world
+from tests.front_door import SCENARIO, world
 
 
 def test_values_are_yaml_with_commas_between() -> None:
@@ -37,6 +38,51 @@ def test_a_key_is_changed_and_nothing_else() -> None:
         assign(content, "methods.eamm.gamma", 5)
     with pytest.raises(ScenarioError, match="a mapping with keys below it"):
         assign(content, "stream.kind.size", 5)
+
+
+def test_a_strategy_goes_by_its_row_or_its_kind() -> None:
+    slow = {"fedavg": {"rounds": 20}}
+    content = {"federated": ["fednova", {"fedavg": {"rounds": 2}}, slow, {"fedprox": {"label": "mu.0.1", "mu": 0.1}}, "krun"]}
+    assert assign(content, "federated.fedavg-2.rounds", 3)["federated"][1:3] == [{"fedavg": {"rounds": 3}}, slow]
+    assert assign(content, "federated.fedavg-20.lr", 0.1)["federated"][2] == {"fedavg": {"rounds": 20, "lr": 0.1}}
+    for name in ("fednova", "fednova-5"):
+        assert assign(content, f"federated.{name}.rounds", 3)["federated"][0] == {"fednova": {"rounds": 3}}
+    for name in ("fedprox", "mu.0.1"):
+        assert assign(content, f"federated.{name}.mu", 1)["federated"][3] == {"fedprox": {"label": "mu.0.1", "mu": 1}}
+    assert assign(content, "federated", [])["federated"] == []
+    kfac = {"federated": [{"fedfisher": {"information": "kfac"}}, "fedfisher"]}
+    assert assign(kfac, "federated.fedfisher-1.samples", 9)["federated"][1] == {"fedfisher": {"samples": 9}}
+    for key, words in {
+        "federated.fedavg.lr": "federated.fedavg: found 'fedavg', of which there are 2; .*they are: fedavg-2, fedavg-20",
+        "federated.fedavg-3.lr": "found 'fedavg-3'; expected one of the scenario's federated. did you mean 'fedavg-2",
+    }.items():
+        with pytest.raises(ScenarioError, match=words):
+            assign(content, key, 1)
+    with pytest.raises(ScenarioError, match="there are no federated"):
+        assign({}, "federated.fedavg.lr", 1)
+
+
+def test_settings_of_a_strategy_reach_the_plan_and_the_sweep(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    file.write_text(yaml.safe_dump({**SCENARIO, "federated": [{"fedavg": {"rounds": 2}}]}))
+    cells = cells_of(file, [0], ["federated.fedavg-2.rounds=1,3"], "")
+    plans = [load(file, cell.overrides(())) for cell in cells]
+    assert [plan.scenario.federated[0].key for plan in plans] == ["fedavg-1", "fedavg-3"]
+    with pytest.raises(ScenarioError, match=r"federated\[0\].fedavg.mu.*an unknown key"):
+        load(file, Overrides(settings=(("federated.fedavg.mu", 1),)))
+
+
+def test_methods_neither_select_nor_drop_federated_rows(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    file.write_text(yaml.safe_dump({**SCENARIO, "federated": [{"fedavg": {"rounds": 2}}]}))
+    plan = load(file, Overrides(methods=("eam",)))
+    assert ([one.key for one in plan.scenario.methods], [one.key for one in plan.scenario.federated]) == (["eam"], ["fedavg-2"])
+    assert load(file, Overrides(methods=("eam",), settings=(("federated", []),))).scenario.federated == ()
+    for name in ("fedavg-2", "fedavg"):
+        with pytest.raises(ScenarioError, match=rf"--methods: found '{name}', which is below .*in every run"):
+            load(file, Overrides(methods=("mean", name)))
+    with pytest.raises(ScenarioError, match="no such method"):
+        load(file, Overrides(methods=("eamm",)))
 
 
 def test_an_unknown_key_is_told_like_any_mistake(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def conduct(grid: Any, config: Mapping[str, Any], simulated: bool) -> None:
     root = Path(str(config["root"])).expanduser() if config["root"] else None
     if root and not root.is_absolute():
         raise ScenarioError([Problem("--run-config", "root", f"'{root}'", "an absolute folder, or nothing")])
-    plan = load((root or APP) / str(config["scenario"]))
+    plan = load((root or APP) / str(config["scenario"]), at_target=False)  # a generalist is for the merges, which are not done here
     out = str(config["out"]) or f"runs/{plan.scenario.name}-{plan.scenario.seed}"
     here = root or Path.cwd()
     request = Request(out=here / out, pool=here / (str(config["pool"]) or "pool"))
@@ -52,11 +52,13 @@ def conduct(grid: Any, config: Mapping[str, Any], simulated: bool) -> None:
 def _seconds(given: Any) -> float:
     """How long hospitals may take to connect."""
     try:
-        seconds = float(given)
-    except ValueError:
+        seconds = 0.0 if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise ScenarioError([Problem("--run-config", "connect-s", f"'{given}'", "seconds, more than 0, e.g. 120")])
+        raise ScenarioError(
+            [Problem("--run-config", "connect-s", f"'{given}'", "a finite number of seconds, more than 0, e.g. 120")]
+        )
     return seconds
 
 

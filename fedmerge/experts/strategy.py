@@ -29,7 +29,10 @@ class Strategy(Plugin):
 
     rounds: int = Field(5, strict=True, ge=1, le=1000, description="how often hospitals are asked")
     epochs: int | None = Field(
-        None, ge=1, description="local epochs of a round; default: all rounds together have the steps of a hospital's own training"
+        None,
+        strict=True,
+        ge=1,
+        description="local epochs of a round; default: all rounds together have the steps of a hospital's own training",
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the hospitals that are asked in a round, drawn anew each time")
     optimiser: Optimiser | None = Field(None, description="of the hospitals, begun anew each round; default: the scenario's")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedmerge.consumption import read_generalist
-from fedmerge.errors import CheckpointError, FolderError, ScenarioError, SiteError
+from fedmerge.errors import FolderError, ScenarioError, SiteError
 from fedmerge.experts import local
 from fedmerge.experts.asking import Job, Reply, Request
 from fedmerge.experts.competition import all_rounds, asked_in, compete
@@ -344,6 +344,14 @@ def test_a_strategy_that_cannot_be_is_told_before_anything_starts(tmp_path: Path
         "federated[0].fedavg.lr": [{"fedavg": {"lr": float("inf")}}],
         "federated[0].fedavg.label": [{"fedavg": {"label": "expert:north"}}],
         "federated[0].fedavg.rounds: found True": [{"fedavg": {"rounds": True}}],
+        "federated[0].fedavg.epochs: found True": [{"fedavg": {"epochs": True}}],
+        "federated[0].fedfisher.rounds: found True": [{"fedfisher": {"rounds": True}}],
+        "federated[0].fedfisher.rounds: found 2": [{"fedfisher": {"rounds": 2}}],
+        "federated[0].fedfisher.samples: found True": [{"fedfisher": {"samples": True}}],
+        "federated[0].krum.malicious: found True": [{"krum": {"malicious": True}}],
+        "federated[0].fedprox.mu: found inf": [{"fedprox": {"mu": float("inf")}}],
+        "federated[0].fedadam.server_lr: found inf": [{"fedadam": {"server_lr": float("inf")}}],
+        "federated[0].fedavgm.server_lr: found nan": [{"fedavgm": {"server_lr": float("nan")}}],
     }
     for words, federated in cases.items():
         file.write_text(yaml.safe_dump({**SCENARIO, "federated": federated}))
@@ -364,11 +372,46 @@ def test_rounds_must_be_possible_with_as_few_hospitals_as_are_enough(tmp_path: P
 def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> None:
     file = world(tmp_path)
     t3 = {"t3": {"generalist": "generalist"}}
-    for named_ in ("fedavg-7", "."):
-        scenario = {**SCENARIO, "methods": ["mean", t3], "federated": [{"fedavg": {"rounds": 2}}], "generalist": named_}
+    cases = {"fedavg-7": "no such file", ".": "a folder", "fedavg-2": "", "absent.safetensors": "no such file"}
+    for named_, found in cases.items():
+        scenario = {**SCENARIO, "methods": ["mean", t3], "federated": [{"fedavg": {"rounds": 2}}, "fednova"], "generalist": named_}
         file.write_text(yaml.safe_dump(scenario))
-        with pytest.raises(CheckpointError, match=r"and no such file; expected one, or a row of `federated`.*fedavg-2"):
-            read_generalist(load(file, Overrides()))
+        load(file, at_target=False)  # who only gathers experts needs no generalist
+        if not found:
+            assert read_generalist(load(file)) is None
+            continue
+        with pytest.raises(ScenarioError) as error:
+            load(file)
+        said = str(error.value)
+        assert f"tiny.yaml: generalist: found '{named_}'" in said and found in said
+        assert "expected a safetensors file, or a row of 'federated': fedavg-2, fednova-5" in said
+        assert ("did you mean 'fedavg-2'?" in said) == (named_ == "fedavg-7")
+    file.write_text(yaml.safe_dump({**SCENARIO, "methods": ["mean", t3], "generalist": "absent.safetensors"}))
+    with pytest.raises(ScenarioError, match=r"and no such file; expected a safetensors file$"):
+        load(file)
+
+
+def test_every_row_has_a_name_of_its_own(tmp_path: Path) -> None:
+    file = world(tmp_path)
+    cases: dict[str, dict[str, Any]] = {
+        "methods[1]: found 'mean' 2 times (methods[0], methods[1])": {"methods": ["mean", "mean"]},
+        "federated[0]: found 'mean' 2 times (methods[0], federated[0])": {"federated": [{"fedavg": {"label": "mean"}}]},
+        "federated[1]: found 'fedavg-5' 2 times": {"federated": ["fedavg", {"fedavg": {"fraction": 0.5}}]},
+        "methods[1]: found 'expert:north' 2 times": {"methods": ["expert", {"expert": {"site": "north"}}]},
+        "methods[1]: found 'expert:east' 2 times": {
+            "methods": ["expert", {"expert": {"site": "east"}}],
+            "events": [{"at": 1, "join": "east"}],
+        },
+        "methods[0].mean.label: found 'expert:north'": {"methods": [{"mean": {"label": "expert:north"}}]},
+        "methods[0].mean.label: found '[red]'": {"methods": [{"mean": {"label": "[red]"}}]},
+    }
+    for words, changes in cases.items():
+        file.write_text(yaml.safe_dump({**SCENARIO, **changes}))
+        with pytest.raises(ScenarioError) as error:
+            load(file)
+        assert words in str(error.value) and "1 problem\n" in str(error.value), str(error.value)
+    file.write_text(yaml.safe_dump({**SCENARIO, "methods": ["expert", {"expert": {"site": "north", "label": "guest-1.0"}}]}))
+    assert [method.key for method in load(file).scenario.methods] == ["expert", "guest-1.0"]
 
 
 def test_too_few_for_a_strategy_is_no_crash() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fedmerge.plan import load as load_plan
 from fedmerge.target import holding
 from fedmerge.target.holding import Budget, Holding, check_limit
 from fedmerge.target.loop import TargetSite
-from fedmerge.target.task import TargetTask
+from fedmerge.target.task import Federated, TargetTask
 from tests.conftest import TINY
 from tests.target.conftest import MODEL, base, experts
 
@@ -90,6 +91,22 @@ def test_a_limit_below_the_process_itself_is_refused() -> None:
     with pytest.raises(ScenarioError, match=r"target.max_bytes: found 100 MB; expected at least \d+ MB"):
         check_limit(10**8, 3, MODEL, 11, (load("mean"),))
     check_limit(None, 3, MODEL, 11, (load("mean"),))
+
+
+def test_what_is_checked_before_training_counts_what_the_target_will_hold(target: Targets) -> None:
+    """A limit that is too small for the target's own budget, its images aside, is so before anybody trains, and no other is."""
+    arrays = base()
+    rows = tuple(Federated(f"fedavg-{rounds}", "", {}, "", arrays) for rounds in range(1, 6))
+    whole = replace(target("mean", "eam"), federated=rows, generalist=arrays)
+    budget = Budget.of(whole, 3)
+    assert budget.beside == Budget.of(replace(whole, federated=()), 3).beside + 5 * budget.sizes.parameters * 4
+    assert budget.rows == 5 * budget.sizes.parameters * 4 < holding.RESIDENT[0]  # so few that the disk saves nothing
+    least = budget.beside + budget.rows
+    for limit, ends in ((least - 1, pytest.raises(ScenarioError, match=r"target\.max_bytes")), (least, nullcontext())):
+        with ends:
+            check_limit(limit, 3, whole.model, len(whole.classes), whole.methods, federated=5, anchors=2)
+        with ends:
+            replace(budget, limit=limit).check()
 
 
 def test_a_disk_without_room_is_one_message(target: Targets, below: Limits) -> None:

@@ -35,10 +35,10 @@ class FedFisher(Strategy):
 
     paper: ClassVar[str] = "Jhunjhunwala et al., FedFisher: Leveraging Fisher information for one-shot learning, AISTATS 2024"
 
-    rounds: Literal[1] = Field(1, description="one-shot")
+    rounds: int = Field(1, strict=True, ge=1, le=1, description="one-shot")
     information: Literal["diagonal", "kfac"] = Field("diagonal", description="what is kept of F")
     solve: Literal["descent", "closed"] = Field("descent", description="how the minimum is found; kfac: descent")
-    samples: int = Field(500, ge=1, description="training images of a hospital that F is computed from")
+    samples: int = Field(500, strict=True, ge=1, description="training images of a hospital that F is computed from")
     estimator: Estimator = Field("exact", description="expectation over labels; kfac: exact or mc")
 
     @field_validator("solve", "estimator")
