@@ -6,14 +6,16 @@ For Ray clusters and Flower's SuperLink where no authority is at hand. Who has a
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
@@ -40,14 +42,8 @@ def issue(folder: Path, name: str, addresses: Sequence[str], days: int = 90, ren
     """
     _check(name, addresses)
     certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
-    if folder.exists() and not folder.is_dir():
-        raise FolderError(f"{folder}: found a file; expected a folder, or nothing")
-    for file in (certificate, key):
-        if file.exists() and not renew:
-            raise FolderError(f"{file}: found one; expected none. Give --renew to replace it")
-        if file.is_dir():
-            raise FolderError(f"{file}: found a folder; expected a file, or nothing")
     try:
+        _see_to_places(folder, certificate, key, renew)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         authority, signer = _authority(folder)
         own = ec.generate_private_key(ec.SECP256R1())
@@ -64,10 +60,22 @@ def issue(folder: Path, name: str, addresses: Sequence[str], days: int = 90, ren
     return certificate, key
 
 
+def _see_to_places(folder: Path, certificate: Path, key: Path, renew: bool) -> None:
+    """Before anything is made. Raises FolderError for what is in the way, OSError for what cannot be looked at."""
+    if os.path.lexists(folder) and not folder.is_dir():  # a link to nothing is in the way, too
+        raise FolderError(f"{folder}: found a file; expected a folder, or nothing")
+    for file in (certificate, key):
+        if file.exists() and not renew:
+            raise FolderError(f"{file}: found one; expected none. Give --renew to replace it")
+    for file in (certificate, key, folder / f"{AUTHORITY}.crt", folder / f"{AUTHORITY}.key"):
+        if file.is_dir():
+            raise FolderError(f"{file}: found a folder; expected a file, or nothing")
+
+
 def _check(name: str, addresses: Sequence[str]) -> None:
     problems = []
-    if not NAME.fullmatch(name) or name == AUTHORITY:
-        expected = f"letters, digits, '-', '_' and '.', and not '{AUTHORITY}', which is the authority's"
+    if not NAME.fullmatch(name) or name.lower() == AUTHORITY:  # on some disks CA.key is ca.key
+        expected = f"at most 64 letters, digits, '-', '_' and '.', and not '{AUTHORITY}', which is the authority's"
         problems.append(Problem("NAME", "", f"'{name}'", expected))
     if not addresses:
         problems.append(Problem("ADDRESS", "", "none", "a host name or an IP address at which others reach the machine"))
@@ -88,19 +96,7 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
         )
         raise FolderError(f"{there}: found it without {gone.name}. {mend}")
     if certificate.exists():
-        try:
-            found, signer = x509.load_pem_x509_certificate(certificate.read_bytes()), load_pem_private_key(key.read_bytes(), None)
-        except (ValueError, TypeError):
-            raise FolderError(f"{folder}: found ca.crt or ca.key that is no PEM; expected one, without a password") from None
-        if not isinstance(signer, ec.EllipticCurvePrivateKey):
-            raise FolderError(f"{key}: found a key of another kind; expected one of an elliptic curve")
-        if signer.public_key() != found.public_key():
-            raise FolderError(f"{key}: found another key than that of {certificate.name}; expected the pair that was made together")
-        if not _is_authority(found):
-            raise FolderError(f"{certificate}: found the certificate of a machine; expected that of an authority")
-        if found.not_valid_after_utc <= datetime.now(UTC):
-            raise FolderError(f"{certificate}: found one that ran out on {found.not_valid_after_utc:%Y-%m-%d}; give another folder")
-        return found, signer
+        return _found(certificate, key)
     signer = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedmerge authority")])
     built = _builder(issuer, issuer, signer.public_key(), signer.public_key(), YEARS)
@@ -110,19 +106,55 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
     return found, signer
 
 
+def _found(certificate: Path, key: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """An authority that can sign today. Raises FolderError: TLS would refuse later what another one has signed."""
+    try:
+        found, signer = x509.load_pem_x509_certificate(certificate.read_bytes()), load_pem_private_key(key.read_bytes(), None)
+        fits = signer.public_key() == found.public_key()
+    except TypeError:
+        raise FolderError(f"{key}: found one with a password; expected one without") from None
+    except (ValueError, UnsupportedAlgorithm):
+        files = f"{certificate.name} or {key.name}"
+        raise FolderError(f"{certificate.parent}: found {files} that is no PEM, or of an unknown kind; expected PEM") from None
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        kind = "an RSA key" if isinstance(signer, rsa.RSAPrivateKey) else "a key of another kind"
+        raise FolderError(f"{key}: found {kind}; expected one of an elliptic curve. Give another folder for a new authority")
+    if not fits:
+        raise FolderError(f"{key}: found another key than that of {certificate.name}; expected the pair that was made together")
+    if not _is_authority(found):
+        raise FolderError(f"{certificate}: found the certificate of a machine; expected that of an authority")
+    begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+    if ends <= datetime.now(UTC):
+        raise FolderError(f"{certificate}: found one that ran out on {ends:%Y-%m-%d}; give another folder for a new authority")
+    if begins > datetime.now(UTC):
+        mend = "Look whether this machine's clock is right"
+        raise FolderError(f"{certificate}: found one that begins on {begins:%Y-%m-%d}; expected one that is valid today. {mend}")
+    return found, signer
+
+
 def _is_authority(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except x509.ExtensionNotFound:
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return False
 
 
 def _write_pair(certificate: Path, signed: x509.Certificate, key: Path, secret: ec.EllipticCurvePrivateKey) -> None:
-    """The certificate is written before the key is, and put in its place after it: what cannot be written leaves the old pair."""
-    draft = certificate.with_name(f".{certificate.name}.draft")
-    draft.write_bytes(signed.public_bytes(Encoding.PEM))
-    write_secret(key, _pem(secret))
-    draft.replace(certificate)
+    """Both are written beside their places before either is put there: what cannot be written leaves the old pair, which fits."""
+    drafts = [file.with_name(f".{file.name}.{os.getpid()}.new") for file in (key, certificate)]
+    before = key.read_bytes() if key.exists() else None
+    try:
+        write_secret(drafts[0], _pem(secret))
+        drafts[1].write_bytes(signed.public_bytes(Encoding.PEM))
+        drafts[0].replace(key)
+        try:
+            drafts[1].replace(certificate)
+        except OSError:
+            key.unlink() if before is None else write_secret(key, before)
+            raise
+    finally:
+        for draft in drafts:
+            draft.unlink(missing_ok=True)
 
 
 def _builder(
