@@ -92,7 +92,7 @@ def test_a_site_that_fails_or_never_answers_is_named_and_costs_the_others_nothin
     before, began = ray_processes(), time.monotonic()
     quick, endless = hospital("quick"), hospital("endless", epochs=100_000, max_steps=10_000_000)
     bad = hospital("bad", folder_of_text)
-    asked = job(quick, bad, endless, deadline_s=30)
+    asked = job(quick, bad, endless, deadline_s=45)
     outcomes = federation.gather(asked, lambda _: None)
     assert outcomes["quick"].trained
     assert outcomes["bad"].reason.startswith("source.max_broken: found more than 2 files that are no image")
@@ -100,7 +100,7 @@ def test_a_site_that_fails_or_never_answers_is_named_and_costs_the_others_nothin
     assert "ward/liver/0.png" in own_log("bad").read_text()
     assert "Traceback" not in outcomes["bad"].reason
     assert not ExpertPool(asked.pool).has(bad)
-    assert "did not answer within 30 s" in outcomes["endless"].reason
+    assert "did not answer within 45 s" in outcomes["endless"].reason
     assert time.monotonic() - began < 90
     assert ExpertPool(asked.pool).has(quick)
     assert all_ended(before)
