@@ -88,9 +88,10 @@ ODD = [
     "host:port",
     " ",
     "127.0.0.1: 6379",
-    "127.0.0.1:99999",
     "127.0.0.1:²",
     "::1:1",
+    "[x:6379",
+    "[::1]x:6379",
 ]
 
 
@@ -100,6 +101,27 @@ def test_an_address_is_host_and_port(given: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RAY_ADDRESS", given)
     with pytest.raises(ScenarioError, match=r"RAY_ADDRESS: found '.*'; expected HOST:PORT of the head of a Ray cluster"):
         preflight(Wanted())
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "1" * 5000])
+def test_a_number_that_is_no_port_is_called_so(port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    with pytest.raises(ScenarioError, match=rf"{port} is no port; expected HOST:PORT of .* port from 1 to 65535"):
+        preflight(Wanted())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_blanks_around_an_address_are_no_part_of_it(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_INET6 if host[0] == "[" else socket.AF_INET) as nobody:
+        nobody.bind((host.strip("[]"), 0))
+        monkeypatch.setenv("RAY_ADDRESS", f" {host}:{nobody.getsockname()[1]} ")
+        with pytest.raises(ScenarioError, match="where nobody answers"):
+            preflight(Wanted())
+
+
+def test_an_empty_address_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    preflight(Wanted())
 
 
 def test_a_host_that_can_be_none_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 import ray
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
 
 from fedmerge.certificates import issue
 from fedmerge.errors import ScenarioError
@@ -117,6 +119,34 @@ def test_files_that_are_not_there_or_do_not_belong_together(plain: int, tls: Pat
         see_to_encryption("127.0.0.1", plain)
     assert "node.key', which is none or does not belong to the certificate" in str(error.value)
     assert "ca.crt', which cannot be read" in str(error.value)
+
+
+def test_a_head_that_breaks_off(tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a reset, as a proxy does that has nobody behind it."""
+
+    def reset(server: socket.socket) -> None:
+        line, _ = server.accept()
+        line.recv(1)
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        line.close()
+
+    both(monkeypatch, tls / "ours" / "node.crt")
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        for switch, said in (("1", "which the head does not take"), ("0", "speaks TLS or is no Ray")):
+            monkeypatch.setenv("RAY_USE_TLS", switch)
+            pool.submit(reset, server)
+            with pytest.raises(ScenarioError, match=said):
+                see_to_encryption("127.0.0.1", server.getsockname()[1])
+
+
+def test_a_key_with_a_password_asks_nobody(plain: int, tls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both(monkeypatch, tls / "ours" / "node.crt")
+    key = load_pem_private_key((tls / "ours" / "node.key").read_bytes(), None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (tmp_path / "node.key").write_bytes(locked)
+    monkeypatch.setenv("RAY_TLS_SERVER_KEY", str(tmp_path / "node.key"))
+    with pytest.raises(ScenarioError, match=r"RAY_TLS_SERVER_KEY: found .*; expected its private key, PEM, without a password"):
+        see_to_encryption("127.0.0.1", plain)
 
 
 def test_a_head_that_says_nothing_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,6 +79,7 @@ def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[As
     retries = asked[0].training.retries
     restarts = 4 + (retries + 1) * len(asked)
     resources = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": restarts, "max_task_retries": retries}
+    outside = os.environ.get("RAY_ADDRESS")
     arguments = {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False}
     run_simulation(
         server_app=server,
@@ -86,7 +87,7 @@ def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[As
         num_supernodes=len(asked),
         backend_config={
             "client_resources": resources,
-            "init_args": {} if os.environ.get("RAY_ADDRESS") else arguments | {"address": "local"},
+            "init_args": {"address": outside.strip()} if outside else arguments | {"address": "local"},
         },
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,9 @@ from fedmerge.target.ray.placement import Nodes, Wanted
 
 START_ATTEMPTS = 3
 """How often Ray is started before that counts as a failure."""
+
+ADDRESS = re.compile(r"([^\s:/\[\]]+|\[[0-9a-f:.]+\]):([0-9]+)", re.IGNORECASE)
+"""HOST:PORT, with an IPv6 address in brackets."""
 
 PORTS = 1 << 16
 
@@ -56,20 +60,21 @@ def start(ray: Any) -> None:
     Raises ScenarioError if nobody answers at that address or lets us in, and TargetError if Ray cannot be started.
     """
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
-    outside = os.environ.get("RAY_ADDRESS")
+    given = os.environ.get("RAY_ADDRESS")
+    outside = given and given.strip()
     own: dict[str, Any] = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
-    where = {"address": "auto"} if outside else own
-    if outside:
-        _knock(outside)
+    where = {"address": outside} if given else own
+    if given:
+        _knock(given)
     for attempt in range(START_ATTEMPTS):
         try:
-            with nullcontext() if outside else sealed():
+            with nullcontext() if given else sealed():
                 ray.init(**where, **quiet)
             return
         except Exception as error:  # a bare Exception is what Ray raises where its daemons are too slow to start
             ray.shutdown()
             said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
-            if outside:
+            if given:
                 raise ScenarioError(
                     [Problem("RAY_ADDRESS", "", f"'{outside}': {said}", "a cluster that lets us in", TOKEN)]
                 ) from None
@@ -83,13 +88,18 @@ def nodes(ray: Any) -> Nodes:
 
 
 def _knock(address: str) -> None:
-    """Ray would try for minutes, and look up other runs' Ray for `auto`. Raises ScenarioError unless a head answers there."""
+    """Ray would try for minutes, and look up other runs' Ray for `auto`. Raises ScenarioError unless a head answers there.
+
+    Blanks around an address are no part of it; blanks alone are one that was forgotten, and not the wish for a Ray of one's own.
+    """
     mend = "Start one with 'ray start --head', or unset RAY_ADDRESS: then a run starts its own Ray on this machine"
     expected = "HOST:PORT of the head of a Ray cluster"
-    host, _, port = address.rpartition(":")
-    plain = host and "/" not in host and not any(sign.isspace() for sign in address) and (":" not in host or host[0] == "[")
-    if not plain or not (port.isascii() and port.isdigit() and 0 < int(port) < PORTS):
+    if not (plain := ADDRESS.fullmatch(address.strip())):
         raise ScenarioError([Problem("RAY_ADDRESS", "", f"'{address}'", expected, mend)])
+    host, port = plain.groups()
+    if len(port) > len(str(PORTS)) or not 0 < int(port) < PORTS:
+        found, expected = f"'{address}', and {port} is no port", f"{expected}, with a port from 1 to {PORTS - 1}"
+        raise ScenarioError([Problem("RAY_ADDRESS", "", found, expected, mend)])
     if why := knock(host, int(port)):
         raise ScenarioError([Problem("RAY_ADDRESS", "", f"'{address}', where nobody answers ({why})", expected, mend)])
     see_to_encryption(host, int(port))

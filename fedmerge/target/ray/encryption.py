@@ -54,8 +54,11 @@ def switched_on() -> bool:
 
 
 def _plain(line: socket.socket, address: str) -> Iterator[Problem]:
-    line.sendall(GREETING)
-    answer = line.recv(9)
+    try:
+        line.sendall(GREETING)
+        answer = line.recv(9)
+    except ConnectionError:
+        answer = b""
     if len(answer) < 4 or answer[3] != SETTINGS:
         expected = f"{SWITCH}=1 with {', '.join(FILES)}, as at every node"
         yield Problem("RAY_ADDRESS", "", f"'{address}', a head that speaks TLS or is no Ray", expected)
@@ -80,6 +83,8 @@ def _encrypted(line: socket.socket, host: str, address: str) -> Iterator[Problem
             yield Problem(SWITCH, "", f"1, but the head at {address} is without TLS", f"a head with TLS, or no {SWITCH}")
             return
         refused = error.reason or str(error)
+    except ConnectionError:
+        refused = "it ended the connection"
     if refused:
         expected = f"one by the authority that the head at {address} trusts"
         yield Problem("RAY_TLS_SERVER_CERT", "", f"'{certificate}', which the head does not take ({refused})", expected)
@@ -98,9 +103,14 @@ def _missing() -> Iterator[Problem]:
                 if name == "RAY_TLS_CA_CERT":
                     ssl.create_default_context(cafile=file)
                 elif name == "RAY_TLS_SERVER_KEY":
-                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(os.environ.get("RAY_TLS_SERVER_CERT", ""), file)
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(
+                        os.environ.get("RAY_TLS_SERVER_CERT", ""),
+                        file,
+                        password="",  # or OpenSSL asks at the terminal
+                    )
             except (ssl.SSLError, OSError):
-                yield Problem(name, "", f"'{file}', which is none or does not belong to the certificate", f"{what}, PEM; {MAKE}")
+                found = f"'{file}', which is none or does not belong to the certificate"
+                yield Problem(name, "", found, f"{what}, PEM, without a password; {MAKE}")
 
 
 def _as_ray_asks(host: str) -> str:
