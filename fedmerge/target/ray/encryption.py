@@ -37,12 +37,12 @@ MAKE = "'fedmerge certificate' makes them"
 def see_to_encryption(host: str, port: int) -> None:
     """Raises ScenarioError if this process and the head do not agree: one of them without TLS, or certificates that do not fit.
 
-    A head that takes the connection and says nothing is left to Ray.
+    A head that says nothing, or is gone again, is left to Ray.
     """
     address, host = f"{host}:{port}", host.strip("[]")
     problems = list(_missing()) if switched_on() else []
     if not problems:
-        with suppress(TimeoutError), socket.create_connection((host, port), ANSWER_S) as line:
+        with suppress(TimeoutError, ConnectionRefusedError), socket.create_connection((host, port), ANSWER_S) as line:
             problems = list(_encrypted(line, host, address) if switched_on() else _plain(line, address))
     if problems:
         raise ScenarioError(problems)

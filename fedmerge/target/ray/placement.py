@@ -21,6 +21,10 @@ OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
 """Resources that Ray counts itself; by none of them a machine is told from others, and Ray refuses them as marks."""
 
 
+LEAST_SHARE = 1e-4
+"""Ray counts in ten thousandths."""
+
+
 @dataclass(frozen=True)
 class Placement:
     """What each actor asks Ray for. target: options of the target's actor. shard: of each shard's, or None to be at the target."""
@@ -81,8 +85,9 @@ class Wanted:
             expected = "a name of your own that marks the target's machine, e.g. 'target'"
             problems.append(Problem("Ray", "target.resource", f"'{self.resource}', which every machine has", expected))
         for key, share in (("target.gpus", self.gpus or 0.0), ("FEDMERGE_HOSPITAL_GPUS", self.each)):
-            if share > 1 and share != int(share):
-                problems.append(Problem("Ray", key, f"{share:g}", "a share of at most 1, or whole GPUs"))
+            if 0 < share < LEAST_SHARE or (share > 1 and share != int(share)):
+                expected = f"none, a share of at least {LEAST_SHARE:g} and at most 1, or whole GPUs"
+                problems.append(Problem("Ray", key, f"{share:g}", expected))
         if problems:
             raise ScenarioError(problems)
 
