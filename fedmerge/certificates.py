@@ -23,8 +23,7 @@ from fedmerge.errors import FolderError, Problem, UserError
 from fedmerge.secret import write_secret
 
 AUTHORITY = "ca"
-YEARS = timedelta(days=3650)
-"""How long the authority is valid."""
+AUTHORITY_VALID = timedelta(days=3650)
 
 HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*", re.IGNORECASE)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -47,7 +46,7 @@ def issue(folder: Path, name: str, addresses: Sequence[str], days: int = 90, ren
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         authority, signer = _authority(folder)
         own = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         valid = min(timedelta(days=days), authority.not_valid_after_utc - datetime.now(UTC))  # nobody believes it any longer
         built = _builder(subject, authority.subject, own.public_key(), signer.public_key(), valid)
         built = built.add_extension(x509.BasicConstraints(False, None), True).add_extension(_use(signs=False), True)
@@ -99,7 +98,7 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
         return _found(certificate, key)
     signer = ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedmerge authority")])
-    built = _builder(issuer, issuer, signer.public_key(), signer.public_key(), YEARS)
+    built = _builder(issuer, issuer, signer.public_key(), signer.public_key(), AUTHORITY_VALID)
     built = built.add_extension(x509.BasicConstraints(True, 0), True).add_extension(_use(signs=True), True)
     found = built.sign(signer, hashes.SHA256())
     _write_pair(certificate, found, key, signer)
@@ -140,21 +139,18 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 
 
 def _write_pair(certificate: Path, signed: x509.Certificate, key: Path, secret: ec.EllipticCurvePrivateKey) -> None:
-    """Both are written beside their places before either is put there: what cannot be written leaves the old pair, which fits."""
-    drafts = [file.with_name(f".{file.name}.{os.getpid()}.new") for file in (key, certificate)]
-    before = key.read_bytes() if key.exists() else None
+    """The certificate waits beside its place until the key is in its own: what cannot be written leaves the old pair."""
+    draft, before = certificate.with_name(f".{certificate.name}.{os.getpid()}.new"), key.read_bytes() if key.exists() else None
     try:
-        write_secret(drafts[0], _pem(secret))
-        drafts[1].write_bytes(signed.public_bytes(Encoding.PEM))
-        drafts[0].replace(key)
+        draft.write_bytes(signed.public_bytes(Encoding.PEM))
+        write_secret(key, _pem(secret))
         try:
-            drafts[1].replace(certificate)
+            draft.replace(certificate)
         except OSError:
             key.unlink() if before is None else write_secret(key, before)
             raise
     finally:
-        for draft in drafts:
-            draft.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
 def _builder(

@@ -18,7 +18,7 @@ from fedmerge.experts.public import probe_of
 from fedmerge.experts.site_log import where
 from fedmerge.experts.statistic_pool import StatisticPool
 from fedmerge.experts.train import SiteTask, steps_of
-from fedmerge.experts.turns import Wanted, turns
+from fedmerge.experts.turns import Awaited, turns
 from fedmerge.experts.upload import write_audit
 from fedmerge.experts.vetting import Vetting, vet
 from fedmerge.plan import Plan
@@ -64,10 +64,9 @@ def gather(
     another run is having trained in the same pool is waited for.
     """
     pool, deadline_s = ExpertPool(request.pool), plan.scenario.training.deadline_s + START_GRACE_S
-    wanted = [Wanted(task.site.name, pool.entry(task), partial(pool.has, task)) for task in tasks]
-    with turns(
-        pool.path, wanted, deadline_s, lambda site: terminal.say(f"hospitals: {site} trains for another run; waiting for it")
-    ):
+    awaited = [Awaited(task.site.name, pool.entry(task), partial(pool.has, task)) for task in tasks]
+    say = terminal.say
+    with turns(pool.path, awaited, deadline_s, lambda site: say(f"hospitals: {site} trains for another run; waiting for it")):
         return _gather(plan, job_of(plan, tuple(tasks), initial, request), terminal, carrier or simulated())
 
 
@@ -105,9 +104,9 @@ def compete(
     if not plan.scenario.federated or not founders:
         return ()
     pool, strategies = GlobalPool(request.pool, founders), plan.scenario.federated
-    wanted = [Wanted(one.key, pool.entry(one), partial(pool.has, one)) for one in strategies]
+    awaited = [Awaited(one.key, pool.entry(one), partial(pool.has, one)) for one in strategies]
     deadline_s = sum(one.rounds for one in strategies) * plan.scenario.training.deadline_s + START_GRACE_S
-    with turns(request.pool, wanted, deadline_s, lambda key: terminal.say(f"federated: {key} in another run; waiting for it")):
+    with turns(request.pool, awaited, deadline_s, lambda key: terminal.say(f"federated: {key} in another run; waiting for it")):
         missing = [one.key for one in strategies if not pool.has(one)]
         title = f"federated: {', '.join(missing)} in rounds" if missing else "federated: every model is in the pool"
         with terminal.progress(title) as bars:

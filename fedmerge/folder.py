@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Discriminator,
+    Field,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
@@ -30,6 +31,9 @@ from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCu
 from pydantic_core.core_schema import ErrorType
 
 from fedmerge.errors import Problem, ScenarioError, nearest
+
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,63}$")]
+"""A row's name that somebody has chosen: without ':', which parts the names of rows that a method makes for each site."""
 
 
 class Spec(BaseModel):

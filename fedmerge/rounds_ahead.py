@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedmerge.experts.census import Census
-from fedmerge.experts.global_pool import ROUND, GlobalPool
+from fedmerge.experts.global_pool import GlobalPool
 from fedmerge.experts.initialisation import Initial
 from fedmerge.experts.strategy import Strategy
 from fedmerge.experts.taking_part import Share
@@ -47,7 +47,7 @@ def ahead(plan: Plan, pool: Path, initial: Initial | None, sites: Sequence[Censu
     tasks = [site_task(plan, number, initial) for number in range(len(founders))] if initial else []
     known = GlobalPool(pool, tasks) if tasks else None
     return tuple(
-        _ahead(one, _done(known, one) if known else None, plan.scenario.training, founders) for one in plan.scenario.federated
+        _ahead(one, known.done(one) if known else None, plan.scenario.training, founders) for one in plan.scenario.federated
     )
 
 
@@ -61,9 +61,3 @@ def _ahead(strategy: Strategy, done: int | None, training: Training, founders: S
     whole = [steps(site, 1) for site in founders]
     left = {site.site: steps(site, first) for site in founders}
     return Ahead(strategy.key, strategy.rounds, done, sum(whole) / len(whole), left, drawn * (strategy.rounds + 1 - first))
-
-
-def _done(pool: GlobalPool, strategy: Strategy) -> int:
-    """The last whole round that is there; whether it is damaged, the run will see."""
-    found = [ROUND.fullmatch(folder.name) for folder in pool.entry(strategy).glob("round-*")]
-    return max((int(name[1]) for name in found if name), default=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -61,8 +61,8 @@ class Answers:
 
     uploads: list[Upload]
     turns: list[Turn]
-    items: list[Item] = field(default_factory=list)
-    absences: list[Absence] = field(default_factory=list)
+    items: list[Item]
+    absences: list[Absence]
 
 
 def asked_in(job: Job, strategy: Strategy, number: int) -> list[SiteTask]:
@@ -108,7 +108,7 @@ def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor],
         raise SiteError(f"{expected}{': ' + told if told else ''}")
     there = [arrived[task.site.name] for task in tasks if task.site.name in arrived]
     items = [item for _, _, sent in there for item in sent]
-    absences = [Absence(number, site, failed[site]) for site in failed]
+    absences = [Absence(number, site, reason) for site, reason in failed.items()]
     return Answers([upload for upload, _, _ in there], [own for _, own, _ in there], items, absences)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from fedmerge.experts.upload import Item, state_digest, write_audit
 State = dict[str, Tensor]
 THETA, MEMORY = "theta.", "memory."
 ROUND = re.compile(r"round-(\d{4})")
+STALE_S = 3600.0
+"""Age at which the draft of a round is that of a process that was killed, seconds."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,10 @@ class GlobalPool:
         """Whether all rounds are done."""
         return (self.entry(strategy) / f"round-{strategy.rounds:04d}").is_dir()
 
+    def done(self, strategy: Strategy) -> int:
+        """The last round that is there; whether it is damaged, `last` sees."""
+        return max((number for number, _ in self._rounds(self.entry(strategy))), default=0)
+
     def keep(self, strategy: Strategy, stand: Stand, items: Sequence[Item] = ()) -> None:
         """This round instead of those before it; it appears whole or not at all. items: the audit of what was sent in it.
 
@@ -116,8 +123,9 @@ class GlobalPool:
 
         entry = self.entry(strategy)
         entry.mkdir(parents=True, exist_ok=True)
-        for left in entry.glob(".round-*"):  # of a process that was killed: turns see to it that nobody else writes here
-            shutil.rmtree(left, ignore_errors=True)
+        for left in entry.glob(".round-*"):
+            if time.time() - left.stat().st_mtime > STALE_S:
+                shutil.rmtree(left, ignore_errors=True)
         write_audit(entry / "audit.jsonl", list(items))
         draft = Path(tempfile.mkdtemp(prefix=".round-", dir=entry))
         whole = {**{THETA + name: t for name, t in stand.theta.items()}, **{MEMORY + name: t for name, t in stand.memory.items()}}

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from fedmerge.experts.fitting import Optimiser
 from fedmerge.experts.statistic import Statistic
-from fedmerge.folder import Folder, Plugin
+from fedmerge.folder import Folder, Label, Plugin
 
 VERSION = 2
 """Raise it whenever the same strategy would make another model."""
@@ -39,9 +39,7 @@ class Strategy(Plugin):
     lr: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="of the hospitals; default: that of run 0 of the scenario's training"
     )
-    label: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][\w.+-]{0,63}$", description="name in tables; default: the strategy and its rounds"
-    )
+    label: Label | None = Field(None, description="name in tables; default: the strategy and its rounds")
 
     @property
     def key(self) -> str:

@@ -14,8 +14,8 @@ PAUSE_S = 0.2
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Something that a pool is to hold: what it is called, its folder in the pool, and whether it is there."""
+class Awaited:
+    """What a pool is to hold: its name in messages, its folder in the pool, and whether it is there."""
 
     name: str
     entry: Path
@@ -23,15 +23,17 @@ class Wanted:
 
 
 @contextmanager
-def turns(pool: Path, wanted: Sequence[Wanted], deadline_s: float, on_wait: Callable[[str], None]) -> Iterator[None]:
+def turns(pool: Path, awaited: Sequence[Awaited], deadline_s: float, on_wait: Callable[[str], None]) -> Iterator[None]:
     """Hold the turn for everything that is not in the pool, after whoever holds it now; `on_wait` is told what it is.
 
-    In order of names, so that no two processes wait for each other. After deadline_s it goes on without the turns that it could
-    not get: the same is then trained twice, and one of the two is kept. A turn ends with its process, however that ends.
+    In order of folders, so that no two processes wait for each other, and once for each, or a process would wait for itself:
+    strategies that differ in their labels alone have one. After deadline_s it goes on without the turns that it could not get: the
+    same is then trained twice, and one of the two is kept. A turn ends with its process, however that ends.
     """
     began = time.monotonic()
     with ExitStack() as held:
-        for one in sorted((one for one in wanted if not one.there()), key=lambda one: one.entry.name):
+        folders = {one.entry.name: one for one in awaited if not one.there()}
+        for _, one in sorted(folders.items()):
             file = pool / "turns" / f"{one.entry.name}.lock"
             file.parent.mkdir(parents=True, exist_ok=True)
             opened = held.enter_context(file.open("w"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from fedmerge.folder import Folder, Plugin
+from fedmerge.folder import Folder, Label, Plugin
 
 if TYPE_CHECKING:
     from fedmerge.merge.bank import Bank
@@ -52,9 +52,7 @@ class Method(Plugin):
     exceptions: ClassVar[dict[str, str]] = {}
     """Laws of merging that the method does not keep by design, and why."""
 
-    label: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][\w.+-]{0,63}$", description="name in tables, when the method's own name is not enough"
-    )
+    label: Label | None = Field(None, description="name in tables, when the method's own name is not enough")
 
     @property
     def key(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -288,10 +290,17 @@ def test_what_lies_beside_rounds_disturbs_nobody(hospital: Hospital, job: Jobs) 
     asked = job(*with_strategies(hospital("north"), strategies=[strategy]))
     pool = GlobalPool(asked.pool, asked.tasks)
     (pool.entry(strategy) / "round-0001.bak").mkdir(parents=True)
-    (pool.entry(strategy) / ".round-killed").mkdir()
+    for name, age in (("killed", 7200), ("busy", 0)):
+        (pool.entry(strategy) / f".round-{name}").mkdir()
+        os.utime(pool.entry(strategy) / f".round-{name}", (time.time() - age,) * 2)
     assert local.compete(asked, lambda _: None) == {}
     assert pool.model(strategy).stand.rounds == 1
-    assert sorted(path.name for path in pool.entry(strategy).iterdir()) == ["audit.jsonl", "round-0001", "round-0001.bak"]
+    assert sorted(path.name for path in pool.entry(strategy).iterdir()) == [
+        ".round-busy",
+        "audit.jsonl",
+        "round-0001",
+        "round-0001.bak",
+    ]
 
 
 def test_a_damaged_round_stops_its_own_strategy_alone(hospital: Hospital, job: Jobs) -> None:
@@ -321,12 +330,14 @@ def test_who_is_asked_is_drawn_anew_in_every_round(hospital: Hospital, job: Jobs
 def test_costs_are_means_over_all_hospitals(first: tuple[Path, str]) -> None:
     """One of two hospitals is asked, once: of its bytes the mean over both is half."""
     folder, _ = first
-    federated = [{"fedavg": {"rounds": 1, "fraction": 0.5}}, {"fedavg": {"rounds": 1, "label": "all"}}]
+    same = [{"fedavg": {"rounds": 1, "label": label}} for label in ("all", "again")]
+    federated = [{"fedavg": {"rounds": 1, "fraction": 0.5}}, *same]
     scenario = {**SCENARIO, "name": "some", "federated": federated, "methods": ["mean"]}
     (folder / "scenarios" / "some.yaml").write_text(yaml.safe_dump(scenario))
     done(folder, "scenarios/some.yaml")
     cost = {name: row["cost"] for name, row in read(folder / "runs" / "some-3" / "summary.json")["methods"].items()}
     assert cost["fedavg-1"]["up"] == cost["all"]["up"] / 2 > 0
+    assert cost["again"] == cost["all"]  # one model by two names, which nobody waits for
     assert cost["fedavg-1"]["steps"] < cost["all"]["steps"] == cost["mean"]["steps"]
 
 

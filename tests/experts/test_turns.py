@@ -10,26 +10,33 @@ from pathlib import Path
 
 from fedmerge.experts.pool import ExpertPool
 from fedmerge.experts.train import SiteTask
-from fedmerge.experts.turns import Wanted, turns
+from fedmerge.experts.turns import Awaited, turns
 
 Hospitals = Callable[..., SiteTask]
 
 
-def wanted(pool: ExpertPool, *tasks: SiteTask) -> list[Wanted]:
-    return [Wanted(task.site.name, pool.entry(task), partial(pool.has, task)) for task in tasks]
+def awaited(pool: ExpertPool, *tasks: SiteTask) -> list[Awaited]:
+    return [Awaited(task.site.name, pool.entry(task), partial(pool.has, task)) for task in tasks]
 
 
 def test_a_turn_is_waited_for_and_no_longer_than_asked(tmp_path: Path, hospital: Hospitals) -> None:
     pool, tasks = ExpertPool(tmp_path), [hospital("north"), hospital("south")]
     waited: list[str] = []
-    with turns(tmp_path, wanted(pool, *tasks), 5, waited.append):
+    with turns(tmp_path, awaited(pool, *tasks), 5, waited.append):
         assert waited == []
         began = time.monotonic()
-        with turns(tmp_path, wanted(pool, tasks[0]), 0.5, waited.append):
+        with turns(tmp_path, awaited(pool, tasks[0]), 0.5, waited.append):
             assert time.monotonic() - began >= 0.5
     assert waited == ["north"]
-    with turns(tmp_path, wanted(pool, *tasks), 0, waited.append):
+    with turns(tmp_path, awaited(pool, *tasks), 0, waited.append):
         assert waited == ["north"]
+
+
+def test_nobody_waits_for_himself(tmp_path: Path, hospital: Hospitals) -> None:
+    pool, task = ExpertPool(tmp_path), hospital("north")
+    waited: list[str] = []
+    with turns(tmp_path, awaited(pool, task, task), 60, waited.append):
+        assert waited == []
 
 
 def test_who_waits_goes_on_when_the_expert_is_there(tmp_path: Path, hospital: Hospitals) -> None:
@@ -37,10 +44,10 @@ def test_who_waits_goes_on_when_the_expert_is_there(tmp_path: Path, hospital: Ho
     entered, waiting = threading.Event(), threading.Event()
 
     def other() -> None:
-        with turns(tmp_path, wanted(pool, task), 60, lambda _: waiting.set()):
+        with turns(tmp_path, awaited(pool, task), 60, lambda _: waiting.set()):
             entered.set()
 
-    with turns(tmp_path, wanted(pool, task), 60, lambda _: None):
+    with turns(tmp_path, awaited(pool, task), 60, lambda _: None):
         second = threading.Thread(target=other)
         second.start()
         assert waiting.wait(10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from fedmerge.target.ray.cluster import preflight
 from fedmerge.target.ray.placement import Nodes, Wanted
 from fedmerge.target.ray.waiting import wait
 from fedmerge.target.task import TargetTask
+from tests.front_door import ray_address, simulate, world
 from tests.target.conftest import base, experts
 from tests.target.test_shards import alike, spread
 
@@ -121,14 +123,31 @@ def test_blanks_around_an_address_are_no_part_of_it(host: str, monkeypatch: pyte
 
 
 def test_an_empty_address_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one, a head that nobody has started would be asked for."""
+    import ray
+
     monkeypatch.setenv("RAY_ADDRESS", "")
     preflight(Wanted())
+    assert not ray.is_initialized()
 
 
 def test_a_host_that_can_be_none_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "host..x:6379")
     with pytest.raises(ScenarioError, match=r"RAY_ADDRESS: found 'host\.\.x:6379', where nobody answers \(no such name\)"):
         preflight(Wanted())
+
+
+@pytest.mark.slow
+def test_a_cluster_that_does_not_let_us_in_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the front door, since it is Ray that refuses: it is told of a token that is nowhere."""
+    world(tmp_path / "here")
+    ray_address()  # starts before there is talk of a token
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
+    ended = simulate(tmp_path / "here", "--experts-only")
+    assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
+    assert "RAY_AUTH_TOKEN_PATH is set but file cannot be opened" in ended.stderr
+    assert "expected a cluster that lets this command in. Where its nodes have a token" in ended.stderr
 
 
 @pytest.mark.parametrize("given", ["half", "-1", "nan", "inf"])

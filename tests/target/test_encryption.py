@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,8 +15,7 @@ import ray
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
 
 from fedmerge.certificates import issue
-from fedmerge.errors import ScenarioError
-from fedmerge.target.ray.encryption import see_to_encryption
+from fedmerge.target.ray.encryption import disagreements
 
 
 @pytest.fixture(scope="module")
@@ -68,42 +68,40 @@ def both(monkeypatch: pytest.MonkeyPatch, node: Path, authority: Path | None = N
     speak(monkeypatch, node, node.with_suffix(".key"), authority or node.parent)
 
 
+def said(host: str, port: int) -> str:
+    return "\n".join(map(str, disagreements(host, port)))
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_who_speaks_alike_gets_on(host: str, plain: int, encrypted: int, tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
-    see_to_encryption(host, plain)
+    assert disagreements(host, plain) == []
     both(monkeypatch, tls / "ours" / "node.crt")
-    see_to_encryption(host, encrypted)
+    assert disagreements(host, encrypted) == []
 
 
 def test_a_command_without_tls(encrypted: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
-    with pytest.raises(ScenarioError, match=r"RAY_ADDRESS: found '127.*speaks TLS.*; expected RAY_USE_TLS=1 with RAY_TLS"):
-        see_to_encryption("127.0.0.1", encrypted)
+    found = f"RAY_ADDRESS: found '127.0.0.1:{encrypted}', a head that speaks TLS or is no Ray; expected RAY_USE_TLS=1 with RAY_TLS"
+    assert said("127.0.0.1", encrypted).startswith(found)
 
 
-def test_a_head_without_tls(plain: int, tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both(monkeypatch, tls / "ours" / "node.crt")
-    with pytest.raises(ScenarioError, match=r"RAY_USE_TLS: found 1, but the head at 127.* is without TLS"):
-        see_to_encryption("127.0.0.1", plain)
-
-
-def test_a_head_of_another_authority(encrypted: int, tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both(monkeypatch, tls / "other" / "node.crt")
-    with pytest.raises(ScenarioError, match=r"RAY_ADDRESS.*certificate does not fit"):
-        see_to_encryption("127.0.0.1", encrypted)
-
-
-def test_a_head_of_another_name(misnamed: int, tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both(monkeypatch, tls / "ours" / "node.crt")
-    with pytest.raises(ScenarioError, match=r"RAY_ADDRESS.*certificate does not fit \(IP address mismatch.*expected one for"):
-        see_to_encryption("127.0.0.1", misnamed)
-
-
-def test_a_certificate_that_the_head_does_not_take(encrypted: int, tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    both(monkeypatch, tls / "other" / "node.crt", authority=tls / "ours")
-    with pytest.raises(ScenarioError, match=r"RAY_TLS_SERVER_CERT: found '.*node\.crt', which the head does not take"):
-        see_to_encryption("127.0.0.1", encrypted)
+@pytest.mark.parametrize(
+    ("server", "node", "authority", "words"),
+    [
+        ("plain", "ours", "ours", r"RAY_USE_TLS: found 1, but the head at 127\S* is without TLS"),
+        ("encrypted", "other", "other", r"RAY_ADDRESS: .*whose certificate does not fit .*by the authority of RAY_TLS_CA_CERT"),
+        ("misnamed", "ours", "ours", r"RAY_ADDRESS: .*certificate does not fit \(IP address mismatch.*expected one for"),
+        ("encrypted", "other", "ours", r"RAY_TLS_SERVER_CERT: found '\S*node\.crt', which the head does not take"),
+    ],
+)
+def test_who_does_not_is_told_why(
+    server: str, node: str, authority: str, words: str, tls: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head without TLS, one of another authority, one of another name, and one that does not take our certificate."""
+    both(monkeypatch, tls / node / "node.crt", authority=tls / authority)
+    (problem,) = disagreements("127.0.0.1", request.getfixturevalue(server))
+    assert re.match(words, str(problem))
 
 
 def test_files_that_are_not_there_or_do_not_belong_together(plain: int, tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,14 +109,12 @@ def test_files_that_are_not_there_or_do_not_belong_together(plain: int, tls: Pat
     monkeypatch.setenv("RAY_USE_TLS", "true")
     for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ScenarioError, match="3 problems") as error:
-        see_to_encryption("127.0.0.1", plain)
-    assert "RAY_TLS_CA_CERT: found nothing; expected the file of the authority's certificate" in str(error.value)
+    assert len(disagreements("127.0.0.1", plain)) == 3
+    assert "RAY_TLS_CA_CERT: found nothing; expected the file of the authority's certificate" in said("127.0.0.1", plain)
     speak(monkeypatch, tls / "ours" / "node.crt", tls / "other" / "node.key", tls / "nowhere")
-    with pytest.raises(ScenarioError, match="2 problems") as error:
-        see_to_encryption("127.0.0.1", plain)
-    assert "node.key', which is none or does not belong to the certificate" in str(error.value)
-    assert "ca.crt', which cannot be read" in str(error.value)
+    key, authority = disagreements("127.0.0.1", plain)
+    assert "node.key', which is none or does not belong to the certificate" in str(key)
+    assert "ca.crt', which cannot be read" in str(authority)
 
 
 def test_a_head_that_breaks_off(tls: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,11 +128,10 @@ def test_a_head_that_breaks_off(tls: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     both(monkeypatch, tls / "ours" / "node.crt")
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
-        for switch, said in (("1", "which the head does not take"), ("0", "speaks TLS or is no Ray")):
+        for switch, words in (("1", "which the head does not take"), ("0", "speaks TLS or is no Ray")):
             monkeypatch.setenv("RAY_USE_TLS", switch)
             pool.submit(reset, server)
-            with pytest.raises(ScenarioError, match=said):
-                see_to_encryption("127.0.0.1", server.getsockname()[1])
+            assert words in said("127.0.0.1", server.getsockname()[1])
 
 
 def test_a_key_with_a_password_asks_nobody(plain: int, tls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,12 +140,13 @@ def test_a_key_with_a_password_asks_nobody(plain: int, tls: Path, tmp_path: Path
     locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
     (tmp_path / "node.key").write_bytes(locked)
     monkeypatch.setenv("RAY_TLS_SERVER_KEY", str(tmp_path / "node.key"))
-    with pytest.raises(ScenarioError, match=r"RAY_TLS_SERVER_KEY: found .*; expected its private key, PEM, without a password"):
-        see_to_encryption("127.0.0.1", plain)
+    (problem,) = disagreements("127.0.0.1", plain)
+    assert problem.where == "RAY_TLS_SERVER_KEY"
+    assert problem.expected.startswith("its private key, PEM, without a password")
 
 
 def test_a_head_that_says_nothing_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
     monkeypatch.setattr("fedmerge.target.ray.encryption.ANSWER_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        see_to_encryption("127.0.0.1", silent.getsockname()[1])
+        assert disagreements("127.0.0.1", silent.getsockname()[1]) == []

@@ -72,9 +72,9 @@ def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[As
         program(asking(grid, asked, job))
 
     cores = len(os.sched_getaffinity(0))
-    gpus = torch.cuda.device_count() / min(len(asked), cores) if torch.cuda.is_available() else 0.0
-    gpus = gpus if gpus < 1 else float(int(gpus))  # above one, Ray takes whole GPUs only
-    gpus = float(os.environ.get("FEDMERGE_HOSPITAL_GPUS", gpus))  # of a cluster, this machine does not know how many there are
+    share = torch.cuda.device_count() / min(len(asked), cores) if torch.cuda.is_available() else 0.0
+    share = share if share < 1 else share // 1  # above one, Ray takes whole GPUs only
+    gpus = float(os.environ.get("FEDMERGE_HOSPITAL_GPUS", share))  # of a cluster, this machine does not know how many there are
     # Ray counts all cores of a node for clients, so nothing else may reserve one. A client that is killed starts anew, and Ray
     # asks it again as often as declared; every hospital may use that up, and the process must still be there for the others.
     retries = asked[0].training.retries

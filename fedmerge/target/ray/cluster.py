@@ -12,7 +12,7 @@ from typing import Any
 
 from fedmerge.egress import sealed
 from fedmerge.errors import Problem, ScenarioError, TargetError
-from fedmerge.target.ray.encryption import see_to_encryption
+from fedmerge.target.ray.encryption import disagreements
 from fedmerge.target.ray.head import knock
 from fedmerge.target.ray.placement import Nodes, Wanted
 
@@ -22,7 +22,7 @@ START_ATTEMPTS = 3
 ADDRESS = re.compile(r"([^\s:/\[\]]+|\[[0-9a-f:.]+\]):([0-9]+)", re.IGNORECASE)
 """HOST:PORT, with an IPv6 address in brackets."""
 
-PORTS = 1 << 16
+LAST_PORT = 65535
 
 TOKEN = "Where its nodes have a token (RAY_AUTH_MODE=token), this command needs the same: RAY_AUTH_TOKEN_PATH names its file"
 
@@ -61,23 +61,20 @@ def start(ray: Any) -> None:
     """
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
     given = os.environ.get("RAY_ADDRESS")
-    outside = given and given.strip()
+    outside = head_at(given) if given else ""
     own: dict[str, Any] = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
-    where = {"address": outside} if given else own
-    if given:
-        _knock(given)
+    where = {"address": outside} if outside else own
     for attempt in range(START_ATTEMPTS):
         try:
-            with nullcontext() if given else sealed():
+            with nullcontext() if outside else sealed():
                 ray.init(**where, **quiet)
             return
         except Exception as error:  # a bare Exception is what Ray raises where its daemons are too slow to start
             ray.shutdown()
             said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
-            if given:
-                raise ScenarioError(
-                    [Problem("RAY_ADDRESS", "", f"'{outside}': {said}", "a cluster that lets us in", TOKEN)]
-                ) from None
+            if outside:
+                expected = "a cluster that lets this command in"
+                raise ScenarioError([Problem("RAY_ADDRESS", "", f"'{outside}' ({said})", expected, TOKEN)]) from None
             if attempt == START_ATTEMPTS - 1:
                 raise TargetError(f"Ray cannot be started: {said}") from None
 
@@ -87,22 +84,25 @@ def nodes(ray: Any) -> Nodes:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _knock(address: str) -> None:
-    """Ray would try for minutes, and look up other runs' Ray for `auto`. Raises ScenarioError unless a head answers there.
+def head_at(given: str) -> str:
+    """The address of a head that answers, and speaks as this process does. Raises ScenarioError if there is none.
 
-    Blanks around an address are no part of it; blanks alone are one that was forgotten, and not the wish for a Ray of one's own.
+    Ray would try for minutes, and for `auto` look up the Ray of another run. Blanks around an address are no part of it; blanks
+    alone are one that was forgotten, and not the wish for a Ray of one's own.
     """
     mend = "Start one with 'ray start --head', or unset RAY_ADDRESS: then a run starts its own Ray on this machine"
-    expected = "HOST:PORT of the head of a Ray cluster"
-    if not (plain := ADDRESS.fullmatch(address.strip())):
-        raise ScenarioError([Problem("RAY_ADDRESS", "", f"'{address}'", expected, mend)])
-    host, port = plain.groups()
-    if len(port) > len(str(PORTS)) or not 0 < int(port) < PORTS:
-        found, expected = f"'{address}', and {port} is no port", f"{expected}, with a port from 1 to {PORTS - 1}"
+    found, expected = f"'{given}'", "HOST:PORT of the head of a Ray cluster"
+    if not (plain := ADDRESS.fullmatch(given.strip())):
         raise ScenarioError([Problem("RAY_ADDRESS", "", found, expected, mend)])
+    host, port = plain.groups()
+    if len(port) > len(str(LAST_PORT)) or not 0 < int(port) <= LAST_PORT:
+        expected = f"{expected}, with a port from 1 to {LAST_PORT}"
+        raise ScenarioError([Problem("RAY_ADDRESS", "", f"{found}, and {port} is no port", expected, mend)])
     if why := knock(host, int(port)):
-        raise ScenarioError([Problem("RAY_ADDRESS", "", f"'{address}', where nobody answers ({why})", expected, mend)])
-    see_to_encryption(host, int(port))
+        raise ScenarioError([Problem("RAY_ADDRESS", "", f"{found}, where nobody answers ({why})", expected, mend)])
+    if problems := disagreements(host.strip("[]"), int(port)):
+        raise ScenarioError(problems)
+    return plain[0]
 
 
 def _of_each_hospital() -> float:

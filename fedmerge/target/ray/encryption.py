@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from fedmerge.errors import Problem, ScenarioError
+from fedmerge.errors import Problem
 
 SWITCH = "RAY_USE_TLS"
 FILES = {
@@ -34,18 +34,17 @@ LOCAL = ("localhost", "127.0.0.1", "::1")
 MAKE = "'fedmerge certificate' makes them"
 
 
-def see_to_encryption(host: str, port: int) -> None:
-    """Raises ScenarioError if this process and the head do not agree: one of them without TLS, or certificates that do not fit.
+def disagreements(host: str, port: int) -> list[Problem]:
+    """What this process and the head do not agree about: one of them is without TLS, or certificates do not fit.
 
     A head that says nothing, or is gone again, is left to Ray.
     """
-    address, host = f"{host}:{port}", host.strip("[]")
-    problems = list(_missing()) if switched_on() else []
-    if not problems:
-        with suppress(TimeoutError, ConnectionRefusedError), socket.create_connection((host, port), ANSWER_S) as line:
-            problems = list(_encrypted(line, host, address) if switched_on() else _plain(line, address))
-    if problems:
-        raise ScenarioError(problems)
+    address = f"{host}:{port}"
+    if switched_on() and (problems := list(_unusable_files())):
+        return problems
+    with suppress(TimeoutError, ConnectionRefusedError), socket.create_connection((host, port), ANSWER_S) as line:
+        return list(_encrypted(line, host, address) if switched_on() else _plain(line, address))
+    return []
 
 
 def switched_on() -> bool:
@@ -90,7 +89,7 @@ def _encrypted(line: socket.socket, host: str, address: str) -> Iterator[Problem
         yield Problem("RAY_TLS_SERVER_CERT", "", f"'{certificate}', which the head does not take ({refused})", expected)
 
 
-def _missing() -> Iterator[Problem]:
+def _unusable_files() -> Iterator[Problem]:
     """Files that are not named, not there, or of another kind."""
     for name, what in FILES.items():
         file = os.environ.get(name, "")
@@ -98,25 +97,29 @@ def _missing() -> Iterator[Problem]:
             yield Problem(name, "", "nothing", f"the file of {what}, since {SWITCH} is on; {MAKE}")
         elif not os.access(file, os.R_OK) or not Path(file).is_file():
             yield Problem(name, "", f"'{file}', which cannot be read", f"the file of {what}; {MAKE}")
-        else:
-            try:
-                if name == "RAY_TLS_CA_CERT":
-                    ssl.create_default_context(cafile=file)
-                elif name == "RAY_TLS_SERVER_KEY":
-                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(
-                        os.environ.get("RAY_TLS_SERVER_CERT", ""),
-                        file,
-                        password="",  # or OpenSSL asks at the terminal
-                    )
-            except (ssl.SSLError, OSError):
-                found = f"'{file}', which is none or does not belong to the certificate"
-                yield Problem(name, "", found, f"{what}, PEM, without a password; {MAKE}")
+        elif not _fits(name, file):
+            found = f"'{file}', which is none or does not belong to the certificate"
+            yield Problem(name, "", found, f"{what}, PEM, without a password; {MAKE}")
+
+
+def _fits(name: str, file: str) -> bool:
+    """Whether OpenSSL takes it: an authority alone, a key with its certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if name == "RAY_TLS_CA_CERT":
+            context.load_verify_locations(file)
+        elif name == "RAY_TLS_SERVER_KEY":
+            # with a password of no letters OpenSSL does not ask for one at the terminal
+            context.load_cert_chain(os.environ.get("RAY_TLS_SERVER_CERT", ""), file, password="")
+    except OSError:  # ssl.SSLError is one
+        return False
+    return True
 
 
 def _as_ray_asks(host: str) -> str:
     """The name that Ray compares the head's certificate with: in place of loopback it takes the machine's own address."""
-    if host.strip("[]") not in LOCAL:
-        return host.strip("[]")
+    if host not in LOCAL:
+        return host
     import ray
 
     return str(ray.util.get_node_ip_address())

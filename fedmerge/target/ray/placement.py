@@ -20,7 +20,6 @@ SHARD = "shard"
 OF_RAY = ("CPU", "GPU", "memory", "object_store_memory")
 """Resources that Ray counts itself; by none of them a machine is told from others, and Ray refuses them as marks."""
 
-
 LEAST_SHARE = 1e-4
 """Ray counts in ten thousandths."""
 
@@ -53,7 +52,7 @@ class Wanted:
 
     def place(self, nodes: Nodes) -> Placement:
         """Where everything goes. Raises ScenarioError, naming each resource with what is wanted and what there is."""
-        self._possible()
+        self._refuse_what_ray_takes_nowhere()
         declared = any(node.get(TARGET, 0) > 0 for node in nodes)
         resource = self.resource or (TARGET if declared else None)
         homes = [node for node in nodes if resource is None or node.get(resource, 0) >= 1]
@@ -78,8 +77,8 @@ class Wanted:
         apart = {"num_cpus": 0, "resources": {SHARD: 1}, "scheduling_strategy": "SPREAD"}
         return Placement(own, apart if spread else None)
 
-    def _possible(self) -> None:
-        """Raises ScenarioError for what Ray takes nowhere, and would refuse only when hospitals have trained."""
+    def _refuse_what_ray_takes_nowhere(self) -> None:
+        """Raises ScenarioError: Ray itself would refuse it only when hospitals have trained."""
         problems = []
         if self.resource in OF_RAY:
             expected = "a name of your own that marks the target's machine, e.g. 'target'"
