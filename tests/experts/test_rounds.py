@@ -326,21 +326,6 @@ def test_who_is_asked_is_drawn_anew_in_every_round(hospital: Hospital, job: Jobs
     assert drawn == [[task.site.name for task in asked_in(asked, renamed, number)] for number in range(1, 9)]
 
 
-@pytest.mark.slow
-def test_costs_are_means_over_all_hospitals(first: tuple[Path, str]) -> None:
-    """One of two hospitals is asked, once: of its bytes the mean over both is half."""
-    folder, _ = first
-    same = [{"fedavg": {"rounds": 1, "label": label}} for label in ("all", "again")]
-    federated = [{"fedavg": {"rounds": 1, "fraction": 0.5}}, *same]
-    scenario = {**SCENARIO, "name": "some", "federated": federated, "methods": ["mean"]}
-    (folder / "scenarios" / "some.yaml").write_text(yaml.safe_dump(scenario))
-    done(folder, "scenarios/some.yaml")
-    cost = {name: row["cost"] for name, row in read(folder / "runs" / "some-3" / "summary.json")["methods"].items()}
-    assert cost["fedavg-1"]["up"] == cost["all"]["up"] / 2 > 0
-    assert cost["again"] == cost["all"]  # one model by two names, which nobody waits for
-    assert cost["fedavg-1"]["steps"] < cost["all"]["steps"] == cost["mean"]["steps"]
-
-
 def test_a_strategy_that_cannot_be_is_told_before_anything_starts(tmp_path: Path) -> None:
     file = world(tmp_path)
     cases = {
@@ -439,21 +424,28 @@ def test_global_models_stand_in_the_same_table(first: tuple[Path, str], tmp_path
     folder, _ = first
     file = folder / "scenarios" / "rounds.yaml"
     kfac = {"fedfisher": {"information": "kfac", "samples": 16}}
-    federated = [{"fedavg": {"rounds": 2}}, "fedfisher", kfac, {"fedadam": {"rounds": 2}}]
+    some = {"fedavg": {"rounds": 1, "fraction": 0.5, "label": "half"}}
+    same = [{"fedavg": {"rounds": 1, "label": label}} for label in ("all", "again")]
+    federated = [{"fedavg": {"rounds": 2}}, "fedfisher", kfac, {"fedadam": {"rounds": 2}}, some, *same]
     t3 = {"t3": {"generalist": "generalist"}}
     scenario = {**SCENARIO, "name": "rounds", "federated": federated, "generalist": "fedavg-2", "methods": ["mean", "eam", t3]}
     file.write_text(yaml.safe_dump(scenario))
     said = done(folder, "scenarios/rounds.yaml")
-    assert "federated: fedavg-2, fedfisher-1, fedfisher-kfac, fedadam-2 in rounds" in said
+    rows = ["fedavg-2", "fedfisher-1", "fedfisher-kfac", "fedadam-2", "half", "all", "again"]
+    assert f"federated: {', '.join(rows)} in rounds" in said
     run = folder / "runs" / "rounds-3"
     summary, manifest = read(run / "summary.json"), read(run / "manifest.json")
-    assert list(summary["methods"]) == ["mean", "eam", "t3", "fedavg-2", "fedfisher-1", "fedfisher-kfac", "fedadam-2"]
+    assert list(summary["methods"]) == ["mean", "eam", "t3", *rows]
     assert not any(site["trained"] for site in summary["sites"])
     row, mean = summary["methods"]["fedavg-2"], summary["methods"]["mean"]
     assert (row["kind"], row["ranked"], row["forwards_per_batch"]) == ("federated", True, 1)
     assert (row["cost"]["rounds"], mean["cost"]["rounds"]) == (2, 1)
     assert row["cost"]["steps"] == mean["cost"]["steps"]
     assert row["cost"]["down"] == 2 * mean["cost"]["down"]
+    half, whole, again = (summary["methods"][name]["cost"] for name in rows[4:])
+    assert half["up"] == whole["up"] / 2 > 0  # one of two hospitals is asked, and the mean is over both
+    assert half["steps"] < whole["steps"] == mean["cost"]["steps"]
+    assert again == whole  # one model by two names, which nobody waits for
     assert summary["methods"]["fedfisher-1"]["cost"]["up"] > 1.9 * mean["cost"]["up"]
     sent = [line for line in map(json.loads, (run / "audit.jsonl").read_text().splitlines()) if line["kind"] == "kfac"]
     beside = summary["methods"]["fedfisher-kfac"]["cost"]["up"] - summary["methods"]["fedavg-2"]["cost"]["up"] / 2
