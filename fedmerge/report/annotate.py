@@ -19,16 +19,21 @@ def mark_changes(axes: Axes, record: RunRecord) -> None:
             axes.axvline(change.start - 0.5, color="#1c1c1e", lw=0.9, ls=(0, (4, 3)))
 
 
+def apart(values: dict[str, float], gap: float) -> dict[str, float]:
+    """Where names stand: at their values, in the same order, or above them where they would be nearer to each other than `gap`."""
+    places, place = dict[str, float](), -np.inf
+    for name, value in sorted(values.items(), key=lambda item: item[1]):
+        places[name] = place = max(value, place + gap)
+    return places
+
+
 def label_ends(axes: Axes, ends: dict[str, float], shade: dict[str, str], batches: int) -> None:
     """Names at the right end of their lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    gap = (high - low) / 19
-    place = -np.inf
-    for name, value in sorted(ends.items(), key=lambda item: item[1]):
-        place = max(value, place + gap)
+    for name, place in apart(ends, (high - low) / 19).items():
         axes.annotate(
             name,
-            (batches - 1, value),
+            (batches - 1, ends[name]),
             xytext=(batches * 1.015, place),
             color=shade[name],
             fontsize=8,

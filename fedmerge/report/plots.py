@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.report.annotate import label_ends, mark_changes
+from fedmerge.report.annotate import apart, label_ends, mark_changes
 from fedmerge.report.crowd import binned, largest, named, points
 from fedmerge.report.record import RunRecord
 
@@ -172,15 +172,19 @@ def cost(record: RunRecord, summary: dict[str, Any]) -> Figure:
     """Accuracy against forwards per batch: what a gain costs."""
     figure, axes = _figure(3.0)
     shade, told = colours(record), named(summary["methods"])
+    columns: dict[float, dict[str, float]] = {}
     for name, values in summary["methods"].items():
-        axes.plot(values["forwards_per_batch"], 100 * values["accuracy"], "o", color=shade[name], ms=7)
-        if name not in told:
-            continue
-        axes.annotate(
-            name, (values["forwards_per_batch"], 100 * values["accuracy"]), xytext=(6, 3), textcoords="offset points", fontsize=8
-        )
-    axes.set_xlim(left=0)
+        forwards, right = values["forwards_per_batch"], 100 * values["accuracy"]
+        axes.plot(forwards, right, "o", color=shade[name], ms=7)
+        if name in told:
+            columns.setdefault(forwards, {})[name] = right
     axes.margins(x=0.15, y=0.15)
+    axes.set_xlim(left=0)
+    low, high = axes.get_ylim()
+    for forwards, column in columns.items():
+        for name, place in apart(column, (high - low) / 17).items():
+            beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(name, (forwards, place), color=shade[name], fontsize=8, **beside)
     axes.set_xlabel("forwards of a batch through one model, if the method ran alone")
     axes.set_ylabel("accuracy, %")
     return figure

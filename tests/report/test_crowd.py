@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmerge.report.annotate import apart
 from fedmerge.report.compare import DRAWS, _sums, block_length
 from fedmerge.report.crowd import MOST_EXPERTS, MOST_POINTS, MOST_SHARES, binned, largest, named, points
 from fedmerge.report.plots import coefficients, running
@@ -26,6 +27,17 @@ def test_shares_stay_shares(batches: int, sites: int) -> None:
     np.testing.assert_allclose(few.sum(1), 1)
     assert (np.diff(at) > 0).all()
     np.testing.assert_array_equal(points(batches)[[0, -1]], [0, batches - 1])
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=12, unique=True), st.integers(1, 60))
+def test_names_are_moved_apart_and_no_further(values: list[int], gap: int) -> None:
+    """In the order of their values, never below them; above them only as far as the one beneath makes necessary."""
+    given_ = {str(value): float(value) for value in values}
+    places = apart(given_, gap)
+    names = sorted(given_, key=lambda name: given_[name])
+    assert list(places) == names
+    for below, name in zip([None, *names], names, strict=False):
+        assert places[name] == max(given_[name], places[below] + gap if below else 0)
 
 
 def test_a_bin_is_the_mean_of_its_batches() -> None:

@@ -58,6 +58,17 @@ def test_the_page_needs_nothing_else(record: RunRecord, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.draft"))
 
 
+def test_a_round_that_went_on_without_a_hospital_is_told(record: RunRecord, tmp_path: Path) -> None:
+    absence = {"round": 2, "site": "north", "reason": "its <upload> was refused"}
+    model = {"rounds": 3, "hospitals": 2, "absent": [absence], "sites": {"north": {"steps": 4, "up": 8, "down": 8}}}
+    manifest = {**record.manifest, "federated": {"ensemble": model}, "one_shot": {"steps": {"north": 4}, "down": 8}}
+    write(tmp_path, replace(record, manifest=manifest))
+    page = (tmp_path / "report.html").read_text()
+    assert "went on without north in round 2 (its &lt;upload&gt; was refused)." in page
+    assert "and again in the rounds of the rows that take several" in page
+    assert "what hospitals sent in rounds passed the same audit" in page
+
+
 def test_the_same_record_gives_the_same_files(record: RunRecord, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
