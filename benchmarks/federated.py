@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import typer
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.task import Federated, TargetTask
 from fedmerge.consumption import contribution
 from fedmerge.experts.global_pool import GlobalPool
 from fedmerge.experts.local import compete, gather
@@ -27,8 +29,6 @@ from fedmerge.plan import Overrides, load
 from fedmerge.report.compare import over_seeds
 from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.task import Federated, TargetTask
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("mean", "weighted_mean", "ensemble", "model_stock", "t3_batch", "eam")

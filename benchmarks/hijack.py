@@ -22,6 +22,8 @@ import torch
 import typer
 from regimes import DIFFERENCES, federation
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.task import TargetTask
 from fedmerge.consumption import contribution
 from fedmerge.data.shifts.patch import Patch
 from fedmerge.experts.backbone import build
@@ -36,8 +38,6 @@ from fedmerge.plan import Overrides, Plan, load
 from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
 from fedmerge.scenario import CHECKS
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.task import TargetTask
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = (

@@ -17,6 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.predict import Row, rows_of
+from fedmerge.adaptation.task import TargetTask
 from fedmerge.consumption import contribution
 from fedmerge.data.corruption import Gallery
 from fedmerge.data.images import to_batch
@@ -30,9 +33,6 @@ from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
 from fedmerge.stream.schedule import SCHEDULES, Schedule
 from fedmerge.stream.stream import Stream
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.predict import Row, rows_of
-from fedmerge.target.task import TargetTask
 
 OF_ONE_IMAGE = {"expert", "ensemble", "dcs", "doe", "t3", "dawin_sample"}
 """Methods, beside those that merge once, whose prediction for an image depends on that image alone."""

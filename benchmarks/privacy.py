@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import typer
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.task import Contribution, TargetTask
 from fedmerge.experts import local
 from fedmerge.experts.measuring import model_of
 from fedmerge.experts.pool import Expert
@@ -30,8 +32,6 @@ from fedmerge.plan import Overrides, Plan, load
 from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
 from fedmerge.seeds import generator
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.task import Contribution, TargetTask
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("mean", "eam", "ensemble", "expert")

@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from fedmerge.adaptation.predict import predict, rows_of
 from fedmerge.merge.bank import Bank
 from fedmerge.merge.evidence import Answer, Evidence
 from fedmerge.merge.gram import linear_layers
 from fedmerge.merge.method import METHODS, Adaptive, Method, Online, Output, Static
 from fedmerge.merge.per_sample import PerSample
-from fedmerge.target.predict import predict, rows_of
 
 KINDS: dict[type[Method], str] = {Static: "once", Adaptive: "per batch", Online: "online", Output: "predictions"}
 """What is merged, and when."""

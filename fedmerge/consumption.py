@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from fedmerge.adaptation.task import Contribution, Federated, TargetTask
 from fedmerge.course import Walk, course_of
 from fedmerge.experts.checkpoint import read_state
 from fedmerge.experts.global_pool import GlobalModel
@@ -17,7 +18,6 @@ from fedmerge.report.progress import Progress
 from fedmerge.report.terminal import Terminal
 from fedmerge.run_folder import Request
 from fedmerge.stream.events import Roster
-from fedmerge.target.task import Contribution, Federated, TargetTask
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def read_generalist(plan: Plan) -> dict[str, Any] | None:
 
 def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal: Terminal) -> tuple[Progress, Seen]:
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
-    from fedmerge.target.ray.actor import RemoteTarget
+    from fedmerge.adaptation.ray.actor import RemoteTarget
 
     task, scenario = target_task(plan, initial, sent, request), plan.scenario
     course = course_of(plan, task.experts)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
+from fedmerge.adaptation.horizon import count_batches
+from fedmerge.adaptation.task import Contribution
 from fedmerge.errors import ScenarioError, SiteError
 from fedmerge.plan import Plan
 from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import Roster, past_end, rosters
-from fedmerge.target.horizon import count_batches
-from fedmerge.target.task import Contribution
 
 BATCHES_AT_A_TIME = 4
 """Batches between two signs of life from the target, and between two snapshots; fewer before a change."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from fedmerge.adaptation.landscape import Landscape, landscapes
+from fedmerge.adaptation.task import TargetTask
 from fedmerge.consumption import contribution
 from fedmerge.errors import FolderError
 from fedmerge.experts.backbone import build
@@ -22,8 +24,6 @@ from fedmerge.report.picture import console
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.report.trust import Trust, as_rows, how_many_right, kept_predictions, trust
 from fedmerge.run_folder import reopened
-from fedmerge.target.landscape import Landscape, landscapes
-from fedmerge.target.task import TargetTask
 
 VERDICTS = (
     (0.75, "entropy is a good guide here"),

@@ -6,6 +6,10 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from fedmerge.adaptation.holding import check_limit
+from fedmerge.adaptation.ray.cluster import preflight
+from fedmerge.adaptation.ray.placement import Wanted
+from fedmerge.adaptation.shard import check_shards
 from fedmerge.consumption import Seen, Sent, consume, read_generalist
 from fedmerge.course import refuse_late_events
 from fedmerge.experts.asking import Carrier, Outcome
@@ -21,10 +25,6 @@ from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.report.write import write
 from fedmerge.run_folder import Request, RunFolder
 from fedmerge.site import Site
-from fedmerge.target.holding import check_limit
-from fedmerge.target.ray.cluster import preflight
-from fedmerge.target.ray.placement import Wanted
-from fedmerge.target.shard import check_shards
 
 
 def prepare(plan: Plan, request: Request, carrier: Carrier | None = None) -> None:

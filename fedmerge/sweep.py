@@ -182,7 +182,7 @@ def _cluster() -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         yield
         return
-    from fedmerge.target.ray.cluster import shared_ray
+    from fedmerge.adaptation.ray.cluster import shared_ray
 
     with shared_ray() as address:
         os.environ["RAY_ADDRESS"] = address

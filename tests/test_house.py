@@ -57,7 +57,7 @@ DOORS = {
     | {"certificates", "keys", "outline"},
 }
 # A whole foreign package, and the files or folders that may name it.
-SEAMS = {"flwr": ("experts/flower", "deployment"), "ray": ("target/ray",), "timm": ("experts/backbone.py",)}
+SEAMS = {"flwr": ("experts/flower", "deployment"), "ray": ("adaptation/ray",), "timm": ("experts/backbone.py",)}
 
 
 def module_of(path: Path) -> str:

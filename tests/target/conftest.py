@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from fedmerge.adaptation.task import Arrays, Contribution, TargetTask
 from fedmerge.data.sources.organ_phantom import ORGANS
 from fedmerge.experts.backbone import ModelSpec, build
 from fedmerge.merge.method import load
 from fedmerge.site import Site
 from fedmerge.stream.schedule import SCHEDULES
-from fedmerge.target.task import Arrays, Contribution, TargetTask
 from tests.conftest import TINY
 
 MODEL = ModelSpec.model_validate(TINY)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.ray.actor import RemoteTarget
+from fedmerge.adaptation.task import TargetTask
 from fedmerge.errors import DataError, TargetError
 from fedmerge.experts.site_log import own_log
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.ray.actor import RemoteTarget
-from fedmerge.target.task import TargetTask
 from tests.target.conftest import base, experts
 
 Targets = Callable[..., TargetTask]

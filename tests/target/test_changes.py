@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.ray.actor import RemoteTarget
+from fedmerge.adaptation.task import Contribution, TargetTask
 from fedmerge.course import Walk, at_batch
 from fedmerge.merge.method import load
 from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import Event, rosters
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.ray.actor import RemoteTarget
-from fedmerge.target.task import Contribution, TargetTask
 from tests.target.conftest import base, experts
 
 Targets = Callable[..., TargetTask]

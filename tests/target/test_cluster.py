@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.ray import actor
+from fedmerge.adaptation.ray.actor import RemoteTarget
+from fedmerge.adaptation.ray.cluster import preflight
+from fedmerge.adaptation.ray.placement import Nodes, Wanted
+from fedmerge.adaptation.ray.waiting import wait
+from fedmerge.adaptation.task import TargetTask
 from fedmerge.errors import ScenarioError
 from fedmerge.overrides import FLAT
 from fedmerge.scenario import BELOW_TARGET
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.ray import actor
-from fedmerge.target.ray.actor import RemoteTarget
-from fedmerge.target.ray.cluster import preflight
-from fedmerge.target.ray.placement import Nodes, Wanted
-from fedmerge.target.ray.waiting import wait
-from fedmerge.target.task import TargetTask
 from tests.front_door import ray_address, simulate, world
 from tests.target.conftest import base, experts
 from tests.target.test_shards import alike, spread

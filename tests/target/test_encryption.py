@@ -14,8 +14,8 @@ import pytest
 import ray
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, load_pem_private_key
 
+from fedmerge.adaptation.ray.encryption import disagreements
 from fedmerge.certificates import issue
-from fedmerge.target.ray.encryption import disagreements
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +147,6 @@ def test_a_key_with_a_password_asks_nobody(plain: int, tls: Path, tmp_path: Path
 
 def test_a_head_that_says_nothing_is_left_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_USE_TLS", raising=False)
-    monkeypatch.setattr("fedmerge.target.ray.encryption.ANSWER_S", 0.1)
+    monkeypatch.setattr("fedmerge.adaptation.ray.encryption.ANSWER_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert disagreements("127.0.0.1", silent.getsockname()[1]) == []

@@ -13,15 +13,15 @@ import pytest
 import torch
 import yaml
 
+from fedmerge.adaptation import holding
+from fedmerge.adaptation.holding import Budget, Holding, check_limit
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.task import Federated, TargetTask
 from fedmerge.errors import FolderError, ScenarioError
 from fedmerge.merge.blocks import Sizes
 from fedmerge.merge.method import METHODS, Method, load
 from fedmerge.plan import Overrides, Plan
 from fedmerge.plan import load as load_plan
-from fedmerge.target import holding
-from fedmerge.target.holding import Budget, Holding, check_limit
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.task import Federated, TargetTask
 from tests.conftest import TINY
 from tests.target.conftest import MODEL, base, experts
 

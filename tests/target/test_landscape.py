@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from fedmerge.adaptation.landscape import landscapes
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.task import TargetTask
 from fedmerge.data.images import to_batch
-from fedmerge.target.landscape import landscapes
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.task import TargetTask
 from tests.target.conftest import base, experts
 
 

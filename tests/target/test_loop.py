@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.task import TargetTask
 from fedmerge.data.images import to_batch
 from fedmerge.errors import CheckpointError
 from fedmerge.experts.backbone import build, normalisation
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.method import Adaptive, load
 from fedmerge.report.step import Step
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.task import TargetTask
 from tests.target.conftest import MODEL, base, experts
 
 Targets = Callable[..., TargetTask]

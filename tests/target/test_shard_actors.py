@@ -10,16 +10,16 @@ from dataclasses import replace
 
 import pytest
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.ray.actor import RemoteTarget
+from fedmerge.adaptation.ray.waiting import wait
+from fedmerge.adaptation.task import TargetTask
 from fedmerge.course import Walk
 from fedmerge.errors import CheckpointError, TargetError
 from fedmerge.merge.method import load
 from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import Event, rosters
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.ray.actor import RemoteTarget
-from fedmerge.target.ray.waiting import wait
-from fedmerge.target.task import TargetTask
 from tests.target.conftest import base, experts
 from tests.target.test_shards import BY_NAME, alike, spread
 

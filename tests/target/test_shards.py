@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.shard import check_shards, divided
+from fedmerge.adaptation.task import TargetTask
 from fedmerge.course import Walk
 from fedmerge.errors import CheckpointError, PerSampleRefused, ScenarioError
 from fedmerge.merge.bank import Bank
@@ -19,9 +22,6 @@ from fedmerge.merge.mixture import Mixture
 from fedmerge.report.step import Step
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import Event, rosters
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.shard import check_shards, divided
-from fedmerge.target.task import TargetTask
 from tests.target.conftest import base, experts
 
 Targets = Callable[..., TargetTask]

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fedmerge.adaptation.loop import TargetSite
+from fedmerge.adaptation.task import Arrays, Contribution, TargetTask
 from fedmerge.data.images import to_batch
 from fedmerge.experts.lifeline import owners
 from fedmerge.merge.barrier import Part, barrier, between, line
 from fedmerge.seeds import generator
-from fedmerge.target.loop import TargetSite
-from fedmerge.target.task import Arrays, Contribution, TargetTask
 
 BATCH = 128
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from fedmerge.adaptation.task import Arrays, Contribution, TargetTask
 from fedmerge.experts.site_log import discreet
-from fedmerge.target.task import Arrays, Contribution, TargetTask
 
 
 class Host:
@@ -17,7 +17,7 @@ class Host:
     def begin(self, task: TargetTask, base: Arrays, experts: int, shards: Any = None) -> None:
         """Make room for so many experts; those that are here go, and what methods remember of them stays. shards: who has their
         parameters, if it is not this process."""
-        from fedmerge.target.holding import Holding
+        from fedmerge.adaptation.holding import Holding
 
         self.name = task.site.name
         with discreet(self.name):
@@ -32,7 +32,7 @@ class Host:
 
     def open(self, snapshot: dict[str, Any] | None) -> None:
         """Make the target site from all that have come, where it stood if it has stood anywhere."""
-        from fedmerge.target.loop import TargetSite
+        from fedmerge.adaptation.loop import TargetSite
 
         with discreet(self.name):
             self.site = TargetSite(self.holding.task, self.holding, self.holding.base)

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmerge.adaptation.ray.waiting import START_DEADLINE_S, wait
+from fedmerge.adaptation.revival import Died
+from fedmerge.adaptation.shard import Shard, ShardTask, divided
+from fedmerge.adaptation.task import Arrays, Contribution, TargetTask
 from fedmerge.experts.backbone import build
 from fedmerge.experts.site_log import discreet
 from fedmerge.merge.parts import Parts
-from fedmerge.target.ray.waiting import START_DEADLINE_S, wait
-from fedmerge.target.revival import Died
-from fedmerge.target.shard import Shard, ShardTask, divided
-from fedmerge.target.task import Arrays, Contribution, TargetTask
 
 WHO = "a shard of the experts' bank"
 

@@ -10,11 +10,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+from fedmerge.adaptation.ray.encryption import disagreements
+from fedmerge.adaptation.ray.head import knock
+from fedmerge.adaptation.ray.placement import Nodes, Wanted
 from fedmerge.egress import sealed
 from fedmerge.errors import Problem, ScenarioError, TargetError
-from fedmerge.target.ray.encryption import disagreements
-from fedmerge.target.ray.head import knock
-from fedmerge.target.ray.placement import Nodes, Wanted
 
 START_ATTEMPTS = 3
 """How often Ray is started before that counts as a failure."""

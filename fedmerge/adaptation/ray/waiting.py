@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from fedmerge.adaptation.ray.head import see_to_head
+from fedmerge.adaptation.revival import Died
 from fedmerge.errors import FedmergeError, TargetError
-from fedmerge.target.ray.head import see_to_head
-from fedmerge.target.revival import Died
 
 START_DEADLINE_S = 600.0
 """Longest wait for the actor to start and load its images, and for each expert, seconds; a busy machine takes minutes."""

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedmerge.adaptation.shard import here
+from fedmerge.adaptation.task import Arrays, Contribution, TargetTask, tensors
 from fedmerge.data.cache import folder
 from fedmerge.data.images import Images
 from fedmerge.errors import FolderError, Problem, ScenarioError
@@ -21,8 +23,6 @@ from fedmerge.merge.method import Method, Online, Static
 from fedmerge.merge.shelf import Mapped, Shelf
 from fedmerge.merge.spread import Shards, SpreadBank
 from fedmerge.merge.statistics import BY_LAYER, FLAT
-from fedmerge.target.shard import here
-from fedmerge.target.task import Arrays, Contribution, TargetTask, tensors
 
 PROCESS_BYTES = 480 * 2**20
 """What the target's process takes of its own before it holds an expert, as measured on Linux with a small model."""

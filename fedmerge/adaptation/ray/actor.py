@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from fedmerge.adaptation.host import Host
+from fedmerge.adaptation.ray.cluster import nodes, start
+from fedmerge.adaptation.ray.placement import Wanted
+from fedmerge.adaptation.ray.shards import ShardActors
+from fedmerge.adaptation.ray.waiting import START_DEADLINE_S, wait
+from fedmerge.adaptation.revival import Revival
+from fedmerge.adaptation.task import Arrays, Contribution, Description, TargetTask
 from fedmerge.errors import ScenarioError, TargetError
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers
-from fedmerge.target.host import Host
-from fedmerge.target.ray.cluster import nodes, start
-from fedmerge.target.ray.placement import Wanted
-from fedmerge.target.ray.shards import ShardActors
-from fedmerge.target.ray.waiting import START_DEADLINE_S, wait
-from fedmerge.target.revival import Revival
-from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
 LOST_S = 60.0
 """How long a cluster may be without a place for the target before the run ends, seconds; a node may come back."""

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from fedmerge.adaptation.task import Federated, RowInfo, TargetTask
 from fedmerge.experts.backbone import build
 from fedmerge.merge.method import Method
-from fedmerge.target.task import Federated, RowInfo, TargetTask
 
 
 class Fixed(Method):

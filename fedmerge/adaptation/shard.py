@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedmerge.adaptation.task import Arrays, Contribution, TargetTask, tensors
 from fedmerge.errors import Problem, ScenarioError
 from fedmerge.experts.backbone import ModelSpec, build
 from fedmerge.merge.bank import Bank
 from fedmerge.merge.method import Method
 from fedmerge.merge.shelf import Shelf
 from fedmerge.merge.spread import Here, answer
-from fedmerge.target.task import Arrays, Contribution, TargetTask, tensors
 
 
 @dataclass(frozen=True)

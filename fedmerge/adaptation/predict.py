@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fedmerge.adaptation.federated import Fixed
+from fedmerge.adaptation.task import RowInfo
 from fedmerge.merge.bank import Bank
 from fedmerge.merge.capping import cap
 from fedmerge.merge.evidence import Evidence
 from fedmerge.merge.method import Adaptive, Coefficients, Method, Online, Output, State, Stateful, Static
 from fedmerge.merge.per_sample import PerSample
-from fedmerge.target.federated import Fixed
-from fedmerge.target.task import RowInfo
 
 
 @dataclass

@@ -15,6 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedmerge.adaptation.federated import Fixed, info, model_of
+from fedmerge.adaptation.holding import Holding
+from fedmerge.adaptation.predict import Row, carry, infos, predict, rows_of
+from fedmerge.adaptation.task import Arrays, Contribution, Description, TargetTask
 from fedmerge.data.corruption import Gallery
 from fedmerge.data.images import to_batch
 from fedmerge.experts.backbone import normalisation
@@ -24,10 +28,6 @@ from fedmerge.merge.method import Adaptive, Method
 from fedmerge.merge.per_sample import Costs, PerSample
 from fedmerge.report.step import Step
 from fedmerge.stream.stream import Answers, Stream
-from fedmerge.target.federated import Fixed, info, model_of
-from fedmerge.target.holding import Holding
-from fedmerge.target.predict import Row, carry, infos, predict, rows_of
-from fedmerge.target.task import Arrays, Contribution, Description, TargetTask
 
 
 @dataclass(frozen=True)
