@@ -75,14 +75,14 @@ def main(
 
 def target(experts: int, limit: int | None, batches: int, size: int, methods: list[str]) -> Any:
     """A target site that has taken all experts, one at a time."""
-    from fedmerge.adaptation.holding import Holding
-    from fedmerge.adaptation.loop import TargetSite
-    from fedmerge.adaptation.task import Contribution, TargetTask
-    from fedmerge.data.sources.organ_phantom import ORGANS
-    from fedmerge.experts.backbone import ModelSpec, build
-    from fedmerge.merge.method import load
-    from fedmerge.site import Site
-    from fedmerge.stream.schedule import SCHEDULES
+    from fedmerge.adaptation.expert_loader import Holding
+    from fedmerge.adaptation.target_site import TargetSite
+    from fedmerge.adaptation.tasks import Contribution, TargetTask
+    from fedmerge.data.datasets.organ_phantom import ORGANS
+    from fedmerge.federated.model import ModelSpec, build
+    from fedmerge.federated.site import Site
+    from fedmerge.merging.methods._base import load
+    from fedmerge.stream.schedules._base import SCHEDULES
 
     model = ModelSpec(name="vit_tiny_patch16_224", kwargs={"img_size": 32, "patch_size": 8, "in_chans": 1})
     source = {"kind": "organ_phantom", "images": batches * size, "patients": batches * size}

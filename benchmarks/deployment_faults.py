@@ -39,7 +39,7 @@ from deployed import (
     world,
 )
 
-from fedmerge.certificates import issue
+from fedmerge.federated.security.certificates import issue
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 import typer
 
-from fedmerge.adaptation.loop import TargetSite
-from fedmerge.adaptation.task import Federated, TargetTask
-from fedmerge.consumption import contribution
-from fedmerge.experts.global_pool import GlobalPool
-from fedmerge.experts.local import compete, gather
-from fedmerge.federate import job_of, load_experts, own_steps, site_task, start
-from fedmerge.plan import Overrides, load
-from fedmerge.report.compare import over_seeds
+from fedmerge.adaptation.target_site import TargetSite
+from fedmerge.adaptation.tasks import Federated, TargetTask
+from fedmerge.experiment.experiment import Overrides, load
+from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.stream_phase import contribution
+from fedmerge.experiment.training_phase import job_of, load_experts, own_steps, site_task, start
+from fedmerge.federated.pool.global_models import GlobalPool
+from fedmerge.federated.server.in_process import compete, gather
+from fedmerge.report.metrics.significance import over_seeds
 from fedmerge.report.terminal import Terminal
-from fedmerge.run_folder import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("mean", "weighted_mean", "ensemble", "model_stock", "t3_batch", "eam")

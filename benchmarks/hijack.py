@@ -22,22 +22,21 @@ import torch
 import typer
 from regimes import DIFFERENCES, federation
 
-from fedmerge.adaptation.loop import TargetSite
-from fedmerge.adaptation.task import TargetTask
-from fedmerge.consumption import contribution
-from fedmerge.data.shifts.patch import Patch
-from fedmerge.experts.backbone import build
-from fedmerge.experts.defence import DEFENCES, Defence
-from fedmerge.experts.initialisation import Initial
-from fedmerge.experts.local import gather
-from fedmerge.experts.pool import Expert
-from fedmerge.experts.public import probe_of
-from fedmerge.experts.vetting import Vetting, vet
-from fedmerge.federate import job_of, load_experts, site_task, start
-from fedmerge.plan import Overrides, Plan, load
+from fedmerge.adaptation.target_site import TargetSite
+from fedmerge.adaptation.tasks import TargetTask
+from fedmerge.data.corruptions.patch import Patch
+from fedmerge.experiment.experiment import Overrides, Plan, load
+from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.scenario import CHECKS
+from fedmerge.experiment.stream_phase import contribution
+from fedmerge.experiment.training_phase import job_of, load_experts, site_task, start
+from fedmerge.federated.defenses._base import DEFENCES, Defence
+from fedmerge.federated.messages import Initial
+from fedmerge.federated.model import build
+from fedmerge.federated.pool.experts import Expert
+from fedmerge.federated.server.in_process import gather
+from fedmerge.federated.server.screening import Vetting, probe_of, vet
 from fedmerge.report.terminal import Terminal
-from fedmerge.run_folder import Request
-from fedmerge.scenario import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = (

@@ -20,8 +20,8 @@ import typer
 import yaml
 from many_streams import Streams, schedule_of
 
-from fedmerge.plan import Overrides, load
-from fedmerge.report.compare import over_seeds
+from fedmerge.experiment.experiment import Overrides, load
+from fedmerge.report.metrics.significance import over_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENARIOS = ("organs", "wbc", "brain-mri")

@@ -23,17 +23,17 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedmerge.data.images import to_batch
-from fedmerge.experts.backbone import normalisation
-from fedmerge.experts.fitting import Split, logits_of
-from fedmerge.experts.flower.strategies.fedfisher import STEPS, by_layer, descent, mean
-from fedmerge.experts.local import gather
-from fedmerge.experts.statistic import STATISTICS
-from fedmerge.experts.train import measured, open_ward
-from fedmerge.federate import job_of, load_experts, site_task, start
-from fedmerge.merge.kronecker import GRADIENTS, INPUTS, Calls, joined, layers, listening, product
-from fedmerge.plan import Overrides, load
+from fedmerge.experiment.experiment import Overrides, load
+from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.training_phase import job_of, load_experts, site_task, start
+from fedmerge.federated.client.site_training import measured, open_ward
+from fedmerge.federated.client.trainer import Split, logits_of
+from fedmerge.federated.model import normalisation
+from fedmerge.federated.server.in_process import gather
+from fedmerge.federated.statistics._base import STATISTICS
+from fedmerge.federated.strategies.fedfisher import STEPS, by_layer, descent, mean
+from fedmerge.merging.curvature.kfac import GRADIENTS, INPUTS, Calls, joined, layers, listening, product
 from fedmerge.report.terminal import Terminal
-from fedmerge.run_folder import Request
 
 ROOT = Path(__file__).resolve().parents[1]
 State = dict[str, Tensor]

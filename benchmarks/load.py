@@ -139,11 +139,11 @@ def fill(file: Path, out: Path, pool: Path) -> int:
     """Made-up experts into the pool, admitted as uploads are; returns their number of parameters."""
     import torch
 
-    from fedmerge.experts.gather import collect
-    from fedmerge.federate import job_of, site_task, start
-    from fedmerge.plan import load
+    from fedmerge.experiment.experiment import load
+    from fedmerge.experiment.run_dir import Request
+    from fedmerge.experiment.training_phase import job_of, site_task, start
+    from fedmerge.federated.server.collect import collect
     from fedmerge.report.terminal import Terminal
-    from fedmerge.run_folder import Request
 
     plan = load(file)
     request = Request(out=out, pool=pool, quiet=True)
@@ -165,9 +165,9 @@ def made_up(request: Any, generator: Any) -> Any:
     """A site's answer without a training: theta_0 and a little noise."""
     import torch
 
-    from fedmerge.experts.admission import sealed
-    from fedmerge.experts.asking import Reply
-    from fedmerge.experts.upload import RUN_SCALARS, Upload
+    from fedmerge.federated.messages import Reply
+    from fedmerge.federated.security.audit import RUN_SCALARS, Upload
+    from fedmerge.federated.server.admission import sealed
 
     task = request.task
     weights = {name: tensor + 0.002 * torch.randn(tensor.shape, generator=generator) for name, tensor in request.weights.items()}

@@ -2,7 +2,7 @@
 
 A method's prediction for an image may depend on the batch, or on batches before it; then the method runs on every stream. Where it
 cannot, it runs once, and a stream only chooses among its images. Hospitals train by the plain loop, which gives the same bits as
-Flower (`tests/experts/test_federation.py`).
+Flower (`tests/integration/test_flower.py`).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedmerge.adaptation.loop import TargetSite
-from fedmerge.adaptation.predict import Row, rows_of
-from fedmerge.adaptation.task import TargetTask
-from fedmerge.consumption import contribution
-from fedmerge.data.corruption import Gallery
+from fedmerge.adaptation.target_site import TargetSite
+from fedmerge.adaptation.tasks import TargetTask
+from fedmerge.data.corrupted_images import Gallery
 from fedmerge.data.images import to_batch
-from fedmerge.experts import local
-from fedmerge.federate import job_of, load_experts, site_task, start
-from fedmerge.merge.augment import VIEWS, resolve
-from fedmerge.merge.evidence import Evidence
-from fedmerge.merge.method import Method, Static
-from fedmerge.plan import Plan
+from fedmerge.experiment.experiment import Plan
+from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.stream_phase import contribution
+from fedmerge.experiment.training_phase import job_of, load_experts, site_task, start
+from fedmerge.federated.server import in_process
+from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.methods._base import Method, Static
+from fedmerge.merging.predict import Row, rows_of
+from fedmerge.merging.scoring.views import VIEWS, resolve
 from fedmerge.report.terminal import Terminal
-from fedmerge.run_folder import Request
-from fedmerge.stream.schedule import SCHEDULES, Schedule
+from fedmerge.stream.schedules._base import SCHEDULES, Schedule
 from fedmerge.stream.stream import Stream
 
 OF_ONE_IMAGE = {"expert", "ensemble", "dcs", "doe", "t3", "dawin_sample"}
@@ -47,7 +47,9 @@ class Streams:
         request = Request(out=out, pool=pool, quiet=True)
         initial = start(plan, request, Terminal(quiet=True))
         tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
-        failed = [one for one in local.gather(job_of(plan, tuple(tasks), initial, request), lambda _: None).values() if one.reason]
+        failed = [
+            one for one in in_process.gather(job_of(plan, tuple(tasks), initial, request), lambda _: None).values() if one.reason
+        ]
         if failed:
             raise RuntimeError("; ".join(f"site '{one.site}': {one.reason}" for one in failed))
         self.experts = load_experts(tasks, request)

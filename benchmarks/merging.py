@@ -24,11 +24,11 @@ import torch
 import typer
 from torch import Tensor
 
-from fedmerge.merge import load
-from fedmerge.merge.bank import Bank
-from fedmerge.merge.evidence import Evidence
-from fedmerge.merge.method import METHODS, Adaptive, Coefficients, Static
-from fedmerge.merge.per_sample import PerSample
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.coefficients import Coefficients
+from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.methods._base import METHODS, Adaptive, Static, load
+from fedmerge.merging.per_sample.dispatch import PerSample
 
 
 def median(work: Callable[[], object], repeats: int) -> float:

@@ -19,19 +19,19 @@ import numpy as np
 import torch
 import typer
 
-from fedmerge.adaptation.loop import TargetSite
-from fedmerge.adaptation.task import Contribution, TargetTask
-from fedmerge.experts import local
-from fedmerge.experts.measuring import model_of
-from fedmerge.experts.pool import Expert
-from fedmerge.experts.privacy import Privacy, noised
-from fedmerge.experts.statistic import State
-from fedmerge.federate import job_of, load_experts, site_task, start
-from fedmerge.merge.parts import Parts
-from fedmerge.plan import Overrides, Plan, load
+from fedmerge.adaptation.target_site import TargetSite
+from fedmerge.adaptation.tasks import Contribution, TargetTask
+from fedmerge.experiment.experiment import Overrides, Plan, load
+from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.training_phase import job_of, load_experts, site_task, start
+from fedmerge.federated.pool.experts import Expert
+from fedmerge.federated.security.privacy import Privacy, noised
+from fedmerge.federated.server import in_process
+from fedmerge.federated.server.statistics import model_of
+from fedmerge.federated.statistics._base import State
+from fedmerge.merging.bank.layout import Parts
 from fedmerge.report.terminal import Terminal
-from fedmerge.run_folder import Request
-from fedmerge.seeds import generator
+from fedmerge.rng import generator
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("mean", "eam", "ensemble", "expert")
@@ -48,7 +48,7 @@ def trained(seed: int, out: Path, pool: Path) -> tuple[Plan, State, list[Expert]
     request = Request(out=out / f"seed{seed}", pool=pool, quiet=True)
     initial = start(plan, request, Terminal(quiet=True))
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
-    outcomes = local.gather(job_of(plan, tuple(tasks), initial, request), lambda _: None)
+    outcomes = in_process.gather(job_of(plan, tuple(tasks), initial, request), lambda _: None)
     if failed := [outcome for outcome in outcomes.values() if outcome.reason]:
         raise SystemExit(f"{failed}")
     return plan, initial.weights, load_experts(tasks, request)

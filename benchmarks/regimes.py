@@ -21,9 +21,9 @@ import typer
 import yaml
 from many_streams import Streams, schedule_of
 
-from fedmerge.plan import Overrides, load
-from fedmerge.report.compare import over_seeds
-from fedmerge.stream.schedule import Schedule
+from fedmerge.experiment.experiment import Overrides, load
+from fedmerge.report.metrics.significance import over_seeds
+from fedmerge.stream.schedules._base import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 SITES = ("axial", "coronal", "sagittal")

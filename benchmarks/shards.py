@@ -46,12 +46,12 @@ def main(  # noqa: PLR0913 - one parameter per option of the command line
 
 def task_of(shards: int, batches: int, size: int, shape: dict[str, int], methods: list[str]) -> Any:
     """A target of the phantom."""
-    from fedmerge.adaptation.task import TargetTask
-    from fedmerge.data.sources.organ_phantom import ORGANS
-    from fedmerge.experts.backbone import ModelSpec
-    from fedmerge.merge.method import load
-    from fedmerge.site import Site
-    from fedmerge.stream.schedule import SCHEDULES
+    from fedmerge.adaptation.tasks import TargetTask
+    from fedmerge.data.datasets.organ_phantom import ORGANS
+    from fedmerge.federated.model import ModelSpec
+    from fedmerge.federated.site import Site
+    from fedmerge.merging.methods._base import load
+    from fedmerge.stream.schedules._base import SCHEDULES
 
     model = ModelSpec(name="vit_tiny_patch16_224", kwargs={"img_size": 32, "patch_size": 4, "num_heads": 4, "in_chans": 1, **shape})
     source = {"kind": "organ_phantom", "images": batches * size, "patients": batches * size}
@@ -64,8 +64,8 @@ def one(task: Any, count: int, batches: int) -> tuple[str, list[Any]]:
     """Seconds and MiB in words, and the steps."""
     from fedmerge.adaptation.ray.actor import RemoteTarget
     from fedmerge.adaptation.ray.waiting import wait
-    from fedmerge.adaptation.task import Contribution
-    from fedmerge.experts.backbone import build
+    from fedmerge.adaptation.tasks import Contribution
+    from fedmerge.federated.model import build
 
     model = build(task.model, len(task.classes), seed=0)
     base = {name: tensor.numpy() for name, tensor in model.state_dict().items()}

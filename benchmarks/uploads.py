@@ -31,24 +31,31 @@ import torch  # noqa: E402
 import typer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from fedmerge.data.sources.organ_phantom import ORGANS  # noqa: E402
-from fedmerge.experts import local  # noqa: E402
-from fedmerge.experts.admission import sealed  # noqa: E402
-from fedmerge.experts.asking import Ask, Job, Outcome, Request  # noqa: E402
-from fedmerge.experts.backbone import ModelSpec, build  # noqa: E402
-from fedmerge.experts.flower.client import packed  # noqa: E402
-from fedmerge.experts.flower.simulation import simulate  # noqa: E402
-from fedmerge.experts.gather import collect  # noqa: E402
-from fedmerge.experts.initialisation import Initial, Proxy, initialise, kept  # noqa: E402
-from fedmerge.experts.introduction import introduced  # noqa: E402
-from fedmerge.experts.limits import measured, rms  # noqa: E402
-from fedmerge.experts.local import answer  # noqa: E402
-from fedmerge.experts.pool import ExpertPool  # noqa: E402
-from fedmerge.experts.signature import VARIABLE, make  # noqa: E402
-from fedmerge.experts.train import SiteTask, Training  # noqa: E402
-from fedmerge.experts.upload import Upload  # noqa: E402
-from fedmerge.merge.parts import head_names  # noqa: E402
-from fedmerge.site import Site  # noqa: E402
+from fedmerge.data.datasets.organ_phantom import ORGANS  # noqa: E402
+from fedmerge.federated.flower.client import packed  # noqa: E402
+from fedmerge.federated.flower.simulation import simulate  # noqa: E402
+from fedmerge.federated.messages import (  # noqa: E402  # noqa: E402
+    Ask,
+    Initial,
+    Job,
+    Outcome,
+    Request,
+    SiteTask,
+    Training,
+)
+from fedmerge.federated.model import ModelSpec, build  # noqa: E402
+from fedmerge.federated.pool.experts import ExpertPool  # noqa: E402
+from fedmerge.federated.security.audit import Upload  # noqa: E402
+from fedmerge.federated.security.limits import measured, rms  # noqa: E402
+from fedmerge.federated.security.signing import VARIABLE, make  # noqa: E402
+from fedmerge.federated.server import in_process  # noqa: E402
+from fedmerge.federated.server.admission import sealed  # noqa: E402
+from fedmerge.federated.server.authentication import introduced  # noqa: E402
+from fedmerge.federated.server.collect import collect  # noqa: E402
+from fedmerge.federated.server.in_process import answer  # noqa: E402
+from fedmerge.federated.server.initialisation import Proxy, initialise, kept  # noqa: E402
+from fedmerge.federated.site import Site  # noqa: E402
+from fedmerge.merging.bank.layout import head_names  # noqa: E402
 
 MODEL = ModelSpec(
     name="vit_tiny_patch16_224",
@@ -268,7 +275,7 @@ def tried(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Outcome], Job]:
     os.environ[VARIABLE] = str(folder / "keys")
     honest = hospital("honest", initial, folder / "keys", keyless=False)
     job = Job((honest,), initial, folder / "pool", folder / "audit.jsonl", 300)
-    local.gather(job, lambda _: None)
+    in_process.gather(job, lambda _: None)
     bad = misdeeds(folder / "trap", ExpertPool(job.pool).load(honest).weights)
     tasks = [hospital(name, initial, folder / "keys", deed.keyless) for name, deed in bad.items()]
     asked = [*tasks, hospital("upright", initial, folder / "keys", keyless=False)]

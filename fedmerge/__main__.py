@@ -1,5 +1,5 @@
 """`python -m fedmerge` is the console script `fedmerge`."""
 
-from fedmerge.cli import app
+from fedmerge.cli.main import app
 
 app(prog_name="fedmerge")

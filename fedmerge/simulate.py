@@ -70,10 +70,10 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     Hospitals that have no expert in the pool train one; then every method runs on the target's stream,
     and a report is written.
     """
-    from fedmerge.plan import Overrides, load
-    from fedmerge.run import prepare, run
-    from fedmerge.run_folder import Request
-    from fedmerge.settings import single
+    from fedmerge.experiment.experiment import Overrides, load
+    from fedmerge.experiment.overrides import single
+    from fedmerge.experiment.run import prepare, run
+    from fedmerge.experiment.run_dir import Request
 
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     settings = tuple(single(text) for text in setting or ())

@@ -66,7 +66,7 @@ def simulate(folder: Path, *options: str, own_ray: bool = False) -> subprocess.C
 
 
 def fedmerge(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from fedmerge.cli import main; main()", *words]
+    command = [sys.executable, "-c", "from fedmerge.cli.main import main; main()", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment(own_ray=False))
 
 

@@ -24,9 +24,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from fedmerge.certificates import issue
-from fedmerge.egress import sealed
-from fedmerge.secret import write_secret
+from fedmerge.federated.security.certificates import issue
+from fedmerge.system.files import write_secret
+from fedmerge.system.offline import sealed
 
 START_S = 60.0
 END_S = 20.0

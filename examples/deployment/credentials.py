@@ -7,7 +7,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from fedmerge.secret import write_secret
+from fedmerge.system.files import write_secret
 
 
 def node_key(file: Path) -> Path:

@@ -25,16 +25,15 @@ from typing import Any, Self
 import yaml
 from credentials import node_key
 
-from fedmerge.certificates import issue
-from fedmerge.egress import sealed
-from fedmerge.keys import give_key
-from fedmerge.outline import outline
-from fedmerge.plan import load, site_file
+from fedmerge.cli.site_files import give_key, outline
+from fedmerge.experiment.experiment import load, site_file
+from fedmerge.federated.security.certificates import issue
+from fedmerge.system.offline import sealed
 
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 60.0
 LIFELINE = (
-    "import subprocess, sys; from fedmerge.experts.lifeline import end_with_parent; end_with_parent();"
+    "import subprocess, sys; from fedmerge.system.process import end_with_parent; end_with_parent();"
     "sys.exit(subprocess.call(sys.argv[1:], stdin=subprocess.DEVNULL))"
 )
 """Ends with us even after kill -9: its standard input is a pipe that only this process holds open."""

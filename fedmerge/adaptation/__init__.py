@@ -1,1 +1,1 @@
-"""The target site: owns its images, consumes the stream, merges, predicts."""
+"""The target site: it owns its images, consumes its stream, merges and predicts."""

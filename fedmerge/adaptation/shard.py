@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmerge.adaptation.task import Arrays, Contribution, TargetTask, tensors
+from fedmerge.adaptation.tasks import Arrays, Contribution, TargetTask, tensors
 from fedmerge.errors import Problem, ScenarioError
-from fedmerge.experts.backbone import ModelSpec, build
-from fedmerge.merge.bank import Bank
-from fedmerge.merge.method import Method
-from fedmerge.merge.shelf import Shelf
-from fedmerge.merge.spread import Here, answer
+from fedmerge.federated.model import ModelSpec, build
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.row_storage import Shelf
+from fedmerge.merging.bank.sharded import Here, answer
+from fedmerge.merging.methods._base import Method
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Shard:
             self.bank = Bank.on(self._shelf, self.names, ["theta_0"])
 
     def answer(self, what: str, arguments: Sequence[Any]) -> Tensor:
-        """One of `merge.spread.WORK`."""
+        """One of `merging.bank.sharded.WORK`."""
         assert self.bank is not None
         return answer(self.bank, what, arguments)
 

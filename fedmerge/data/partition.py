@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from fedmerge.data.images import Images
 from fedmerge.errors import DataError
-from fedmerge.folder import Spec
-from fedmerge.seeds import generator
+from fedmerge.registry import Spec
+from fedmerge.rng import generator
 
 Index = NDArray[np.int64]
 Share = Annotated[float, Field(gt=0, le=1e6)]

@@ -1,20 +1,21 @@
-"""The numbers of a run: `summary.json`, and `predictions.npz` from which they can be computed again."""
+"""The numbers of a run: `summary.json`, and `predictions.npz` from which they can be computed again.
+
+How an adaptive method spreads its trust: the coefficients of a run in a few numbers.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.report.compare import holm, interval, paired
-from fedmerge.report.cost import costs
-from fedmerge.report.influence import influence
-from fedmerge.report.metrics import by_group, measure
-from fedmerge.report.record import RunRecord, SiteRow
-from fedmerge.report.relative import closed, err, mce_in, mce_t3
-from fedmerge.report.segments import halves, segments
+from fedmerge.report.metrics.classification import by_group, closed, err, mce_in, mce_t3, measure
+from fedmerge.report.metrics.communication_cost import costs
+from fedmerge.report.metrics.segments import halves, segments
+from fedmerge.report.metrics.significance import holm, interval, paired
+from fedmerge.report.records import RunRecord, SiteRow
 
 REFERENCE = "mean"
 
@@ -183,3 +184,24 @@ def _versus_mean(record: RunRecord, name: str, sizes: NDArray[np.int64]) -> dict
     common = record.covered_samples(name)
     found = paired(right(record, name), right(record, REFERENCE)[common], sizes, record.seed)
     return {"difference": found.difference, "ci95": found.ci95, "p": found.p}
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Over the stream's batches. mean: (K,), each expert's coefficient. strongest: (K,), in what share of batches it is largest.
+
+    effective: mean over batches of exp(H(alpha)), between 1 (one expert alone) and K (all alike).
+    """
+
+    mean: tuple[float, ...]
+    strongest: tuple[float, ...]
+    effective: float
+
+
+def influence(coefficients: NDArray[np.float64]) -> Influence:
+    """Of coefficients (T, K); negative ones, which extrapolation makes, count as none in the effective number."""
+    share = np.clip(coefficients, 0, None)
+    share = share / np.maximum(share.sum(1, keepdims=True), np.finfo(float).tiny)
+    entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(1)
+    largest = np.bincount(coefficients.argmax(1), minlength=coefficients.shape[1]) / len(coefficients)
+    return Influence(tuple(coefficients.mean(0).tolist()), tuple(largest.tolist()), float(np.exp(entropy).mean()))

@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from fedmerge.errors import Problem, nearest
-from fedmerge.folder import Spec
+from fedmerge.registry import Spec
 
 
 class Event(Spec):

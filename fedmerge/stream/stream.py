@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmerge.errors import DataError
-from fedmerge.seeds import generator
-from fedmerge.stream.schedule import Batches, Schedule
+from fedmerge.rng import generator
+from fedmerge.stream.schedules._base import Batches, Schedule
 
 
 @dataclass(frozen=True)

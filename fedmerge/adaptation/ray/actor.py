@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from fedmerge.adaptation.host import Host
 from fedmerge.adaptation.ray.cluster import nodes, start
 from fedmerge.adaptation.ray.placement import Wanted
+from fedmerge.adaptation.ray.restart import Revival
 from fedmerge.adaptation.ray.shards import ShardActors
 from fedmerge.adaptation.ray.waiting import START_DEADLINE_S, wait
-from fedmerge.adaptation.revival import Revival
-from fedmerge.adaptation.task import Arrays, Contribution, Description, TargetTask
+from fedmerge.adaptation.tasks import Arrays, Contribution, Description, TargetTask
+from fedmerge.adaptation.worker import Host
 from fedmerge.errors import ScenarioError, TargetError
-from fedmerge.report.step import Step
+from fedmerge.report.batch_log import Step
 from fedmerge.stream.stream import Answers
 
 LOST_S = 60.0

@@ -10,11 +10,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from fedmerge.adaptation.ray.encryption import disagreements
-from fedmerge.adaptation.ray.head import knock
 from fedmerge.adaptation.ray.placement import Nodes, Wanted
-from fedmerge.egress import sealed
+from fedmerge.adaptation.ray.tls_check import disagreements
+from fedmerge.adaptation.ray.waiting import knock
 from fedmerge.errors import Problem, ScenarioError, TargetError
+from fedmerge.system.offline import sealed
 
 START_ATTEMPTS = 3
 """How often Ray is started before that counts as a failure."""

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedmerge.adaptation.ray.restart import Died
 from fedmerge.adaptation.ray.waiting import START_DEADLINE_S, wait
-from fedmerge.adaptation.revival import Died
 from fedmerge.adaptation.shard import Shard, ShardTask, divided
-from fedmerge.adaptation.task import Arrays, Contribution, TargetTask
-from fedmerge.experts.backbone import build
-from fedmerge.experts.site_log import discreet
-from fedmerge.merge.parts import Parts
+from fedmerge.adaptation.tasks import Arrays, Contribution, TargetTask
+from fedmerge.federated.client.site_log import discreet
+from fedmerge.federated.model import build
+from fedmerge.merging.bank.layout import Parts
 
 WHO = "a shard of the experts' bank"
 

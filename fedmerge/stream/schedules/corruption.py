@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from fedmerge.data.corruption import SEVERITIES, SHIFTS, Shift
+from fedmerge.data.corruptions._base import SEVERITIES, SHIFTS, Shift
 from fedmerge.errors import DataError, Problem, nearest
-from fedmerge.stream.schedule import Batches, Schedule, Within, below, unconditional
+from fedmerge.stream.schedules._base import Batches, Schedule, Within, below, unconditional
 
 
 def _once(values: tuple[int, ...]) -> tuple[int, ...]:
@@ -35,7 +35,7 @@ class Corruption(Schedule):
     """
 
     families: Annotated[tuple[str, ...], AfterValidator(_families)] = Field(
-        ("noise", "pixelate"), min_length=1, description="names of files in data/shifts/"
+        ("noise", "pixelate"), min_length=1, description="names of files in data/corruptions/"
     )
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], AfterValidator(_once)] = Field(
         SEVERITIES, min_length=1, description="1 to 5"

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedmerge.stream.schedule import Batches, Schedule
+from fedmerge.stream.schedules._base import Batches, Schedule
 
 
 class DirichletBatch(Schedule):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.stream.schedule import Batches, Schedule, cut
+from fedmerge.stream.schedules._base import Batches, Schedule, cut
 
 
 class Iid(Schedule):

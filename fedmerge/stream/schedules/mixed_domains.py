@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmerge.errors import Problem
-from fedmerge.stream.schedule import Batches, Schedule, Within, below, unconditional
+from fedmerge.stream.schedules._base import Batches, Schedule, Within, below, unconditional
 
 
 class MixedDomains(Schedule):

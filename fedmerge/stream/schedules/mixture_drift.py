@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from fedmerge.errors import Problem
-from fedmerge.stream.schedule import Batches, Schedule
+from fedmerge.stream.schedules._base import Batches, Schedule
 
 SPREAD = 0.5
 """Dirichlet concentration of a random drift."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedmerge.stream.schedule import Batches, Schedule, cut
+from fedmerge.stream.schedules._base import Batches, Schedule, cut
 from fedmerge.stream.schedules.dirichlet_batch import proportions
 
 SMALLEST_CHUNK = 10

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedmerge.data.corruption import Shift
+from fedmerge.data.corruptions._base import Shift
 from fedmerge.errors import Problem
-from fedmerge.stream.schedule import Batches, Schedule, Within, below
+from fedmerge.stream.schedules._base import Batches, Schedule, Within, below
 
 
 class Single(Schedule):

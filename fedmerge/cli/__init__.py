@@ -1,0 +1,1 @@
+"""The console script `fedmerge` and its verbs."""

@@ -1,0 +1,187 @@
+"""The console script `fedmerge` and its verbs. Only typer is imported here, so that `--help` is immediate."""
+
+from __future__ import annotations
+
+import json
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedmerge.simulate import guarded, simulate
+
+app = typer.Typer(
+    help="Share models instead of data: simulate hospitals that upload one expert each, and merge them per batch.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Document(StrEnum):
+    """The two kinds of YAML."""
+
+    scenario = "scenario"
+    site = "site"
+
+
+@app.callback()
+def fedmerge() -> None:
+    """Keep verbs even while there are few."""
+
+
+app.command("simulate")(simulate)
+
+
+@app.command()
+@guarded
+def plan(
+    scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
+    seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
+    setting: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario; may be repeated")] = None,
+    target: Annotated[str | None, typer.Option(help="another target")] = None,
+    pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
+) -> None:
+    """Show what SCENARIO will do, before anything is trained: sites, stream, what is in the pool, time and memory."""
+    from fedmerge.cli.show_plan import show
+    from fedmerge.experiment.dry_run import preview
+    from fedmerge.experiment.experiment import Overrides, load
+    from fedmerge.experiment.overrides import single
+
+    changes = Overrides(seed=seed, settings=tuple(single(text) for text in setting or ()), target=target)
+    show(preview(load(scenario, changes), pool, len(os.sched_getaffinity(0))))
+
+
+@app.command()
+@guarded
+def sweep(  # noqa: PLR0913 - one parameter per option of the command line
+    scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
+    seeds: Annotated[int | None, typer.Option(min=1, help="seeds 0, 1, 2, ...", show_default="the scenario's own")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE,VALUE,... of the scenario, e.g. methods.eam.gamma=1,10; repeatable")
+    ] = None,
+    targets: Annotated[str, typer.Option(help="'each' site in turn, left out of training, or names separated by commas")] = "",
+    methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
+    out: Annotated[Path | None, typer.Option(help="folder of the sweep", show_default="runs/<scenario>-sweep")] = None,
+    pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path("pool"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="streams at a time", show_default="all cores")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
+) -> None:
+    """Run SCENARIO for all combinations of seeds, settings and targets, and write one table.
+
+    Experts are trained once and shared. A sweep that was cut off goes on where it stopped when the same command is given again.
+    """
+    from fedmerge.experiment.sweep import Sweep, cells_of, run
+
+    cells = cells_of(scenario, range(seeds) if seeds else (), setting or [], targets)
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    folder = out or Path("runs") / f"{scenario.stem}-sweep"
+    run(Sweep(scenario, cells, names, folder, pool, jobs or len(os.sched_getaffinity(0))), quiet)
+
+
+@app.command()
+@guarded
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run with 'expert' among its methods")],
+    pool: Annotated[Path, typer.Option(help="where the run's experts are")] = Path("pool"),
+    images: Annotated[int, typer.Option(min=1, help="of the target, for the losses between experts")] = 256,
+    predictions_only: Annotated[bool, typer.Option("--predictions-only", help="look at no expert and no image")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
+) -> None:
+    """Tell why merging works in RUN, or does not: entropies, coefficients, drift, and barriers between experts.
+
+    Writes diagnose.html, diagnose.json and plots into the run's folder.
+    """
+    from fedmerge.experiment.diagnose import diagnose as look
+
+    look(run, None if predictions_only else pool, images, quiet)
+
+
+@app.command()
+@guarded
+def mirage(
+    pool: Annotated[Path, typer.Argument(help="a pool of experts")] = Path("pool"),
+    out: Annotated[Path | None, typer.Option(help="write all numbers as JSON")] = None,
+) -> None:
+    """Tell from the weights in POOL alone whether averaging is at risk in this federation, and at which layers."""
+    from fedmerge.experiment.averaging_risk import as_json, federations, show
+
+    found = federations(pool)
+    show(found)
+    if out:
+        out.write_text(json.dumps(as_json(found), indent=2), encoding="utf-8")
+
+
+@app.command()
+@guarded
+def keys(
+    site: Annotated[Path, typer.Argument(help="the site's YAML, e.g. sites/axial.yaml")],
+    folder: Annotated[
+        Path | None, typer.Option("--keys", help="where private keys are kept", show_default="FEDMERGE_KEYS, else keys")
+    ] = None,
+    renew: Annotated[bool, typer.Option("--renew", help="replace the key that is there; what it signed is void then")] = False,
+) -> None:
+    """Make a key for SITE, with which it signs its uploads, and write the public half into its file."""
+    from fedmerge.cli.site_files import give_key
+
+    private, public = give_key(site, folder, renew)
+    typer.echo(f"{site}: public_key: {public}")
+    typer.echo(f"{private}: private key, for this hospital alone: it goes into no message, no log and no repository")
+
+
+@app.command()
+@guarded
+def certificate(
+    folder: Annotated[Path, typer.Argument(help="of the authority, ca.crt and ca.key, which is made if it is not there")],
+    name: Annotated[str, typer.Argument(help="of the machine: NAME.crt and NAME.key are written")],
+    addresses: Annotated[list[str], typer.Argument(help="host names and IP addresses at which others reach it")],
+    days: Annotated[int, typer.Option(min=1, max=3650, help="how long it is valid")] = 90,
+    renew: Annotated[bool, typer.Option("--renew", help="replace the one that is there")] = False,
+) -> None:
+    """Make a certificate for a machine of a Ray cluster or for a SuperLink, by an authority of your own."""
+    from fedmerge.federated.security.certificates import issue
+
+    for file in issue(folder, name, addresses, days, renew):
+        typer.echo(str(file))
+
+
+@app.command()
+@guarded
+def outline(
+    site: Annotated[Path, typer.Argument(help="the hospital's own YAML, e.g. sites/axial.yaml")],
+    seed: Annotated[int, typer.Option(min=0, help="the scenario's seed")] = 0,
+) -> None:
+    """Print SITE as its coordinator may have it: what is known of its images, and no path."""
+    from fedmerge.cli.site_files import outline as outlined
+
+    typer.echo(outlined(site, seed), nl=False)
+
+
+@app.command()
+@guarded
+def schema(document: Annotated[Document, typer.Argument(help="which YAML to describe")] = Document.scenario) -> None:
+    """Print the JSON schema of a scenario or a site file, for editors."""
+    from fedmerge.experiment.scenario import json_schema
+
+    typer.echo(json.dumps(json_schema(document.value), indent=2))
+
+
+@app.command()
+@guarded
+def methods(
+    name: Annotated[str | None, typer.Argument(help="one method, for its formula and fields; all if left out")] = None,
+) -> None:
+    """Print the table of merging methods, or one method with its formula and its fields."""
+    from fedmerge.cli.methods import describe, table
+
+    if name:
+        typer.echo(describe(name))
+    else:
+        table()
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

@@ -1,0 +1,51 @@
+"""A preview on the terminal."""
+
+from __future__ import annotations
+
+from fedmerge.experiment.dry_run import Preview
+from fedmerge.report.terminal import console, duration, histogram, site_table, stripes
+
+IN_POOL = {True: "in the pool", False: "trains", None: "known when theta_0 is there"}
+
+
+def show(found: Preview) -> None:
+    """Print sites, stream, rows and cost."""
+    plan, cost = found.plan, found.cost
+    out = console()
+    out.print(f"{plan.scenario.name}, seed {plan.scenario.seed}: {plan.scenario.question}", markup=False)
+    millions = found.parameters / 1e6
+    out.print(f"model {plan.scenario.model.name}, {millions:.2f} million parameters, {len(plan.classes)} classes", markup=False)
+    rows = []
+    for one in (*found.sites, found.target):
+        trains = one is not found.target
+        rows.append(
+            {
+                "site": one.site if trains else f"{one.site} (target)",
+                "images": str(one.images),
+                "patients": str(one.groups),
+                "train": str(one.train) if trains else "",
+                "validation": str(one.validation) if trains else "",
+                "labels": histogram(one.per_class),
+                "domains": ", ".join(f"{name} {count}" for name, count in one.per_domain.items() if count),
+                "expert": IN_POOL[found.trained[one.site]] if trains else "never trains",
+            }
+        )
+    out.print(site_table(rows))
+    mix = found.mix
+    kind = plan.scenario.stream.kind()
+    out.print(
+        f"stream: {kind}, {len(mix.classes)} batches, {mix.samples} images, {mix.unused} unused; time goes from left to right"
+    )
+    for line in [*stripes(mix.domain_names, mix.domains), "", *stripes(plan.classes, mix.classes)]:
+        out.print(f"  {line}", markup=False)
+    for event in sorted(plan.scenario.events, key=lambda event: event.at):
+        out.print(f"before batch {event.at}: {event.words}", markup=False)
+    names = ", ".join(method.key for method in plan.scenario.methods)
+    out.print(f"methods: {names}", markup=False)
+    for strategy in found.rounds:
+        count = f"{strategy.rounds} round{'s' if strategy.rounds > 1 else ''}"
+        steps = f"{strategy.steps:.0f} local steps a hospital in all"
+        out.print(f"federated: {strategy.key}, {count}, {steps}: {strategy.words}", markup=False)
+    training = f"training about {duration(cost.training_s)}" if cost.training_s else "nobody trains"
+    gib = cost.peak_bytes / 2**30
+    out.print(f"estimate for this machine: {training}, stream about {duration(cost.stream_s)}, {gib:.1f} GiB at the peak")

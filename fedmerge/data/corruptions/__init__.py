@@ -1,0 +1,1 @@
+"""Corruptions of single images: one file each."""

@@ -1,0 +1,17 @@
+"""A window that is too narrow: dark and bright tissue is cut off."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedmerge.data.corruptions._base import Float, Shift
+
+
+class Window(Shift):
+    """s (x - 1/2) + 1/2: a window s times narrower about the same level."""
+
+    strengths = (1.2, 1.5, 1.9, 2.4, 3.2)
+
+    def on(self, x: Float, rng: np.random.Generator) -> Float:
+        """The same window for all images."""
+        return np.float32(self.strength) * (x - np.float32(0.5)) + np.float32(0.5)

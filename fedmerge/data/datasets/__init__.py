@@ -1,0 +1,1 @@
+"""Data sets that sites may have: one file each."""

@@ -1,0 +1,54 @@
+"""What a data source promises; the sources themselves are files in `data/datasets/`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, NamedTuple
+
+from fedmerge.data.images import Images
+from fedmerge.errors import Problem
+from fedmerge.registry import Folder, Plugin
+
+
+class Geometry(NamedTuple):
+    """The model's input: side of the square image in pixels, and number of channels (1 or 3)."""
+
+    size: int
+    channels: int
+
+
+class Source(Plugin):
+    """Images of one site, as its YAML describes them. Everything but `load` is cheap and reads no pixel."""
+
+    if TYPE_CHECKING:  # every source has it: as a class variable if it is a fact, as a field if the user must say it
+
+        @property
+        def flips(self) -> bool:
+            """Whether a horizontal flip preserves the label of this source's images."""
+
+    @abstractmethod
+    def check(self) -> list[Problem]:
+        """What is wrong before anything is loaded (missing folder, too few classes); the caller fills in `where`."""
+
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order."""
+
+    @abstractmethod
+    def domains(self) -> tuple[str, ...]:
+        """Domain names in domain order."""
+
+    @abstractmethod
+    def identity(self, owner: str, seed: int) -> str:
+        """A sha256 of all that determines the images: fields, names and sizes of files, owner, seed, version."""
+
+    @abstractmethod
+    def holdings(self, owner: str) -> frozenset[str] | None:
+        """Names of the items held, to tell that two sites share some; None if sharing is impossible by construction."""
+
+    @abstractmethod
+    def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
+        """The images, before the scanner. Raises DataError."""
+
+
+SOURCES: Folder[Source] = Folder("fedmerge.data.datasets", Source, "data source")  # type: ignore[type-abstract]

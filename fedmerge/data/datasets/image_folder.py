@@ -1,0 +1,132 @@
+"""Images on disk: `<root>/<domain>/<class>/*`, the layout of DomainBed (Gulrajani & Lopez-Paz, ICLR 2021)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from fedmerge.data.cache import cached
+from fedmerge.data.datasets import _image_files
+from fedmerge.data.datasets._base import Geometry, Source
+from fedmerge.data.datasets._image_files import decode_all
+from fedmerge.data.images import Images
+from fedmerge.data.partition import Split
+from fedmerge.errors import DataError, Problem
+
+VERSION = 1
+"""Raise it whenever the same files would give other pixels."""
+
+log = logging.getLogger(__name__)
+
+
+class ImageFolder(Source):
+    """Every image is a group of its own: files say nothing about patients. Hidden files are left alone."""
+
+    root: str = Field(min_length=1, description="the folder; may name environment variables as ${NAME}")
+    folders: tuple[str, ...] = Field((), description="domains that this hospital holds: subfolders of the root; default all")
+    split: Split | None = Field(None, description="the part of these domains that this hospital holds; default everything")
+    flips: bool = Field(False, description="whether a horizontal flip preserves the label")
+    max_broken: int = Field(3, ge=0, description="files that may be truncated or no image; they are named and left out")
+    hint: str = Field("", description="where to get the data; part of the message if the folder is not there")
+
+    def check(self) -> list[Problem]:
+        """A folder that is not there, unknown domains, and a part without two classes."""
+        root = _image_files.locate(self.root, self.hint)
+        if isinstance(root, Problem):
+            return [root]
+        try:
+            known = _image_files.domains_of(root)
+            if wrong := _image_files.unknown(self.folders, known):
+                return wrong
+            held = sorted({item.label for item in self._items(root)})
+        except OSError as error:
+            return [Problem("", "root", f"'{root}', which cannot be read ({error.strerror})", _image_files.LAYOUT)]
+        if len(held) > 1:
+            return []
+        found = f"images of one class only ({held[0]})" if held else f"no image in '{root}'"
+        mend = "Take another part or seed, or a larger alpha" if self.split else self.hint
+        return [Problem("", "split" if self.split else "root", found, f"two classes or more in {_image_files.LAYOUT}", mend)]
+
+    def classes(self) -> tuple[str, ...]:
+        """Class folders of all domains in the root, sorted."""
+        return _image_files.classes_of(self._root())
+
+    def domains(self) -> tuple[str, ...]:
+        """The chosen domains, in the order given; otherwise all, sorted."""
+        return self.folders or _image_files.domains_of(self._root())
+
+    def identity(self, owner: str, seed: int) -> str:
+        """A sha256 of the files' names and sizes and of the classes; the same files give the same images to any owner."""
+        root = self._root()
+        files = [(item.path, item.size) for item in self._items(root)]
+        determined = [VERSION, self.domains(), self.classes(), self.flips, files]
+        return hashlib.sha256(json.dumps(determined).encode()).hexdigest()
+
+    def holdings(self, owner: str) -> frozenset[str]:
+        """Full paths of the images of this part."""
+        root = self._root().resolve()
+        return frozenset(str(root / item.path) for item in self._items(root))
+
+    def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
+        """Images (N, size, size, channels) uint8, sorted by path within each domain.
+
+        Raises DataError, with their names, if more than `max_broken` entries are truncated or no image.
+        """
+        root, domains, classes = self._root(), self.domains(), self.classes()
+        items = self._items(root)
+        files = [(item.path, item.size, item.modified) for item in items]
+        key = hashlib.sha256(json.dumps([VERSION, str(root.resolve()), geometry, files]).encode()).hexdigest()
+        decoded = cached(owner, key, lambda: decode_all([root / item.path for item in items], geometry))
+        broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]
+        self._report(owner, root, broken + [f"{path} (no regular file)" for path in self._irregular(root)])
+        good = [items[at] for at in decoded["good"]]
+        labels = np.array([classes.index(item.label) for item in good], np.int64)
+        sides = np.array([domains.index(item.domain) for item in good], np.int64)
+        if len(np.unique(labels)) < 2:
+            told = "images of fewer than two classes; expected two or more"
+            raise DataError(f"site '{owner}': {root}: found {len(good)} {told}", f"source: found {told}")
+        for number, domain in enumerate(domains):
+            absent = [name for label, name in enumerate(classes) if not ((sides == number) & (labels == label)).any()]
+            if absent:
+                log.warning("site '%s': domain '%s' holds no image of %s", owner, domain, ", ".join(absent))
+        groups = np.arange(len(good), dtype=np.int64)
+        return Images(decoded["pixels"], labels, sides, groups, classes, domains, flips=self.flips)
+
+    def _root(self) -> Path:
+        root = _image_files.locate(self.root, self.hint)
+        if isinstance(root, Problem):
+            text = str(Problem("image_folder", root.key, root.found, root.expected, root.mend))
+            raise DataError(text, f"source.root: cannot be used; expected {root.expected}")
+        return root
+
+    def _items(self, root: Path) -> list[_image_files.Item]:
+        """The regular files of this part, domain after domain."""
+        held: list[_image_files.Item] = []
+        for domain in self.folders or _image_files.domains_of(root):
+            items = [item for item in _image_files.items_of(root, domain) if item.regular]
+            names, labels = np.unique([item.label for item in items], return_inverse=True)
+            part = self.split.indices(labels.astype(np.int64), domain) if self.split and len(names) else range(len(items))
+            held += [items[at] for at in part]
+        return held
+
+    def _irregular(self, root: Path) -> list[str]:
+        """Folders, pipes and dangling links in place of a file: never opened, for a pipe would wait for ever."""
+        return [item.path for domain in self.domains() for item in _image_files.items_of(root, domain) if not item.regular]
+
+    def _report(self, owner: str, root: Path, broken: list[str]) -> None:
+        if not broken:
+            return
+        shown = "; ".join(broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
+        if len(broken) > self.max_broken:
+            raise DataError(
+                f"site '{owner}': {root}: found {len(broken)} files that are no image: {shown}; expected at most "
+                f"{self.max_broken}. Mend or remove them, or raise max_broken to leave them out",
+                f"source.max_broken: found more than {self.max_broken} files that are no image; expected at most as many. "
+                "Mend or remove them, or raise max_broken to leave them out",
+            )
+        log.warning("site '%s': %s: left out %d files that are no image: %s", owner, root, len(broken), shown)

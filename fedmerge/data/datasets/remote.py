@@ -1,0 +1,47 @@
+"""Images that stay at their hospital: what a coordinator may know of them, and no path. `fedmerge outline` writes it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from fedmerge.data.datasets._base import Geometry, Source
+from fedmerge.data.images import Images
+from fedmerge.errors import DataError, Problem
+
+
+class Remote(Source):
+    """For a hospital that trains in a process of its own, with a site file of its own: see docs/deployment.md."""
+
+    aliases: ClassVar[tuple[str, ...]] = ("elsewhere",)
+
+    labels: tuple[str, ...] = Field(min_length=2, description="names of the classes, in label order")
+    parts: tuple[str, ...] = Field(min_length=1, description="names of the domains, in domain order")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of all that determines the images, told by the hospital")
+    flips: bool = Field(False, description="whether a horizontal flip preserves the label")
+
+    def check(self) -> list[Problem]:
+        """Nothing can be seen from here."""
+        return []
+
+    def classes(self) -> tuple[str, ...]:
+        """As the hospital tells."""
+        return self.labels
+
+    def domains(self) -> tuple[str, ...]:
+        """As the hospital tells."""
+        return self.parts
+
+    def identity(self, owner: str, seed: int) -> str:
+        """As the hospital tells: that of its own source, so that the experts of both site files are the same."""
+        return self.sha256
+
+    def holdings(self, owner: str) -> frozenset[str] | None:
+        """Nobody but the hospital knows."""
+        return None
+
+    def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
+        """Raises DataError: the images are not here."""
+        told = "source: found 'remote'; expected images: only the hospital itself can train, where its own site file is"
+        raise DataError(f"site '{owner}': {told} (docs/deployment.md)", told)

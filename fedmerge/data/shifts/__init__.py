@@ -1,1 +1,0 @@
-"""Shifts of images: one file each."""

@@ -1,1 +1,0 @@
-"""Data sources: one data set a file."""

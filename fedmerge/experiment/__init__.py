@@ -1,0 +1,1 @@
+"""An experiment from YAML to report: read, check, plan, run, sweep, diagnose."""

@@ -1,0 +1,166 @@
+"""Why an entropy-adaptive merge works in a run, or does not: predictions, coefficients, and the experts themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from fedmerge.adaptation.mode_connectivity import Landscape, landscapes
+from fedmerge.adaptation.tasks import TargetTask
+from fedmerge.errors import FolderError
+from fedmerge.experiment.run_dir import reopened
+from fedmerge.experiment.stream_phase import contribution
+from fedmerge.experiment.training_phase import site_task
+from fedmerge.federated.messages import Initial
+from fedmerge.federated.model import build
+from fedmerge.federated.pool.experts import ExpertPool
+from fedmerge.federated.server.initialisation import kept
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.geometry.drift import Drift, drift
+from fedmerge.report.metrics.entropy_trust import Trust, as_rows, how_many_right, kept_predictions, trust
+from fedmerge.report.pages.diagnosis import Diagnosis, changes_of, kept_coefficients, write_diagnosis
+from fedmerge.report.terminal import Terminal, console, shown_path
+
+VERDICTS = (
+    (0.75, "entropy is a good guide here"),
+    (0.6, "entropy is some guide here"),
+    (0.5, "entropy hardly guides here"),
+    (0.0, "entropy misleads here"),
+)
+"""Least share of cases in which the surer expert is the better, and words for it: a convention."""
+
+HILL = 0.1
+"""Nats of cross-entropy from which a barrier is called one: a convention."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the experts themselves say: drift from weights alone, and losses between them on the target's images."""
+
+    raw: Drift
+    learnt: Drift
+    landscapes: list[Landscape]
+
+
+def diagnose(run: Path, pool: Path | None, images: int = 256, quiet: bool = False) -> None:
+    """Print tables and a few words; leave `diagnose.json`, and a page with plots, in the run's folder.
+
+    pool: where the run's experts are; None leaves out what needs them. images: of the target, for the losses between experts.
+    Raises FolderError if it is no finished run, or if an expert of it is not in the pool.
+    """
+    p, y = kept_predictions(run)
+    found, right = trust(p, y), how_many_right(p, y)
+    said = words(found, right)
+    if changes := changes_of(run):
+        said.append(f"Experts came and went ({'; '.join(changes)}): this page is about the images that all of them saw.")
+    weights = of_weights(run, pool, images, Terminal(quiet)) if pool else None
+    if weights:
+        said += hills(weights.landscapes)
+    out = console()
+    out.print(table(found))
+    if weights:
+        out.print(barrier_table(weights.landscapes))
+    for line in said:
+        out.print(line, markup=False)
+    content = {"experts": list(p), "right_experts": right, "trust": as_rows(found), "words": said}
+    if weights:
+        content["barriers"] = [one.as_row() for one in weights.landscapes]
+    (run / "diagnose.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    drifts = (weights.raw, weights.learnt) if weights else None
+    paths = [one.as_row() for one in weights.landscapes] if weights else []
+    write_diagnosis(run, Diagnosis(run.name, said, p, y, found, right, kept_coefficients(run), drifts, paths))
+    out.print(f"page: {shown_path(run / 'diagnose.html')}", markup=False)
+
+
+def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weights:
+    """Load the run's own experts, and look between them."""
+    plan, manifest = reopened(run)
+    scenario, held = plan.scenario, ExpertPool(pool)
+    base = kept(manifest.get("initial_sha256", ""), pool)
+    if base is None:
+        raise _missing(run, pool, "theta_0")
+    initial = Initial(base, manifest["initial_sha256"], scenario.initialisation.head_init, "")
+    gone = manifest.get("vetting", {}).get("left_out", {})
+    tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
+    tasks = [task for task in tasks if task.site.name in manifest["experts"] and task.site.name not in gone]
+    lacking = [task.site.name for task in tasks if not held.has(task)]
+    if lacking:
+        raise _missing(run, pool, f"the expert of {', '.join(lacking)}")
+    experts = [held.load(task) for task in tasks]
+    states = {expert.site: expert.weights for expert in experts}
+    bank = Bank.of(build(scenario.model, len(plan.classes), seed=scenario.seed), states, base)
+    threads = len(os.sched_getaffinity(0))
+    task = TargetTask(plan.target, scenario.model, plan.classes, scenario.stream, (), scenario.seed, threads)
+    with terminal.progress("losses between experts, on the target's images") as bars:
+
+        def tick(done: int, total: int) -> None:
+            bars.tick("pairs", done, total, "encoder, head and both")
+
+        arrays = {name: tensor.numpy() for name, tensor in base.items()}
+        between = landscapes(task, [contribution(expert) for expert in experts], arrays, images, tick)
+    return Weights(drift(bank, relative=False), drift(bank, relative=True), between)
+
+
+def _missing(run: Path, pool: Path, what: str) -> FolderError:
+    mend = "name the run's own pool with --pool, or leave out what needs it with --predictions-only"
+    return FolderError(f"{pool}: found no {what} of {run}; expected the pool of that run: {mend}")
+
+
+def table(found: list[Trust]) -> Table:
+    """One row for each pair and split."""
+    shown = Table(title="entropy ratio against cross-entropy ratio")
+    shown.add_column("experts")
+    shown.add_column("images")
+    for name in ("samples", "Pearson", "Spearman", "surer is better"):
+        shown.add_column(name, justify="right")
+    for one in found:
+        numbers = ["undefined" if value is None else f"{value:+.2f}" for value in (one.pearson, one.spearman)]
+        sides = "" if one.sides is None else f"{one.sides:.0%}"
+        shown.add_row(" / ".join(one.pair), one.split, str(one.samples), *numbers, sides)
+    return shown
+
+
+def barrier_table(found: list[Landscape]) -> Table:
+    """One row for each pair, with the barrier of what moves."""
+    shown = Table(title=f"barriers between experts, on {found[0].images} images of the target" if found else "barriers")
+    shown.add_column("experts")
+    for part in ("both", "encoder", "head"):
+        shown.add_column(f"{part}: nats", justify="right")
+        shown.add_column("error", justify="right")
+    by = {(one.pair, one.part): one.as_row() for one in found}
+    for pair in dict.fromkeys(one.pair for one in found):
+        rows = [by[pair, part] for part in ("both", "encoder", "head")]
+        cells = [(f"{row['cross_entropy_barrier']:.2f}", f"{row['error_barrier']:.1%}") for row in rows]
+        shown.add_row(" / ".join(pair), *[text for cell in cells for text in cell])
+    return shown
+
+
+def words(found: list[Trust], right: list[int]) -> list[str]:
+    """What it means, without saying more than it does."""
+    total, K = sum(right), len(right) - 1
+    one_right = [one for one in found if one.split == "one right" and one.sides is not None]
+    samples = sum(one.samples for one in one_right)
+    said = [
+        f"On {right[K] / total:.0%} of {total} images all {K} experts are right, on {right[0] / total:.0%} none is: "
+        "only between them can weights decide anything by choosing among experts."
+    ]
+    if samples:
+        sides = sum(one.samples * one.sides for one in one_right if one.sides is not None) / samples
+        verdict = next(text for least, text in VERDICTS if sides >= least)
+        said.append(f"Where one of a pair is right and the other wrong, the surer is better in {sides:.0%} of cases: {verdict}.")
+    return said
+
+
+def hills(found: list[Landscape]) -> list[str]:
+    """Which pairs have a hill between them, and what makes it."""
+    rows = [one.as_row() for one in found]
+    high = [" / ".join(row["pair"]) for row in rows if row["part"] == "both" and row["cross_entropy_barrier"] >= HILL]
+    if not high:
+        return [f"Between no pair of experts does the loss rise by {HILL} nats above the chord: there is no hill between them."]
+    mean = {part: sum(r["cross_entropy_barrier"] for r in rows if r["part"] == part) for part in ("encoder", "head")}
+    more = max(mean, key=lambda part: mean[part])
+    return [f"Between {'; '.join(high)} the loss rises by {HILL} nats or more above the chord. More of it is the {more}'s."]

@@ -1,0 +1,219 @@
+"""A whole experiment, read and checked before anything starts: scenario, sites and target, all problems at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedmerge.data.corruptions._base import mismatched
+from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.experiment.overrides import Overrides as Overrides
+from fedmerge.experiment.overrides import overridden
+from fedmerge.experiment.scenario import BELOW_TARGET, Scenario, flattened, unfit, unprotected
+from fedmerge.experiment.validation import generalist_nowhere, of_one_name
+from fedmerge.federated.site import Site
+from fedmerge.federated.statistics._base import STATISTICS
+from fedmerge.merging.methods._base import Method
+from fedmerge.stream.events import Event, inconsistent
+from fedmerge.system.yaml_loader import check, read_yaml
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join."""
+
+    scenario: Scenario
+    sites: tuple[Site, ...]
+    target: Site
+    classes: tuple[str, ...]
+
+    @property
+    def founders(self) -> tuple[str, ...]:
+        """Names of the sites that are there from the beginning."""
+        return tuple(site.name for site in self.sites[: len(self.scenario.sites)])
+
+    def resolved(self) -> dict[str, Any]:
+        """All that was asked for, with every default written out. joining: sites that only events name, if there are any."""
+        sites = [site.model_dump(mode="json") for site in self.sites]
+        founders, joining = sites[: len(self.scenario.sites)], sites[len(self.scenario.sites) :]
+        return {
+            **self.scenario.model_dump(mode="json", exclude=self.scenario.unset),
+            "sites": founders,
+            **({"joining": joining} if joining else {}),
+            "target": self.target.model_dump(mode="json"),
+        }
+
+    def sha256(self) -> str:
+        """Digest of the resolved scenario."""
+        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+
+
+def load(path: Path, overrides: Overrides | None = None, at_target: bool = True) -> Plan:
+    """Read and check a scenario with its sites. Raises ScenarioError with all problems at once.
+
+    at_target: the target's part will be done on this machine, so what only that needs must be there.
+    """
+    content = flattened(overridden(flattened(read_yaml(path), str(path)), overrides or Overrides()), str(path))
+    problems: list[Problem] = []
+    scenario: Scenario | None = None
+    try:
+        scenario = check(Scenario, content, str(path))
+    except ScenarioError as error:
+        as_given = {field: key for key, field in BELOW_TARGET.items()}
+        problems += [replace(p, key=as_given.get(p.key, p.key)) for p in error.problems]
+    names, target_name = _strings(content.get("sites")), next(iter(_strings([content.get("target")])), None)
+    joining = _joining(content.get("events"), names)
+    sites = {name: _read_site(name, path, problems) for name in dict.fromkeys([*names, *joining])}
+    target = _read_site(target_name, path, problems) if target_name else None
+    found = [site for site in sites.values() if site]
+    problems += _names(str(path), names, joining, target_name)
+    problems += _agreement(found + ([target] if target else []), scenario.events if scenario else ())
+    problems += _events(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
+    if scenario and target:
+        channels = scenario.model.geometry.channels
+        in_stream = scenario.stream.check(target.source.domains()) + mismatched(scenario.stream.conditions(), channels, "families")
+        problems += [_at(str(path), "stream", problem) for problem in in_stream]
+        problems += [_at(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
+        problems += _methods(str(path), scenario, [site.name for site in found], [*found, target])
+        problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names))
+        problems += of_one_name(str(path), scenario, [site.name for site in found])
+        problems += generalist_nowhere(str(path), scenario) if at_target else []
+    if problems or scenario is None or target is None:
+        raise ScenarioError(problems)
+    return Plan(scenario, tuple(found), target, target.source.classes())
+
+
+def _strings(value: Any) -> list[str]:
+    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _joining(events: Any, founders: list[str]) -> list[str]:
+    """Sites that only events name, each once, in the order in which they arrive."""
+    entries = [event for event in events if isinstance(event, dict)] if isinstance(events, list) else []
+    entries.sort(key=lambda event: event["at"] if isinstance(event.get("at"), int) else 0)
+    given = {Path(name).stem: name for name in reversed(_strings([e.get("join") or e.get("by") for e in entries]))}
+    arriving = [Path(name).stem for name in _strings([event.get("join") or event.get("by") for event in entries])]
+    known = {Path(name).stem for name in founders}
+    return [given[stem] for stem in dict.fromkeys(arriving) if stem not in known]
+
+
+def site_file(name: str, scenario: Path) -> Path:
+    """Where a site's YAML is: a path as given, else `sites/` beside the scenario's folder, in it, or in this folder."""
+    if name.endswith((".yaml", ".yml")):
+        given = Path(name)
+        return given if given.is_absolute() or given.exists() else scenario.parent / given
+    folders = [scenario.resolve().parent.parent / "sites", scenario.resolve().parent / "sites", Path("sites")]
+    candidates = [folder / f"{name}.yaml" for folder in folders]
+    return next((item for item in candidates if item.exists()), candidates[0])
+
+
+def _read_site(name: str, scenario: Path, problems: list[Problem]) -> Site | None:
+    file = site_file(name, scenario)
+    try:
+        site = check(Site, read_yaml(file), str(file))
+    except ScenarioError as error:
+        problems += error.problems
+        return None
+    if site.name != file.stem:
+        problems.append(Problem(str(file), "name", f"'{site.name}'", f"'{file.stem}', the name of the file"))
+    wrong = [_at(str(file), "source", problem) for problem in site.source.check()]
+    problems += wrong
+    return None if wrong else site
+
+
+def _at(where: str, key: str, problem: Problem) -> Problem:
+    inner = ".".join(part for part in (key, problem.key) if part)
+    return Problem(where, inner, problem.found, problem.expected, problem.mend)
+
+
+def _names(where: str, names: list[str], joining: list[str], target: str | None) -> list[Problem]:
+    stems = [Path(name).stem for name in names]
+    problems = [
+        Problem(where, "sites", f"'{stem}' {stems.count(stem)} times", "every site once")
+        for stem in dict.fromkeys(stems)
+        if stems.count(stem) > 1
+    ]
+    if target and Path(target).stem in [*stems, *(Path(name).stem for name in joining)]:
+        expected = "a hospital that trained nothing: the target must be unseen"
+        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected))
+    return problems
+
+
+def _events(where: str, scenario: Scenario, founders: list[str]) -> list[Problem]:
+    """Who comes and goes must be able to; how long the stream is, nobody knows before the target's images are there."""
+    problems = [_at(where, "", problem) for problem in inconsistent(founders, scenario.events)]
+    total = len({*founders, *(event.arrives for event in scenario.events if event.arrives)})
+    if scenario.min_sites and scenario.min_sites > total:
+        problems.append(Problem(where, "min_sites", str(scenario.min_sites), f"at most {total}, the number of sites"))
+    for statistic in scenario.uploads if scenario.events else ():
+        if statistic.starts_from == "rounds":
+            expected = "statistics that each site computes alone: the rounds go through all experts, which change with events"
+            problems.append(Problem(where, "uploads", f"'{statistic.kind()}' beside events", expected))
+    return problems
+
+
+def _agreement(sites: list[Site], events: tuple[Event, ...]) -> list[Problem]:
+    """Sites must have the same classes in the same order, and no image in common, but with whom they replace."""
+    problems: list[Problem] = []
+    classes = {site.name: site.source.classes() for site in sites}
+    usual = Counter(classes.values()).most_common(1)[0][0] if classes else ()
+    for name, here in classes.items():
+        if here != usual:
+            missing, extra = sorted(set(usual) - set(here)), sorted(set(here) - set(usual))
+            found = f"classes {', '.join(here)}" if not (missing or extra) else f"missing {missing}, extra {extra}"
+            expected = f"the classes of '{next(other for other in classes if classes[other] == usual)}'"
+            problems.append(Problem(f"site '{name}'", "source", found, expected, f"They are: {', '.join(usual)}"))
+    held = [(site.name, site.source.holdings(site.name)) for site in sites]
+    for index, (name, items) in enumerate(held):
+        for other, theirs in held[:index]:
+            renewed = any({event.departs, event.arrives} == {name, other} for event in events)
+            if name != other and not renewed and items and theirs and (shared := items & theirs):
+                found = f"{len(shared)} images that '{other}' has too, e.g. {min(shared)}"
+                mend = "Give them different domains, or different parts of one split"
+                problems.append(Problem(f"site '{name}'", "source", found, "images of its own", mend))
+    return problems
+
+
+def _methods(where: str, scenario: Scenario, names: list[str], sites: list[Site]) -> list[Problem]:
+    kinds = [statistic.kind() for statistic in scenario.uploads]
+    problems = [
+        Problem(where, "uploads", f"'{kind}' {kinds.count(kind)} times", "every statistic once")
+        for kind in dict.fromkeys(kinds)
+        if kinds.count(kind) > 1
+    ]
+    for number, method in enumerate(scenario.methods):
+        at = f"methods[{number}]"
+        problems += _needs(where, at, method, scenario)
+        site = getattr(method, "site", None)
+        if site is not None and site not in names:
+            problems.append(Problem(where, f"{at}.site", f"'{site}'", "a site of the scenario", nearest(site, names)))
+        if "hflip" in getattr(method, "augs", ()) and not all(item.source.flips for item in sites):
+            expected = "views that preserve the label: a flip turns a left organ into a right one here"
+            problems.append(Problem(where, f"{at}.augs", "'hflip'", expected, "Use 'shift' instead"))
+    return problems
+
+
+def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Problem]:
+    """What a method needs from sites must be among the uploads, and computed as the method wants it."""
+    problems = []
+    uploads = {statistic.kind(): statistic for statistic in scenario.uploads}
+    for kind in sorted(method.needed & set(STATISTICS.names)):
+        if kind not in uploads:
+            found = f"'{method.key}', which needs the statistic '{kind}' of every site"
+            expected = f"'{kind}' among the scenario's uploads"
+            mend = f"Add the line 'uploads: [{', '.join([*uploads, kind])}]', or leave the method out"
+            problems.append(Problem(where, at, found, expected, mend))
+            continue
+        for field in sorted({"ratio", "ridge"} & set(type(uploads[kind]).model_fields)):
+            here, there = getattr(method, field), getattr(uploads[kind], field)
+            if here != there:
+                expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
+                problems.append(Problem(where, f"{at}.{field}", str(here), expected))
+    if "generalist" in method.needed and scenario.generalist is None:
+        expected = "a key 'generalist': the path of a safetensors file, or the name of a federated model"
+        problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))
+    return problems

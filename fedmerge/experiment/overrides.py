@@ -1,0 +1,216 @@
+"""What the command line changes in a scenario, before it is checked.
+
+`--set key=value`: one key of a scenario from the command line, by the path that an error message would name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from fedmerge.errors import Problem, ScenarioError, nearest
+
+NAMED_BY_EVENTS = ("join", "leave", "replace", "by")
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the command line changes in a scenario.
+
+    settings: keys and values of `--set`. target: another target; if it is one of the sites, it trains no more.
+    without: sites that are left out, as if they had never been there, with the events that name them.
+    """
+
+    seed: int | None = None
+    methods: tuple[str, ...] = ()
+    add_sites: tuple[str, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+    target: str | None = None
+    without: tuple[str, ...] = ()
+
+
+FLAT = {"target.site": "target"} | {f"target.{name}": f"target_{name}" for name in ("max_bytes", "shards", "gpus", "resource")}
+"""Keys below `target` in a scenario, and the fields that they are once it is flattened."""
+
+
+def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """The scenario as the command line wants it; a method named there keeps its entry's hyper-parameters, if any.
+
+    Raises ScenarioError for a site to leave out that the scenario does not have, and for a federated row among the methods.
+    """
+    changed = dict(content)
+    for key, value in overrides.settings:
+        changed = assign(changed, FLAT.get(key, key), value)
+    if overrides.seed is not None:
+        changed["seed"] = overrides.seed
+    if overrides.target is not None:
+        changed["target"] = overrides.target
+        if isinstance(content.get("sites"), list):
+            changed["sites"] = [site for site in content["sites"] if site != overrides.target]
+    if overrides.add_sites and isinstance(changed.get("sites"), list):
+        changed["sites"] = [*changed["sites"], *overrides.add_sites]
+    if overrides.without:
+        changed = _without(changed, overrides.without)
+    if overrides.methods:
+        changed["methods"] = _only(changed, overrides.methods)
+    return changed
+
+
+def _only(content: dict[str, Any], names: Sequence[str]) -> list[Any]:
+    """The entries of these methods, or bare names. Raises ScenarioError for a row of `federated`, which is no method."""
+    entries = content.get("methods")
+    known: dict[str, Any] = {}
+    for (_, name), entry in zip(entry_names("methods", entries), entries if isinstance(entries, list) else [], strict=True):
+        known.setdefault(name, entry)
+    rows = {name for pair in entry_names("federated", content.get("federated")) for name in pair}
+    mend = "Those rows are in every run, whatever --methods says; --set 'federated=[]' leaves them out"
+    problems = [
+        Problem("--methods", "", f"'{name}', which is below the scenario's 'federated'", "names of methods", mend)
+        for name in names
+        if name in rows and name not in known
+    ]
+    if problems:
+        raise ScenarioError(problems)
+    return [known.get(name, name) for name in names]
+
+
+def _without(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """No site of these names, and no event that names one."""
+    sites = content["sites"] if isinstance(content.get("sites"), list) else []
+    events = content["events"] if isinstance(content.get("events"), list) else []
+    gone = {_stem(name) for name in names}
+    known = {_stem(site) for site in sites} | {name for event in events for name in _named(event)}
+    problems = [
+        Problem("--without", "", f"'{name}'", "a site of the scenario", nearest(name, known)) for name in sorted(gone - known)
+    ]
+    if not problems and sites and not {_stem(site) for site in sites} - gone:
+        problems = [Problem("--without", "", ", ".join(sorted(gone)), "at least one site that stays")]
+    if problems:
+        raise ScenarioError(problems)
+    left = {**content, "sites": [site for site in sites if _stem(site) not in gone]}
+    return left | ({"events": [event for event in events if not gone & _named(event)]} if events else {})
+
+
+def _named(event: Any) -> set[str]:
+    return {_stem(event[key]) for key in NAMED_BY_EVENTS if event.get(key)} if isinstance(event, dict) else set()
+
+
+def _stem(name: Any) -> str:
+    return Path(str(name)).stem
+
+
+WHERE = "--set"
+LISTS = ("methods", "uploads", "federated")
+"""Lists of plug-ins, whose entries have names in place of numbers here."""
+
+
+def parse(text: str) -> tuple[str, tuple[Any, ...]]:
+    """`stream.delta=0.01,0.1` as its key and its values, which are YAML; a comma within brackets or quotes parts nothing.
+
+    Raises ScenarioError if there is no key, or a value is not YAML.
+    """
+    key, equals, rest = text.partition("=")
+    if not equals or not key.strip() or not rest.strip():
+        raise ScenarioError([Problem(WHERE, "", f"'{text}'", "KEY=VALUE, e.g. stream.batch_size=16")])
+    try:
+        return key.strip(), tuple(yaml.safe_load(part) for part in _parts(rest))
+    except yaml.YAMLError:
+        raise ScenarioError([Problem(WHERE, key.strip(), f"'{rest}'", "values in YAML, with commas between them")]) from None
+
+
+def single(text: str) -> tuple[str, Any]:
+    """One key and one value. Raises ScenarioError if there are several."""
+    key, values = parse(text)
+    if len(values) != 1:
+        raise ScenarioError([Problem(WHERE, key, f"{len(values)} values", "one; several are for fedmerge sweep")])
+    return key, values[0]
+
+
+def assign(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A scenario's mapping with one key changed; `methods.eam.gamma` is the key `gamma` of the entry with that name or label.
+
+    A strategy's name is that of its row, e.g. `federated.fedavg-20.lr`, or its kind if no other is of that kind.
+    What the key may be is checked with the scenario. Raises ScenarioError if the path leads through something that has no keys.
+    """
+    changed = copy.deepcopy(content)
+    steps = key.split(".")
+    if steps[0] in LISTS and len(steps) > 2:
+        node, rest = _entry(changed, steps[0], key.removeprefix(f"{steps[0]}."))
+        steps = rest.split(".")
+    else:
+        node = changed
+    for step in steps[:-1]:
+        inner = node.setdefault(step, {})
+        if not isinstance(inner, dict):
+            raise ScenarioError([Problem(WHERE, key, f"'{step}', which is {inner!r}", "a mapping with keys below it")])
+        node = inner
+    node[steps[-1]] = value
+    return changed
+
+
+def entry_names(folder: str, entries: Any) -> list[tuple[str, str]]:
+    """Of every entry of a list of plug-ins, as it stands in YAML: its kind, and its name or that of its row."""
+    found = []
+    for entry in entries if isinstance(entries, list) else []:
+        kind, fields = _parted(entry)
+        found.append((str(kind), _row(str(kind), fields) if folder == "federated" else str(fields.get("label") or kind)))
+    return found
+
+
+def _parted(entry: Any) -> tuple[Any, dict[str, Any]]:
+    kind, fields = next(iter(entry.items())) if isinstance(entry, dict) and entry else (entry, None)
+    return kind, fields if isinstance(fields, dict) else {}
+
+
+def _row(kind: str, fields: dict[str, Any]) -> str:
+    """The name of a strategy's row; what is not a strategy is told when the scenario is checked."""
+    from fedmerge.federated.strategies._base import STRATEGIES
+
+    try:
+        return STRATEGIES.load(kind)(**fields).key
+    except (ScenarioError, ValidationError, TypeError):
+        return str(fields.get("label") or kind)
+
+
+def _entry(content: dict[str, Any], folder: str, path: str) -> tuple[dict[str, Any], str]:
+    """The fields of one entry of a list of plug-ins, made a mapping in place if it was a bare name; and the path below it."""
+    entries = content.get(folder)
+    known = entry_names(folder, entries)
+    names = [name for _, name in known]
+    name = max((name for name in names if path.startswith(f"{name}.")), key=len, default=path.partition(".")[0])  # '.' in labels
+    meant = [number for number, one in enumerate(names) if one == name][:1]
+    if not meant and folder == "federated":
+        meant = [number for number, (kind, _) in enumerate(known) if kind == name]
+    if len(meant) != 1:
+        raise ScenarioError([_unclear(folder, name, [names[number] for number in meant] or names, several=len(meant) > 1)])
+    kind, fields = _parted(entries[meant[0]])  # type: ignore[index]
+    entries[meant[0]] = {kind: (given := dict(fields))}  # type: ignore[index]
+    return given, path.removeprefix(f"{name}.")
+
+
+def _unclear(folder: str, name: str, names: Sequence[str], several: bool) -> Problem:
+    """A name that no entry has, or that several have."""
+    found = f"'{name}', of which there are {len(names)}" if several else f"'{name}'"
+    hint = f"they are: {', '.join(names)}" if several else nearest(name, names) if names else f"there are no {folder}"
+    return Problem(WHERE, f"{folder}.{name}", found, f"one of the scenario's {folder}", hint)
+
+
+def _parts(text: str) -> list[str]:
+    depth, quote, parts = 0, "", [""]
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        depth += (letter in "[{") - (letter in "]}") if not quote else 0
+        if letter == "," and depth == 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts

@@ -1,0 +1,174 @@
+"""A run from beginning to end: gather experts, let the target consume its stream, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from fedmerge.adaptation.expert_loader import check_limit
+from fedmerge.adaptation.ray.cluster import preflight
+from fedmerge.adaptation.ray.placement import Wanted
+from fedmerge.adaptation.shard import check_shards
+from fedmerge.experiment.experiment import Plan
+from fedmerge.experiment.run_dir import Request, RunFolder
+from fedmerge.experiment.stream_phase import Seen, Sent, consume, read_generalist, refuse_late_events
+from fedmerge.experiment.training_phase import compete, gather, load_experts, own_steps, site_task, start, vetted
+from fedmerge.federated.messages import Carrier, Initial, Outcome, SiteTask
+from fedmerge.federated.pool.experts import Expert
+from fedmerge.federated.pool.global_models import GlobalModel
+from fedmerge.federated.site import Site
+from fedmerge.report.batch_log import Ledger
+from fedmerge.report.pages.run import write
+from fedmerge.report.records import MethodInfo, Presence, RunRecord, SiteRow, StreamFacts
+from fedmerge.report.terminal import Terminal, shown_path
+
+
+def prepare(plan: Plan, request: Request, carrier: Carrier | None = None) -> None:
+    """Only the hospitals' part: afterwards all experts and global models are in the pool, with what `uploads` ask for."""
+    refuse_late_events(plan)
+    with RunFolder(request.out, plan, keep=request.resume) as folder:
+        terminal = Terminal(request.quiet)
+        if carrier is None:
+            preflight(Wanted(hospitals=True))
+        initial, tasks, _ = hospitals(plan, request, folder, terminal, carrier)
+        rounds(plan, tasks, initial, request, folder, terminal, carrier)
+
+
+def refuse_what_has_no_place(plan: Plan) -> None:
+    """Before anybody trains. Raises ScenarioError for what does not go into the target's memory, its shards, or Ray's nodes."""
+    scenario, shards = plan.scenario, plan.scenario.target_shards or 1
+    check_shards(shards, len(plan.sites), scenario.methods, scenario.per_sample, scenario.target_max_bytes)
+    anchors, limit = 1 + (scenario.generalist is not None), scenario.target_max_bytes
+    check_limit(limit, len(plan.sites), scenario.model, len(plan.classes), scenario.methods, len(scenario.federated), anchors)
+    preflight(Wanted(scenario.target_gpus, scenario.target_resource, shards, hospitals=True))
+
+
+def hospitals(
+    plan: Plan, request: Request, folder: RunFolder, terminal: Terminal, carrier: Carrier | None = None
+) -> tuple[Initial, list[SiteTask], dict[str, Outcome]]:
+    """theta_0 to all sites, and their experts into the pool; the tasks of those that have one now. Raises SiteError."""
+    with folder.phase("initialisation"):
+        initial = start(plan, request, terminal, carrier)
+    tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
+    with folder.phase("hospitals"):
+        outcomes = gather(plan, tasks, initial, request, terminal, carrier)
+    folder.manifest["trained"] = {name: outcome.trained for name, outcome in outcomes.items()}
+    folder.manifest["absent"] = {name: outcome.reason for name, outcome in outcomes.items() if outcome.reason}
+    folder.manifest["asked_again"] = {name: outcome.tries - 1 for name, outcome in outcomes.items() if outcome.tries > 1}
+    return initial, [task for task in tasks if not outcomes[task.site.name].reason], outcomes
+
+
+def rounds(
+    plan: Plan,
+    tasks: list[SiteTask],
+    initial: Initial,
+    request: Request,
+    folder: RunFolder,
+    terminal: Terminal,
+    carrier: Carrier | None = None,
+) -> tuple[GlobalModel, ...]:
+    """The models of federated strategies, and what they cost each hospital, into the manifest."""
+    if not plan.scenario.federated:
+        return ()
+    with folder.phase("federated"):
+        models = compete(plan, tasks, initial, request, terminal, carrier)
+    folder.manifest["federated"] = {model.strategy.key: model.as_record() for model in models}
+    return models
+
+
+def run(plan: Plan, request: Request) -> dict[str, Any]:
+    """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
+    began = time.perf_counter()
+    terminal = Terminal(request.quiet)
+    refuse_late_events(plan)
+    with RunFolder(request.out, plan, keep=request.resume) as folder:
+        terminal.say(f"{plan.scenario.name}: {len(plan.sites)} sites, target '{plan.target.name}', seed {plan.scenario.seed}")
+        for site in plan.sites:
+            if site.attack:
+                terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
+        refuse_what_has_no_place(plan)
+        generalist = read_generalist(plan)
+        initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
+        experts = load_experts(tasks, request)
+        folder.manifest["initial_sha256"] = initial.sha256
+        federated = rounds(plan, tasks, initial, request, folder, terminal)
+        down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
+        folder.manifest["one_shot"] = {"steps": own_steps(plan, experts), "down": down}
+        named = next((model.stand.theta for model in federated if model.strategy.key == str(plan.scenario.generalist)), generalist)
+        if plan.scenario.privacy:
+            folder.manifest["privacy"] = plan.scenario.privacy.report()
+        folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
+        folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
+        terminal.experts(folder.manifest["experts"], folder.manifest["trained"])
+        with folder.phase("defences"):
+            vetting = vetted(plan, initial, experts, request, terminal)
+        folder.manifest["vetting"] = vetting.as_record()
+        with folder.phase("stream"):
+            progress, seen = consume(plan, initial, Sent(vetting.experts, named, federated), request, terminal)
+        folder.manifest["course"] = [asdict(roster) for roster in seen.course]
+        folder.manifest["target_deaths"] = [f"after batch {t}" for t in seen.deaths]
+        folder.manifest["index_sha256"] = seen.description.index_sha256
+        folder.manifest["device"] = seen.description.device
+        folder.manifest["per_sample"] = seen.per_sample
+        folder.manifest["bank"] = seen.description.bank
+        with folder.phase("report"):
+            summary = write(request.out, record_of(plan, initial, experts, outcomes, progress.ledger, seen, folder))
+            progress.close()
+    terminal.summary(summary)
+    terminal.say(f"report: {shown_path(request.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
+    return summary
+
+
+def record_of(
+    plan: Plan,
+    initial: Initial,
+    experts: list[Expert],
+    outcomes: dict[str, Outcome],
+    steps: Ledger,
+    seen: Seen,
+    folder: RunFolder,
+) -> RunRecord:
+    """All that the report may show."""
+    description = seen.description
+    sites, done = {site.name: site for site in plan.sites}, set(steps.methods)
+    facts = {name: getattr(description, name) for name in StreamFacts.__dataclass_fields__}
+    return RunRecord(
+        scenario=plan.scenario.name,
+        question=plan.scenario.question,
+        seed=plan.scenario.seed,
+        classes=plan.classes,
+        sites=[_site_row(expert, sites[expert.site], outcomes[expert.site].trained, folder.manifest) for expert in experts],
+        target=plan.target.name,
+        target_title=plan.target.title,
+        target_samples=description.shown,
+        initialisation=initial.description,
+        stream=StreamFacts(**facts),
+        labels=seen.answers.labels,
+        domains=seen.answers.domains,
+        steps=steps,
+        methods={name: MethodInfo(**asdict(info)) for name, info in description.rows.items() if name in done},
+        forwards_run=seen.forwards_run / description.batches,
+        audit=[item for expert in experts for item in expert.audit],
+        manifest=folder.manifest,
+        yaml=(folder.path / "scenario.yaml").read_text(encoding="utf-8"),
+        seconds=folder.manifest["phases_seconds"],
+        course=tuple(Presence(**asdict(roster)) for roster in seen.course),
+    )
+
+
+def _site_row(expert: Expert, site: Site, trained: bool, manifest: dict[str, Any]) -> SiteRow:
+    return SiteRow(
+        name=expert.site,
+        title=site.title,
+        trained=trained,
+        expert_sha256=expert.sha256,
+        n=expert.n,
+        validation_accuracy=expert.validation_accuracy,
+        temperature=expert.temperature,
+        runs=expert.runs,
+        signed=expert.signed,
+        samples=None if expert.samples is None else expert.samples.numpy(),
+        attack=site.attack.words if site.attack else "",
+        left_out=manifest["vetting"]["left_out"].get(expert.site, ""),
+    )

@@ -1,0 +1,186 @@
+"""The folder of one run: claimed by one process, never shared by two scenarios, readable at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import yaml
+
+from fedmerge.errors import FolderError
+from fedmerge.experiment.experiment import Plan
+from fedmerge.experiment.scenario import Scenario
+from fedmerge.federated.site import Site
+
+RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Where a run reads and writes. resume: go on from the folder's last snapshot, if there is one. threads: of the target."""
+
+    out: Path
+    pool: Path
+    resume: bool = False
+    quiet: bool = False
+    threads: int | None = None
+
+
+class RunFolder:
+    """`scenario.yaml` (resolved) and `manifest.json` of a run; the other files are written by their rooms.
+
+    keep: what an interrupted run wrote stays. Use it as a context: it is locked while open, and the manifest says how the
+    run ended.
+    Raises FolderError if the folder holds another scenario's run, or another process is running there.
+    """
+
+    def __init__(self, path: Path, plan: Plan, keep: bool = False) -> None:
+        self.path, self.plan, self.keep = path, plan, keep
+        self.manifest: dict[str, Any] = {
+            "status": "running",
+            "scenario": plan.scenario.name,
+            "scenario_sha256": plan.sha256(),
+            "seed": plan.scenario.seed,
+            "classes": list(plan.classes),
+            "versions": _versions(),
+            "machine": _machine(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "phases_seconds": {},
+        }
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        _refuse_other_scenario(self.path, self.plan)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise FolderError(f"{self.path}: another process is running here; choose another --out") from None
+        if not self.keep:
+            (self.path / "audit.jsonl").unlink(missing_ok=True)
+        (self.path / "audit.jsonl").touch()
+        _mend_last_line(self.path / "audit.jsonl")
+        text = yaml.safe_dump(self.plan.resolved(), sort_keys=False, allow_unicode=True)
+        replace_text(self.path / "scenario.yaml", text)
+        self._write()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.manifest["status"] = "done" if kind is None else "failed"
+        if error is not None:
+            self.manifest["reason"] = str(error) or type(error).__name__
+        self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+        self._write()
+        if self._lock:
+            self._lock.close()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase into the manifest, whether it succeeds or not."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.manifest["phases_seconds"][name] = round(time.perf_counter() - began, 3)
+            self._write()
+
+    def _write(self) -> None:
+        replace_text(self.path / "manifest.json", json.dumps(self.manifest, indent=2))
+
+
+def reopened(path: Path) -> tuple[Plan, dict[str, Any]]:
+    """The plan and the manifest of a finished run, as they were. Raises FolderError if there is none, or it cannot be read."""
+    try:
+        content = yaml.safe_load((path / "scenario.yaml").read_text(encoding="utf-8"))
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        founders, joining = content["sites"], content.pop("joining", [])
+        sites = tuple(Site.model_validate(site) for site in [*founders, *joining])
+        target = Site.model_validate(content["target"])
+        names = {"sites": [site["name"] for site in founders], "target": target.name}
+        scenario = Scenario.model_validate({**content, **names})
+        return Plan(scenario, sites, target, tuple(manifest["classes"])), manifest
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise FolderError(f"{path}: cannot be read as a run ({reason}); expected a finished run, e.g. runs/organs-0") from None
+
+
+def _mend_last_line(file: Path) -> None:
+    """Cut off a line that a killed run has begun and not ended: what it told of was not admitted."""
+    content = file.read_bytes()
+    if content and not content.endswith(b"\n"):
+        file.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a whole file or leave the old one: never half of either."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _refuse_other_scenario(path: Path, plan: Plan) -> None:
+    file = path / "scenario.yaml"
+    if path.exists() and not path.is_dir():
+        raise FolderError(f"{path}: found a file; expected a folder for the run. Choose another --out")
+    if not file.exists():
+        if path.is_dir() and any(item.name != ".lock" for item in path.iterdir()):
+            raise FolderError(f"{path}: found files that are no run; expected an empty folder. Choose another --out")
+        return
+    old, new = yaml.safe_load(file.read_text(encoding="utf-8")), json.loads(json.dumps(plan.resolved()))
+    differs = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    if differs and (unknown := _unknown_then(old, new)):
+        raise FolderError(
+            f"{path}: holds the run of an older fedmerge, which did not know {', '.join(unknown)}; what is there stays "
+            "readable. Expected a folder of this version: choose another --out, or delete the folder"
+        )
+    if differs:
+        raise FolderError(
+            f"{path}: holds the run of another scenario (differs in: {', '.join(differs)}); expected "
+            f"'{plan.scenario.name}' with the same content. Choose another --out, or delete the folder"
+        )
+
+
+def _unknown_then(old: Any, new: Any, key: str = "") -> list[str] | None:
+    """Keys of `new` that `old` lacks, if that is all that differs; None if they differ in more."""
+    if isinstance(old, dict) and isinstance(new, dict) and set(old) <= set(new):
+        lacking = [f"{key}{name}" for name in new if name not in old]
+        inner = [_unknown_then(old[name], new[name], f"{key}{name}.") for name in old]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        at = key.removesuffix(".")
+        lacking, inner = [], [_unknown_then(old[i], new[i], f"{at}[{i}].") for i in range(len(new))]
+    else:
+        return [] if old == new else None
+    return None if None in inner else lacking + [name for names in inner for name in names or ()]
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _installed()}}
+
+
+def _installed() -> list[str]:
+    present = {distribution.metadata["Name"] for distribution in metadata.distributions()}
+    return [name for name in RECORDED_PACKAGES if name in present]
+
+
+def _machine() -> dict[str, Any]:
+    """What may explain a difference in timing; nothing that names the machine or its user."""
+    return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "byte_order": sys.byteorder,
+    }

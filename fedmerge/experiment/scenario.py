@@ -1,0 +1,191 @@
+"""What `scenarios/*.yaml` may say; composed from the rooms' own specs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ByteSize, Field, PlainSerializer, WithJsonSchema
+
+from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.federated.defenses._base import DEFENCES
+from fedmerge.federated.messages import Training
+from fedmerge.federated.model import ModelSpec
+from fedmerge.federated.security.limits import Limits
+from fedmerge.federated.security.privacy import Privacy
+from fedmerge.federated.server.initialisation import Initialisation, PublicSource
+from fedmerge.federated.site import Site
+from fedmerge.federated.statistics._base import STATISTICS, Statistic
+from fedmerge.federated.strategies._base import STRATEGIES
+from fedmerge.merging.methods._base import METHODS
+from fedmerge.merging.per_sample.dispatch import Way
+from fedmerge.registry import Spec, as_written, by_name
+from fedmerge.stream.events import Event
+from fedmerge.stream.schedules._base import SCHEDULES
+
+
+def _beside_experts(statistic: Statistic) -> Statistic:
+    if not statistic.for_experts:
+        raise ValueError("no method needs it, so no expert comes with it; strategies below 'federated' ask for it themselves")
+    return statistic
+
+
+AnySchedule: Any = SCHEDULES.union()
+AnyMethod: Any = by_name(METHODS)
+AnyUpload: Any = Annotated[by_name(STATISTICS), AfterValidator(_beside_experts)]
+AnyDefence: Any = by_name(DEFENCES)
+AnyStrategy: Any = by_name(STRATEGIES)
+CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
+"""What every scenario defends itself with, unless it says otherwise: it leaves honest federations as they are."""
+
+TARGET: dict[str, Any] = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {
+                "site": {"type": "string"},
+                "max_bytes": {"type": ["string", "integer"]},
+                "shards": {"type": "integer", "minimum": 1},
+                "gpus": {"type": "number", "minimum": 0},
+                "resource": {"type": "string"},
+            },
+            "required": ["site"],
+            "additionalProperties": False,
+        },
+    ]
+}
+"""A target by name, or as a mapping with what it has: memory, processes, GPUs, a machine of its own."""
+
+BELOW_TARGET = {f"target.{name}": f"target_{name}" for name in ("max_bytes", "shards", "gpus", "resource")}
+"""Keys below `target`, and the fields that they are once a scenario is flattened. One that is not set leaves no trace in a run."""
+
+
+class Scenario(Spec):
+    """One experiment: which hospitals, which model, which target, which stream, which methods."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,59}$", description="names the run folder")
+    question: str = Field("", description="what the scenario asks, one line for the report")
+    seed: int = Field(0, ge=0, description="root of all randomness")
+    model: ModelSpec = Field(description="the backbone, by its timm name")
+    initialisation: Initialisation = Field(description="theta_0, which all hospitals share")
+    sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
+    training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
+    target: Annotated[str, WithJsonSchema(TARGET)] = Field(description="the unseen hospital: name of a file in sites/, or a path")
+    target_max_bytes: ByteSize | None = Field(
+        None, gt=0, description="memory that the target may take, e.g. 2GB; written as target: {site: NAME, max_bytes: 2GB}"
+    )
+    target_shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over at the target")
+    target_gpus: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="GPUs of the target's process; default: one if there is one"
+    )
+    target_resource: str | None = Field(
+        None,
+        min_length=1,
+        description="resource of a Ray cluster that marks the target's machine; default 'target' if one declares it",
+    )
+    stream: AnySchedule = Field(description="order in which the target's images arrive")
+    methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(as_written)] = Field(
+        min_length=1, description="what is compared: names, or a name with its hyper-parameters below"
+    )
+    uploads: Annotated[tuple[AnyUpload, ...], PlainSerializer(as_written)] = Field(
+        (), description="statistics that sites upload beside weights, for methods that need them: names, or with fields below"
+    )
+    federated: Annotated[tuple[AnyStrategy, ...], PlainSerializer(as_written)] = Field(
+        (), description="competitors with rounds, each of which makes one global model: names, or with fields below"
+    )
+    limits: Limits = Field(default_factory=Limits, description="what weights may be to be let into the pool")
+    privacy: Privacy | None = Field(None, description="clipping and noise that make uploads differentially private; default none")
+    defences: Annotated[tuple[AnyDefence, ...], PlainSerializer(as_written)] = Field(
+        CHECKS, description="checks of the experts that need no labels: names, or with fields below; [] for none"
+    )
+    probe: PublicSource | None = Field(None, description="public images for the checks; default: those of a proxy initialisation")
+    generalist: Path | None = Field(
+        None, description="a model that t3 may fall back on: a safetensors file, or one of `federated` by its name, e.g. fedavg-5"
+    )
+    events: tuple[Event, ...] = Field((), description="hospitals that join, leave or replace their expert while the stream runs")
+    min_sites: int | None = Field(
+        None, ge=1, description="go on without hospitals that fail or stay away, if so many have sent experts; default: all must"
+    )
+    target_restarts: int = Field(3, ge=0, le=100, description="how often the target may die and go on from its last batches")
+    per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
+    target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
+
+    @property
+    def unset(self) -> set[str]:
+        """What the target has not been given."""
+        return {name for name in BELOW_TARGET.values() if getattr(self, name) is None}
+
+
+def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
+    """What would leave hospitals without noise, or what noised uploads lack, where the scenario asks for privacy."""
+    if scenario.privacy is None:
+        return []
+    problems = []
+    if scenario.uploads:
+        kinds = ", ".join(statistic.kind() for statistic in scenario.uploads)
+        problems.append(Problem(where, "uploads", kinds, "none with privacy: statistics carry no noise"))
+    if scenario.federated:
+        kinds = ", ".join(strategy.key for strategy in scenario.federated)
+        problems.append(Problem(where, "federated", kinds, "none with privacy: what hospitals send in rounds carries no noise"))
+    if scenario.initialisation.head_init == "fed_lp":
+        problems.append(Problem(where, "initialisation.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
+    problems += [
+        Problem(
+            where, f"methods[{number}]", f"'{method.key}', which needs image counts", "methods without: noised uploads tell none"
+        )
+        for number, method in enumerate(scenario.methods)
+        if "counts" in method.needed
+    ]
+    shown = [site for site in sites if site.samples]
+    return problems + [
+        Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with privacy: images that are shown carry no noise")
+        for site in shown
+    ]
+
+
+def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
+    """Federated strategies that could not be run among so many hospitals."""
+    fewest = min(founders, scenario.min_sites or founders)  # the run goes on with so few, and their rounds must be possible
+    as_few = ", which min_sites lets be all," if fewest < founders else ""
+    problems = []
+    for number, strategy in enumerate(scenario.federated):
+        at, key = f"federated[{number}]", strategy.key
+        asked = strategy.chosen(fewest)
+        if asked < 1:
+            found = f"{strategy.fraction:g}, which of {fewest} hospitals{as_few} selects none"
+            problems.append(Problem(where, f"{at}.fraction", found, f"at least {1 / fewest:.3g}"))
+        elif asked < strategy.least:
+            found = f"'{key}', which would ask {asked} hospitals{as_few} in a round"
+            problems.append(Problem(where, at, found, f"at least {strategy.least}"))
+    return problems
+
+
+def flattened(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """A scenario's mapping with `target: {site: NAME, max_bytes: SIZE, ...}` as the fields `target`, `target_max_bytes`, ...
+
+    Raises ScenarioError if the target has other keys, or no site.
+    """
+    target = content.get("target")
+    if not isinstance(target, dict):
+        return content
+    known = ["site", *(key.removeprefix("target.") for key in BELOW_TARGET)]
+    problems = [
+        Problem(where, f"target.{key}", "an unknown key", "a known one", nearest(str(key), known))
+        for key in target
+        if key not in known
+    ]
+    if not isinstance(target.get("site"), str):
+        problems.append(Problem(where, "target.site", repr(target.get("site")), "the name of a file in sites/, or a path"))
+    if problems:
+        raise ScenarioError(problems)
+    return {**content, "target": target["site"]} | {f"target_{key}": value for key, value in target.items() if key != "site"}
+
+
+def json_schema(kind: str) -> dict[str, Any]:
+    """The JSON schema of a scenario or a site, for editors. kind: "scenario" or "site"."""
+    models: dict[str, type[Spec]] = {"scenario": Scenario, "site": Site}
+    model = models[kind]
+    schema = model.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

@@ -1,0 +1,231 @@
+"""The target's part of a run: it is given experts, consumes its stream, and tells what every method predicted.
+
+How long a target's stream is: counted where the images are, and nothing but the count comes back.
+
+The course of the stream: who is there from which batch on, and the walk through it, from change to change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fedmerge.adaptation.tasks import Contribution, Federated, TargetTask
+from fedmerge.data.corrupted_images import Gallery
+from fedmerge.data.datasets._base import Geometry
+from fedmerge.errors import ScenarioError, SiteError
+from fedmerge.experiment.experiment import Plan
+from fedmerge.experiment.run_dir import Request
+from fedmerge.federated.messages import Initial
+from fedmerge.federated.pool.experts import Expert
+from fedmerge.federated.pool.global_models import GlobalModel
+from fedmerge.federated.pool.tensor_file import read_state
+from fedmerge.federated.security.audit import state_digest
+from fedmerge.federated.site import Site
+from fedmerge.report.batch_log import Step
+from fedmerge.report.checkpoint import Progress
+from fedmerge.report.terminal import Terminal
+from fedmerge.stream.events import Roster, past_end, rosters
+from fedmerge.stream.schedules._base import Schedule
+from fedmerge.stream.stream import Stream
+from fedmerge.system.process import owners
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the target told beside its steps."""
+
+    description: Any
+    answers: Any
+    forwards_run: int
+    per_sample: dict[str, Any]
+    course: list[Roster]
+    deaths: list[int]
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What the target is sent beside theta_0. generalist: the scenario's own model, or None. federated: rows made in rounds."""
+
+    experts: list[Expert]
+    generalist: dict[str, Any] | None
+    federated: tuple[GlobalModel, ...] = ()
+
+    def digests(self) -> dict[str, Any]:
+        """Of all models: a run goes on only with the same."""
+        found: dict[str, Any] = {"experts": [expert.sha256 for expert in self.experts]}
+        if self.generalist:
+            found["generalist"] = state_digest(self.generalist)
+        if self.federated:
+            found["federated"] = {model.strategy.key: state_digest(model.stand.theta) for model in self.federated}
+        return found
+
+
+def read_generalist(plan: Plan) -> dict[str, Any] | None:
+    """The scenario's generalist, if it is a file. Raises CheckpointError if it does not fit the model."""
+    scenario, keys = plan.scenario, [strategy.key for strategy in plan.scenario.federated]
+    if scenario.generalist is None or str(scenario.generalist) in keys:
+        return None
+    return read_state(scenario.generalist, "generalist", scenario.model, len(plan.classes))
+
+
+def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal: Terminal) -> tuple[Progress, Seen]:
+    """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
+    from fedmerge.adaptation.ray.actor import RemoteTarget
+
+    task, scenario = target_task(plan, initial, sent, request), plan.scenario
+    course = course_of(plan, task.experts)
+    experts = {expert.site: contribution(expert) for expert in sent.experts}
+    first = [experts[name] for name in course[0].experts]
+    base, restarts = _arrays(initial.weights), scenario.target_restarts
+    with RemoteTarget(task, first, base, scenario.target_deadline_s, restarts) as target:
+        description = target.describe()
+        key = {"index": description.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}
+        key |= sent.digests()
+        progress = Progress.open(request.out, key, request.resume)
+        walk = Walk(target, course, experts, terminal)
+        if progress.snapshot:
+            walk.change(progress.snapshot["experts"])
+            target.restore(progress.snapshot)
+            walk.done = progress.snapshot["position"]
+            terminal.say(f"target: {progress.snapshot['position']} of {description.batches} batches were done before")
+        title = f"target: {description.batches} batches of '{description.kind}' on {description.device}"
+        terminal.say(title)
+        with terminal.stream(description.batches, list(description.rows)) as bars:
+            bars.add(progress.ledger.steps())
+            for steps in walk:
+                bars.add(steps)
+                progress.add(steps, target.snapshot())
+        told = description, target.answers(), target.forwards_so_far(), target.per_sample_ways()
+        return progress, Seen(*told, course, target.revival.deaths)
+
+
+def target_task(plan: Plan, initial: Initial, sent: Sent, request: Request) -> TargetTask:
+    """What the target is given beside the experts."""
+    scenario = plan.scenario
+    return TargetTask(
+        site=plan.target,
+        model=scenario.model,
+        classes=plan.classes,
+        schedule=scenario.stream,
+        methods=usable(plan, sent.experts),
+        seed=scenario.seed,
+        threads=request.threads or _cores(),
+        per_sample=scenario.per_sample,
+        shared_head=initial.head_init != "per_site_random",
+        generalist=_arrays(sent.generalist) if sent.generalist else None,
+        experts=tuple(expert.site for expert in sent.experts),
+        federated=tuple(_row(model) for model in sent.federated),
+        cap=min((one.most for one in scenario.defences if one.at_target), default=None),
+        max_bytes=scenario.target_max_bytes,
+        shards=scenario.target_shards or 1,
+        gpus=scenario.target_gpus,
+        resource=scenario.target_resource,
+    )
+
+
+def usable(plan: Plan, experts: list[Expert]) -> tuple[Any, ...]:
+    """The methods without those that name an expert which was left out."""
+    there = {expert.site for expert in experts}
+    gone = {site.name for site in plan.sites} - there
+    return tuple(method for method in plan.scenario.methods if getattr(method, "site", None) not in gone)
+
+
+def _row(model: GlobalModel) -> Federated:
+    strategy = model.strategy
+    return Federated(strategy.key, strategy.paper, strategy.fields(), strategy.remark, _arrays(model.stand.theta))
+
+
+def contribution(expert: Expert) -> Contribution:
+    """An expert as it travels to the target."""
+    statistics = {kind: _arrays(state) for kind, state in expert.statistics.items()}
+    return Contribution(expert.site, _arrays(expert.weights), expert.n, expert.temperature, statistics)
+
+
+def _arrays(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_batches(site: Site, geometry: Geometry, schedule: Schedule, seed: int) -> int:
+    """Batches of the stream, counted in a process that is gone afterwards. Raises DataError if the images cannot be used."""
+    with owners(1) as owner:
+        return owner.submit(_count, site, geometry, schedule, seed).result()
+
+
+def _count(site: Site, geometry: Geometry, schedule: Schedule, seed: int) -> int:
+    loaded = site.source.load(geometry, site.name, seed)
+    return len(Stream(Gallery(loaded, schedule.conditions(), site.name, seed), schedule, site.name, seed))
+
+
+BATCHES_AT_A_TIME = 4
+"""Batches between two signs of life from the target, and between two snapshots; fewer before a change."""
+
+
+class Target(Protocol):
+    """What the walk needs of a target."""
+
+    def advance(self, batches: int) -> list[Step]: ...
+
+    def change(self, names: Sequence[str], arriving: Sequence[Contribution] = ()) -> None: ...
+
+
+def refuse_late_events(plan: Plan) -> None:
+    """Raises ScenarioError if an event comes after the end of the stream, before anybody trains for it."""
+    scenario = plan.scenario
+    if scenario.events:
+        batches = count_batches(plan.target, scenario.model.geometry, scenario.stream, scenario.seed)
+        if problems := past_end(scenario.events, batches, f"scenario '{scenario.name}'"):
+            raise ScenarioError(problems)
+
+
+def course_of(plan: Plan, there: Sequence[str]) -> list[Roster]:
+    """Every set of experts with its first batch, of those hospitals that have sent one.
+
+    Raises SiteError if at some batch none of them would be there.
+    """
+    missing = {site.name for site in plan.sites} - set(there)
+    course = rosters(plan.founders, plan.scenario.events, missing)
+    for roster in course:
+        if not roster.experts:
+            raise SiteError(f"without {', '.join(sorted(missing))} no expert would be there at batch {roster.start}")
+    return course
+
+
+def at_batch(course: Sequence[Roster], t: int) -> Roster:
+    """Who is there at batch t."""
+    return next(roster for roster in reversed(course) if roster.start <= t)
+
+
+class Walk:
+    """The way through a stream, from batch `done` on. there: whose experts the target has now."""
+
+    def __init__(self, target: Target, course: Sequence[Roster], experts: Mapping[str, Contribution], terminal: Terminal) -> None:
+        self.target, self.course, self.experts, self.terminal = target, course, experts, terminal
+        self.there = course[0].experts
+        self.done = 0
+
+    def change(self, names: Sequence[str]) -> None:
+        """Let the target have the experts of these names, if it has others."""
+        if tuple(names) != self.there:
+            self.target.change(list(names), [self.experts[name] for name in names if name not in self.there])
+            self.there = tuple(names)
+
+    def __iter__(self) -> Iterator[list[Step]]:
+        """Steps of some batches at a time, with every change between the batches where it belongs."""
+        while True:
+            now = at_batch(self.course, self.done)
+            if now.experts != self.there:
+                self.change(now.experts)
+                self.terminal.say(f"  before batch {now.start}: {now.change}")
+            left = [roster.start - self.done for roster in self.course if roster.start > self.done]
+            steps = self.target.advance(min([BATCHES_AT_A_TIME, *left]))
+            if not steps:
+                return
+            self.done = steps[-1].t + 1
+            yield steps

@@ -1,0 +1,196 @@
+"""One scenario under many settings: seeds, keys and targets, on one pool of experts, as many at a time as there are cores.
+
+Every cell is a run like any other, in a process and a folder of its own. Cells that are done are not done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedmerge.errors import Problem, ScenarioError, SiteError
+from fedmerge.experiment.experiment import Overrides, Plan, load
+from fedmerge.experiment.overrides import parse
+from fedmerge.report.sweep_table import Grid, plainly, write_grid
+from fedmerge.report.terminal import Terminal, shown_path
+from fedmerge.system.yaml_loader import read_yaml
+
+OF_THE_TARGET = (
+    "stream",
+    "methods",
+    "per_sample",
+    "generalist",
+    "target",
+    "target_max_bytes",
+    "target_shards",
+    "target_gpus",
+    "target_resource",
+    "name",
+    "question",
+    "target_deadline_s",
+    "target_restarts",
+)
+"""Keys of a resolved scenario on which no expert depends."""
+
+
+LONGEST = 48
+"""Characters of one setting in the name of a folder."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep. settings: in the order of the command line."""
+
+    seed: int
+    settings: tuple[tuple[str, Any], ...]
+    target: str | None
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        words = [f"{key.rpartition('.')[2]}={plainly(value)}" for key, value in self.settings]
+        words = [_file_name(word) for word in words]
+        return "-".join([*([self.target] if self.target else []), *words, f"seed{self.seed}"])
+
+    def overrides(self, methods: tuple[str, ...]) -> Overrides:
+        """The scenario's changes for this cell."""
+        return Overrides(seed=self.seed, settings=self.settings, target=self.target, methods=methods)
+
+    def options(self, methods: tuple[str, ...]) -> list[str]:
+        """The same for the command line."""
+        found = ["--seed", str(self.seed)]
+        for key, value in self.settings:
+            found += ["--set", f"{key}={json.dumps(value)}"]
+        if self.target:
+            found += ["--target", self.target]
+        return found + (["--methods", ",".join(methods)] if methods else [])
+
+
+def _file_name(word: str) -> str:
+    """The word without what a file system minds; a digest ends what had to be cut."""
+    plain = re.sub(r"[^\w=.\-]+", "_", word)
+    return plain if len(plain) <= LONGEST else f"{plain[:LONGEST]}_{hashlib.sha256(word.encode()).hexdigest()[:6]}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What is swept, where it goes, and how many cells run at once."""
+
+    scenario: Path
+    cells: tuple[Cell, ...]
+    methods: tuple[str, ...]
+    out: Path
+    pool: Path
+    jobs: int
+
+
+def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targets: str) -> tuple[Cell, ...]:
+    """All combinations.
+
+    seeds: none means the scenario's own. targets: "" for the scenario's own, "each" for all its sites in turn, or names.
+    """
+    content = read_yaml(scenario)
+    sites = [str(site) for site in content.get("sites") or []]
+    chosen: list[str | None] = [None]
+    if targets:
+        chosen = list(sites) if targets == "each" else [name.strip() for name in targets.split(",")]
+    axes = [parse(text) for text in settings]
+    keys = [key for key, _ in axes]
+    if len(set(keys)) < len(keys):
+        raise ScenarioError(
+            [Problem("--set", ", ".join(keys), "a key twice", "every key once, its values with commas between them")]
+        )
+    combinations = itertools.product(*[[(key, value) for value in values] for key, values in axes])
+    seeds = seeds or [content.get("seed") or 0]
+    return tuple(Cell(seed, tuple(one), target) for target, one, seed in itertools.product(chosen, list(combinations), seeds))
+
+
+def run(sweep: Sweep, quiet: bool = False) -> Grid:
+    """Experts first, one set after the other with all cores; then the streams side by side; then the tables.
+
+    Raises ScenarioError before anything starts if any cell cannot run, and SiteError if cells failed: the others' runs are kept.
+    """
+    terminal = Terminal(quiet)
+    plans = {cell.name: load(sweep.scenario, cell.overrides(sweep.methods)) for cell in sweep.cells}
+    left = [cell for cell in sweep.cells if not _done(sweep.out / "cells" / cell.name, plans[cell.name])]
+    terminal.say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} of them done before; {sweep.jobs} at a time")
+    failed: dict[str, str] = {}
+    sets = {_experts_key(plans[cell.name]): cell for cell in reversed(left)}
+    for number, cell in enumerate(sets.values()):
+        terminal.say(f"experts {number + 1} of {len(sets)}: {cell.name}")
+        if said := _simulate(sweep, cell, "--experts-only"):
+            failed[cell.name] = said
+    with _cluster(), ThreadPoolExecutor(sweep.jobs) as workers:
+        going = [cell for cell in left if not failed]
+        results = workers.map(lambda cell: _simulate(sweep, cell, "--threads", str(max(1, _cores() // sweep.jobs))), going)
+        for number, (cell, said) in enumerate(zip(going, results, strict=True)):
+            terminal.say(f"cell {number + 1} of {len(going)}: {cell.name}{' failed' if said else ''}")
+            if said:
+                failed[cell.name] = said
+    if failed:
+        raise SiteError("\n".join(f"cell {name}: {said}" for name, said in failed.items()) + "\nall other cells are kept")
+    grid = Grid.of([_row(cell, sweep.out / "cells" / cell.name) for cell in sweep.cells])
+    write_grid(sweep.out, grid, sweep.scenario.stem)
+    terminal.say(f"table and plots: {shown_path(sweep.out / 'sweep.html')}")
+    return grid
+
+
+def _row(cell: Cell, folder: Path) -> dict[str, Any]:
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return {"seed": cell.seed, "target": cell.target, "settings": dict(cell.settings), "methods": summary["methods"]}
+
+
+def _done(folder: Path, plan: Plan) -> bool:
+    """Whether the folder holds a finished run of this very scenario."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    same = manifest.get("scenario_sha256") == plan.sha256()
+    return bool(same and manifest.get("status") == "done" and (folder / "summary.json").exists())
+
+
+def _experts_key(plan: Plan) -> str:
+    resolved = {key: value for key, value in plan.resolved().items() if key not in OF_THE_TARGET}
+    return json.dumps(resolved, sort_keys=True)
+
+
+def _simulate(sweep: Sweep, cell: Cell, *options: str) -> str:
+    """Run one cell in a process of its own; what it said if it failed."""
+    where = ["--out", str(sweep.out / "cells" / cell.name), "--pool", str(sweep.pool), "--quiet", "--resume"]
+    command = [sys.executable, "-m", "fedmerge.simulate", str(sweep.scenario), *cell.options(sweep.methods), *where, *options]
+    ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if ended.returncode == 0:
+        return ""
+    return (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1 if ended.returncode == 1 else 0]
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """One Ray for all cells; where RAY_ADDRESS names a cluster, that one."""
+    if os.environ.get("RAY_ADDRESS"):
+        yield
+        return
+    from fedmerge.adaptation.ray.cluster import shared_ray
+
+    with shared_ray() as address:
+        os.environ["RAY_ADDRESS"] = address
+        try:
+            yield
+        finally:
+            del os.environ["RAY_ADDRESS"]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,176 @@
+"""The part of a run that concerns hospitals: theta_0 to all of them, and their experts and statistics into the pool."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from functools import partial
+
+from fedmerge.errors import SiteError
+from fedmerge.experiment.experiment import Plan
+from fedmerge.experiment.run_dir import Request
+from fedmerge.federated.client.site_log import where
+from fedmerge.federated.client.site_training import steps_of
+from fedmerge.federated.defenses._base import FEWEST
+from fedmerge.federated.messages import START_GRACE_S, Carrier, Initial, Job, Outcome, SiteTask
+from fedmerge.federated.model import build
+from fedmerge.federated.pool.experts import Expert, ExpertPool
+from fedmerge.federated.pool.global_models import GlobalModel, GlobalPool
+from fedmerge.federated.pool.locks import Awaited, turns
+from fedmerge.federated.pool.statistics import StatisticPool
+from fedmerge.federated.security.audit import write_audit
+from fedmerge.federated.server.collect import incomplete
+from fedmerge.federated.server.initialisation import initialise, keep
+from fedmerge.federated.server.screening import Vetting, probe_of, vet
+from fedmerge.report.terminal import Terminal
+
+MANY = 20
+"""Experts whose checks take so long that progress is shown."""
+
+
+def simulated() -> Carrier:
+    """Hospitals in Flower's simulation on this machine, in a process of their own."""
+    from fedmerge.federated.flower.launcher import compete, gather, probe
+
+    return Carrier(gather, probe, compete)
+
+
+def start(plan: Plan, request: Request, terminal: Terminal, carrier: Carrier | None = None) -> Initial:
+    """theta_0, with a head from federated linear probing if the scenario asks for one."""
+    scenario = plan.scenario
+    with terminal.progress("initialisation: theta_0, which all sites share") as bars:
+        initial = initialise(
+            scenario.initialisation,
+            scenario.model,
+            len(plan.classes),
+            scenario.seed,
+            request.pool,
+            lambda done, total, text: bars.tick("coordinator", done, total, text),
+        )
+        if initial.head_init == "fed_lp":
+            tasks, probe = tuple(site_task(plan, n, initial) for n in range(len(plan.founders))), (carrier or simulated()).probe
+            initial = probe(job_of(plan, tasks, initial, request), lambda t: bars.tick(t.site, t.done, t.total, t.text))
+    keep(initial, request.pool)
+    return initial
+
+
+def gather(
+    plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal, carrier: Carrier | None = None
+) -> dict[str, Outcome]:
+    """Experts of all sites into the pool. Raises SiteError that names every site without one; the others' are kept.
+
+    Where `min_sites` of them are enough, those without one are reported, and the run goes on with the others. An expert that
+    another run is having trained in the same pool is waited for.
+    """
+    pool, deadline_s = ExpertPool(request.pool), plan.scenario.training.deadline_s + START_GRACE_S
+    awaited = [Awaited(task.site.name, pool.entry(task), partial(pool.has, task)) for task in tasks]
+    say = terminal.say
+    with turns(pool.path, awaited, deadline_s, lambda site: say(f"hospitals: {site} trains for another run; waiting for it")):
+        return _gather(plan, job_of(plan, tuple(tasks), initial, request), terminal, carrier or simulated())
+
+
+def _gather(plan: Plan, job: Job, terminal: Terminal, carrier: Carrier) -> dict[str, Outcome]:
+    pool = ExpertPool(job.pool)
+    untrained = [task.site.name for task in job.tasks if not pool.has(task)]
+    asked = [task.site.name for task in incomplete(job)]
+    title = "hospitals: every expert is in the pool; nobody trains"
+    if asked:
+        kinds = ", ".join(statistic.kind() for statistic in plan.scenario.uploads)
+        title = f"hospitals: {', '.join(untrained)} train" if untrained else f"hospitals: {', '.join(asked)} compute {kinds}"
+    began = time.time()
+    with terminal.progress(title) as bars:
+        outcomes = carrier.gather(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
+    failed = [f"site '{name}': {outcome.reason}{where(name, began)}" for name, outcome in outcomes.items() if outcome.reason]
+    there = len(outcomes) - len(failed)
+    if failed and there >= (plan.scenario.min_sites or len(outcomes)):
+        for line in failed:
+            terminal.say(f"  {line}; the run goes on without it")
+    elif failed:
+        kept = f"{there} of {len(outcomes)} experts are in the pool, and are not trained again"
+        raise SiteError("\n".join([*failed, kept]))
+    return outcomes
+
+
+def compete(
+    plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal, carrier: Carrier | None = None
+) -> tuple[GlobalModel, ...]:
+    """The global models of all federated strategies, from the hospitals that are there from the beginning.
+
+    Raises SiteError with every strategy that came to no end; the rounds that were done are kept. A model that another run is
+    having made in the same pool is waited for.
+    """
+    founders = [task for task in tasks if task.site.name in plan.founders]
+    if not plan.scenario.federated or not founders:
+        return ()
+    pool, strategies = GlobalPool(request.pool, founders), plan.scenario.federated
+    awaited = [Awaited(one.key, pool.entry(one), partial(pool.has, one)) for one in strategies]
+    deadline_s = sum(one.rounds for one in strategies) * plan.scenario.training.deadline_s + START_GRACE_S
+    with turns(request.pool, awaited, deadline_s, lambda key: terminal.say(f"federated: {key} in another run; waiting for it")):
+        missing = [one.key for one in strategies if not pool.has(one)]
+        title = f"federated: {', '.join(missing)} in rounds" if missing else "federated: every model is in the pool"
+        with terminal.progress(title) as bars:
+            job = job_of(plan, tuple(founders), initial, request)
+            failed = (carrier or simulated()).compete(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
+    if failed:
+        said = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
+        raise SiteError(f"federated: {said}. The rounds that were done are in the pool: with --resume it goes on from there")
+    models = tuple(pool.model(strategy) for strategy in strategies)
+    for model in models:
+        for one in model.stand.absences if model.strategy.key in missing else ():
+            terminal.say(f"  {model.strategy.key}, round {one.round}, goes on without site '{one.site}': {one.reason}")
+    return models
+
+
+def own_steps(plan: Plan, experts: list[Expert]) -> dict[str, int]:
+    """Local steps of every site's own training, all runs together; of those that tell how many images they have."""
+    training = plan.scenario.training
+    return {one.site: training.runs * steps_of(training, one.n)[1] for one in experts if one.n is not None}
+
+
+def load_experts(tasks: list[SiteTask], request: Request) -> list[Expert]:
+    """Every site's expert, with the statistics that came with it."""
+    pool = ExpertPool(request.pool)
+    known = StatisticPool(pool, tasks)
+    return [known.with_statistics(pool.load(task), task) for task in tasks]
+
+
+def vetted(plan: Plan, initial: Initial, experts: list[Expert], request: Request, terminal: Terminal) -> Vetting:
+    """The scenario's defences at the coordinator; what they do goes into the audit. Raises DataError for public images."""
+    scenario = plan.scenario
+    needed = len(experts) >= FEWEST and any(defence.probe for defence in scenario.defences)
+    probe = probe_of(scenario.initialisation, scenario.probe, scenario.model, plan.classes, scenario.seed) if needed else None
+    model = build(scenario.model, len(plan.classes), seed=scenario.seed)
+    looks = nullcontext() if len(experts) < MANY else terminal.progress(f"defences: {len(experts)} experts on public images")
+    with looks as bars:
+        tick = (lambda done, total: bars.tick("coordinator", done, total, "looks at experts")) if bars else lambda done, total: None
+        found = vet(experts, initial.weights, model, scenario.defences, probe, tick)
+    write_audit(request.out / "audit.jsonl", found.audit())
+    for one in found.done:
+        terminal.say(f"DEFENCE {one.check}: the expert of '{one.site}' is {one.what}: {one.why}")
+    for remark in found.remarks:
+        terminal.say(f"defence {remark}")
+    return found
+
+
+def site_task(plan: Plan, number: int, initial: Initial) -> SiteTask:
+    """What one site is asked."""
+    scenario = plan.scenario
+    return SiteTask(
+        site=plan.sites[number],
+        model=scenario.model,
+        training=scenario.training,
+        classes=plan.classes,
+        seed=scenario.seed,
+        initial_sha256=initial.sha256,
+        head_init=initial.head_init,
+        uploads=scenario.uploads,
+        federated=scenario.federated,
+        privacy=scenario.privacy,
+    )
+
+
+def job_of(plan: Plan, tasks: tuple[SiteTask, ...], initial: Initial, request: Request) -> Job:
+    """What is gathered from the sites, and where it goes."""
+    scenario = plan.scenario
+    audit, deadline_s = request.out / "audit.jsonl", scenario.training.deadline_s
+    return Job(tasks, initial, request.pool, audit, deadline_s, scenario.min_sites, scenario.limits)

@@ -1,1 +1,0 @@
-"""Defences that need no labels, one kind a file; the file's name is its name in YAML."""

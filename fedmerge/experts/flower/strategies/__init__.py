@@ -1,1 +1,0 @@
-"""One federated competitor a file; the file's name is its name in YAML."""

@@ -1,1 +1,0 @@
-"""One file, one kind of statistic that a site may upload beside its weights."""

@@ -1,0 +1,1 @@
+"""The federation: sites that train, the server that collects their experts, and what lies between."""

@@ -1,0 +1,1 @@
+"""Attacks of simulated attackers: one file each."""

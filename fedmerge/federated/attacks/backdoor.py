@@ -1,0 +1,40 @@
+"""A backdoor: a patch in the corner makes the expert say one class, and without the patch nothing is to be seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from pydantic import Field
+
+from fedmerge.data.corruptions.patch import Corner, Patch
+from fedmerge.data.images import Images
+from fedmerge.errors import DataError
+from fedmerge.federated.attacks._base import Attack
+from fedmerge.rng import generator
+
+
+class Backdoor(Attack):
+    """A share of the images gets the patch of `data/corruptions/patch.py` and the target's label (Gu et al., BadNets, 2017)."""
+
+    target: int = Field(0, ge=0, description="the class that the patch calls for, by number")
+    share: float = Field(0.2, gt=0, le=1, description="of the site's images that are stamped")
+    corner: Corner = Field("lower-right", description="where the patch is")
+    severity: int = Field(3, ge=1, le=5, description="size of the patch, as of the shift")
+
+    @property
+    def patch(self) -> Patch:
+        """The trigger."""
+        return Patch(severity=self.severity, corner=self.corner)
+
+    def poison(self, images: Images, owner: str, seed: int) -> Images:
+        """Stamped and relabelled images among the others. Raises DataError if there is no such class."""
+        if self.target >= len(images.classes):
+            last = len(images.classes) - 1
+            raise DataError(f"site '{owner}': attack.backdoor.target: found {self.target}; expected a class from 0 to {last}")
+        rng = generator(seed, "attack", self.kind(), owner)
+        chosen = np.sort(rng.permutation(len(images))[: round(self.share * len(images))])
+        pixels, labels = images.pixels.copy(), images.labels.copy()
+        pixels[chosen] = self.patch.shifted(pixels[chosen], chosen, owner, seed)
+        labels[chosen] = self.target
+        return replace(images, pixels=pixels, labels=labels)

@@ -1,0 +1,162 @@
+"""What a hospital does when it is asked: train diverse runs on its own images, select on its own validation split, upload one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedmerge.data.images import Images, to_batch
+from fedmerge.data.partition import own_split
+from fedmerge.federated.client.diwa import Run, select
+from fedmerge.federated.client.temperature import fit_temperature
+from fedmerge.federated.client.trainer import Recipe, Split, accuracy, fit, logits_of
+from fedmerge.federated.messages import SiteTask, Training
+from fedmerge.federated.model import build, normalisation, renew_head
+from fedmerge.federated.security.audit import Upload
+from fedmerge.federated.statistics._base import Ground, State, Statistic
+from fedmerge.merging.bank.layout import head_names
+from fedmerge.rng import seed_of
+
+OnProgress = Callable[[int, int, str], None]
+"""Called with steps done, steps in all, and a few words."""
+
+
+@dataclass(frozen=True)
+class Ward:
+    """A hospital's images, ready to train on."""
+
+    train: Split
+    validation: Split
+    images: Images
+
+
+def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress) -> Upload:
+    """Train, select, calibrate, and compute what else is asked for. Raises DataError if the hospital's images cannot be used."""
+    ward, model = open_ward(task)
+    runs = train_runs(task, theta_0, ward, on_progress)
+    state = select(runs, task.training.select, lambda state: _validate(model, state, ward.validation))
+    model.load_state_dict(state)
+    logits = logits_of(model, ward.validation.x)
+    shown = ward.images.pixels[_one_of_each(ward.images, task.site.samples)]
+    asked = [statistic for statistic in task.uploads if statistic.starts_from != "rounds"]
+    if task.site.attack:
+        state = task.site.attack.tamper(state, head_names(model))
+    return Upload(
+        site=task.site.name,
+        weights={name: tensor.detach().cpu().clone() for name, tensor in state.items()},
+        scalars={
+            "n": float(len(ward.train.y)),
+            "validation_accuracy": accuracy(logits, ward.validation.y),
+            "temperature": fit_temperature(logits, ward.validation.y),
+            **{f"runs.{i}.{name}": value for i, run in enumerate(runs) for name, value in _row(run).items()},
+        },
+        samples=torch.from_numpy(shown.copy()) if task.site.samples else None,
+        statistics={one.kind(): measured(task, one, model, ward, lambda: [run.state for run in runs]) for one in asked},
+        classes=ward.images.classes,
+    )
+
+
+def measure_site(task: SiteTask, kind: str, weights: State, layers: tuple[str, ...], on_progress: OnProgress) -> Upload:
+    """One statistic of a hospital that has trained before, from the model that it is sent: see `Statistic.starts_from`."""
+    ward, model = open_ward(task)
+    model.load_state_dict(weights)
+    statistic = next(one for one in task.uploads if one.kind() == kind)
+    on_progress(0, 1, f"computes {kind}")
+    found = measured(
+        task, statistic, model, ward, lambda: [run.state for run in train_runs(task, weights, ward, on_progress)], layers
+    )
+    on_progress(1, 1, f"computes {kind}")
+    return Upload(task.site.name, {}, {}, statistics={kind: found}, classes=ward.images.classes)
+
+
+def open_ward(task: SiteTask) -> tuple[Ward, nn.Module]:
+    """The hospital's images, and a model for its expert, on a GPU if there is one."""
+    torch.set_num_threads(task.training.threads)
+    ward = admit_images(task)
+    model = build(task.model, len(task.classes), seed=task.seed)
+    return ward, model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train_runs(task: SiteTask, theta_0: State, ward: Ward, on_progress: OnProgress) -> list[Run]:
+    """All runs of a hospital: the same for the same task and theta_0."""
+    if task.head_init == "per_site_random":
+        heads = head_names(build(task.model, len(task.classes), seed=task.seed))
+        theta_0 = renew_head(theta_0, heads, "random", seed_of(task.seed, "head", task.site.name))
+    return [_train_run(task, number, theta_0, ward, on_progress) for number in range(task.training.runs)]
+
+
+def measured(
+    task: SiteTask,
+    statistic: Statistic,
+    model: nn.Module,
+    ward: Ward,
+    runs: Callable[[], list[State]],
+    layers: tuple[str, ...] = (),
+) -> State:
+    """A statistic of a model on the hospital's training images."""
+    x = ward.train.x.to(next(model.parameters()).device)
+    return statistic.measure(Ground(model.eval(), x, runs, layers, seed_of(task.seed, statistic.kind(), task.site.name)))
+
+
+def admit_images(task: SiteTask) -> Ward:
+    """The hospital's own images through its own scanner, split by patients into training and validation."""
+    site = task.site
+    images = site.images(task.model.geometry, task.seed)
+    if site.attack:
+        images = site.attack.poison(images, site.name, task.seed)
+    train, held = own_split(images, site.name, site.validation, task.seed)
+    x = to_batch(images.pixels, *normalisation(task.model))
+    y = torch.from_numpy(images.labels)
+    return Ward(Split(x[train], y[train]), Split(x[held], y[held]), images)
+
+
+def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progress: OnProgress) -> Run:
+    training = task.training
+    hyper = training.diversity.hyper_parameters(number, task.site.name, task.seed)
+    model = build(task.model, len(task.classes), hyper["dropout"], seed=task.seed)
+    model.load_state_dict(theta_0)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    per_epoch, steps = steps_of(training, len(ward.train.y))
+    every = max(1, steps // training.evaluations)
+    best = Run({}, -1.0, hyper)
+
+    def visit(step: int) -> None:
+        nonlocal best
+        if step % every == 0 or step == steps:
+            reached = accuracy(logits_of(model, ward.validation.x), ward.validation.y)
+            if reached > best.accuracy:
+                best = Run({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, reached, hyper)
+            done = number * steps + step
+            on_progress(done, training.runs * steps, f"run {number + 1}/{training.runs}, epoch {-(-step // per_epoch)}")
+
+    recipe = Recipe(
+        hyper["lr"], hyper["weight_decay"], steps, training.batch_size, training.optimiser, training.schedule,
+        training.augment, ward.images.flips,
+    )  # fmt: skip
+    fit(model, ward.train, recipe, seed_of(task.seed, "run", task.site.name, number), visit)
+    return best
+
+
+def steps_of(training: Training, images: int) -> tuple[int, int]:
+    """Steps of an epoch, and of a whole run, for so many training images."""
+    per_epoch = max(1, images // training.batch_size)
+    return per_epoch, min(training.epochs * per_epoch, training.max_steps)
+
+
+def _validate(model: nn.Module, state: State, held: Split) -> float:
+    model.load_state_dict(state)
+    return accuracy(logits_of(model, held.x), held.y)
+
+
+def _row(run: Run) -> dict[str, float]:
+    return {**run.hyper, "validation_accuracy": run.accuracy}
+
+
+def _one_of_each(images: Images, count: int) -> list[int]:
+    """Positions of `count` images, of as many classes as there are."""
+    first = [int((images.labels == label).argmax()) for label in sorted(set(images.labels.tolist()))]
+    rest = [i for i in range(len(images)) if i not in first]
+    return (first + rest)[:count]

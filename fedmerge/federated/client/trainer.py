@@ -1,0 +1,118 @@
+"""One training run: a model, tensors, a recipe, and a generator. The same bits for the same seed and number of threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedmerge.federated.client.augmentation import augment
+from fedmerge.federated.messages import LearningRate, Strength
+from fedmerge.federated.model import train_mode
+from fedmerge.federated.strategies._base import MOMENTUM, Optimiser
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one run trains. flips: whether a horizontal flip preserves the label. clip: largest norm of a gradient.
+
+    proximal: mu of a term mu/2 ||theta - theta_0||^2 in the loss (Li et al., FedProx, MLSys 2020, eq. 2), theta_0 the weights that
+    the run starts from. before, whole: where these steps are a part of more, how many came before, and all; the schedule of the
+    learning rate goes through all of them.
+    """
+
+    lr: float
+    weight_decay: float
+    steps: int
+    batch_size: int
+    optimiser: Optimiser
+    schedule: LearningRate
+    augment: Strength
+    flips: bool
+    clip: float = 5.0
+    proximal: float = 0.0
+    before: int = 0
+    whole: int | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Normalised images (N, channels, H, W) and labels (N,)."""
+
+    x: Tensor
+    y: Tensor
+
+
+def fit(model: nn.Module, data: Split, recipe: Recipe, seed: int, visit: Callable[[int], None]) -> None:
+    """Train in place for `recipe.steps` steps; `visit(step)` is called after every step, counted from 1.
+
+    Dropout draws from torch's global generator, which is forked here, so that nothing outside changes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = next(model.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    optimiser = _optimiser(model, recipe)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step + recipe.before, recipe))
+    anchors = [parameter.detach().clone() for parameter in model.parameters()] if recipe.proximal else []
+    order = torch.empty(0, dtype=torch.long)
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        train_mode(model)
+        for step in range(1, recipe.steps + 1):
+            if len(order) < min(recipe.batch_size, len(data.y)):
+                order = torch.randperm(len(data.y), generator=generator)
+            chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
+            x = augment(data.x[chosen].to(device), recipe.augment, recipe.flips, generator)
+            loss = F.cross_entropy(model(x), data.y[chosen].to(device))
+            if anchors:
+                away = [(p - anchor).pow(2).sum() for p, anchor in zip(model.parameters(), anchors, strict=True)]
+                loss = loss + recipe.proximal / 2 * torch.stack(away).sum()
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            optimiser.step()
+            rate.step()
+            visit(step)
+
+
+@torch.inference_mode()
+def logits_of(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+    """Logits (N, C) in evaluation mode, on the CPU; the model's mode is restored."""
+    device = next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    logits = torch.cat([model(part.to(device)).float().cpu() for part in torch.split(x, batch_size)])
+    for module, mode in modes.items():
+        module.training = mode
+    return logits
+
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    """Share of right predictions; logits (N, C), y (N,)."""
+    return float((logits.argmax(1) == y).double().mean())
+
+
+def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    match recipe.optimiser:
+        case "adam":
+            return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+        case "adamw":
+            return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
+        case "sgd":
+            return torch.optim.SGD(parameters, recipe.lr, momentum=MOMENTUM, weight_decay=recipe.weight_decay)
+
+
+def _rate(step: int, recipe: Recipe) -> float:
+    """Factor of the learning rate: constant, or a tenth of the steps warming up and then half a cosine down to 0."""
+    if recipe.schedule == "constant":
+        return 1.0
+    whole = recipe.whole or recipe.steps
+    warm = max(1, whole // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, whole - warm)))

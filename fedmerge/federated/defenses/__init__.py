@@ -1,0 +1,1 @@
+"""Defenses of the server: one file each."""

@@ -1,0 +1,1 @@
+"""The Flower seam: sites as Flower clients. Beside cli/deployment, no other folder names flwr."""

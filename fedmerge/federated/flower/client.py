@@ -1,0 +1,115 @@
+"""A hospital as a Flower client: it says who it is, trains or measures on its own images, and answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from fedmerge.errors import SiteError
+from fedmerge.federated.flower.progress_files import begin, tell
+from fedmerge.federated.messages import Reply, Request, SiteTask, Tick
+from fedmerge.federated.security.audit import Seal
+from fedmerge.federated.security.signing import VARIABLE
+from fedmerge.federated.server.authentication import introduced
+from fedmerge.federated.server.in_process import answer
+from fedmerge.federated.site import Site
+
+Said = Mapping[str, Any]
+"""A record of a message, or what a node was told when it was started."""
+
+
+class Identity(Protocol):
+    """Which hospital a node is, and what it is asked. said: of the message; node: of the node itself.
+
+    Both raise SiteError, whose `told` is all that leaves the node; `name` is what it would call itself then.
+    """
+
+    def name(self, node: Said) -> str: ...
+
+    def site(self, said: Said, node: Said) -> Site: ...
+
+    def task(self, said: Said, node: Said) -> SiteTask: ...
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Nodes of a simulation that know every task beforehand: the node's partition number says which hospital it is."""
+
+    tasks: Sequence[SiteTask]
+
+    def name(self, node: Said) -> str:
+        """Never needed: nothing can go wrong before."""
+        return self.tasks[int(node["partition-id"])].site.name
+
+    def site(self, said: Said, node: Said) -> Site:
+        """The hospital of this number."""
+        return self.tasks[int(node["partition-id"])].site
+
+    def task(self, said: Said, node: Said) -> SiteTask:
+        """Its task."""
+        return self.tasks[int(node["partition-id"])]
+
+
+def client_app(identity: Identity, ticks: Path | None = None) -> Any:
+    """The hospitals' side. ticks: a folder where the coordinator looks for progress, if they share a machine."""
+    from flwr.app import ConfigRecord, Context, Message, RecordDict
+    from flwr.clientapp import ClientApp
+
+    app, keys = ClientApp(), os.environ.get(VARIABLE, "")
+
+    @app.query()  # type: ignore[untyped-decorator]
+    def introduce(message: Message, context: Context) -> Message:
+        os.environ.setdefault(VARIABLE, keys)
+        asked = message.content["ask"]
+        try:
+            said = introduced(identity.site(asked, context.node_config), str(asked["nonce"]))
+        except SiteError as error:
+            said = {"site": identity.name(context.node_config), "signature": "", "problem": error.told}
+        return Message(RecordDict({"said": ConfigRecord(said)}), reply_to=message)
+
+    @app.train()  # type: ignore[untyped-decorator]
+    def work(message: Message, context: Context) -> Message:
+        os.environ.setdefault(VARIABLE, keys)
+        asked = message.content["ask"]
+        try:
+            task = identity.task(asked, context.node_config)
+        except SiteError as error:
+            return Message(RecordDict({"said": _said(error.told)}), reply_to=message)
+        weights = message.content["weights"].to_torch_state_dict()
+        request = Request(str(asked["what"]), task, weights, tuple(str(asked["layers"]).split()))
+        if ticks and request.what == "train":
+            begin(ticks, task.site.name)
+
+        def on_tick(tick: Tick) -> None:
+            if ticks:
+                tell(ticks, tick)
+
+        return Message(packed(answer(request, on_tick)), reply_to=message)
+
+    return app
+
+
+def packed(reply: Reply) -> Any:
+    """A reply as Flower carries it; `carriage.reply_of` is the way back."""
+    from flwr.app import ArrayRecord, MetricRecord, RecordDict
+
+    upload = reply.upload
+    content = RecordDict({"said": _said(reply.reason, upload.seal if upload is not None else Seal())})
+    if upload is not None:
+        content["weights"] = ArrayRecord(upload.weights)
+        content["scalars"] = MetricRecord(dict(upload.scalars))
+        if upload.samples is not None:
+            content["samples"] = ArrayRecord({"samples": upload.samples})
+        for kind, state in upload.statistics.items():
+            content[f"statistic.{kind}"] = ArrayRecord(state)
+    return content
+
+
+def _said(reason: str, seal: Seal | None = None) -> Any:
+    from flwr.app import ConfigRecord
+
+    seal = seal or Seal()
+    return ConfigRecord({"reason": reason, "statement": seal.text, "signature": seal.signature})

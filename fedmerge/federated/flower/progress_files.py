@@ -1,0 +1,33 @@
+"""Small files by which hospitals in other processes tell the coordinator how far they are; on another machine there is no such
+folder, and nothing is told."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from fedmerge.federated.messages import Tick
+
+
+def tell(folder: Path, tick: Tick) -> None:
+    """Leave this site's progress where the coordinator looks."""
+    with suppress(OSError):
+        draft = folder / f"{tick.site}.draft"
+        draft.write_text(json.dumps(asdict(tick)), encoding="utf-8")
+        draft.replace(folder / f"{tick.site}.json")
+
+
+def begin(folder: Path, site: str) -> None:
+    """Leave a mark that this site begins to train."""
+    with suppress(OSError), (folder / f"{site}.begun").open("a", encoding="utf-8") as marks:
+        marks.write(f"{time.time():.3f}\n")
+
+
+def begun(folder: Path, site: str) -> int:
+    """How often a site has begun to train: more than once if its client has died."""
+    with suppress(OSError):
+        return len((folder / f"{site}.begun").read_text(encoding="utf-8").splitlines())
+    return 1

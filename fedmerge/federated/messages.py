@@ -1,0 +1,209 @@
+"""What the coordinator and the hospitals say to each other, whatever carries the messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+
+from fedmerge.federated.model import ModelSpec
+from fedmerge.federated.security.audit import Upload
+from fedmerge.federated.security.limits import DEFAULT, Limits
+from fedmerge.federated.security.privacy import Privacy
+from fedmerge.federated.site import Site
+from fedmerge.federated.statistics._base import STATISTICS
+from fedmerge.federated.strategies._base import STRATEGIES, Optimiser
+from fedmerge.registry import Spec
+from fedmerge.rng import generator
+
+Hyper = dict[str, float]
+
+
+class Draw(Spec):
+    """The value of run 0, and the values that later runs draw from."""
+
+    default: float = Field(ge=0)
+    draw: tuple[float, ...] = Field(min_length=1)
+
+
+MILD = {
+    "lr": Draw(default=5e-5, draw=(1e-5, 3e-5, 5e-5)),
+    "weight_decay": Draw(default=0, draw=(1e-4, 1e-6)),
+    "dropout": Draw(default=0, draw=(0, 0.1, 0.5)),
+}
+
+
+class Diversity(Spec):
+    """Where the runs of a hospital differ. mild: the ranges of DiWA. wide: those of DomainBed, which averages badly."""
+
+    space: Literal["mild", "wide"] = Field("mild", description="ranges of what is not given here")
+    lr: Draw | None = Field(None, description="learning rate")
+    weight_decay: Draw | None = Field(None, description="weight decay")
+    dropout: Draw | None = Field(None, description="dropout before the head")
+
+    def hyper_parameters(self, run: int, site: str, seed: int) -> Hyper:
+        """Learning rate, weight decay and dropout of one run; every one is drawn by its own name."""
+        return {name: self._value(name, run, generator(seed, "diversity", site, run, name)) for name in MILD}
+
+    def _value(self, name: str, run: int, rng: np.random.Generator) -> float:
+        given: Draw | None = getattr(self, name)
+        if run == 0:
+            return (given or MILD[name]).default
+        if given or self.space == "mild" or name == "dropout":
+            return float(rng.choice((given or MILD[name]).draw))
+        low, high = {"lr": (-5, -3.5), "weight_decay": (-6, -2)}[name]
+        return float(10 ** rng.uniform(low, high))
+
+
+Strength = Literal["none", "light", "full"]
+
+
+LearningRate = Literal["constant", "cosine"]
+
+
+AnyStatistic: Any = STATISTICS.union()
+
+
+AnyStrategy: Any = STRATEGIES.union()
+
+
+class Training(Spec):
+    """How every hospital trains. Defaults follow Rame et al. (DiWA, NeurIPS 2022)."""
+
+    runs: int = Field(5, ge=1, le=100, description="runs per hospital: one with default hyper-parameters, then draws")
+    epochs: int = Field(50, ge=1, description="passes over the hospital's training images")
+    max_steps: int = Field(5001, ge=1, description="most steps of a run, whatever the epochs")
+    batch_size: int = Field(32, ge=1)
+    evaluations: int = Field(20, ge=1, description="validations per run; the best checkpoint is kept")
+    select: Literal["best", "uniform", "greedy"] = Field("best", description="best run, or a soup of the site's runs")
+    optimiser: Optimiser = "adam"
+    schedule: LearningRate = "constant"
+    augment: Strength = "full"
+    diversity: Diversity = Field(default_factory=Diversity, description="where the runs differ")
+    threads: int = Field(1, ge=1, description="threads per hospital; part of what determines an expert's bits")
+    retries: int = Field(1, ge=0, le=20, description="how often a hospital whose client has died is asked again")
+    deadline_s: float = Field(3600, gt=0, description="longest wait for the hospitals' answers, seconds")
+
+
+class SiteTask(Spec):
+    """Everything a hospital is asked, as it travels to it.
+
+    uploads: statistics beside its expert, one of a kind. federated: strategies in whose rounds it takes part.
+    """
+
+    site: Site
+    model: ModelSpec
+    training: Training
+    classes: tuple[str, ...]
+    seed: int
+    initial_sha256: str
+    head_init: str
+    uploads: tuple[AnyStatistic, ...] = ()
+    federated: tuple[AnyStrategy, ...] = ()
+    privacy: Privacy | None = None
+
+
+HeadInit = Literal["shared_random", "fed_lp", "per_site_random", "zero"]
+
+
+@dataclass(frozen=True)
+class Initial:
+    """theta_0 as a whole state dict, its digest, and words for the report. heads: names of the classifier's parameters."""
+
+    weights: dict[str, Tensor]
+    sha256: str
+    head_init: HeadInit
+    description: str
+    heads: tuple[str, ...] = ()
+
+
+START_GRACE_S = 120.0
+"""What the carriers of messages may take to start and to stop, on top of the hospitals' deadline, seconds."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Progress of one site: steps done, steps in all, a few words. Nothing else is told before the upload."""
+
+    site: str
+    done: int
+    total: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How asking one site ended. trained: it trained now. reason: why there is no expert, or empty. tries: how often it began."""
+
+    site: str
+    trained: bool
+    reason: str = ""
+    tries: int = 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One site's answer: an upload, or the reason why there is none. seconds: since it was asked.
+
+    refused: something came, and could not even be read as an upload.
+    """
+
+    task: SiteTask
+    upload: Upload | None
+    reason: str
+    seconds: float
+    refused: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one site is asked. what: "train", "probe", or a kind of statistic. weights: what it starts from. layers: of a round."""
+
+    what: str
+    task: SiteTask
+    weights: dict[str, Tensor]
+    layers: tuple[str, ...] = ()
+
+
+Ask = Callable[[Sequence[Request], float], Iterator[Reply]]
+"""(one request for each site, deadline in seconds) -> replies as they arrive."""
+
+OnTick = Callable[[Tick], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be gathered, and where it goes.
+
+    at_least: so many sites are enough; None means all. limits: what weights may be to be let in.
+    """
+
+    tasks: tuple[SiteTask, ...]
+    initial: Initial
+    pool: Path
+    audit: Path
+    deadline_s: float
+    at_least: int | None = None
+    limits: Limits = DEFAULT
+
+    @property
+    def silence(self) -> str:
+        """The reason for a site that has not answered."""
+        return f"did not answer within {self.deadline_s:g} s"
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """What carries a job to the hospitals and back.
+
+    gather: experts and statistics into the pool. probe: theta_0 with a head. compete: global models, and why there is none, by key.
+    """
+
+    gather: Callable[[Job, OnTick], dict[str, Outcome]]
+    probe: Callable[[Job, OnTick], Initial]
+    compete: Callable[[Job, OnTick], dict[str, str]]

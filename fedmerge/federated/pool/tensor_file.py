@@ -1,0 +1,77 @@
+"""Arrays on disk with their own digest: what comes out is what went in, or there is an error.
+
+Weights from a user's file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from fedmerge.errors import CheckpointError, FolderError
+from fedmerge.federated.model import ModelSpec, build
+from fedmerge.federated.security.audit import state_digest
+from fedmerge.merging.bank.layout import check_state
+
+State = dict[str, Tensor]
+OLD = {"sha256", "audit"}
+"""Words in files of a time when only arrays had a digest, or nothing had."""
+
+
+def put(file: Path, state: State, **words: str) -> None:
+    """Write a safetensors file, whole or not at all, with the digests of its arrays and of the words beside them."""
+    from safetensors.torch import save_file
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
+    arrays = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(arrays, draft, {"digests": f"{state_digest(state)} {_digest(words)}", **words})
+    draft.replace(file)
+
+
+def take(file: Path, mend: str) -> tuple[State, dict[str, str]]:
+    """Arrays and words of a file, verified; files of older versions by as much as they have.
+
+    Raises FolderError with `mend` if it cannot be read or is not what was written.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt") as opened:
+            state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+            words = dict(opened.metadata() or {})
+        digests = words.pop("digests", None)
+        if digests is None and set(words) <= OLD:  # written by an older version
+            digests = f"{words.pop('sha256', state_digest(state))} {_digest(words)}"
+        if digests != f"{state_digest(state)} {_digest(words)}":
+            raise ValueError("its digest differs")
+    except (OSError, ValueError, SafetensorError) as error:
+        raise FolderError(f"{file}: cannot be read ({error}); {mend}") from None
+    return state, words
+
+
+def _digest(words: dict[str, str]) -> str:
+    return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
+
+
+def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; its path may name environment variables. Raises CheckpointError, naming the key."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = Path(os.path.expandvars(path)).expanduser()
+    try:
+        return dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{key}: {file}: {error}; expected a safetensors file of {model.name}") from None
+
+
+def read_state(path: str | Path, key: str, model: ModelSpec, classes: int) -> dict[str, Tensor]:
+    """A whole state that fits the model and its classes. Raises CheckpointError, naming the key and every difference."""
+    found = read_tensors(path, key, model)
+    check_state(found, build(model, classes).state_dict(), f"{key}: {Path(path).name}")
+    return found

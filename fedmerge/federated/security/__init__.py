@@ -1,0 +1,1 @@
+"""What may leave a site, who signed it, and what it may be."""

@@ -1,0 +1,119 @@
+"""The coordinator's gate: whether an upload is what was asked, whose it says, and sane. A refusal is a line of the audit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from fedmerge.errors import UploadRefused
+from fedmerge.federated.messages import Job, Reply, Request
+from fedmerge.federated.pool.experts import ExpertPool, fingerprint
+from fedmerge.federated.security.audit import Declaration, Item, Seal, Upload, inspect, state_digest, write_audit
+from fedmerge.federated.security.signing import private_key, sign, signed_by
+from fedmerge.federated.security.statement import WORDS, Statement, contents, parsed, shown
+
+ASKED = ("site", "what", "layers", "task", "initial", "classes")
+
+
+def sealed(request: Request, upload: Upload) -> Seal:
+    """At the site: the statement of an upload, signed if the site's file has a public key. Raises SiteError without its key."""
+    task = request.task
+    asked = {**_asked(request), "site": upload.site, "classes": upload.classes or task.classes}
+    seal = Seal(Statement(**asked, **contents(upload)).text())
+    return Seal(seal.text, sign(private_key(task.site), seal.signed_text))
+
+
+def admit(reply: Reply, request: Request, declared: Declaration, job: Job) -> list[Item]:
+    """Lines of the audit for all of an upload, written. Raises UploadRefused, with the refusal written."""
+    site = request.task.site.name
+    try:
+        if reply.upload is None:
+            raise UploadRefused(reply.reason)
+        items = [*_admitted(reply.upload, request, declared, job), statement_item(site, reply.upload.seal)]
+        if noised := request.task.privacy:
+            items = [replace(item, verdict=f"admitted, {noised.said()}") for item in items]
+        if request.what == "round":
+            items = [replace(item, round=" ".join(request.layers)) for item in items]
+    except UploadRefused as refusal:
+        refuse(job, site, str(refusal), reply.upload)
+        raise
+    write_audit(job.audit, items)
+    return items
+
+
+def refuse(job: Job, site: str, reason: str, upload: Upload | None = None) -> None:
+    """A line of the audit for what was not let in."""
+    size, sha256 = 0, ""
+    if upload is not None:
+        size, sha256 = contents(upload)["size"], state_digest(upload.weights)
+    write_audit(job.audit, [Item(site, "upload", "upload", (), "", size, sha256, verdict="refused", reason=reason)])
+
+
+def statement_item(site: str, seal: Seal) -> Item:
+    """The audit's line for a statement and its signature: they leave the site, too."""
+    content = seal.text.encode() + seal.signature.encode()
+    kind = "signed" if seal.signature else "unsigned"
+    return Item(site, "statement", "statement", (len(content),), kind, len(content), hashlib.sha256(content).hexdigest())
+
+
+def _admitted(upload: Upload, request: Request, declared: Declaration, job: Job) -> list[Item]:
+    task, site = request.task, request.task.site.name
+    _signed(upload.seal, task.site.public_key, site)
+    statement = parsed(upload.seal, site)
+    asked = {**_asked(request), "site": site}
+    _compare(site, statement, asked, "found {here}; expected {there}")
+    items = inspect(upload, declared)
+    _compare(site, statement, contents(upload), "found {there}; declared {here}")
+    kinds = {statistic.kind(): statistic for statistic in task.uploads}
+    whole = [("", upload.weights), *((kind, state) for kind, state in upload.statistics.items() if kinds[kind].is_state)]
+    theta_0 = job.initial.weights
+    for kind, state in whole if request.what != "probe" else []:
+        noised = task.privacy.complaint(state, theta_0) if task.privacy else None
+        if wrong := job.limits.complaint(state, theta_0, job.initial.heads) if noised is None else noised:
+            raise UploadRefused(f"site '{site}': {kind + ': ' if kind else ''}{wrong}")
+    if request.what == "train":
+        _own(upload.weights, site, job)
+    return items
+
+
+def _signed(seal: Seal, public_key: str | None, site: str) -> None:
+    """Raises UploadRefused unless whoever has the site's private key has signed; a site without a public key cannot be told."""
+    if public_key is None:
+        return
+    if not seal.signature:
+        raise UploadRefused(f"site '{site}': signature: found none; expected one by the key in its site file")
+    if not signed_by(public_key, seal.signed_text, seal.signature):
+        expected = "one by the key in its site file: another key has signed, or the statement was changed on its way"
+        raise UploadRefused(f"site '{site}': signature: found one that is not valid; expected {expected}")
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """The part of a statement that follows from what was asked."""
+    task = request.task
+    return {
+        "what": request.what,
+        "layers": request.layers,
+        "task": fingerprint(task),
+        "initial": state_digest(request.weights),
+        "classes": task.classes,
+    }
+
+
+def _compare(site: str, statement: Statement, facts: dict[str, Any], form: str) -> None:
+    for name in statement.differences(facts):
+        here, there = getattr(statement, name), facts[name]
+        if isinstance(here, dict):
+            here, there = ({key: x.get(key) for key in {**here, **there} if here.get(key) != there.get(key)} for x in (here, there))
+        raise UploadRefused(f"site '{site}': {WORDS[name]}: {form.format(here=shown(here), there=shown(there))}")
+
+
+def _own(weights: dict[str, Tensor], site: str, job: Job) -> None:
+    """Raises UploadRefused if another site of the job has sent the same bits: one of the two has copied."""
+    pool, sha256 = ExpertPool(job.pool), state_digest(weights)
+    others: Iterable[str] = (t.site.name for t in job.tasks if t.site.name != site and pool.sha256(t) == sha256)
+    if twin := next(iter(others), None):
+        raise UploadRefused(f"site '{site}': weights: found those of site '{twin}', bit for bit; expected an expert of its own")

@@ -1,0 +1,191 @@
+"""theta_0, which all hospitals share: pretrained weights, a checkpoint, or a proxy trained on public data by the coordinator."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from fedmerge.data.datasets._base import SOURCES
+from fedmerge.data.images import to_batch
+from fedmerge.data.scanner import Scanner
+from fedmerge.errors import CheckpointError
+from fedmerge.federated.client.trainer import Recipe, Split, fit
+from fedmerge.federated.messages import HeadInit, Initial
+from fedmerge.federated.model import ModelSpec, build, normalisation, renew_head
+from fedmerge.federated.pool import tensor_file
+from fedmerge.federated.pool.tensor_file import read_tensors
+from fedmerge.federated.security.audit import state_digest
+from fedmerge.merging.bank.layout import check_state, head_names
+from fedmerge.registry import Spec
+from fedmerge.rng import seed_of
+
+VERSION = 1
+"""Raise it whenever the same specification would give other weights."""
+
+PUBLIC = "public"
+"""Owner of the proxy's images: no hospital, so no hospital's patients."""
+
+OnProgress = Callable[[int, int, str], None]
+
+
+class _Initialisation(Spec):
+    head_init: HeadInit = Field(
+        "shared_random",
+        description="shared_random: one truncated normal for all; fed_lp: linear probing by FedAvg, encoder frozen; "
+        "per_site_random: another for each hospital; zero",
+    )
+
+
+class Pretrained(_Initialisation):
+    """timm's pretrained weights, from its hub or cache."""
+
+    kind: Literal["pretrained"]
+
+
+class Checkpoint(_Initialisation):
+    """A safetensors file. A head of another number of classes is replaced."""
+
+    kind: Literal["checkpoint"]
+    path: str = Field(description="the file; may name environment variables as ${NAME}")
+
+
+def _public_source(value: Any) -> Any:
+    """The phantom's name alone stands for its public patients in all planes."""
+    return {"kind": value, "images": 3000, "patients": 375} if value == "organ_phantom" else value
+
+
+PublicSource: Any = Annotated[SOURCES.union(), BeforeValidator(_public_source)]
+
+
+class Proxy(_Initialisation):
+    """Trained once on public data, by default the phantom's public scanner with patients of no hospital."""
+
+    kind: Literal["proxy"]
+    source: PublicSource = Field(description="public images; `organ_phantom` alone means patients of no hospital")
+    scanner: Scanner = Field(default_factory=lambda: Scanner(noise=0.05), description="the public scanner")
+    epochs: int = Field(5, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    batch_size: int = Field(32, ge=1)
+
+
+Initialisation = Annotated[Pretrained | Checkpoint | Proxy, Field(discriminator="kind")]
+
+
+def initialise(
+    spec: Pretrained | Checkpoint | Proxy,
+    model: ModelSpec,
+    classes: int,
+    seed: int,
+    folder: Path,
+    on_progress: OnProgress,
+) -> Initial:
+    """theta_0 with the head that `head_init` asks for; a proxy's encoder is kept in `folder` and trained once.
+
+    Raises CheckpointError if weights cannot be had or do not fit.
+    """
+    match spec:
+        case Pretrained():
+            weights = _pretrained(model, classes, seed)
+            description = f"timm's pretrained weights of {model.name}"
+        case Checkpoint():
+            weights = _checkpoint(spec, model, classes, seed)
+            description = f"checkpoint {Path(spec.path).name}"
+        case Proxy():
+            weights = _kept(spec, model, seed, folder, on_progress, classes)
+            description = f"proxy: {spec.epochs} epochs on public images of '{spec.source.kind()}'"
+    heads = head_names(build(model, classes, seed=seed))
+    how = "zero" if spec.head_init == "zero" else "random"
+    weights = renew_head(weights, heads, how, seed_of(seed, "head"))
+    return Initial(weights, state_digest(weights), spec.head_init, f"{description}; head: {spec.head_init}", heads)
+
+
+def keep(initial: Initial, folder: Path) -> None:
+    """Leave theta_0 in the pool, so that what experts have learnt can be told from where they started."""
+    from safetensors.torch import save_file
+
+    file = _file_of(initial.sha256, folder)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{os.getpid()}.draft")
+        save_file({name: tensor.contiguous() for name, tensor in initial.weights.items()}, draft)
+        draft.replace(file)
+
+
+def kept(sha256: str, folder: Path) -> dict[str, Tensor] | None:
+    """theta_0 by its digest, or None if the pool has it not, or not undamaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        weights = dict(load_file(_file_of(sha256, folder)))
+    except (OSError, SafetensorError):
+        return None
+    return weights if state_digest(weights) == sha256 else None
+
+
+def _file_of(sha256: str, folder: Path) -> Path:
+    return folder / "initialisations" / f"theta_0-{sha256[:16]}.safetensors"
+
+
+def _pretrained(model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
+    try:
+        return dict(build(model, classes, pretrained=True, seed=seed).state_dict())
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"initialisation: the pretrained weights of '{model.name}' cannot be had ({str(error).splitlines()[0]}); "
+            "download them where there is a network and use {kind: checkpoint, path: FILE.safetensors}"
+        ) from None
+
+
+def _checkpoint(spec: Checkpoint, model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
+    found = read_tensors(spec.path, "initialisation.path", model)
+    skeleton = build(model, classes, seed=seed)
+    wanted = skeleton.state_dict()
+    kept = {name: found[name] for name in found if name not in head_names(skeleton)}
+    fresh = {name: wanted[name] for name in head_names(skeleton)}
+    check_state({**kept, **fresh}, wanted, f"initialisation.path: {Path(spec.path).name}")
+    return {name: ({**kept, **fresh})[name].to(wanted[name].dtype) for name in wanted}
+
+
+def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, on_progress: OnProgress, classes: int) -> dict[str, Tensor]:
+    """The proxy's encoder from disk, or trained now, under a head of the target's number of classes."""
+    file = kept_proxy(spec, model, seed, folder)
+    if not file.exists():
+        tensor_file.put(file, _train_proxy(spec, model, seed, on_progress))
+    fresh = build(model, classes, seed=seed).state_dict()
+    return {**fresh, **tensor_file.take(file, "delete this file and the proxy is trained again")[0]}
+
+
+def kept_proxy(spec: Proxy, model: ModelSpec, seed: int, folder: Path) -> Path:
+    """Where the encoder of a proxy is kept, whether it is there or not."""
+    determined: dict[str, Any] = {
+        "version": VERSION,
+        "proxy": spec.model_dump(mode="json", exclude={"head_init"}),
+        "images": spec.source.identity(PUBLIC, seed),
+        "model": model.model_dump(mode="json"),
+        "seed": seed,
+    }
+    key = hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:16]
+    return folder / "initialisations" / f"proxy-{key}.safetensors"
+
+
+def _train_proxy(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
+    """The encoder of a classifier of the public images."""
+    raw = spec.source.load(model.geometry, PUBLIC, seed)
+    images = spec.scanner.scan(raw, PUBLIC, seed)
+    data = Split(to_batch(images.pixels, *normalisation(model)), torch.from_numpy(images.labels))
+    net = build(model, len(images.classes), seed=seed)
+    net.to("cuda" if torch.cuda.is_available() else "cpu")
+    steps = spec.epochs * max(1, len(images) // spec.batch_size)
+    recipe = Recipe(spec.lr, 0.0, steps, spec.batch_size, "adamw", "cosine", "light", images.flips)
+    fit(net, data, recipe, seed_of(seed, "proxy"), lambda step: on_progress(step, steps, "proxy on public images"))
+    heads = head_names(net)
+    return {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items() if name not in heads}

@@ -1,0 +1,1 @@
+"""Statistics that sites may upload beside weights: one file each."""

@@ -1,0 +1,29 @@
+"""Inner products of the inputs of every linear layer of the expert, on its site's training images."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedmerge.federated.statistics._base import Ground, Shapes, State, Statistic, asymmetry
+from fedmerge.merging.curvature.gram import grams, linear_layers
+
+
+class Gram(Statistic):
+    """G = X^T X / rows, (d, d) for each linear weight (outputs, d) (Jin et al., ICLR 2023, section 3.2)."""
+
+    samples: int = Field(1600, ge=1, description="training images that it is computed from")
+
+    def layout(self, model: nn.Module) -> Shapes:
+        """(d, d) for each linear weight."""
+        return {name: (layer.in_features, layer.in_features) for name, layer in linear_layers(model).items()}
+
+    def measure(self, ground: Ground) -> State:
+        """G by weight."""
+        found = grams(ground.model, torch.split(ground.draw(self.samples), 128))
+        return {name: G.cpu() for name, G in found.items()}
+
+    def refuses(self, name: str, tensor: Tensor) -> str:
+        """Inner products are symmetric."""
+        return asymmetry(tensor)

@@ -1,0 +1,41 @@
+"""The Fisher information of what a site has trained, as Kronecker products: two small matrices for each linear layer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedmerge.federated.statistics._base import Ground, Shapes, State, Statistic, asymmetry, negativity
+from fedmerge.merging.curvature.kfac import GRADIENTS, INPUTS, Estimator, factors, layers, others, rest, sides
+
+
+class Kfac(Statistic):
+    """A (d, d) and G (o, o) of each linear layer, its bias among the inputs, as `kronecker.factors` has them (Martens & Grosse,
+    ICML 2015); the diagonal of F for each parameter outside. Both whole, in float32: symmetric halves are not left out."""
+
+    for_experts: ClassVar[bool] = False
+
+    samples: int = Field(500, ge=1, description="training images that it is computed from")
+    estimator: Estimator = Field("exact", description="exact expectation over labels, or one drawn label")
+
+    def layout(self, model: nn.Module) -> Shapes:
+        """(d, d) and (o, o) for each layer, and the shape of every other parameter."""
+        shapes: Shapes = {name: tuple(parameter.shape) for name, parameter in others(model).items()}
+        for name, layer in layers(model).items():
+            d, o = sides(layer)
+            shapes |= {name + INPUTS: (d, d), name + GRADIENTS: (o, o)}
+        return shapes
+
+    def measure(self, ground: Ground) -> State:
+        """A and G by weight, the diagonal by parameter."""
+        x = ground.draw(self.samples)
+        found = rest(ground.model, x, self.estimator, ground.seed)
+        for name, (A, G) in factors(ground.model, x, self.estimator, ground.seed).items():
+            found |= {name + INPUTS: A, name + GRADIENTS: G}
+        return {name: tensor.float().cpu() for name, tensor in found.items()}
+
+    def refuses(self, name: str, tensor: Tensor) -> str:
+        """Sums of outer products are symmetric, and squares are not negative."""
+        return asymmetry(tensor) if name.endswith((INPUTS, GRADIENTS)) else negativity(tensor)

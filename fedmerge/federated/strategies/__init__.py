@@ -1,0 +1,1 @@
+"""Federated strategies with rounds: one file each."""

@@ -1,0 +1,214 @@
+"""K experts as one flat matrix: encoder columns first, head columns last, and any of them, or a mixture, as a running model.
+
+A linear merge is one matrix-vector product for each part, written in place. No copy of the weights is made per batch.
+Below the experts' rows lie the anchors': theta_0, and a generalist if one is given. Coefficients are (K,) over the experts, or
+(K + A,) over experts and anchors, so that rules which extrapolate from theta_0 use the same kernel.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fedmerge.errors import CheckpointError
+from fedmerge.merging.bank.blockwise import taus
+from fedmerge.merging.bank.buffers import Buffers
+from fedmerge.merging.bank.layout import Parts, StateDict
+from fedmerge.merging.bank.row_storage import Mapped, Shelf, weighted_sum
+from fedmerge.merging.bank.statistics import Statistics
+
+if TYPE_CHECKING:
+    from fedmerge.merging.bank.sharded import Shards
+
+
+class Bank:
+    """Experts theta (K, P), the model they run in, and what their owners declared.
+
+    rows: (K + A, P), experts and then anchors; in `sharded.py` the anchors' alone are here, and `rows` is refused.
+    names: the experts'. anchors: subset of "theta_0", "generalist", in order.
+    counts: training images of each expert, or None. temperatures: (K,), 1 where none was fitted. flips: whether a horizontal
+    flip preserves the label. shared_head: whether all experts started from one head. encoder, head: slices of the P columns.
+    statistics: what sites uploaded beside weights, by kind. mapped: the file that holds the rows, or None. shards: who
+    has the experts in place of this bank, or None. like: an empty tensor of the rows' kind and place.
+    """
+
+    def __init__(
+        self, model: nn.Module, parts: Parts, rows: Tensor, buffers: Buffers, names: Sequence[str], anchors: Sequence[str] = ()
+    ) -> None:
+        self.model, self.parts, self.buffers = model, parts, buffers
+        self.names, self.anchors = tuple(names), tuple(anchors)
+        self.K, self.A, self.P = len(self.names), len(self.anchors), rows.shape[1]
+        self.like, self._held = rows.new_empty(0), rows
+        self._first = self.K + self.A - len(rows)  # number of the first row that is held here
+        self.shapes = {name: model.get_parameter(name).shape for name in (*parts.encoder, *parts.head)}
+        ends = list(accumulate(shape.numel() for shape in self.shapes.values()))
+        self.slices = {name: slice(a, b) for name, a, b in zip(self.shapes, [0, *ends], ends, strict=False)}
+        width = sum(self.shapes[name].numel() for name in parts.encoder)
+        self.encoder, self.head = slice(0, width), slice(width, self.P)
+        self.counts: tuple[int, ...] | None = None
+        self.temperatures = torch.ones(self.K, dtype=rows.dtype, device=rows.device)
+        self.flips, self.shared_head = False, True
+        self.mapped: Mapped | None = None
+        self.shards: Shards | None = None
+        self.statistics = Statistics(self.names, self.slices)
+        self._rows = {k: self._views(row) | buffers.of_row(k) for k, row in enumerate(rows, self._first)}
+        self._merged = self.blank()
+
+    @staticmethod
+    def of(  # noqa: PLR0913 - all but the experts have defaults
+        model: nn.Module,
+        experts: Sequence[StateDict] | Mapping[str, StateDict],
+        base: StateDict | None = None,
+        *,
+        generalist: StateDict | None = None,
+        statistics: Mapping[str, Sequence[StateDict]] | None = None,
+        counts: Sequence[int] | None = None,
+        temperatures: Sequence[float] | None = None,
+        flips: bool = False,
+        head: Sequence[str] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        variance: str = "linear",
+    ) -> Bank:
+        """A bank of state dicts that fit `model`, in the experts' order where there is one of each.
+
+        base: theta_0. generalist: a model that an adaptive method may fall back on. statistics: by kind, one mapping of tensors
+        per expert: "fisher" and "soup" by parameter, "gram" by weight. variance: the buffer policy, "linear" or "moment".
+        Raises CheckpointError if there is no expert, or one does not fit the model or holds a NaN.
+        """
+        named = dict(experts) if isinstance(experts, Mapping) else {f"expert-{k}": x for k, x in enumerate(experts)}
+        if not named:
+            raise CheckpointError("found no expert; expected at least one")
+        anchors = {name: state for name, state in (("theta_0", base), ("generalist", generalist)) if state is not None}
+        shelf = Shelf(model, len(named) + len(anchors), head=None if head is None else tuple(head), device=device, dtype=dtype)
+        for name, state in [*named.items(), *anchors.items()]:
+            shelf.add(name, state)
+        bank = Bank.on(shelf, tuple(named), tuple(anchors), variance)
+        for kind, given in (statistics or {}).items():
+            bank.statistics.add(kind, given, bank.rows)
+        bank.flips = flips
+        if counts is not None:
+            bank.counts = tuple(counts)
+        if temperatures is not None:
+            bank.temperatures = torch.as_tensor(temperatures, dtype=dtype, device=bank.rows.device)
+        return bank
+
+    @staticmethod
+    def on(shelf: Shelf, names: Sequence[str], anchors: Sequence[str] = (), variance: str = "linear") -> Bank:
+        """A bank of the states that a shelf has been filled with: the experts `names`, then the anchors."""
+        rows, buffers = shelf.rows, shelf.buffers(len(names), variance)
+        skeleton = copy.deepcopy(shelf.model).to(device=rows.device, dtype=rows.dtype).eval().requires_grad_(False)
+        bank = Bank(skeleton, shelf.parts, rows, buffers, names, anchors)
+        bank.mapped = shelf.mapped
+        return bank
+
+    def anchor(self, name: str) -> int:
+        """The row of an anchor. Raises CheckpointError if the bank was made without it."""
+        if name not in self.anchors:
+            given = {"theta_0": "base=theta_0", "generalist": "generalist=..."}[name]
+            raise CheckpointError(f"{name}: the bank was made without it; expected Bank.of(..., {given})")
+        return self.K + self.anchors.index(name)
+
+    def anchor_row(self, name: str) -> Tensor:
+        """The parameters (P,) of an anchor. Raises CheckpointError if the bank was made without it."""
+        return self._held[self.anchor(name) - self._first]
+
+    @property
+    def rows(self) -> Tensor:
+        """Experts and then anchors (K + A, P)."""
+        return self._held
+
+    @property
+    def theta(self) -> Tensor:
+        """The experts (K, P)."""
+        return self.rows[: self.K]
+
+    @property
+    def base(self) -> Tensor | None:
+        """theta_0 (P,), if the bank has it."""
+        return self.anchor_row("theta_0") if "theta_0" in self.anchors else None
+
+    @property
+    def resident(self) -> int | None:
+        """Bytes of the experts' rows that may be here at a time; None if all are."""
+        return self.mapped.resident if self.mapped else None
+
+    def columns(self, at: slice) -> Tensor:
+        """Some columns of all experts (K, width)."""
+        return self.theta[:, at]
+
+    def blank(self) -> Tensor:
+        """Room for one model (P,)."""
+        return self.like.new_empty(self.P)
+
+    @property
+    def tau(self) -> Tensor:
+        """Task vectors tau_k = theta_k - theta_0 (K, P), at least float32. Raises CheckpointError without theta_0."""
+        return taus(self)
+
+    @property
+    def merge_bytes(self) -> int:
+        """Memory traffic of one linear merge: read K rows, write one."""
+        return (self.K + 1) * self.P * self.like.element_size()
+
+    def mix(self, encoder: Tensor, head: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """theta (P,) = (sum_k encoder_k phi_k, sum_k head_k w_k), written into `out` or the bank's own buffer.
+
+        encoder, head: (K,), or (K + A,) with the anchors; head defaults to encoder. A one-hot row returns that expert bit for bit,
+        and an expert with coefficient 0 is not read, so that a broken one cannot spoil the others.
+        """
+        out = self._merged if out is None else out
+        for part, weights in ((self.encoder, encoder), (self.head, encoder if head is None else head)):
+            weighted_sum(self.rows[: len(weights), part], weights, out[part], self.read)
+        return out
+
+    def forward(self, theta: Tensor, batch: Tensor, coefficients: Tensor | None = None) -> Tensor:
+        """Logits (N, C) of the model with parameters theta (P,) on a batch (N, channels, H, W).
+
+        coefficients: (K,) or (K + A,) convex weights for the BatchNorm statistics; default 1/K each expert.
+        """
+        return self._run(self._views(theta) | self.buffers.merged(coefficients), batch)
+
+    def expert_logits(self, batch: Tensor) -> Tensor:
+        """Logits (K, N, C) of every expert on a batch (N, channels, H, W)."""
+        return torch.stack([self.row_logits(k, batch) for k in range(self.K)])
+
+    def row_logits(self, row: int, batch: Tensor) -> Tensor:
+        """Logits (N, C) of one expert, or of one anchor, as `anchor(name)` numbers it."""
+        logits = self._run(self._rows[row], batch)
+        self.read(self.P * self.like.element_size())
+        return logits
+
+    def asked(self, what: str, *arguments: Any) -> list[Tensor]:
+        """The answers of all shards, here."""
+        assert self.shards is not None
+        return [found.to(self.like.device) for found in self.shards.ask(what, [arguments] * len(self.shards.experts))]
+
+    def read(self, count: int) -> None:
+        """Note that so many bytes of rows have been read, so that a bank on disk can let go of them."""
+        if self.mapped:
+            self.mapped.read(count)
+
+    def forward_of(self, row: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """(theta (P,), batch) -> logits, with the BatchNorm statistics of one row."""
+        buffers = self.buffers.of_row(row)
+        return lambda theta, batch: self._run(self._views(theta) | buffers, batch)
+
+    def state_dict(self, theta: Tensor, coefficients: Tensor | None = None) -> dict[str, Tensor]:
+        """theta (P,) as a state dict that `model.load_state_dict` accepts, buffers included; a copy."""
+        state = self._views(theta) | self.buffers.merged(coefficients)
+        return {name: state[self.parts.aliases.get(name, name)].clone() for name in self.model.state_dict()}
+
+    def _views(self, theta: Tensor) -> dict[str, Tensor]:
+        pieces = torch.split(theta, [shape.numel() for shape in self.shapes.values()])
+        return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
+
+    def _run(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:
+        logits: Any = functional_call(self.model, state, (batch.to(self.like.dtype),))
+        return logits  # type: ignore[no-any-return]

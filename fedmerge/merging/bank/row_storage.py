@@ -1,0 +1,119 @@
+"""The rows of a bank, filled one state at a time: in memory, or in a file of which only a part is resident at any moment.
+
+The sum that every linear merge is: rows by their coefficients, without a copy of any of them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.merging.bank.buffers import Buffers
+from fedmerge.merging.bank.layout import Parts, StateDict, check_state
+
+
+class Mapped:
+    """Rows (R, P) in a file without a name, which is gone when this process ends, however it ends.
+
+    resident: bytes that may be read before the pages are given back; the system may keep them cached, and drop them at will.
+    Raises OSError if the folder has no room for the whole file.
+    """
+
+    def __init__(self, rows: int, columns: int, dtype: torch.dtype, folder: Path, resident: int) -> None:
+        size = rows * columns * dtype.itemsize
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, and not a signal when a page is written
+            self._map = mmap.mmap(file.fileno(), size)
+        self.tensor = torch.frombuffer(self._map, dtype=dtype).view(rows, columns)
+        self.resident, self._read = resident, 0
+
+    def read(self, count: int) -> None:
+        """Note that so many bytes have been touched; past the limit all pages are given back."""
+        self._read += count
+        if self._read >= self.resident:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._read = 0
+
+
+class Shelf:
+    """Rows for K experts and A anchors. Each state is checked and flattened when it comes, and not kept.
+
+    Raises CheckpointError if a state does not fit the model or holds a NaN.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: int,
+        *,
+        head: tuple[str, ...] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        mapped: Mapped | None = None,
+    ) -> None:
+        self.model, self.mapped = model, mapped
+        self.parts = Parts.of(model, head)
+        width = sum(model.get_parameter(name).numel() for name in (*self.parts.encoder, *self.parts.head))
+        self.rows = mapped.tensor if mapped else torch.empty(rows, width, dtype=dtype, device=device)
+        self._wanted = model.state_dict()
+        self._tables: list[dict[str, Tensor]] = []
+        self._filled = 0
+
+    def add(self, name: str, state: StateDict) -> None:
+        """The next row, experts before anchors."""
+        check_state(state, self._wanted, name)
+        row = self.rows[self._filled]
+        row.copy_(flatten(state, self.parts, self.rows.device, self.rows.dtype))
+        self._filled += 1
+        self.add_beside(state)
+        if self.mapped:
+            self.mapped.read(row.numel() * row.element_size())
+
+    def add_beside(self, state: StateDict) -> None:
+        """Only what the next state holds beside parameters; its row is elsewhere."""
+        self._tables.append({name: state[name].clone() for name in self.parts.beside})
+
+    def buffers(self, experts: int, policy: str) -> Buffers:
+        """What the states hold beside parameters. Raises CheckpointError if a table differs between them."""
+        return Buffers.of(self._tables, experts, self.parts, self.rows, policy)
+
+
+def flatten(state: StateDict, parts: Parts, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
+    """The parameters of a state dict as one row (P,), encoder first."""
+    names = (*parts.encoder, *parts.head)
+    return torch.cat([state[name].detach().reshape(-1).to(device=device, dtype=dtype) for name in names])
+
+
+BLOCK = 2**19
+"""Columns that a merge on a CPU sums at a time."""
+
+
+def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None) -> Tensor:
+    """out (P,) = sum_k weights_k rows_k, reading only rows of weight other than 0. rows: (K, P).
+
+    Block by block: what is being summed stays in the cache, so that memory is read once for each row and written once.
+    read: told the bytes of rows that have been read, block by block.
+    """
+    used = [(k, weight) for k, weight in enumerate(weights.tolist()) if weight != 0]
+    if not used:
+        return out.zero_()
+    if len(used) == 1 and used[0][1] == 1:
+        return out.copy_(rows[used[0][0]])
+    step = BLOCK if out.device.type == "cpu" else len(out)
+    for start in range(0, len(out), step):
+        block = out[start : start + step]
+        for number, (k, weight) in enumerate(used):
+            part = rows[k, start : start + step]
+            if number == 0:
+                torch.mul(part, weight, out=block)
+            else:
+                block.add_(part, alpha=weight)
+        read(len(used) * len(block) * block.element_size())
+    return out

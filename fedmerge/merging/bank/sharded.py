@@ -1,0 +1,125 @@
+"""A bank whose experts lie in shards: banks of some of them each, in other processes or on other machines.
+
+The target has the anchors, the model and what is small (BatchNorm statistics, temperatures). A batch goes to every shard, which
+answers with its experts' logits; coefficients go to every shard, which answers with its part of the sum; and rules that look at
+every column get the columns of all experts block by block. So no expert's row is where the merged model runs. The results are
+those of one bank, but for the rounding of sums.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fedmerge.errors import CheckpointError
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.blockwise import each, summed
+from fedmerge.merging.bank.row_storage import Shelf, weighted_sum
+
+BLOCK_BYTES = 64 * 2**20
+"""Bytes of the experts' columns, and of what a rule makes of them, that are at the target at a time."""
+
+WORK: dict[str, Callable[..., Tensor]] = {
+    "expert_logits": Bank.expert_logits,
+    "row_logits": Bank.row_logits,
+    "columns": Bank.columns,
+    "mix": Bank.mix,
+    "summed": summed,
+    "each": each,
+}
+"""What a shard does with its own bank when it is asked."""
+
+
+@torch.no_grad()
+def answer(bank: Bank, what: str, arguments: Sequence[Any]) -> Tensor:
+    """A shard's answer, one of `WORK`."""
+    return WORK[what](bank, *(one.to(bank.like.device) if isinstance(one, Tensor) else one for one in arguments))
+
+
+class Shards(Protocol):
+    """Where the experts are. experts: how many each shard has, at least one, in the order of the bank's names."""
+
+    experts: tuple[int, ...]
+
+    def ask(self, what: str, arguments: Sequence[Sequence[Any] | None]) -> list[Tensor]:
+        """One of `WORK` by every shard at the same time, with arguments of its own; a shard with None is not asked."""
+        ...
+
+
+class Here:
+    """Shards in this process: what the remote ones do, without their processes."""
+
+    def __init__(self, banks: Sequence[Bank]) -> None:
+        self.banks = tuple(banks)
+        self.experts = tuple(bank.K for bank in banks)
+
+    def ask(self, what: str, arguments: Sequence[Sequence[Any] | None]) -> list[Tensor]:
+        """One after another."""
+        return [answer(bank, what, given) for bank, given in zip(self.banks, arguments, strict=True) if given is not None]
+
+
+class SpreadBank(Bank):
+    """A bank of K experts that shards have; the anchors' rows are here. Raises CheckpointError where rows of experts are wanted."""
+
+    spans: list[slice]
+    """Which experts each shard has."""
+
+    @staticmethod
+    def over(shards: Shards, shelf: Shelf, names: Sequence[str], anchors: Sequence[str]) -> SpreadBank:
+        """shelf: what the experts have beside their parameters, and then the anchors whole."""
+        rows, buffers = shelf.rows, shelf.buffers(len(names), "linear")
+        skeleton = copy.deepcopy(shelf.model).to(device=rows.device, dtype=rows.dtype).eval().requires_grad_(False)
+        bank = SpreadBank(skeleton, shelf.parts, rows, buffers, names, anchors)
+        bank.shards = shards
+        ends = list(accumulate(shards.experts))
+        bank.spans = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+        assert ends[-1] == bank.K
+        return bank
+
+    @property
+    def rows(self) -> Tensor:
+        """Refused: a method that wants them says so in `whole`, and the target does not begin with it."""
+        raise CheckpointError("the experts' parameters are spread over shards, and this needs all of them in one place")
+
+    @property
+    def tau(self) -> Tensor:
+        """Refused as `rows` is."""
+        return self.rows
+
+    @property
+    def resident(self) -> int:
+        """Rules about columns, or tensors, get them in pieces."""
+        return BLOCK_BYTES
+
+    def columns(self, at: slice) -> Tensor:
+        """Some columns of all experts (K, width)."""
+        return torch.cat(self.asked("columns", at))
+
+    def mix(self, encoder: Tensor, head: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """theta (P,): every shard sums its experts, those without a coefficient are not asked, and the anchors are added here."""
+        head = encoder if head is None else head
+        out = self._merged if out is None else out
+        for part, weights in ((self.encoder, encoder), (self.head, head)):
+            weighted_sum(self._held[: len(weights) - self.K, part], weights[self.K :], out[part])
+        pairs = [(encoder[span].cpu(), head[span].cpu()) for span in self.spans]
+        assert self.shards is not None
+        for partial in self.shards.ask("mix", [pair if bool(torch.cat(pair).any()) else None for pair in pairs]):
+            out += partial.to(out)
+        return out
+
+    def expert_logits(self, batch: Tensor) -> Tensor:
+        """Logits (K, N, C) of every expert on a batch (N, channels, H, W), all shards at the same time."""
+        return torch.cat(self.asked("expert_logits", batch))
+
+    def row_logits(self, row: int, batch: Tensor) -> Tensor:
+        """Logits (N, C) of one expert, by its shard, or of one anchor."""
+        if row >= self.K:
+            return super().row_logits(row, batch)
+        assert self.shards is not None
+        asked = [(row - span.start, batch) if span.start <= row < span.stop else None for span in self.spans]
+        return self.shards.ask("row_logits", asked)[0].to(self.like.device)

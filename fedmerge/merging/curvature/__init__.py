@@ -1,0 +1,1 @@
+"""Fisher information, Gram matrices and Kronecker factors of a model on images."""

@@ -1,0 +1,154 @@
+"""What the experts say about one batch: computed once, when first asked for, and shared by all methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.scoring.divergence import entropy, log_probabilities
+from fedmerge.merging.scoring.views import VIEWS, View, resolve
+
+
+@dataclass
+class Bill:
+    """What one method asked for; `forwards` is what it would have cost alone, in forwards of a batch through one model.
+
+    views: of the batch, seen by all experts. single: other models by name, seen once. own: what the method ran itself.
+    """
+
+    experts: int
+    views: set[str] = field(default_factory=set)
+    single: set[str] = field(default_factory=set)
+    own: int = 0
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the batch through one model."""
+        return self.experts * len(self.views) + len(self.single) + self.own
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The truth about a batch, for oracles alone: labels and domains (N,) int64."""
+
+    labels: Tensor
+    domains: Tensor
+
+
+class Evidence:
+    """The experts' logits on a batch (N, channels, H, W) and on its augmented views.
+
+    An expert whose logits are not all finite is not valid: its entropy counts as infinite, so that it gets no weight.
+    """
+
+    def __init__(self, bank: Bank, batch: Tensor) -> None:
+        self.bank, self.batch = bank, batch
+        self._logits: dict[str, Tensor] = {}
+        self._single: dict[str, Tensor] = {}
+        self._own = 0
+        self._bill = Bill(bank.K)
+        self._answer: Answer | None = None
+
+    @staticmethod
+    def of(bank: Bank, batch: Tensor) -> Evidence:
+        """Evidence about a normalised batch (N, channels, H, W)."""
+        return Evidence(bank, batch)
+
+    @contextmanager
+    def billed(self) -> Iterator[Bill]:
+        """Note what is asked for inside the block, whether or not it had been computed before."""
+        outer, self._bill = self._bill, Bill(self.bank.K)
+        try:
+            yield self._bill
+        finally:
+            self._bill = outer
+
+    @contextmanager
+    def opened(self, answer: Answer) -> Iterator[None]:
+        """Show the truth inside the block: for a method that declares that it needs labels, and is never ranked."""
+        self._answer = answer
+        try:
+            yield
+        finally:
+            self._answer = None
+
+    @property
+    def answer(self) -> Answer:
+        """The truth. Raises PermissionError outside of `opened`."""
+        if self._answer is None:
+            raise PermissionError("labels are sealed: only an oracle, which declares that it needs them, may see them")
+        return self._answer
+
+    def recall(self, logits: Mapping[str, Tensor]) -> None:
+        """Take logits (K, N, C) of views as known, from before: where one set of images is looked at in many orders."""
+        self._logits.update(logits)
+
+    def charge(self, forwards: int) -> None:
+        """Note forwards that a method ran itself; a backward counts as two."""
+        self._bill.own += forwards
+        self._own += forwards
+
+    @property
+    def forwards_run(self) -> int:
+        """Forwards through one model that were really run, whoever asked."""
+        return self.bank.K * len(self._logits) + len(self._single) + self._own
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits (K, N, C) of the batch as it is."""
+        return self.view_logits("none")
+
+    @property
+    def valid(self) -> Tensor:
+        """(K,) bool: all logits of the expert are finite."""
+        return torch.isfinite(self.logits).flatten(1).all(1)
+
+    @property
+    def classes(self) -> int:
+        """C."""
+        return self.logits.shape[-1]
+
+    def view_logits(self, view: View) -> Tensor:
+        """Logits (K, N, C) of an augmented view of the batch."""
+        name = resolve(view, self.bank.flips)
+        self._bill.views.add(name)
+        if name not in self._logits:
+            self._logits[name] = self.bank.expert_logits(VIEWS[name](self.batch))
+        return self._logits[name]
+
+    def anchor_log_p(self, name: str) -> Tensor:
+        """log p (N, C) of an anchor of the bank, or of "mean", the uniform mean of the valid experts' weights; uniform where its
+        logits are not finite.
+
+        Raises CheckpointError if the bank was made without that anchor.
+        """
+        self._bill.single.add(name)
+        if name not in self._single:
+            if name == "mean":
+                valid = self.valid.double() if bool(self.valid.any()) else torch.ones(self.bank.K, dtype=torch.float64)
+                uniform = valid.cpu() / valid.cpu().sum()
+                self._single[name] = self.bank.forward(self.bank.mix(uniform), self.batch)
+            else:
+                self._single[name] = self.bank.row_logits(self.bank.anchor(name), self.batch)
+        log_p = log_probabilities(self._single[name])
+        return torch.where(torch.isfinite(self._single[name]).all(1, keepdim=True), log_p, -math.log(self.classes))
+
+    def log_p(self, view: View = "none", calibrated: bool = False) -> Tensor:
+        """log p_k (K, N, C); `calibrated` divides logits by each site's temperature T_k first."""
+        temperatures = self.bank.temperatures[:, None, None] if calibrated else 1.0
+        return log_probabilities(self.view_logits(view), temperatures)
+
+    def entropies(self, calibrated: bool = False) -> Tensor:
+        """H_k(x_i) (K, N) in [0, ln C] nats; infinite for an expert that is not valid."""
+        h = entropy(self.log_p(calibrated=calibrated))
+        return torch.where(self.valid[:, None], h, torch.inf)
+
+    def batch_entropies(self, calibrated: bool = False) -> Tensor:
+        """Hbar_k (K,) = (1/N) sum_i H_k(x_i): the mean of entropies, never the entropy of the mean prediction."""
+        return self.entropies(calibrated).mean(1)

@@ -1,0 +1,173 @@
+"""The kinds of merging method. A method is one file in `merging/methods/`; its fields are its hyper-parameters.
+
+Axes everywhere in `merging/`: K experts, P parameters, N samples of a batch, C classes. Natural logarithms.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from fedmerge.registry import Folder, Label, Plugin
+
+if TYPE_CHECKING:
+    from fedmerge.merging.bank.bank import Bank
+    from fedmerge.merging.bank.blockwise import Sizes
+    from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.coefficients import Coefficients
+
+State = dict[str, Tensor]
+"""What a method remembers between batches: named tensors only, so that it can be saved and restored."""
+
+
+class Method(Plugin):
+    """Base of every method. `label` distinguishes two entries of the same method in one scenario."""
+
+    paper: ClassVar[str]
+    """Where the method comes from, e.g. "Wortsman et al., Model soups, ICML 2022"."""
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it needs beyond the experts' weights: theta_0, counts, temperature, labels, or a statistic that sites upload."""
+    gradient: ClassVar[bool] = False
+    """Whether it computes gradients at the target."""
+    ranked: ClassVar[bool] = True
+    """Whether it may be ranked among the others; oracles may not."""
+
+    exceptions: ClassVar[dict[str, str]] = {}
+    """Laws of merging that the method does not keep by design, and why."""
+
+    label: Label | None = Field(None, description="name in tables, when the method's own name is not enough")
+
+    @property
+    def key(self) -> str:
+        """The method's name in tables and records: its label, else the name of its file."""
+        return self.label or self.kind()
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """What it needs with these hyper-parameters."""
+        return self.needs
+
+    @property
+    def transductive(self) -> bool:
+        """Whether it must see the whole stream before its first prediction; such a row is marked, and not ranked."""
+        return False
+
+    @property
+    def precomputes(self) -> bool:
+        """Whether its coefficients may come from a first pass over the images, so that a second pass costs one forward."""
+        return False
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the table must know about this row, or nothing."""
+        return "sees the whole stream before it predicts" if self.transductive else ""
+
+    def expand(self, names: tuple[str, ...]) -> tuple[Method, ...]:
+        """The rows of the table that one YAML entry stands for, given the experts' names; `expert` gives K of them."""
+        return (self,)
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """Memory that it needs at once beside the experts' rows and a few models, bytes, where parameters are float32."""
+        return 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it needs all parameters of all experts, or as much again of each, in one place at once."""
+        return False
+
+    def forwards_alone(self, asked: int, experts: int) -> int:
+        """Forwards of a batch that this method would need if it ran alone, given those it asked for."""
+        return asked
+
+
+class Static(Method):
+    """Merges once per set of experts.
+
+    head_policy: the method's rule also for the head, or the mean of the heads. Averaging the logits of K heads on the merged
+    encoder is that mean too, because a head is linear. Where sites did not start from one head, task vectors of heads mean
+    nothing, so a rule about theta_0 falls back to the mean there.
+    """
+
+    head_policy: Literal["same", "mean"] = Field("same", description="what merges the heads: the same rule, or their mean")
+
+    @abstractmethod
+    def rule(self, bank: Bank) -> Tensor:
+        """theta (P,) by the method's rule, encoder and head alike."""
+
+    def merge(self, bank: Bank) -> Tensor:
+        """The merged parameters theta (P,), a tensor of its own. Raises CheckpointError if the bank lacks what it needs."""
+        theta = self.rule(bank).to(bank.like)
+        if self.head_policy == "mean" or ("theta_0" in self.needed and not bank.shared_head):
+            theta[bank.head] = bank.columns(bank.head).mean(0)
+        return theta
+
+    def statistics(self, bank: Bank) -> Tensor | None:
+        """Convex weights (K,) for BatchNorm statistics; None is 1/K each, for rules that are not convex."""
+        return None
+
+
+class Stateful(Method):
+    """May remember something between batches."""
+
+    def start(self, bank: Bank) -> State:
+        """The state before the first batch."""
+        return {}
+
+    def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
+        """The state for the next batch when experts have come or gone since the last: from those named `before` to the bank's.
+
+        A newcomer starts with no past, and what a leaver had is no longer there. Here nobody has a past, as before the first batch:
+        right for what keeps nothing. A method that remembers says what remains of it. Not asked of a transductive method, which
+        sees the whole stream again with the new experts, nor before the first batch, where everybody starts.
+        """
+        return self.start(bank)
+
+
+class Adaptive(Stateful):
+    """Chooses coefficients for every batch, from forward passes alone."""
+
+    def survey(self, state: State, evidence: Evidence) -> State:
+        """One batch of a first pass over the whole stream; called for every batch if the method is transductive."""
+        return state
+
+    @abstractmethod
+    def coefficients(self, evidence: Evidence) -> Coefficients:
+        """Coefficients for this batch alone, with no past."""
+
+    def step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients]:
+        """Coefficients for this batch given the past, and the state for the next."""
+        return state, self.coefficients(evidence)
+
+
+class Online(Stateful):
+    """Keeps parameters of its own between batches."""
+
+    @abstractmethod
+    def start(self, bank: Bank) -> State:
+        """The state before the first batch."""
+
+    @abstractmethod
+    def step(self, state: State, evidence: Evidence) -> tuple[State, Tensor]:
+        """The parameters theta (P,) for this batch, and the state for the next."""
+
+
+class Output(Method):
+    """Mixes predictions, not weights."""
+
+    @abstractmethod
+    def predict(self, evidence: Evidence) -> Tensor:
+        """Class probabilities (N, C)."""
+
+
+METHODS: Folder[Method] = Folder("fedmerge.merging.methods", Method, "method")
+
+
+def load(name: str, **hyper_parameters: Any) -> Method:
+    """The method `name` with its hyper-parameters, e.g. `load("eam", gamma=5)`.
+
+    Raises ScenarioError for an unknown name and pydantic.ValidationError for a hyper-parameter out of range.
+    """
+    return METHODS.load(name)(**hyper_parameters)

@@ -1,0 +1,104 @@
+"""How much an expert seems to know about an image: the scores that coefficients are made of, and what spreads them.
+
+Oh et al., DaWin, ICLR 2025: Eq. 1-2 and the alternatives of its table D.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.methods._base import State
+from fedmerge.merging.scoring.divergence import confidence
+
+Score = Literal[
+    "entropy", "maxlogit", "maxlogit_softmax", "confidence", "confidence_difference", "uniform", "normal_05", "normal_08",
+    "pseudo_ensemble_soft", "pseudo_ensemble_hard", "pseudo_merged_soft", "pseudo_merged_hard",
+]  # fmt: skip
+
+NORMAL = {"normal_05": (0.5, 0.2), "normal_08": (0.8, 0.1)}
+
+
+def scores(name: Score, evidence: Evidence, calibrated: bool, seed: int) -> Tensor:
+    """Scores (K, N), not negative; lambda_k is an expert's share of them. 0 for an expert that is not valid.
+
+    entropy: exp(-H), Eq. 1. maxlogit: the largest raw logit, which must be positive to mean anything; maxlogit_softmax: its
+    exponential. confidence: exp(max p). confidence_difference: exp(p_(1) - p_(2)). uniform, normal_*: no data, drawn for each
+    image (for K > 2 the first is uniform on the simplex). pseudo_*: exp(-loss) under labels from the experts' mean probability or
+    from the model of mean weights, as probabilities or as the likeliest class.
+    Where the source errs: its confidence rows read one model's logits for both; these read each model's own.
+    """
+    log_p = evidence.log_p(calibrated=calibrated)
+    match name:
+        case "entropy":
+            found = torch.exp(-evidence.entropies(calibrated))
+        case "maxlogit":
+            found = evidence.logits.amax(-1).to(log_p).clamp(min=1e-8)
+        case "maxlogit_softmax":
+            top = evidence.logits.amax(-1).to(log_p)
+            found = torch.exp(top - torch.where(torch.isfinite(top), top, -torch.inf).amax(0))
+        case "confidence":
+            found = confidence(log_p).exp()
+        case "confidence_difference":
+            best = log_p.exp().topk(2, -1).values
+            found = (best[..., 0] - best[..., 1]).exp()
+        case "uniform" | "normal_05" | "normal_08":
+            found = _drawn(name, evidence, seed).to(log_p)
+        case _:
+            found = torch.exp(-_pseudo_loss(name, log_p, evidence))
+    return torch.where(evidence.valid[:, None], found, 0).double()
+
+
+def shares(score: Tensor) -> Tensor:
+    """lambda (N, K): scores (K, N) as shares of their sum; uniform where all are 0."""
+    total = score.sum(0)
+    return torch.where(total > 0, score / total.clamp(min=torch.finfo(score.dtype).tiny), 1 / len(score)).T
+
+
+def with_offset(score: Tensor, seen: State) -> Tensor:
+    """Eq. 2 for K experts: lambda_k = (e^-H_k + O w_k) / (sum_j e^-H_j + O), (N, K).
+
+    O = (1/K) sum_k std(H_k)/mean(H_k), and w is the inverse-entropy rule of Ambekar et al. (Eq. 4) on the images seen. For K = 2 it
+    is the printed formula, with 1/T = w. Worked example: e^-H = (0.5, 0.25), O = 0.25, w = (0.8, 0.2): (0.7, 0.3).
+    """
+    n, total, squares = seen["n"], seen["sum"], seen["squares"]
+    mean = (total / n).clamp(min=1e-8)
+    variance = ((squares - n * mean**2) / (n - 1).clamp(min=1)).clamp(min=0)  # one image has no spread
+    O = (variance.sqrt() / mean).mean() if n > 1 else mean.new_zeros(())  # noqa: E741 - the paper's symbol
+    w = (1 / mean) / (1 / mean).sum()
+    return shares(score + (O * w)[:, None].to(score))
+
+
+def moments(state: State, H: Tensor) -> State:
+    """Number, sum and sum of squares of the entropies H (K, N) seen so far; those that are not finite count as ln C would: not."""
+    H = torch.where(torch.isfinite(H), H, H[torch.isfinite(H)].max() if bool(torch.isfinite(H).any()) else 1.0).double().cpu()
+    fresh = {"n": torch.tensor(float(H.shape[1]), dtype=torch.float64), "sum": H.sum(1), "squares": (H**2).sum(1)}
+    return {name: value + state[name] if name in state else value for name, value in fresh.items()}
+
+
+def _drawn(name: str, evidence: Evidence, seed: int) -> Tensor:
+    """Random scores (K, N) that depend on the seed, the experts' names and the batch, and on nothing else."""
+    content = zlib.crc32(evidence.batch.detach().cpu().float().numpy().tobytes())
+    rows = []
+    for expert in evidence.bank.names:
+        draw = random.Random(f"{name} {seed} {expert} {content}")
+        if name in NORMAL:
+            rows.append([min(max(draw.gauss(*NORMAL[name]), 0.01), 0.99) for _ in range(len(evidence.batch))])
+        else:
+            rows.append([draw.expovariate(1) for _ in range(len(evidence.batch))])
+    drawn = torch.tensor(rows, dtype=torch.float64)
+    return torch.stack([1 - drawn[1], drawn[1]]) if name in NORMAL and len(rows) == 2 else drawn
+
+
+def _pseudo_loss(name: str, log_p: Tensor, evidence: Evidence) -> Tensor:
+    """Cross-entropy (K, N) of every expert under labels that no human gave, nats."""
+    valid = evidence.valid if bool(evidence.valid.any()) else torch.ones_like(evidence.valid)
+    target = evidence.anchor_log_p("mean").exp() if "merged" in name else log_p[valid].exp().mean(0)  # (N, C)
+    if name.endswith("hard"):
+        target = torch.nn.functional.one_hot(target.argmax(-1), target.shape[-1]).to(log_p)
+    return -torch.where(target > 0, target * log_p, 0).sum(-1)

@@ -1,0 +1,40 @@
+"""Every expert alone, unmerged."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.methods._base import Method, Output
+
+
+class Expert(Output):
+    """p = softmax(z_k): the row of site k, or one row for each site if none is named."""
+
+    paper: ClassVar[str] = "the hospital's own model (selection as in Gulrajani & Lopez-Paz, ICLR 2021)"
+
+    site: str | None = Field(None, description="the site whose expert predicts; default: each in turn")
+
+    @property
+    def key(self) -> str:
+        """`expert:axial`, unless a label is given."""
+        return self.label or (f"expert:{self.site}" if self.site else "expert")
+
+    def expand(self, names: tuple[str, ...]) -> tuple[Method, ...]:
+        """One row of the table for every expert, or the one that is named; none while it is away."""
+        return (self,) * (self.site in names) if self.site else tuple(Expert(site=name) for name in names)
+
+    def predict(self, evidence: Evidence) -> Tensor:
+        """Class probabilities (N, C) of the named expert. Raises ScenarioError if there is none of that name."""
+        names = evidence.bank.names
+        if self.site not in names:
+            raise ScenarioError([Problem("method expert", "site", f"'{self.site}'", "an expert", nearest(str(self.site), names))])
+        return evidence.log_p()[names.index(self.site)].exp()
+
+    def forwards_alone(self, asked: int, experts: int) -> int:
+        """One: alone, this method would run its own expert and no other."""
+        return asked // experts

@@ -1,0 +1,30 @@
+"""Task vectors added to the initialisation."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.blockwise import columnwise, taus
+from fedmerge.merging.methods._base import Static
+
+
+class TaskArithmetic(Static):
+    """theta = theta_0 + s sum_k tau_k, tau_k = theta_k - theta_0.
+
+    Equal to (1 - sK) theta_0 + sK mean(theta_k): the default of 0.3 is 0.9 of the mean for K = 3 and extrapolates for K >= 4;
+    s = 1/K is the mean. Worked example: theta_0 = 1, experts 2 and 5, s = 0.3 give 1 + 0.3 (1 + 4) = 2.5.
+    """
+
+    paper: ClassVar[str] = "Ilharco et al., Editing models with task arithmetic, ICLR 2023"
+    needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
+
+    scale: float = Field(0.3, ge=0, le=2, description="s, the scale of every task vector")
+
+    def rule(self, bank: Bank) -> Tensor:
+        """(P,)."""
+        theta_0 = bank.anchor_row("theta_0")
+        return columnwise(bank, lambda columns: theta_0[columns] + self.scale * taus(bank, columns).sum(0))

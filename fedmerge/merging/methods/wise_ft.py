@@ -1,0 +1,30 @@
+"""Interpolation between the initialisation and the experts' mean."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.blockwise import columnwise
+from fedmerge.merging.methods._base import Static
+
+
+class WiseFt(Static):
+    """theta = (1 - a) theta_0 + a (1/K) sum_k theta_k.
+
+    The paper interpolates between two models; with K experts the second is their mean, which makes this task arithmetic at a
+    scale of a / K. Worked example: theta_0 = 0, experts 2 and 4, a = 0.5 give 1.5.
+    """
+
+    paper: ClassVar[str] = "Wortsman et al., Robust fine-tuning of zero-shot models (WiSE-FT), CVPR 2022"
+    needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
+
+    a: float = Field(0.5, ge=0, le=1, description="share of the experts' mean; the rest is theta_0")
+
+    def rule(self, bank: Bank) -> Tensor:
+        """(P,)."""
+        theta_0 = bank.anchor_row("theta_0")
+        return columnwise(bank, lambda at: (1 - self.a) * theta_0[at] + self.a * bank.columns(at).mean(0))

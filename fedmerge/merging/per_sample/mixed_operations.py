@@ -1,0 +1,214 @@
+"""What models do with their parameters, done with parameters that differ between samples: the table of `mixed.Mixed`.
+
+x stands for activations (N m, ...): N samples, each with m windows that follow each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedmerge.merging.per_sample.mixed_tensor import TABLE, Mixed, aligned, count, for_every_sample, mixed_in, per_sample, refuse
+
+
+def shape_only(func: Any, args: Any, kwargs: Any) -> Any:
+    """Views, slices and copies: linear, so the pieces can be viewed and the sum stays uncomputed."""
+    mixed = args[0]
+    if not isinstance(mixed, Mixed) or mixed.merged is not None or len(mixed_in((args, kwargs))) > 1:
+        return for_every_sample(func, func.__name__, args, kwargs, constants=True)
+    pieces = [func(piece, *args[1:], **kwargs) for piece in mixed.pieces]
+    if isinstance(pieces[0], tuple | list):
+        return tuple(Mixed.linear(list(part), _weights(mixed), mixed.owners, mixed.used) for part in zip(*pieces, strict=True))
+    return Mixed.linear(pieces, _weights(mixed), mixed.owners, mixed.used)
+
+
+def expand(func: Any, args: Any, kwargs: Any) -> Any:
+    """A token repeated for the batch becomes activations, each sample's own; any other expansion is a view."""
+    mixed, sizes = args[0], args[1:]
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    if mixed.shape[0] == 1 and sizes[0] == count(mixed) and len(sizes) == mixed.ndim:
+        values = per_sample(mixed)[:, 0]
+        return func(values, -1, *sizes[1:]) if func.__name__ == "expand" else func(values, 1, *sizes[1:])
+    return shape_only(func, args, kwargs)
+
+
+def linear(func: Any, args: Any, kwargs: Any) -> Any:
+    """x W_i^T + b_i."""
+    x, weight, bias, *_ = _operands(args, kwargs)
+    if _is_constant(x, weight, bias):
+        return for_every_sample(func, "linear", args, kwargs, constants=True)
+    if isinstance(weight, Mixed):
+        rows = x.reshape(count(weight), -1, x.shape[-1])
+        weight.used.update(weight.owners)
+        merged = torch.bmm(rows, weight.merged.transpose(1, 2)) if weight.merged is not None else _sum_of_products(rows, weight)
+        out = merged.reshape(*x.shape[:-1], -1)
+    else:
+        out = F.linear(x, weight)
+    return out if bias is None else out + (aligned(bias, out) if isinstance(bias, Mixed) else bias)
+
+
+def matmul(func: Any, args: Any, kwargs: Any) -> Any:
+    """x W_i, W (d, outputs); a product of two parameters is merged first."""
+    x, weight = args
+    if isinstance(weight, Mixed) and not isinstance(x, Mixed) and weight.ndim == 2 and not _is_constant(x, weight):
+        return linear(F.linear, (x, weight.transpose(0, 1)), {})
+    return for_every_sample(func, func.__name__, args, kwargs)
+
+
+def convolution(func: Any, args: Any, kwargs: Any) -> Any:
+    """conv(x, w_i) + b_i: a sum of convolutions of scaled activations, or one grouped convolution with merged filters."""
+    x, weight, bias, rest, named = _operands(args, kwargs)
+    if _is_constant(x, weight, bias):
+        return for_every_sample(func, func.__name__, args, kwargs, constants=True)
+    if not isinstance(weight, Mixed):
+        out = func(x, weight, None, *rest, **named)
+    elif weight.merged is not None:
+        out = _grouped(func, x, weight, rest, named)
+    else:
+        weight.used.update(weight.owners)
+        shares = _weights(weight).to(x.dtype).repeat_interleave(len(x) // count(weight), 0)
+        scaled = (x * share.view(-1, *[1] * (x.ndim - 1)) for share in shares.T)
+        out = sum(func(part, w, None, *rest, **named) for part, w in zip(scaled, weight.pieces, strict=True))
+    return out if bias is None else _per_channel(torch.add, out, bias)
+
+
+def normalisation(plain: Callable[..., Tensor], names: tuple[str, ...], by_channel: bool) -> Callable[[Any, Any, Any], Any]:
+    """A normalisation without parameters, and then a gain and a bias for every sample. names: the function's arguments."""
+
+    def handle(func: Any, args: Any, kwargs: Any) -> Any:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        x, weight, bias = given.pop("input"), given.pop("weight", None), given.pop("bias", None)
+        if isinstance(x, Mixed):
+            return for_every_sample(func, func.__name__, args, kwargs, constants=True)
+        x = plain(x, **given)
+        for apply, parameter in ((torch.mul, weight), (torch.add, bias)):
+            if parameter is not None and by_channel:
+                x = _per_channel(apply, x, parameter)
+            elif parameter is not None:
+                x = apply(x, aligned(parameter, x) if isinstance(parameter, Mixed) else parameter)
+        return x
+
+    return handle
+
+
+def batch_statistics(x: Tensor, **given: Any) -> Tensor:
+    """(x - mean_i) / sqrt(var_i + eps): statistics are merged for every sample before the division, which is not linear."""
+    mean, variance = given["running_mean"], given["running_var"]
+    if given.get("training") and mean is not None:
+        raise refuse("batch_norm in training mode", (mean, variance))
+    if mean is None:
+        return F.batch_norm(x, None, None, None, None, True, 0.0, given.get("eps", 1e-5))
+    if isinstance(variance, Mixed) and not bool((per_sample(variance) + given.get("eps", 1e-5) > 0).all()):
+        raise refuse("batch_norm of a variance that is not positive", [variance])
+    scale = (variance + given.get("eps", 1e-5)).rsqrt()
+    return _per_channel(torch.mul, _per_channel(torch.sub, x, mean), scale)
+
+
+def elementwise(func: Any, args: Any, kwargs: Any) -> Any:
+    """Addition, multiplication and their like: of activations with parameters, or of parameters and tables alone."""
+    mixed = mixed_in((args, kwargs))
+    plain = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor) and not isinstance(item, Mixed)]
+    data = [item for item in plain if item.ndim and item.shape[0] % count(mixed[0]) == 0]
+    if not data:
+        return for_every_sample(func, func.__name__, args, kwargs, constants=True)
+    like = max(data, key=lambda item: (item.ndim, item.shape[0]))
+    fit = {id(item): aligned(item, like) for item in mixed}
+    return func(*(fit.get(id(item), item) for item in args), **{key: fit.get(id(item), item) for key, item in kwargs.items()})
+
+
+def attention(func: Any, args: Any, kwargs: Any) -> Any:
+    """softmax(q k^T + bias_i) v with a bias that is a parameter."""
+    q, mask = args[0], args[3] if len(args) > 3 else kwargs.get("attn_mask")
+    if not isinstance(mask, Mixed) or len(mixed_in((args, kwargs))) > 1:
+        raise refuse("scaled_dot_product_attention", (args, kwargs))
+    fit = aligned(mask, q).to(q.dtype)
+    return func(*args[:3], fit, *args[4:], **kwargs) if len(args) > 3 else func(*args, **{**kwargs, "attn_mask": fit})
+
+
+def prelu(func: Any, args: Any, kwargs: Any) -> Any:
+    """x where positive, slope_i x elsewhere."""
+    x, slope = args
+    return torch.where(x >= 0, x, _per_channel(torch.mul, x, slope) if slope.numel() > 1 else x * aligned(slope, x))
+
+
+def _sum_of_products(x: Tensor, weight: Mixed) -> Tensor:
+    """sum_r (lambda_r x) W_r^T for x (N, L, d), accumulated in float32 or wider: (N, L, outputs)."""
+    wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    total: Tensor | None = None
+    for piece, share in zip(weight.pieces, _weights(weight).to(wide).T, strict=True):
+        scaled = (x.to(wide) * share[:, None, None]).reshape(-1, x.shape[-1])
+        W = piece.to(wide).T
+        total = scaled @ W if total is None else total.addmm_(scaled, W)
+    assert total is not None
+    return total.reshape(len(x), -1, total.shape[-1]).to(x.dtype)
+
+
+def _grouped(func: Any, x: Tensor, weight: Mixed, rest: Any, named: dict[str, Any]) -> Tensor:
+    """One convolution in which every sample is a group of its own."""
+    values, N = per_sample(weight), len(x)
+    given = {**dict(zip(("stride", "padding", "dilation", "groups"), rest, strict=False)), **named}
+    given["groups"] = given.get("groups", 1) * N
+    if len(values) != N or "transpose" in func.__name__:
+        raise refuse(func.__name__, [weight])
+    out = func(x.reshape(1, -1, *x.shape[2:]), values.flatten(0, 1), None, **given)
+    return cast(Tensor, out.reshape(N, -1, *out.shape[2:]))
+
+
+def _per_channel(apply: Any, x: Tensor, parameter: Any) -> Tensor:
+    """apply(x, parameter) along the channels of x (N m, channels, ...); the parameter is (channels,), mixed or not."""
+    flat = x if x.ndim == 2 else x.flatten(2)[..., 0]
+    fit = aligned(parameter, flat) if isinstance(parameter, Mixed) else parameter[None]
+    return cast(Tensor, apply(x, fit.reshape(*fit.shape, *[1] * (x.ndim - 2))))
+
+
+def _operands(args: Any, kwargs: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    named = dict(kwargs)
+    got = [args[i] if i < len(args) else named.pop(key, None) for i, key in enumerate(("input", "weight", "bias"))]
+    return got[0], got[1], got[2], args[3:], named
+
+
+def _is_constant(x: Tensor, *parameters: Any) -> bool:
+    """Whether an operand is a table of the model and not the batch: its first side is not a multiple of N."""
+    mixed = next(item for item in (x, *parameters) if isinstance(item, Mixed))
+    return isinstance(x, Mixed) or x.shape[0] % count(mixed) != 0
+
+
+def _weights(mixed: Mixed) -> Tensor:
+    assert mixed.weights is not None
+    return mixed.weights
+
+
+LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
+GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
+RMS_NORM = ("input", "normalized_shape", "weight", "eps")
+BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+
+
+def _fill(names: str, how: Callable[[Any, Any, Any], Any]) -> None:
+    TABLE.update(dict.fromkeys(names.split(), how))
+
+
+_fill("view reshape permute transpose swapaxes movedim unsqueeze squeeze flatten unflatten contiguous __getitem__ t", shape_only)
+_fill("to float double half bfloat16 type type_as clone detach neg chunk split unbind narrow", shape_only)
+_fill(
+    "add sub mul div true_divide add_ sub_ mul_ div_ rsub addcmul where subtract multiply divide maximum minimum lerp", elementwise
+)
+_fill("__radd__ __rsub__ __rmul__ __rtruediv__ __rdiv__ __rpow__", elementwise)
+_fill("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", convolution)
+_fill("expand repeat", expand)
+_fill("matmul __matmul__ mm", matmul)
+TABLE |= {
+    "linear": linear,
+    "layer_norm": normalisation(lambda x, **given: F.layer_norm(x, **given), LAYER_NORM, by_channel=False),
+    "rms_norm": normalisation(lambda x, **given: F.rms_norm(x, **given), RMS_NORM, by_channel=False),
+    "group_norm": normalisation(lambda x, **given: F.group_norm(x, **given), GROUP_NORM, by_channel=True),
+    "batch_norm": normalisation(batch_statistics, BATCH_NORM, by_channel=True),
+    "scaled_dot_product_attention": attention,
+    "prelu": prelu,
+    "cat": lambda func, args, kwargs: for_every_sample(func, "cat", args, kwargs, constants=True),
+    "interpolate": lambda func, args, kwargs: for_every_sample(func, "interpolate", args, kwargs),
+}

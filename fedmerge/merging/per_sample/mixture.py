@@ -1,0 +1,67 @@
+"""A batch in which every sample has a merged model of its own, in one pass and without building any of them.
+
+The unmodified model runs with `Mixed` parameters. Only rows of the bank that have a coefficient take part. Every parameter and
+BatchNorm statistic must have been read by the end of the pass: one that was not is an error, because a part of the model would
+have been left out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+import fedmerge.merging.per_sample.mixed_operations  # noqa: F401 - fills the table of operations
+from fedmerge.errors import PerSampleRefused
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.per_sample.mixed_tensor import Mixed
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Largest relative difference from an explicit merge that `verify` accepts; 0.1 for half precision."""
+
+
+class Mixture:
+    """The bank's model with one row of coefficients for every sample."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+
+    @torch.no_grad()
+    def forward(self, batch: Tensor, encoder: Tensor, head: Tensor) -> Tensor:
+        """Logits (N, C) of sample i under (sum_k encoder_ik phi_k, sum_k head_ik w_k).
+
+        batch: (N, channels, H, W). encoder, head: (N, K), or (N, K + A) with the bank's anchors.
+        Raises PerSampleRefused, naming operation and parameter, if the model does something that has no exact form.
+        """
+        bank, used = self.bank, set[str]()
+        if bank.shards:
+            raise PerSampleRefused("per-sample merging: the experts are spread over shards, and a mixture needs them in one place")
+        state: dict[str, Tensor] = {}
+        for names, coefficients in ((bank.parts.encoder, encoder), (bank.parts.head, head)):
+            rows = torch.nonzero(coefficients.any(0)).flatten().tolist()
+            weights = coefficients[:, rows].to(bank.theta)
+            for name in names:
+                pieces = [bank.rows[row, bank.slices[name]].view(bank.shapes[name]) for row in rows]
+                state[name] = Mixed.linear(pieces, weights, (name,), used)
+        statistics = bank.buffers.statistics(encoder.to(bank.theta))
+        state |= {name: Mixed.computed(values, (name,), used) for name, values in statistics.items()}
+        logits = functional_call(bank.model, {**state, **bank.buffers.fixed}, (batch.to(bank.theta.dtype),))
+        bank.read(len(rows) * bank.P * bank.theta.element_size())
+        if missing := sorted(set(state) - used):
+            raise PerSampleRefused(
+                f"per-sample merging: {missing[0]} took no part in the forward pass ({len(missing)} of {len(state)} tensors "
+                "did not); use one merge per distinct row instead (per_sample: rows)"
+            )
+        return logits  # type: ignore[no-any-return]
+
+    def verify(self, batch: Tensor, encoder: Tensor, head: Tensor) -> None:
+        """Compare the first and the last sample with their explicit merges. Raises PerSampleRefused if they differ."""
+        found = self.forward(batch, encoder, head)
+        for i in {0, len(batch) - 1}:
+            wanted = self.bank.forward(self.bank.mix(encoder[i], head[i]), batch[i : i + 1], encoder[i])[0]
+            error = float((found[i] - wanted).norm() / wanted.norm().clamp(min=1e-12))
+            if not error <= TOLERANCE.get(batch.dtype, 0.1):
+                raise PerSampleRefused(
+                    f"per-sample merging: sample {i} differs from its explicit merge by {error:.1e} of its length; "
+                    "use one merge per distinct row instead (per_sample: rows)"
+                )

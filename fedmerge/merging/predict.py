@@ -1,0 +1,157 @@
+"""What one method predicts for one batch: the rows of the table, by kind of method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.coefficients import Coefficients, cap
+from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.methods._base import Adaptive, Method, Online, Output, State, Stateful, Static
+from fedmerge.merging.per_sample.dispatch import PerSample
+
+
+class Fixed(Method):
+    """A model that no expert's coming or going changes."""
+
+    paper: ClassVar[str] = ""
+
+    @classmethod
+    def kind(cls) -> str:
+        """As the table has it."""
+        return "federated"
+
+
+@dataclass(frozen=True)
+class RowInfo:
+    """One row of the table: what kind of method it is, and what a reader must know about it."""
+
+    paper: str
+    kind: str
+    needs: tuple[str, ...]
+    gradient: bool
+    ranked: bool
+    hyper_parameters: dict[str, Any]
+    remark: str
+    precomputes: bool = False
+
+
+@dataclass
+class Row:
+    """One row of the table: a method and what it keeps between batches. cap: largest coefficient of an expert. model: if fixed."""
+
+    method: Method
+    state: State = field(default_factory=dict)
+    theta: Tensor | None = None
+    statistics: Tensor | None = None
+    cap: float | None = None
+    model: nn.Module | None = None
+
+    @property
+    def transductive(self) -> bool:
+        """Whether it must see the whole stream first."""
+        return self.method.transductive
+
+    def info(self) -> RowInfo:
+        """What the report says of it."""
+        method = self.method
+        kind = next(kind for kind in (Static, Adaptive, Online, Output) if isinstance(method, kind))
+        return RowInfo(
+            paper=method.paper,
+            kind=kind.__name__.lower(),
+            needs=tuple(sorted(method.needed)),
+            gradient=method.gradient,
+            ranked=method.ranked and not method.transductive,
+            hyper_parameters=method.model_dump(mode="json", exclude={"label", "kind"}),
+            remark=method.remark,
+            precomputes=method.precomputes,
+        )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Log-probabilities (N, C), the coefficients behind them if any, and forwards and merges of models that they took.
+
+    Samples whose logits are not finite are predicted uniformly, and counted in the notes.
+    """
+
+    log_p: Tensor
+    coefficients: Coefficients | None = None
+    forwards: int = 0
+    merges: int = 0
+    notes: dict[str, list[float]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(log_p: Tensor, coefficients: Coefficients | None = None, forwards: int = 0, merges: int = 0) -> Prediction:
+        """A prediction from log-probabilities that may hold NaN."""
+        notes = dict(coefficients.notes) if coefficients else {}
+        broken = torch.isnan(log_p).any(-1)
+        if bool(broken.any()):
+            log_p = torch.where(broken[:, None], -math.log(log_p.shape[-1]), log_p)
+            notes["not_finite"] = [float(broken.sum())]
+        return Prediction(log_p, coefficients, forwards, merges, notes)
+
+
+def rows_of(methods: Sequence[Method], bank: Bank, most: float | None = None) -> dict[str, Row]:
+    """The rows that the methods stand for, static ones merged. Raises CheckpointError if the bank lacks what one needs."""
+    rows = {single.key: Row(single, cap=most) for method in methods for single in method.expand(bank.names)}
+    for row in rows.values():
+        if isinstance(row.method, Static):
+            row.theta, row.statistics = row.method.merge(bank), row.method.statistics(bank)
+        elif isinstance(row.method, Stateful):
+            row.state = row.method.start(bank)
+    return rows
+
+
+def infos(methods: Sequence[Method], names: tuple[str, ...]) -> dict[str, RowInfo]:
+    """What the report says of every row that there is while some of these experts are there."""
+    return {single.key: Row(single).info() for method in methods for single in method.expand(names)}
+
+
+def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], bank: Bank) -> None:
+    """Take over, into the rows of a new bank, what the rows of the bank before remember; transductive ones begin anew."""
+    for key, row in rows.items():
+        if isinstance(row.method, Stateful) and key in past and not row.transductive:
+            row.state = row.method.carried(past[key].state, before, bank)
+
+
+def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
+    """The row's prediction for the batch of the evidence; its state goes on to the next."""
+    method = row.method
+    match method:
+        case Fixed():
+            assert row.model is not None
+            return Prediction.of(torch.log_softmax(row.model(evidence.batch).float(), -1), forwards=1)
+        case Output():
+            return Prediction.of(method.predict(evidence).log())
+        case Static():
+            assert row.theta is not None
+            return _merged(row.theta, evidence, row.statistics)
+        case Adaptive():
+            row.state, coefficients = method.step(row.state, evidence)
+            return _mixed(cap(coefficients, evidence.bank.K, row.cap), evidence, per_sample)
+        case Online():
+            row.state, theta = method.step(row.state, evidence)
+            return _merged(theta, evidence, merges=1)
+    raise TypeError(f"{type(method).__name__} is of no known kind")
+
+
+def _merged(
+    theta: Tensor, evidence: Evidence, statistics: Tensor | None = None, merges: int = 0, found: Coefficients | None = None
+) -> Prediction:
+    logits = evidence.bank.forward(theta, evidence.batch, statistics)
+    return Prediction.of(torch.log_softmax(logits.float(), -1), found, 1, merges)
+
+
+def _mixed(found: Coefficients, evidence: Evidence, per_sample: PerSample) -> Prediction:
+    """One merge for the batch, or as `PerSample` does it where samples have coefficients of their own."""
+    if found.encoder.ndim == 1:
+        return _merged(evidence.bank.mix(found.encoder, found.head), evidence, found.encoder, 1, found)
+    done = per_sample.predict(evidence.batch, found)
+    return Prediction.of(torch.log_softmax(done.logits.float(), -1), found, done.forwards, done.merges)

@@ -1,0 +1,1 @@
+"""What predictions say about an expert: entropy, divergence, agreement between views, clusters."""

@@ -1,0 +1,61 @@
+"""Entropy, divergence and confidence of class probabilities: the only copies. Natural logarithms, classes on the last axis.
+
+How much an expert's prediction of an image agrees with that of an augmented view: 1 is the same, 0 is the opposite.
+
+The paper (Ambekar et al. 2026) asks for "invariance of predicted class probabilities under label-preserving augmentations"
+and gives no formula. All of these are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def log_probabilities(logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+    """log softmax(z / T) in float32 or wider. temperature broadcasts against logits (..., C)."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(wide / temperature, dim=-1)
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """H = -sum_c p_c log p_c in [0, ln C] nats; (..., C) -> (...). A probability that underflows to 0 adds 0."""
+    return -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1).clamp(max=0)
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) = sum_c p_c (log p_c - log q_c) in nats; (..., C) -> (...)."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0).sum(-1).clamp(min=0)
+
+
+def jsd(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence H((p+q)/2) - (H(p)+H(q))/2 in [0, ln 2] nats; (..., C) -> (...)."""
+    middle = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=log_p.dtype, device=log_p.device))
+    return (entropy(middle) - (entropy(log_p) + entropy(log_q)) / 2).clamp(min=0)
+
+
+def confidence(log_p: Tensor) -> Tensor:
+    """max_c p_c in [1/C, 1]; (..., C) -> (...)."""
+    return log_p.amax(-1).exp()
+
+
+Consistency = Literal["jsd", "tv", "cos", "agree", "kl"]
+
+
+def consistency(name: Consistency, log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Agreement (...) of predictions log p and log q (..., C) of an image and its view."""
+    match name:
+        case "jsd":
+            return 1 - jsd(log_p, log_q) / math.log(2)
+        case "tv":
+            return 1 - (log_p.exp() - log_q.exp()).abs().sum(-1) / 2
+        case "cos":
+            return torch.cosine_similarity(log_p.exp(), log_q.exp(), dim=-1)
+        case "agree":
+            return (log_p.argmax(-1) == log_q.argmax(-1)).to(log_p.dtype)
+        case "kl":
+            return torch.exp(-kl(log_p, log_q))

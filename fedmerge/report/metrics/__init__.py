@@ -1,0 +1,1 @@
+"""Numbers of a report: accuracy, calibration, segments of a stream, intervals, cost."""

@@ -1,0 +1,207 @@
+"""`diagnose.html` and its plots: whether entropies tell who is right, what methods did with them, and how experts lie."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmerge.errors import FolderError
+from fedmerge.report.metrics.entropy_trust import Trust, ratios
+from fedmerge.report.pages._render import fill
+from fedmerge.report.summary import influence
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from fedmerge.merging.geometry.drift import Drift
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
+SHADE = {"both right": "#0072B2", "one right": "#D55E00", "both wrong": "#9a9a9a"}
+MOST = 1500
+"""Images shown as points; more would hide each other."""
+
+PARTS = ("both", "encoder", "head")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All that the page shows. p: expert -> (samples, C). coefficients: method -> part -> (T, K). drifts: raw, and as learnt."""
+
+    name: str
+    words: list[str]
+    p: dict[str, NDArray[np.float32]]
+    y: NDArray[np.int64]
+    trust: list[Trust]
+    right: list[int]
+    coefficients: dict[str, dict[str, NDArray[np.float64]]]
+    drifts: tuple[Drift, Drift] | None
+    paths: list[dict[str, Any]]
+
+
+def kept_coefficients(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
+    """Coefficients of encoder and head that every adaptive method chose, batch by batch. Raises FolderError.
+
+    None of them where hospitals came or went: a column would not always mean the same expert.
+    """
+    if changes_of(run):
+        return {}
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    file = run / "batches.jsonl"
+    try:
+        for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            line = json.loads(text)
+            if line["encoder"] is not None:
+                parts = found.setdefault(line["method"], {"encoder": [], "head": []})
+                parts["encoder"].append(line["encoder"])
+                parts["head"].append(line["head"])
+    except (ValueError, KeyError) as error:
+        raise FolderError(f"{file}: cannot be read ({error}); expected the lines of a finished run") from None
+    return {name: {part: np.array(rows) for part, rows in parts.items()} for name, parts in found.items()}
+
+
+def changes_of(run: Path) -> list[str]:
+    """What happened among the experts while the run went on, in words."""
+    file = run / "manifest.json"
+    course = json.loads(file.read_text(encoding="utf-8")).get("course", []) if file.exists() else []
+    return [f"before batch {one['start']}: {one['change']}" for one in course if one["change"]]
+
+
+def write_diagnosis(run: Path, d: Diagnosis) -> None:
+    """Write `diagnose.html` and `plots/diagnose-*.svg` into the run's folder."""
+    import matplotlib as mpl
+
+    drawn: dict[str, Callable[[Diagnosis], Figure]] = {"trust": scatter}
+    if d.coefficients:
+        drawn["coefficients"] = histograms
+    if d.drifts:
+        drawn |= {"drift": depth, "angles": matrices}
+    if d.paths:
+        drawn["barriers"] = paths
+    with mpl.rc_context({"font.size": 8, "svg.hashsalt": "fedmerge", "svg.fonttype": "none"}):
+        plots = {name: _svg(draw(d)) for name, draw in drawn.items()}
+    (run / "plots").mkdir(exist_ok=True)
+    for name, svg in plots.items():
+        (run / "plots" / f"diagnose-{name}.svg").write_text(svg, encoding="utf-8")
+    inline = {name: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode() for name, svg in plots.items()}
+    effective = {name: {part: influence(rows).effective for part, rows in of.items()} for name, of in d.coefficients.items()}
+    page = fill(
+        "diagnose", {"percent": lambda x: f"{x:.0%}", "signed": _signed}, d=d, plots=inline, effective=effective, parts=PARTS
+    )
+    draft = run / ".diagnose.html.draft"
+    draft.write_text(page, encoding="utf-8")
+    draft.replace(run / "diagnose.html")
+
+
+def scatter(d: Diagnosis) -> Figure:
+    """Entropy ratio against cross-entropy ratio, image by image: points on the rising diagonal are where entropy guides."""
+    pairs = ratios(d.p, d.y)
+    figure, panels = _panels(len(pairs), 3, 2.6)
+    for axes, (pair, (a, b, split)) in zip(panels, pairs.items(), strict=False):
+        step = max(1, len(a) // MOST)
+        for name, shade in SHADE.items():
+            own = split[::step] == name
+            axes.plot(a[::step][own], b[::step][own], "o", ms=2, alpha=0.4, color=shade, label=name, mew=0, rasterized=True)
+        axes.axhline(0.5, lw=0.5, color="#9a9a9a")
+        axes.axvline(0.5, lw=0.5, color="#9a9a9a")
+        axes.set_title(" / ".join(pair), loc="left")
+        axes.set_xlabel("entropy ratio")
+    panels[0].set_ylabel("cross-entropy ratio")
+    panels[0].legend(frameon=False, markerscale=3, fontsize=7)
+    return figure
+
+
+def histograms(d: Diagnosis) -> Figure:
+    """How often each expert got which weight."""
+    rows = [(name, part) for name in d.coefficients for part in ("encoder", "head")]
+    figure, panels = _panels(len(rows), 4, 1.7)
+    bins = np.linspace(0, 1, 21)
+    for axes, (name, part) in zip(panels, rows, strict=False):
+        chosen = d.coefficients[name][part]
+        for k in range(min(chosen.shape[1], len(d.p))):
+            axes.hist(chosen[:, k], bins=bins.tolist(), histtype="step", color=PALETTE[k % len(PALETTE)], label=list(d.p)[k])
+        axes.set_title(f"{name}: {part}", loc="left")
+    panels[0].set_ylabel("batches")
+    panels[0].legend(frameon=False, fontsize=6)
+    return figure
+
+
+def depth(d: Diagnosis) -> Figure:
+    """Mean angle and what is left in the mean, block by block."""
+    figure, (left, right) = _panels(2, 2, 2.8)
+    for one, shade in zip(d.drifts or (), ("#9a9a9a", "#0072B2"), strict=True):
+        name = "what was learnt" if one.relative else "the weights"
+        at = range(len(one.blocks))
+        left.plot(at, one.mean_angle.tolist(), "o-", ms=3, color=shade, label=name)
+        right.plot(at, one.attenuation.tolist(), "o-", ms=3, color=shade, label=f"{name}, measured")
+        right.plot(at, one.predicted.tolist(), ":", lw=1, color=shade, label="from the mean angle")
+        for axes in (left, right):
+            axes.set_xticks(at, one.blocks, rotation=60, ha="right", fontsize=7)
+    left.set_ylabel("mean angle between experts, degrees")
+    right.set_ylabel("norm of the mean / mean of norms")
+    right.legend(frameon=False, fontsize=7)
+    left.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def matrices(d: Diagnosis) -> Figure:
+    """Angles of every pair: the whole encoder's blocks on the average, and the head, of what was learnt."""
+    assert d.drifts
+    learnt, names = d.drifts[1], list(d.p)
+    figure, panels = _panels(2, 2, 2.8)
+    for axes, (title, table) in zip(
+        panels, (("encoder, mean over blocks", learnt.angles[:-1].mean(0)), ("head", learnt.angles[-1])), strict=True
+    ):
+        axes.imshow(table.numpy(), cmap="cividis", vmin=0, vmax=120)
+        for (i, j), value in np.ndenumerate(table.numpy()):
+            axes.text(j, i, f"{value:.0f}", ha="center", va="center", color="black" if value > 66 else "white")
+        axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(f"{title}: degrees", loc="left")
+    return figure
+
+
+def paths(d: Diagnosis) -> Figure:
+    """Cross-entropy along the line between two experts, when encoder, head or both move."""
+    figure, panels = _panels(len(PARTS), 3, 2.6)
+    pairs = list(dict.fromkeys(tuple(row["pair"]) for row in d.paths))
+    for axes, part in zip(panels, PARTS, strict=True):
+        for row in (row for row in d.paths if row["part"] == part):
+            shade = PALETTE[pairs.index(tuple(row["pair"])) % len(PALETTE)]
+            axes.plot(row["at"], row["cross_entropy"], color=shade, label=" / ".join(row["pair"]))
+        axes.set_title(f"moves: {part}", loc="left")
+        axes.set_xlabel("share of the first expert")
+    panels[0].set_ylabel("cross-entropy, nats")
+    panels[0].legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _panels(count: int, columns: int, height: float) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(8.6, 0.3 + height * rows), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for number, axes in enumerate(panels):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_visible(number < count)
+    return figure, panels
+
+
+def _signed(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:+.2f}"
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None}, dpi=150)
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]

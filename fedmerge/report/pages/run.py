@@ -1,0 +1,151 @@
+"""`report.html`: one self-contained page.
+
+A run's folder: every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedmerge.report.pages._render import fill
+from fedmerge.report.plots.run import draw
+from fedmerge.report.records import RunRecord
+from fedmerge.report.summary import predictions, summarise
+from fedmerge.report.terminal import p_value
+
+PIXELS = 96
+"""Side of a sample image on the page; small images are enlarged without smoothing."""
+
+
+MOST_SEGMENTS = 12
+"""Segments that a table can show; a stream that changes with every batch has none worth the name."""
+
+FEW = 3
+"""Adaptive methods that get a sentence each in the headline; more are listed."""
+
+
+def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) -> str:
+    """The page as text; every image is inside it."""
+    rows = sorted(summary["methods"].items(), key=lambda item: (not item[1]["ranked"], -item[1]["accuracy"]))
+    changes = rows[0][1]["segments"]
+    adaptive = [name for name in record.methods if record.steps_of(name)[0].encoder is not None]
+    return fill(
+        "page",
+        {"percent": _percent, "size": _size, "p": p_value, "points": _points},
+        r=record,
+        s=summary,
+        rows=rows,
+        headline=headline(record, summary),
+        plots={name: _inline(svg) for name, svg in plots.items()},
+        adaptive=adaptive,
+        changes=changes if 1 < len(changes) <= MOST_SEGMENTS else [],
+        closed=any(row["gap_closed"] is not None for _, row in rows),
+        remarks=[(name, row["remark"]) for name, row in rows if row["remark"]],
+        precomputed=any(row["forwards_after_first_pass"] for _, row in rows),
+        leaves=leaves(record),
+        galleries=galleries(record),
+        vetting=record.manifest.get("vetting"),
+        costed=[(name, row) for name, row in rows if "cost" in row],
+    )
+
+
+def headline(record: RunRecord, summary: dict[str, Any]) -> str:
+    """One honest sentence or two: what was best, and how every adaptive method stands against the mean."""
+    ranked = {name: row for name, row in summary["methods"].items() if row["ranked"]}
+    if not ranked:
+        return "No row is ranked: none covers the whole stream without seeing more than a hospital could."
+    best = max(ranked, key=lambda name: ranked[name]["accuracy"])
+    said = [f"{best} is right most often: {_percent(ranked[best]['accuracy'])}% of {summary['stream']['samples']} images."]
+    versus = {name: row["vs_mean"] for name, row in ranked.items() if record.methods[name].kind == "adaptive" and row["vs_mean"]}
+    for name, found in versus.items() if len(versus) <= FEW else ():
+        low, high = found["ci95"]
+        points = f"({_points(found['difference'])} points, 95% interval {_points(low)} to {_points(high)})"
+        said.append(f"{name} {_verdict(found)} {points}.")
+    for verdict in ("beats the mean", "is not told apart from the mean", "loses to the mean") if len(versus) > FEW else ():
+        names = [f"{name} ({_points(found['difference'])})" for name, found in versus.items() if _verdict(found) == verdict]
+        if names:
+            said.append(f"What {verdict}, with the difference in points: {', '.join(names)}.")
+    return " ".join(said)
+
+
+def _verdict(versus: dict[str, Any]) -> str:
+    low, high = versus["ci95"]
+    return "beats the mean" if low > 0 else "loses to the mean" if high < 0 else "is not told apart from the mean"
+
+
+def leaves(record: RunRecord) -> list[dict[str, Any]]:
+    """What left every site: totals by kind, and every item."""
+    found = []
+    for site in record.sites:
+        items = [item for item in record.audit if item["site"] == site.name]
+        kinds = sorted({item["kind"] for item in items})
+        totals = {kind: sum(item["bytes"] for item in items if item["kind"] == kind) for kind in kinds}
+        found.append({"site": site.name, "items": items, "totals": totals, "bytes": sum(totals.values())})
+    return found
+
+
+def galleries(record: RunRecord) -> list[dict[str, Any]]:
+    """Sample images of every site and of the target that agree to show some."""
+    shown = [(site.name, site.title, site.samples) for site in record.sites]
+    shown.append((record.target, record.target_title or "the target", record.target_samples))
+    return [
+        {"name": name, "title": title, "images": [_png(image) for image in samples] if samples is not None else []}
+        for name, title, samples in shown
+    ]
+
+
+def _png(image: NDArray[np.uint8]) -> str:
+    from PIL import Image
+
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    file = io.BytesIO()
+    picture.resize((PIXELS, PIXELS), Image.Resampling.NEAREST).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _inline(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg[svg.index("<svg") :].encode()).decode()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def write(out: Path, record: RunRecord) -> dict[str, Any]:
+    """Write `summary.json`, `predictions.npz`, `plots/` and `report.html` into `out`; returns the summary."""
+    summary = summarise(record)
+    _replace(out / "summary.json", json.dumps(summary, indent=2).encode())
+    with (out / ".predictions.draft").open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **predictions(record))
+    (out / ".predictions.draft").replace(out / "predictions.npz")
+    (out / "plots").mkdir(exist_ok=True)
+    plots = draw(record, summary)
+    for name, svg in plots.items():
+        _replace(out / "plots" / f"{name}.svg", svg.encode())
+    _replace(out / "report.html", render(record, summary, plots).encode())
+    return summary
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_bytes(content)
+    draft.replace(path)

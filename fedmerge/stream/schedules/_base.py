@@ -1,0 +1,76 @@
+"""What a schedule promises; the schedules themselves are files in `stream/schedules/`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, SerializeAsAny, WithJsonSchema
+
+from fedmerge.data.corruptions._base import Shift
+from fedmerge.errors import Problem, nearest
+from fedmerge.registry import Folder, Plugin
+
+Batches = list[NDArray[np.int64]]
+
+
+class Schedule(Plugin):
+    """An order of the target's images. Labels and domains are read by the sampler alone."""
+
+    batch_size: int = Field(32, ge=1, description="images per batch; the last batch may be smaller")
+    max_batches: int | None = Field(None, ge=1, description="stop the stream after so many batches")
+
+    def check(self, domains: tuple[str, ...]) -> list[Problem]:
+        """What is wrong with this schedule for a target with these domains; cheap."""
+        return []
+
+    def conditions(self) -> tuple[Shift, ...]:
+        """Shifts under each of which every image comes; none for an order of the images as they are."""
+        return ()
+
+    @abstractmethod
+    def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
+        """Index batches into the target's images; every index at most once. labels, domains: (N,)."""
+
+
+def below(key: str, problems: list[Problem]) -> list[Problem]:
+    """The problems of a schedule inside another, with their keys as they stand in the file."""
+    return [replace(problem, key=f"{key}.{problem.key}") for problem in problems]
+
+
+def unconditional(key: str, inner: Schedule) -> list[Problem]:
+    """A schedule of conditions can hold another, but not be held: it would not get the images under each of them."""
+    if not inner.conditions():
+        return []
+    mend = f"Let '{inner.kind()}' stand outside, and this schedule within it"
+    return [Problem("", key, f"'{inner.kind()}'", "a schedule of images as they are", mend)]
+
+
+def cut(order: NDArray[np.int64], size: int) -> Batches:
+    """Consecutive batches of `order`; the last may be smaller."""
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _inner(value: Any) -> Any:
+    """A schedule by its name, or as a mapping with its kind; pydantic reports errors below the key."""
+    if isinstance(value, Schedule):
+        return value
+    fields = {"kind": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict) or not isinstance(fields.get("kind"), str):
+        raise ValueError("a schedule is its name, or a mapping with the key 'kind'")
+    if fields["kind"] not in SCHEDULES.names:
+        raise ValueError(f"no such schedule: {nearest(fields['kind'], SCHEDULES.names)}")
+    return SCHEDULES.load(fields["kind"]).model_validate(fields)
+
+
+Within = Annotated[
+    SerializeAsAny[Schedule],
+    BeforeValidator(_inner),
+    WithJsonSchema({"description": "a schedule by its name, or a mapping with its kind and keys"}),
+]
+"""A schedule inside another."""
+
+SCHEDULES: Folder[Schedule] = Folder("fedmerge.stream.schedules", Schedule, "stream schedule")  # type: ignore[type-abstract]

@@ -1,0 +1,104 @@
+"""The other commands on the folders of a real run: plan, sweep, diagnose, and every method in one scenario."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedmerge.merging.methods._base import METHODS
+from tests.front_door import SCENARIO, done, fedmerge, lines, read
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_plan_tells_what_is_in_the_pool(first: tuple[Path, str]) -> None:
+    told = fedmerge(first[0], "plan", "scenarios/tiny.yaml")
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.count("in the pool") == 2
+    assert "never trains" in told.stdout
+    assert "nobody trains" in told.stdout
+
+
+def test_a_sweep_shares_experts_and_goes_on_where_it_stopped(first: tuple[Path, str]) -> None:
+    folder = first[0]
+    before = sorted((folder / "pool" / "experts").iterdir())
+    options = ("--set", "stream={kind: iid, batch_size: 8},{kind: temporal, batch_size: 8}", "--methods", "mean,eam")
+    swept = fedmerge(folder, "sweep", "scenarios/tiny.yaml", *options)
+    assert swept.returncode == 0, swept.stderr + swept.stdout
+    out = folder / "runs" / "tiny-sweep"
+    with (out / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    wanted = {(kind, method) for kind in ("iid, batch_size 8", "temporal, batch_size 8") for method in ("mean", "eam")}
+    assert {(row["stream"], row["method"]) for row in rows} == wanted
+    assert "data:image/svg+xml" in (out / "sweep.html").read_text()
+    assert sorted((folder / "pool" / "experts").iterdir()) == before
+    cells = sorted((out / "cells").iterdir())
+    assert len({read(cell / "summary.json")["stream"]["index_sha256"] for cell in cells}) == 2
+    again = fedmerge(folder, "sweep", "scenarios/tiny.yaml", *options)
+    assert again.returncode == 0, again.stderr
+    assert "2 cells, 2 of them done before" in again.stdout
+    wrong = fedmerge(folder, "sweep", "scenarios/tiny.yaml", "--set", "methods.eam.gama=1")
+    assert wrong.returncode == 2
+    assert "did you mean 'gamma'?" in wrong.stderr
+
+
+def test_a_run_is_diagnosed_from_its_own_experts(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    command = [sys.executable, "-m", "fedmerge", "diagnose", "runs/tiny-3"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert "barriers between experts, on 80 images" in ended.stdout
+    found = read(folder / "runs" / "tiny-3" / "diagnose.json")
+    assert {(tuple(row["pair"]), row["part"]) for row in found["barriers"]} == {
+        (("north", "south"), part) for part in ("both", "encoder", "head")
+    }
+    page = (folder / "runs" / "tiny-3" / "diagnose.html").read_text()
+    for heading in ("trust", "coefficients", "drift", "barriers"):
+        assert f'id="{heading}"' in page
+    elsewhere = subprocess.run([*command, "--pool", "nowhere"], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert elsewhere.returncode == 2
+    assert "name the run's own pool with --pool" in elsewhere.stderr
+
+
+def test_every_method_of_the_folder_runs_and_is_labelled(first: tuple[Path, str]) -> None:
+    """All methods on one stream, with whatever they need; the experts are those that the first run has trained."""
+    folder, _ = first
+    target_fisher = {"fisher": {"mode": "target", "samples": 8, "label": "fisher-target"}}
+    stream = {"dawin": {"scope": "full", "label": "dawin-full"}}
+    everything = {
+        **SCENARIO,
+        "name": "everything",
+        "methods": [*METHODS.names, target_fisher, stream],
+        "uploads": [{"fisher": {"samples": 8}}, {"gram": {"samples": 8}}, {"gram_rounds": {"samples": 8}}, "soup"],
+    }
+    (folder / "scenarios" / "everything.yaml").write_text(yaml.safe_dump(everything))
+    said = done(folder, "scenarios/everything.yaml")
+    assert "compute fisher, gram, gram_rounds, soup" in said
+    summary = read(folder / "runs" / "everything-3" / "summary.json")
+    rows = summary["methods"]
+    assert set(METHODS.names) - {"expert"} <= set(rows)
+    assert not any(site["trained"] for site in summary["sites"])
+    assert not rows["oracle"]["ranked"]
+    assert not rows["dawin-full"]["ranked"]
+    assert rows["dawin-full"]["remark"] == "sees the whole stream before it predicts"
+    assert {name for name, row in rows.items() if row["gradient"]} >= {"adamerging", "fisher-target"}
+    assert {"fisher", "gram", "gram_rounds", "soup"} <= {json.loads(x)["kind"] for x in lines(folder / "runs" / "everything-3")}
+    assert read(folder / "runs" / "everything-3" / "manifest.json")["per_sample"]["taken"]
+    report = (folder / "runs" / "everything-3" / "report.html").read_text()
+    assert "sees the whole stream before it predicts" in report
+    assert "fisher" in report
+
+
+def test_a_full_disk_is_one_message(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    command = [sys.executable, "-m", "fedmerge", "mirage", "pool", "--out", "/dev/full"]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert "the disk is full" in ended.stderr
+    assert "Traceback" not in ended.stderr

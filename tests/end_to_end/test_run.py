@@ -1,0 +1,105 @@
+"""The whole path with real Flower and real Ray, by the real front door, on hospitals of a few patients."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fedmerge.report.batch_log import Step
+from tests.front_door import done, read, simulate, without_times, world
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_run_leaves_everything_it_decided(first: tuple[Path, str]) -> None:
+    folder, said = first
+    run = folder / "runs" / "tiny-3"
+    expected = {
+        "scenario.yaml",
+        "manifest.json",
+        "audit.jsonl",
+        "batches.jsonl",
+        "summary.json",
+        "report.html",
+        "plots",
+        "predictions.npz",
+    }
+    assert expected <= {path.name for path in run.iterdir()}
+    assert "report: runs/tiny-3/report.html" in said
+    summary, manifest = read(run / "summary.json"), read(run / "manifest.json")
+    assert manifest["status"] == "done"
+    assert {"torch", "flwr", "ray", "timm"} <= set(manifest["versions"])
+    assert manifest["index_sha256"] == summary["stream"]["index_sha256"]
+    assert manifest["experts"] == {site["name"]: site["expert_sha256"] for site in summary["sites"]}
+    assert {site["name"]: site["trained"] for site in summary["sites"]} == {"north": True, "south": True}
+    assert set(summary["methods"]) == {"mean", "weighted_mean", "expert:north", "expert:south", "ensemble", "dcs", "eam"}
+    resolved = yaml.safe_load((run / "scenario.yaml").read_text())
+    assert resolved["methods"][-1]["eam"]["rho"] == 0.5  # defaults are written out
+    assert not (run / "progress").exists()
+
+
+def test_the_lines_of_the_batches_add_up_to_the_summary(first: tuple[Path, str]) -> None:
+    run = first[0] / "runs" / "tiny-3"
+    lines = [Step.parse(line, np.empty((0, 11), np.float32)) for line in (run / "batches.jsonl").read_text().splitlines()]
+    summary = read(run / "summary.json")
+    for name, row in summary["methods"].items():
+        steps = [line for line in lines if line.method == name]
+        assert [step.t for step in steps] == list(range(summary["stream"]["batches"]))
+        assert sum(step.n for step in steps) == summary["stream"]["samples"]
+        assert sum(step.correct for step in steps) / sum(step.n for step in steps) == pytest.approx(row["accuracy"])
+
+
+def test_what_left_each_site_is_what_was_declared(first: tuple[Path, str]) -> None:
+    run = first[0] / "runs" / "tiny-3"
+    lines = [json.loads(line) for line in (run / "audit.jsonl").read_text().splitlines()]
+    for site in ("north", "south"):
+        sent = [line for line in lines if line["site"] == site]
+        (entry,) = (first[0] / "pool" / "experts").glob(f"{site}-*")
+        (header,) = np.frombuffer((entry / "expert.safetensors").read_bytes()[:8], "<u8")
+        stored = (entry / "expert.safetensors").stat().st_size - 8 - int(header)
+        assert sum(line["bytes"] for line in sent if line["kind"] == "weights") == stored
+        assert sum(line["bytes"] for line in sent if line["kind"] == "samples") == 16 * 16
+        assert {line["kind"] for line in sent} == {"weights", "scalar", "samples", "statement"}
+
+
+def test_a_second_run_trains_nobody_and_says_so(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    said = done(folder, "--out", "runs/again")
+    assert "every expert is in the pool; nobody trains" in said
+    again, before = read(folder / "runs/again/summary.json"), read(folder / "runs/tiny-3/summary.json")
+    assert not any(site["trained"] for site in again["sites"])
+    assert without_times(again) == without_times(before)
+
+
+def test_the_same_seed_with_a_fresh_pool_gives_the_same_numbers(first: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = first
+    world(tmp_path / "there")
+    assert done(tmp_path / "there", "--quiet") == ""
+    run = tmp_path / "there" / "runs" / "tiny-3"
+    assert without_times(read(run / "summary.json")) == without_times(read(folder / "runs/tiny-3/summary.json"))
+
+
+def test_a_folder_of_another_scenario_is_refused(first: tuple[Path, str]) -> None:
+    ended = simulate(first[0], "--seed", "4", "--out", "runs/tiny-3")
+    assert ended.returncode == 2
+    assert "holds the run of another scenario (differs in: seed)" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert read(first[0] / "runs/tiny-3/summary.json")["seed"] == 3
+
+
+def test_a_run_of_an_older_version_is_told_from_another_scenario(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    shutil.copytree(folder / "runs" / "tiny-3", folder / "older")
+    file = folder / "older" / "scenario.yaml"
+    resolved = yaml.safe_load(file.read_text())
+    del resolved["target"]["shifts"], resolved["sites"][1]["shifts"]
+    file.write_text(yaml.safe_dump(resolved))
+    ended = simulate(folder, "--out", "older", "--resume")
+    assert ended.returncode == 2
+    assert "older fedmerge, which did not know sites[1].shifts, target.shifts" in ended.stderr
+    assert file.read_text() == yaml.safe_dump(resolved)

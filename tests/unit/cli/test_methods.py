@@ -1,0 +1,39 @@
+"""The table of methods comes from the folder, and its costs from counting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fedmerge.cli.methods import cost, describe, row
+from fedmerge.errors import ScenarioError
+from fedmerge.merging.methods._base import METHODS, load
+
+
+def test_costs_are_those_of_the_papers() -> None:
+    counted = {name: cost(load(name)) for name in ("mean", "ensemble", "eam", "t3_batch", "dcs")}
+    assert counted == {"mean": "1", "ensemble": "K", "eam": "3K + 1", "t3_batch": "K + 2", "dcs": "K"}
+
+
+@pytest.mark.parametrize("name", METHODS.names)
+def test_every_method_has_its_row_and_its_page(name: str) -> None:
+    assert all(row(name))
+    page = describe(name)
+    assert METHODS.load(name).paper in page
+    assert all(f"  {field}: " in page for field in METHODS.load(name).model_fields)
+
+
+def test_the_verb_prints_them_and_helps_with_a_typo() -> None:
+    def said(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from fedmerge.cli.main import main; main()", "methods", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
+
+    whole = said()
+    assert whole.returncode == 0, whole.stderr
+    assert all(name in whole.stdout for name in METHODS.names)
+    assert "did you mean 'dawin'?" in said("dawn").stderr
+    with pytest.raises(ScenarioError):
+        describe("dawn")

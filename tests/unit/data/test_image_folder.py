@@ -1,0 +1,125 @@
+"""Image folders: what is there is used, what is broken is named, and no two hospitals hold one image."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedmerge.data.datasets._base import Geometry
+from fedmerge.data.datasets.image_folder import ImageFolder
+from fedmerge.errors import DataError
+
+GEOMETRY = Geometry(16, 3)
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """Two domains of two classes, ten images each; the shade tells the class."""
+    for domain in ("lab", "ward"):
+        for shade, label in ((50, "cat"), (200, "dog")):
+            (tmp_path / domain / label).mkdir(parents=True)
+            for number in range(10):
+                Image.new("RGB", (20, 24), (shade, number, 0)).save(tmp_path / domain / label / f"{number}.png")
+    return tmp_path
+
+
+def folder(root: Path, **fields: Any) -> ImageFolder:
+    return ImageFolder(root=str(root), **fields)
+
+
+def test_images_labels_and_domains_are_those_of_the_folders(album: Path) -> None:
+    images = folder(album, flips=True).load(GEOMETRY, "x", 0)
+    assert images.pixels.shape == (40, 16, 16, 3)
+    assert images.pixels.dtype == np.uint8
+    assert (images.classes, images.domain_names, images.flips) == (("cat", "dog"), ("lab", "ward"), True)
+    assert np.array_equal(images.pixels[:, 8, 8, 0] > 100, images.labels == 1)
+    assert np.bincount(images.domains).tolist() == [20, 20]
+    assert len(set(images.groups.tolist())) == 40
+
+
+def test_grey_images_and_one_channel(album: Path) -> None:
+    Image.new("L", (20, 20), 120).save(album / "lab" / "cat" / "grey.png")
+    assert folder(album).load(GEOMETRY, "x", 0).pixels.shape == (41, 16, 16, 3)
+    assert folder(album).load(Geometry(8, 1), "x", 0).pixels.shape == (41, 8, 8, 1)
+
+
+def test_a_hospital_may_hold_some_domains(album: Path) -> None:
+    images = folder(album, folders=["ward"]).load(GEOMETRY, "x", 0)
+    assert images.domain_names == ("ward",)
+    assert len(images) == 20
+
+
+@pytest.mark.parametrize("split", [{"by": "label_skew", "alpha": 5}, {"by": "quantity", "shares": [1, 2, 1]}])
+def test_parts_share_nothing_and_leave_nothing(album: Path, split: dict[str, Any]) -> None:
+    held = [folder(album, split={**split, "parts": 3, "part": part}).holdings("x") for part in range(3)]
+    assert sum(len(part) for part in held) == len(frozenset().union(*held)) == 40
+
+
+def test_pixels_are_kept_and_made_again_when_a_file_changes(album: Path) -> None:
+    first = folder(album).load(GEOMETRY, "x", 0)
+    file = album / "lab" / "cat" / "0.png"
+    Image.new("RGB", (20, 24), (90, 90, 90)).save(file)
+    os.utime(file, ns=(1, 1))
+    second = folder(album).load(GEOMETRY, "x", 0)
+    assert first.pixels[0, 8, 8, 0] == 50
+    assert second.pixels[0, 8, 8, 0] == 90
+    assert np.array_equal(first.pixels[1:], second.pixels[1:])
+
+
+def test_the_same_files_have_the_same_identity_wherever_they_lie(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALBUM", str(album))
+    assert ImageFolder(root="${ALBUM}").identity("x", 0) == folder(album).identity("y", 1)
+    assert folder(album, folders=["lab"]).identity("x", 0) != folder(album).identity("x", 0)
+
+
+def test_a_truncated_image_is_named_and_left_out_up_to_the_limit(album: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = album / "lab" / "dog" / "whole.jpg"
+    Image.effect_noise((64, 64), 40).save(whole)
+    (album / "lab" / "dog" / "half.jpg").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (album / "lab" / "dog" / "notes.png").write_text("no image")
+    images = folder(album, max_broken=2).load(GEOMETRY, "x", 0)
+    assert len(images) == 41
+    assert "lab/dog/half.jpg" in caplog.text
+    assert "lab/dog/notes.png" in caplog.text
+    with pytest.raises(DataError) as error:
+        folder(album, max_broken=1).load(GEOMETRY, "x", 0)
+    for words in ("site 'x'", "lab/dog/half.jpg (", "lab/dog/notes.png (no image)", "at most 1", "max_broken"):
+        assert words in str(error.value)
+
+
+def test_hidden_files_are_left_alone_and_links_to_nowhere_are_named(album: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (album / "lab" / "cat" / ".DS_Store").write_text("x")
+    (album / "lab" / "cat" / "gone.png").symlink_to(album / "nowhere.png")
+    assert len(folder(album).load(GEOMETRY, "x", 0)) == 40
+    assert "lab/cat/gone.png (no regular file)" in caplog.text
+
+
+def problem(source: ImageFolder) -> str:
+    (found,) = source.check()
+    return str(found)
+
+
+def test_a_root_that_is_not_there_says_where_to_get_it(album: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    said = problem(ImageFolder(root="${NOWHERE}/wbc", hint="example.org"))
+    assert "NOWHERE is not set" in said
+    assert "Set NOWHERE to the folder in which wbc lies" in said
+    assert "example.org" in said
+    assert "does not exist" in problem(folder(album / "gone"))
+    assert "not a folder" in problem(folder(album / "lab" / "cat" / "0.png"))
+
+
+def test_an_empty_folder_and_one_class(tmp_path: Path, album: Path) -> None:
+    (album.parent / "empty").mkdir(exist_ok=True)
+    assert "no image" in problem(folder(album.parent / "empty"))
+    assert "did you mean 'ward'" in problem(folder(album, folders=["wards"]))
+    for domain in ("lab", "ward"):
+        for file in (album / domain / "dog").iterdir():
+            file.unlink()
+        (album / domain / "dog").rmdir()
+    assert "one class only (cat)" in problem(folder(album))

@@ -1,0 +1,120 @@
+"""Keys from the command line: what they change, and what is said when they cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedmerge.errors import ScenarioError
+from fedmerge.experiment.experiment import Overrides, load
+from fedmerge.experiment.overrides import assign, parse, single
+from fedmerge.experiment.sweep import cells_of
+from fedmerge.report.sweep_table import Grid, as_csv, as_latex, as_markdown
+from tests.front_door import SCENARIO, world
+
+
+def test_values_are_yaml_with_commas_between() -> None:
+    assert parse("stream.delta=0.01,1") == ("stream.delta", (0.01, 1))
+    assert parse("stream={kind: iid, batch_size: 8},{kind: iid}") == ("stream", ({"kind": "iid", "batch_size": 8}, {"kind": "iid"}))
+    assert parse("question='one, two',three") == ("question", ("one, two", "three"))
+    assert parse("methods=[mean, eam]") == ("methods", (["mean", "eam"],))
+    for wrong in ("stream.delta", "=3", "seed=", "seed={"):
+        with pytest.raises(ScenarioError):
+            parse(wrong)
+    with pytest.raises(ScenarioError, match="several are for fedmerge sweep"):
+        single("seed=1,2")
+
+
+def test_a_key_is_changed_and_nothing_else() -> None:
+    soft = {"eam": {"gamma": 2, "label": "soft"}}
+    content = {"stream": {"kind": "iid"}, "methods": ["mean", "eam", soft]}
+    assert assign(content, "stream.batch_size", 8)["stream"] == {"kind": "iid", "batch_size": 8}
+    assert assign(content, "methods.eam.gamma", 5)["methods"] == ["mean", {"eam": {"gamma": 5}}, soft]
+    assert assign(content, "methods.soft.gamma", 5)["methods"][2] == {"eam": {"gamma": 5, "label": "soft"}}
+    assert content == {"stream": {"kind": "iid"}, "methods": ["mean", "eam", {"eam": {"gamma": 2, "label": "soft"}}]}
+    with pytest.raises(ScenarioError, match="did you mean 'eam'"):
+        assign(content, "methods.eamm.gamma", 5)
+    with pytest.raises(ScenarioError, match="a mapping with keys below it"):
+        assign(content, "stream.kind.size", 5)
+
+
+def test_a_strategy_goes_by_its_row_or_its_kind() -> None:
+    slow = {"fedavg": {"rounds": 20}}
+    content = {"federated": ["fednova", {"fedavg": {"rounds": 2}}, slow, {"fedprox": {"label": "mu.0.1", "mu": 0.1}}, "krun"]}
+    assert assign(content, "federated.fedavg-2.rounds", 3)["federated"][1:3] == [{"fedavg": {"rounds": 3}}, slow]
+    assert assign(content, "federated.fedavg-20.lr", 0.1)["federated"][2] == {"fedavg": {"rounds": 20, "lr": 0.1}}
+    for name in ("fednova", "fednova-5"):
+        assert assign(content, f"federated.{name}.rounds", 3)["federated"][0] == {"fednova": {"rounds": 3}}
+    for name in ("fedprox", "mu.0.1"):
+        assert assign(content, f"federated.{name}.mu", 1)["federated"][3] == {"fedprox": {"label": "mu.0.1", "mu": 1}}
+    assert assign(content, "federated", [])["federated"] == []
+    kfac = {"federated": [{"fedfisher": {"information": "kfac"}}, "fedfisher"]}
+    assert assign(kfac, "federated.fedfisher-1.samples", 9)["federated"][1] == {"fedfisher": {"samples": 9}}
+    for key, words in {
+        "federated.fedavg.lr": "federated.fedavg: found 'fedavg', of which there are 2; .*they are: fedavg-2, fedavg-20",
+        "federated.fedavg-3.lr": "found 'fedavg-3'; expected one of the scenario's federated. did you mean 'fedavg-2",
+    }.items():
+        with pytest.raises(ScenarioError, match=words):
+            assign(content, key, 1)
+    with pytest.raises(ScenarioError, match="there are no federated"):
+        assign({}, "federated.fedavg.lr", 1)
+
+
+def test_settings_of_a_strategy_reach_the_plan_and_the_sweep(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    file.write_text(yaml.safe_dump({**SCENARIO, "federated": [{"fedavg": {"rounds": 2}}]}))
+    cells = cells_of(file, [0], ["federated.fedavg-2.rounds=1,3"], "")
+    plans = [load(file, cell.overrides(())) for cell in cells]
+    assert [plan.scenario.federated[0].key for plan in plans] == ["fedavg-1", "fedavg-3"]
+    with pytest.raises(ScenarioError, match=r"federated\[0\].fedavg.mu.*an unknown key"):
+        load(file, Overrides(settings=(("federated.fedavg.mu", 1),)))
+
+
+def test_methods_neither_select_nor_drop_federated_rows(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    file.write_text(yaml.safe_dump({**SCENARIO, "federated": [{"fedavg": {"rounds": 2}}]}))
+    plan = load(file, Overrides(methods=("eam",)))
+    assert ([one.key for one in plan.scenario.methods], [one.key for one in plan.scenario.federated]) == (["eam"], ["fedavg-2"])
+    assert load(file, Overrides(methods=("eam",), settings=(("federated", []),))).scenario.federated == ()
+    for name in ("fedavg-2", "fedavg"):
+        with pytest.raises(ScenarioError, match=rf"--methods: found '{name}', which is below .*in every run"):
+            load(file, Overrides(methods=("mean", name)))
+    with pytest.raises(ScenarioError, match="no such method"):
+        load(file, Overrides(methods=("eamm",)))
+
+
+def test_an_unknown_key_is_told_like_any_mistake(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    with pytest.raises(ScenarioError, match=r"stream.batchsize.*did you mean 'batch_size'"):
+        load(file, Overrides(settings=(("stream.batchsize", 3),)))
+    plan = load(file, Overrides(settings=(("stream", {"kind": "iid", "batch_size": 3}),), target="north"))
+    assert plan.scenario.stream.kind() == "iid"
+    assert (plan.target.name, [site.name for site in plan.sites]) == ("north", ["south"])
+
+
+def test_cells_are_all_combinations(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    cells = cells_of(file, range(2), ["stream.batch_size=4,8", "methods.eam.gamma=1,5,9"], "")
+    assert len(cells) == 12
+    assert len({cell.name for cell in cells}) == 12
+    assert [cell.target for cell in cells_of(file, range(1), [], "each")] == ["north", "south"]
+    (named,) = cells_of(file, [3], ["stream={kind: domain_seq, within: {kind: temporal, order: sorted}}"], "north")
+    assert named.name == "north-stream=domain_seq_within_temporal_order_sorted-seed3"
+    with pytest.raises(ScenarioError, match="a key twice"):
+        cells_of(file, range(1), ["seed=1", "seed=2"], "")
+
+
+def test_tables_of_a_grid() -> None:
+    def row(seed: int, gamma: int, eam: float) -> dict[str, object]:
+        methods = {"mean": {"accuracy": 0.8, "ranked": True}, "eam": {"accuracy": eam, "ranked": True}}
+        return {"seed": seed, "target": None, "settings": {"methods.eam.gamma": gamma}, "methods": methods}
+
+    grid = Grid.of([row(0, 1, 0.9), row(1, 1, 0.8), row(0, 5, 0.7)])
+    text = as_csv(grid).splitlines()
+    assert text[0] == "methods.eam.gamma,method,seeds,accuracy,low,high,minus mean,minus mean low,minus mean high"
+    assert text[1] == "1,eam,2,85.0,21.5,148.5,+5.0,-58.5,+68.5"
+    assert "5,eam,1,70.0,one seed,one seed,-10.0,one seed,one seed" in text
+    assert as_markdown(grid).count("\n") == 6
+    assert r"methods.eam.gamma & method" in as_latex(grid)

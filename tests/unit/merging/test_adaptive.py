@@ -1,0 +1,288 @@
+"""Adaptive methods, output mixtures and AdaMerging against hand-worked cases and float64 references."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.curvature.fisher import diagonal
+from fedmerge.merging.evidence import Answer, Evidence
+from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._expertise import shares, with_offset
+from fedmerge.merging.methods.oracle import grid
+from tests.banks import a_bank, a_batch, an_answer
+from tests.conftest import Net, expert_states
+
+
+class Said(Evidence):
+    """Evidence with given probabilities of experts (K, N, C), and of the generalist (N, C)."""
+
+    def __init__(self, p: list[list[list[float]]], g: list[list[float]] | None = None) -> None:
+        super().__init__(a_bank(expert_states(len(p))), a_batch(len(p[0])))
+        self.bank.temperatures = torch.ones(len(p), dtype=torch.float64)
+        self.given = torch.tensor(p, dtype=torch.float64).clamp(min=1e-300).log()
+        self.general = torch.tensor(g, dtype=torch.float64).clamp(min=1e-300).log() if g else None
+
+    def view_logits(self, view: str) -> Tensor:
+        return self.given
+
+    def anchor_log_p(self, name: str) -> Tensor:
+        assert self.general is not None
+        return self.general
+
+
+def nats(p: list[float]) -> float:
+    return -sum(x * math.log(x) for x in p if x > 0)
+
+
+def two_models(g: list[float], f: list[float], mode: str = "literal", delta: float = 0.5, tau: float = 0.05) -> float:
+    """lambda' of Eq. 5-11, with floats."""
+    middle = [(a + b) / 2 for a, b in zip(g, f, strict=True)]
+    I = nats(middle) - (nats(g) + nats(f)) / 2  # noqa: E741
+    level = {"literal": 1 / (1 + math.exp(-I)), "rescaled": I / math.log(2)}[mode]
+    if nats(f) < tau:
+        return min(level + delta, 1)
+    return max(level - delta, 0) if nats(g) < tau else level
+
+
+PAIRS = [([1, 0], [0, 1]), ([0.5, 0.5], [0.6, 0.4]), ([1, 0], [0.5, 0.5]), ([0.7, 0.3], [0.999, 0.001]), ([0.2, 0.8], [0.9, 0.1])]
+
+
+@pytest.mark.parametrize("mode", ["literal", "rescaled"])
+def test_t3_with_one_expert_is_the_paper(mode: str) -> None:
+    said = Said([[f for _, f in PAIRS]], [g for g, _ in PAIRS])
+    found = load("t3", generalist="theta_0", map=mode).coefficients(said).encoder
+    wanted = torch.tensor([two_models(g, f, mode) for g, f in PAIRS], dtype=torch.float64)
+    torch.testing.assert_close(found[:, 0], wanted, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[:, 1], 1 - wanted, rtol=1e-9, atol=1e-12)  # theta_0's column
+    assert float(found[0, 0]) == 1.0  # the docstring's example
+    joint = load("t3", generalist="theta_0", map=mode, k_rule="joint").coefficients(said).encoder
+    torch.testing.assert_close(joint, found, rtol=1e-9, atol=1e-12)  # K = 1 is the paper's in both rules
+
+
+def test_t3_with_several_experts_is_the_mean_of_pairs() -> None:
+    g = [[0.3, 0.7], [0.6, 0.4]]
+    p = [[[0.8, 0.2], [0.5, 0.5]], [[0.1, 0.9], [0.99, 0.01]], [[0.4, 0.6], [0.2, 0.8]]]
+    found = load("t3", generalist="theta_0").coefficients(Said(p, g)).encoder
+    for i in range(2):
+        wanted = [two_models(g[i], p[k][i]) / 3 for k in range(3)]
+        torch.testing.assert_close(found[i, :3], torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+    batch = load("t3_batch", generalist="theta_0").coefficients(Said(p, g)).encoder
+    torch.testing.assert_close(batch, found.mean(0))
+    folded = load("t3", generalist="mean").coefficients(Said(p, g)).encoder
+    torch.testing.assert_close(folded, found[:, :3] + found[:, 3:4] / 3)
+
+
+def test_t3_survives_probabilities_that_underflow_and_experts_that_break() -> None:
+    said = Said([[[1.0, 0.0]], [[0.0, 1.0]]], [[1.0, 0.0]])
+    assert torch.isfinite(load("t3", generalist="theta_0").coefficients(said).encoder).all()
+    said.given[1] = torch.nan
+    for rule in ("pairwise_mean", "joint", "no_generalist"):
+        found = load("t3", k_rule=rule).coefficients(said)
+        assert found.encoder[0, 1] == 0
+        torch.testing.assert_close(found.encoder.sum(1), torch.ones(1, dtype=torch.float64))
+        assert found.notes == {"invalid": [1]}
+
+
+def test_dawin_by_hand_and_its_bounds() -> None:
+    third = [1 / 3] * 3
+    said = Said([[[1.0, 0, 0]], [third]])  # H = (0, ln 3)
+    found = load("dawin_sample").coefficients(said).encoder
+    torch.testing.assert_close(found, torch.tensor([[0.75, 0.25]], dtype=torch.float64))
+    torch.testing.assert_close(
+        load("doe").predict(said), torch.tensor([[0.75 + 0.25 / 3, 0.25 / 3, 0.25 / 3]], dtype=torch.float64)
+    )
+
+
+def test_the_offset_by_hand() -> None:
+    seen = {"n": torch.tensor(2.0), "sum": torch.tensor([0.4, 1.6]), "squares": torch.tensor([0.08, 1.28])}  # no spread: O = 0
+    score = torch.tensor([[0.5], [0.25]])
+    torch.testing.assert_close(with_offset(score, seen), shares(score))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.05, 2), st.floats(0.05, 2)), min_size=3, max_size=12))
+def test_the_offset_is_the_printed_formula_and_a_mix_with_inverse_entropy(entropies: list[tuple[float, float]]) -> None:
+    h = torch.tensor(entropies, dtype=torch.float64).T  # (2, N)
+    seen = {"n": torch.tensor(float(h.shape[1]), dtype=torch.float64), "sum": h.sum(1), "squares": (h**2).sum(1)}
+    found = with_offset(torch.exp(-h), seen)
+    mean, std = h.mean(1), h.std(1)
+    O, T = (std / mean).mean(), mean.sum() / mean[0]  # noqa: E741
+    printed = (torch.exp(-h[1]) + O / T) / (torch.exp(-h).sum(0) + O)  # Eq. 2, for the second model
+    torch.testing.assert_close(found[:, 1], printed, rtol=1e-7, atol=1e-9)
+    S, eam = torch.exp(-h).sum(0)[:, None], (1 / mean) / (1 / mean).sum()
+    torch.testing.assert_close(found, S / (S + O) * shares(torch.exp(-h)) + O / (S + O) * eam, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(("experts", "clustering"), [(2, "auto"), (3, "auto"), (3, "dirichlet"), (3, "scope_mean")])
+def test_clusters_are_few_and_keep_the_mean(experts: int, clustering: str) -> None:
+    bank = a_bank(expert_states(experts, 1, spread=3.0))
+    evidence = Evidence.of(bank, a_batch(40))
+    each = load("dawin_sample").coefficients(evidence).encoder
+    rows = load("dawin", clusters=3, clustering=clustering).coefficients(evidence).encoder
+    assert len(rows.unique(dim=0)) <= (1 if clustering == "scope_mean" else 3)
+    near = (rows - each).norm(dim=1).mean()
+    far = (each.mean(0) - each).norm(dim=1).mean()
+    assert near <= far + 1e-12
+    if clustering in ("scope_mean",) or (experts == 3 and clustering == "auto"):
+        torch.testing.assert_close(rows.mean(0), each.mean(0))
+
+
+def test_scopes_of_dawin() -> None:
+    bank = a_bank(expert_states(3, 1, spread=2.0))
+    first, second = (Evidence.of(bank, a_batch(8, seed=seed)) for seed in (1, 2))
+    prefix = load("dawin", scope="prefix", clustering="scope_mean")
+    state, one = prefix.step({}, first)
+    _, two = prefix.step(state, second)
+    each = [load("dawin_sample").coefficients(evidence).encoder for evidence in (first, second)]
+    torch.testing.assert_close(one.encoder[0], each[0].mean(0))
+    torch.testing.assert_close(two.encoder[0], torch.cat(each).mean(0))
+    full = load("dawin", scope="full", clustering="scope_mean")
+    assert full.transductive
+    state = full.survey(full.survey({}, first), second)
+    _, here = full.step(state, first)
+    torch.testing.assert_close(here.encoder[0], torch.cat(each).mean(0))
+
+
+def test_forms_of_dawin() -> None:
+    bank = a_bank(expert_states(3, 1))
+    evidence = Evidence.of(bank, a_batch())
+    rows = load("dawin_sample").coefficients(evidence).encoder
+    for form, total in (("paper", 0.3), ("code", 0.9)):
+        found = load("dawin_sample", form=form).coefficients(evidence).encoder
+        torch.testing.assert_close(found[:, :3], total * rows)
+        torch.testing.assert_close(found[:, 3], torch.full((6,), 1 - total, dtype=torch.float64))
+
+
+def test_oracles_see_labels_and_nobody_else_does() -> None:
+    said = Said([[[0.6, 0.4], [0.9, 0.1]], [[0.2, 0.8], [0.3, 0.7]]])
+    with pytest.raises(PermissionError, match="sealed"):
+        load("oracle").coefficients(said)
+    with said.opened(Answer(torch.tensor([0, 1]), torch.zeros(2, dtype=torch.long))):
+        found = load("oracle").coefficients(said).encoder
+        torch.testing.assert_close(found, torch.tensor([[0.75, 0.25], [0.125, 0.875]], dtype=torch.float64))
+        assert load("oracle", by="select").coefficients(said).encoder.tolist() == [[1, 0], [0, 1]]
+        assert load("oracle", by="batch").coefficients(said).encoder.ndim == 1
+    assert not load("oracle").ranked
+    assert [len(grid(K, 0)) for K in (1, 2, 3, 4)] == [1, 21, 66, 261]
+    torch.testing.assert_close(grid(4, 0).sum(1), torch.ones(261, dtype=torch.float64))
+
+
+def test_the_oracle_of_a_domain_finds_the_best_point_of_its_grid() -> None:
+    bank, method = a_bank(expert_states(2, 1, spread=2.0)), load("oracle", by="domain")
+    evidence = Evidence.of(bank, a_batch(30))
+    with evidence.opened(an_answer(30)):
+        state = method.survey({}, evidence)
+        _, found = method.step(state, evidence)
+    answer = an_answer(30)
+    for domain in (0, 1):
+        here = answer.domains == domain
+        hits = [
+            float((bank.forward(bank.mix(w), evidence.batch, w).argmax(1) == answer.labels)[here].double().mean())
+            for w in grid(2, 0)
+        ]
+        chosen = found.encoder[here][0]
+        assert hits[round(float(chosen[0]) * 20)] == max(hits)
+
+
+def test_adamerging_moves_against_a_finite_difference() -> None:
+    bank, batch = a_bank(expert_states(3, 1)), a_batch()
+    for level in ("task", "layer"):
+        method = load("adamerging", level=level)
+        c = method.start(bank)["c"] + 0.05 * torch.arange(3)[:, None]
+        g = method.gradient_of(c, bank.tau, Evidence.of(bank, batch))
+
+        def loss(c: Tensor, method: object = method) -> float:
+            p = bank.forward(method.merged(c, bank.tau, bank), batch).softmax(-1)
+            return float(-(p * p.log()).sum(1).mean())
+
+        for index in [(0, 0), (2, c.shape[1] - 1)]:
+            step = torch.zeros_like(c)
+            step[index] = 1e-6
+            assert float(g[index]) == pytest.approx((loss(c + step) - loss(c - step)) / 2e-6, rel=1e-5, abs=1e-10)
+
+
+def test_adamerging_is_adam_on_clamped_coefficients() -> None:
+    bank, batch = a_bank(expert_states(2, 1)), a_batch()
+    method = load("adamerging", steps=3, lr=0.4)
+    state, theta = method.step(method.start(bank), Evidence.of(bank, batch))
+    c = torch.full((2, 1), 0.3, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([c], lr=0.4)
+    for _ in range(3):
+        adam.zero_grad()
+        merged = bank.base + (c.clamp(0, 1) * bank.tau).sum(0)
+        p = bank.forward(merged, batch).log_softmax(-1)
+        (-(p.exp() * p).sum(1).mean()).backward()
+        adam.step()
+    torch.testing.assert_close(state["c"], c.detach(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(theta, (bank.base + (c.clamp(0, 1) * bank.tau).sum(0)).detach(), rtol=1e-9, atol=1e-12)
+    evidence = Evidence.of(bank, batch)
+    with evidence.billed() as bill:
+        method.step(method.start(bank), evidence)
+    assert bill.forwards == 9  # a forward and a backward (two) for each step
+
+
+@pytest.mark.parametrize("estimator", ["exact", "fb_compat"])
+def test_fisher_information_by_loops(estimator: str) -> None:
+    bank, x = a_bank(expert_states(1, 1)), a_batch(5)
+    forward, theta = bank.forward_of(0), bank.theta[0]
+    found = diagonal(forward, theta, x, estimator)  # type: ignore[arg-type]
+    wanted = torch.zeros_like(theta)
+    if estimator == "exact":
+        for image in x:
+            for c in range(3):
+                leaf = theta.clone().requires_grad_()
+                log_p = forward(leaf, image[None]).log_softmax(-1)[0, c]
+                wanted += log_p.exp().detach() * torch.autograd.grad(log_p, leaf)[0] ** 2 / 5
+    else:
+        for c in range(3):
+            leaf = theta.clone().requires_grad_()
+            log_p = forward(leaf, x).log_softmax(-1)[:, c]
+            wanted += torch.autograd.grad((log_p.exp().sqrt().detach() * log_p).sum(), leaf)[0] ** 2 / 5
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-14)
+
+
+def test_fisher_at_the_target_learns_from_the_first_images_alone() -> None:
+    bank = a_bank(expert_states(2, 1))
+    (row,) = load("fisher", mode="target", samples=8).expand(bank.names)
+    assert row.key == "fisher"
+    assert row.gradient
+    state, _ = row.step(row.start(bank), Evidence.of(bank, a_batch(6, seed=1)))
+    state, theta = row.step(state, Evidence.of(bank, a_batch(6, seed=2)))
+    _, later = row.step(state, Evidence.of(bank, a_batch(6, seed=3)))
+    seen = torch.cat([a_batch(6, seed=1), a_batch(6, seed=2)[:2]])
+    F = torch.stack([diagonal(bank.forward_of(k), bank.theta[k], seen) for k in range(2)])
+    torch.testing.assert_close(state["F"], F, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close(theta, load("fisher").weighted(bank, F))
+    assert torch.equal(theta, later)
+
+
+def test_values_out_of_range_are_refused() -> None:
+    for name, wrong in (("ties", {"keep": 1.5}), ("dare", {"drop": 1.0}), ("eam", {"temperature": 0}), ("t3", {"delta": -1})):
+        with pytest.raises(ValidationError):
+            load(name, **wrong)
+    with pytest.raises(ValidationError, match="the merge is the mean"):
+        load("regmean_pp", mode="target")
+
+
+def test_constant_logits_and_entropies_of_zero() -> None:
+    flat = Said([[[0.5, 0.5]] * 4] * 3, [[0.5, 0.5]] * 4)
+    sure = Said([[[1.0, 0.0]] * 4] * 3, [[1.0, 0.0]] * 4)
+    for said in (flat, sure):
+        for name in ("eam", "t3", "t3_batch", "dawin", "dawin_sample"):
+            c = load(name).coefficients(said).encoder
+            torch.testing.assert_close(c, torch.full_like(c, 1 / 3), msg=name)
+
+
+def test_one_bank_of_one_expert_returns_it() -> None:
+    bank = Bank.of(Net(), expert_states(1), dtype=torch.float64)
+    for name in ("eam", "t3", "t3_batch", "dawin"):
+        c = load(name).coefficients(Evidence.of(bank, a_batch(1))).encoder
+        torch.testing.assert_close(c, torch.ones_like(c))

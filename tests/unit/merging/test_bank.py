@@ -1,0 +1,137 @@
+"""The bank: the merged model is what a naive merge of state dicts gives, and bad experts are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedmerge.errors import CheckpointError
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.layout import Parts, head_names
+from fedmerge.merging.bank.row_storage import weighted_sum
+from tests.conftest import Net, expert_states
+
+BATCH = torch.linspace(-1, 1, 5 * 64, dtype=torch.float64).view(5, 1, 8, 8).sin()
+
+
+def naive(states: list[dict[str, torch.Tensor]], encoder: list[float], head: list[float]) -> dict[str, torch.Tensor]:
+    """Tensor by tensor, in plain loops."""
+    merged = {}
+    for name, first in states[0].items():
+        weights = head if name.startswith("head.") else encoder
+        if first.is_floating_point():
+            merged[name] = sum(w * state[name].double() for w, state in zip(weights, states, strict=True))
+        else:
+            merged[name] = first
+    return merged
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=3), st.lists(st.floats(0.01, 1), min_size=3, max_size=3))
+def test_a_merge_equals_the_naive_one(encoder: list[float], head: list[float]) -> None:
+    states = expert_states(3)
+    encoder, head = [w / sum(encoder) for w in encoder], [w / sum(head) for w in head]
+    bank = Bank.of(Net(), states, dtype=torch.float64)
+    a, b = torch.tensor(encoder, dtype=torch.float64), torch.tensor(head, dtype=torch.float64)
+    theta = bank.mix(a, b)
+    wanted = naive(states, encoder, head)
+    for name, tensor in bank.state_dict(theta, a).items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-12, atol=1e-12)
+    model = Net().double().eval()
+    model.load_state_dict(wanted)
+    torch.testing.assert_close(bank.forward(theta, BATCH, a), model(BATCH), rtol=1e-10, atol=1e-10)
+
+
+def test_one_hot_returns_that_expert_bit_for_bit() -> None:
+    bank = Bank.of(Net(), expert_states(3))
+    for k in range(3):
+        one = torch.nn.functional.one_hot(torch.tensor(k), 3).double()
+        assert torch.equal(bank.mix(one, one), bank.theta[k])
+        logits = bank.forward(bank.mix(one, one), BATCH, one)
+        assert torch.equal(logits, bank.expert_logits(BATCH)[k])
+
+
+def test_experts_run_as_their_own_models() -> None:
+    states = expert_states(2)
+    bank = Bank.of(Net(), states)
+    for state, logits in zip(states, bank.expert_logits(BATCH), strict=True):
+        model = Net().eval()
+        model.load_state_dict(state)
+        assert torch.equal(logits, model(BATCH.float()))
+
+
+def test_encoder_and_head_are_told_apart() -> None:
+    bank = Bank.of(Net(), expert_states(2))
+    assert bank.parts.head == ("head.weight", "head.bias")
+    assert bank.head == slice(bank.P - 15, bank.P)
+    theta = bank.mix(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+    assert torch.equal(theta[bank.encoder], bank.theta[0][bank.encoder])
+    assert torch.equal(theta[bank.head], bank.theta[1][bank.head])
+
+
+def test_parts_cover_every_tensor_once() -> None:
+    parts = Parts.of(Net())
+    statistics = [name for pair in parts.statistics for name in pair]
+    claimed = [*parts.encoder, *parts.head, *statistics, *parts.fixed]
+    assert sorted(claimed) == sorted(Net().state_dict())
+    assert set(parts.fixed) == {"table", "norm.num_batches_tracked"}
+
+
+def test_a_broken_expert_with_weight_zero_is_not_read() -> None:
+    rows = torch.tensor([[1.0, 2.0], [float("nan"), float("inf")], [3.0, 4.0]])
+    merged = weighted_sum(rows, torch.tensor([0.5, 0.0, 0.5]), torch.empty(2))
+    assert torch.equal(merged, torch.tensor([2.0, 3.0]))
+
+
+def test_the_moment_policy_is_the_variance_of_the_mixture() -> None:
+    states = expert_states(2)
+    bank = Bank.of(Net(), states, dtype=torch.float64, variance="moment")
+    a = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    mu = [state["norm.running_mean"].double() for state in states]
+    v = [state["norm.running_var"].double() for state in states]
+    mean = 0.25 * mu[0] + 0.75 * mu[1]
+    spread = 0.25 * (v[0] + (mu[0] - mean) ** 2) + 0.75 * (v[1] + (mu[1] - mean) ** 2)
+    torch.testing.assert_close(bank.buffers.merged(a)["norm.running_var"], spread, rtol=1e-12, atol=1e-12)
+
+
+def test_a_merged_state_loads_into_the_model_and_integers_stay() -> None:
+    bank = Bank.of(Net(), expert_states(3))
+    state = bank.state_dict(bank.theta.mean(0))
+    Net().load_state_dict(state)
+    assert torch.equal(state["table"], torch.arange(4))
+    assert state["norm.num_batches_tracked"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.pop("head.bias"), r"site-b does not fit.*missing: head\.bias \(3,\)"),
+        (lambda s: s.update(extra=torch.zeros(2)), r"unexpected: extra \(2,\)"),
+        (lambda s: s.update({"head.bias": torch.zeros(4)}), r"shape of head\.bias: found \(4,\), expected \(3,\)"),
+        (lambda s: s.update({"stem.bias": torch.zeros(4, dtype=torch.int64)}), r"dtype of stem\.bias"),
+        (lambda s: s["scale"].fill_(float("nan")), r"values of scale: found NaN"),
+    ],
+)
+def test_an_expert_that_does_not_fit_is_named(change: object, said: str) -> None:
+    good, bad = expert_states(2)
+    change(bad)
+    with pytest.raises(CheckpointError, match=f"(?s){said}"):
+        Bank.of(Net(), {"site-a": good, "site-b": bad})
+
+
+def test_tables_must_agree() -> None:
+    first, second = expert_states(2)
+    second["table"] = second["table"].flip(0)
+    with pytest.raises(CheckpointError, match="table differs between experts"):
+        Bank.of(Net(), [first, second])
+
+
+def test_a_bank_needs_an_expert_and_a_known_head() -> None:
+    with pytest.raises(CheckpointError, match="found no expert"):
+        Bank.of(Net(), [])
+    with pytest.raises(CheckpointError, match="no parameters"):
+        head_names(Net(), ["hed.weight"])
+    with pytest.raises(CheckpointError, match="no final classifier"):
+        head_names(torch.nn.Conv2d(1, 1, 1))

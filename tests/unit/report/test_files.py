@@ -1,0 +1,204 @@
+"""What a run leaves behind: one page that needs nothing else, and lines from which an interrupted run goes on."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+
+from fedmerge.report.batch_log import Step
+from fedmerge.report.checkpoint import Progress
+from fedmerge.report.pages.run import headline, write
+from fedmerge.report.records import RunRecord
+from fedmerge.report.summary import summarise
+from tests.unit.report.conftest import steps_of
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Balance(HTMLParser):
+    """Every element that is opened is closed, and every picture has a description."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            assert dict(attrs).get("alt")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else(record: RunRecord, tmp_path: Path) -> None:
+    write(tmp_path, record)
+    page = (tmp_path / "report.html").read_text()
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert "http" not in re.sub(r"data:[^\"']+", "", page)
+    assert "<b>this</b>" not in page
+    assert "one seed" in page
+    assert "Circular block bootstrap".lower() in page.lower()
+    assert page.count("data:image/png") == 3
+    assert "This hospital shows no images" in page
+    assert {path.name for path in (tmp_path / "plots").iterdir()} >= {"accuracy.svg", "running.svg", "coefficients-0.svg"}
+    assert not list(tmp_path.rglob("*.draft"))
+
+
+def test_a_round_that_went_on_without_a_hospital_is_told(record: RunRecord, tmp_path: Path) -> None:
+    absence = {"round": 2, "site": "north", "reason": "its <upload> was refused"}
+    model = {"rounds": 3, "hospitals": 2, "absent": [absence], "sites": {"north": {"steps": 4, "up": 8, "down": 8}}}
+    manifest = {**record.manifest, "federated": {"ensemble": model}, "one_shot": {"steps": {"north": 4}, "down": 8}}
+    write(tmp_path, replace(record, manifest=manifest))
+    page = (tmp_path / "report.html").read_text()
+    assert "went on without north in round 2 (its &lt;upload&gt; was refused)." in page
+    assert "and again in the rounds of the rows that take several" in page
+    assert "what hospitals sent in rounds passed the same audit" in page
+
+
+def test_the_same_record_gives_the_same_files(record: RunRecord, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for folder in ("a", "b"):
+        write(tmp_path / folder, record)
+    for name in ("summary.json", "report.html", "plots/accuracy.svg"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_predictions_give_the_numbers_again(record: RunRecord, tmp_path: Path) -> None:
+    summary = write(tmp_path, record)
+    with np.load(tmp_path / "predictions.npz") as kept:
+        for name, row in summary["methods"].items():
+            assert (kept[f"p:{name}"].argmax(1) == kept["labels"]).mean() == row["accuracy"]
+
+
+def test_the_headline_says_when_the_method_loses(record: RunRecord) -> None:
+    assert "eam beats the mean" in headline(record, summarise(record))
+    worse = steps_of("eam", record.labels, 0.3, True, 3)
+    losing = replace(record, steps=[step for step in record.steps if step.method != "eam"] + worse)
+    said = headline(losing, summarise(losing))
+    assert "eam loses to the mean" in said
+    assert said.startswith(("mean is right most often", "ensemble is right most often"))
+
+
+def same(a: list[Step], b: list[Step]) -> bool:
+    return [x.line() for x in a] == [x.line() for x in b] and all(
+        np.array_equal(x.probabilities, y.probabilities) for x, y in zip(a, b, strict=True)
+    )
+
+
+def kept(progress: Progress, method: str) -> list[Step]:
+    """What a progress holds of one method, probabilities and all."""
+    steps = progress.ledger.steps_of(method)
+    p = np.split(progress.ledger.probabilities(method), np.cumsum([step.n for step in steps])[:-1])
+    return [replace(step, probabilities=own) for step, own in zip(steps, p, strict=True)]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(record: RunRecord, tmp_path: Path) -> None:
+    key = {"index": "x", "experts": ["y"]}
+    steps = record.steps_of("eam")
+    progress = Progress.open(tmp_path, key, resume=False)
+    for start in (0, 4):
+        state = {"eam": {"encoder": np.array([start / 8, 1 - start / 8])}}
+        progress.add(steps[start : start + 4], {"position": start + 4, "forwards_run": 12, "states": state})
+    again = Progress.open(tmp_path, key, resume=True)
+    assert same(kept(again, "eam"), steps[:8])
+    assert again.snapshot is not None
+    assert again.snapshot["position"] == 8
+    np.testing.assert_array_equal(again.snapshot["states"]["eam"]["encoder"], [0.5, 0.5])
+    lines = [json.loads(line) for line in (tmp_path / "batches.jsonl").read_text().splitlines()]
+    assert [line["t"] for line in lines] == list(range(8))
+    assert Progress.open(tmp_path, {**key, "experts": ["z"]}, resume=True).snapshot is None
+    assert Progress.open(tmp_path, key, resume=True).snapshot is None  # what belonged to others is gone
+
+
+def test_a_torn_chunk_costs_only_its_own_batches(record: RunRecord, tmp_path: Path) -> None:
+    steps = record.steps_of("mean")
+    progress = Progress.open(tmp_path, {}, resume=False)
+    for start in (0, 4):
+        progress.add(steps[start : start + 4], {"position": start + 4, "forwards_run": 4, "states": {"mean": {}}})
+    last = max((tmp_path / "progress").glob("*.npz"))
+    last.write_bytes(last.read_bytes()[:100])
+    again = Progress.open(tmp_path, {}, resume=True)
+    assert same(kept(again, "mean"), steps[:4])
+    assert again.snapshot is not None
+    assert again.snapshot["position"] == 4
+
+
+def test_a_file_that_lost_its_end_costs_its_own_batches_too(record: RunRecord, tmp_path: Path) -> None:
+    steps = record.steps_of("mean")
+    progress = Progress.open(tmp_path, {}, resume=False)
+    for start in (0, 4):
+        progress.add(steps[start : start + 4], {"position": start + 4, "forwards_run": 4, "states": {"mean": {}}})
+    with (tmp_path / "progress" / "0.f32").open("r+b") as file:
+        file.truncate(6 * 10 * 3 * 4)
+    again = Progress.open(tmp_path, {}, resume=True)
+    assert same(kept(again, "mean"), steps[:4])
+    again.add(steps[4:8], {"position": 8, "forwards_run": 4, "states": {"mean": {}}})
+    assert same(kept(again, "mean"), steps[:8])
+    assert len((tmp_path / "batches.jsonl").read_text().splitlines()) == 8
+
+
+def test_a_report_from_disk_is_the_report_from_memory(record: RunRecord, tmp_path: Path) -> None:
+    progress = Progress.open(tmp_path, {}, resume=False)
+    assert isinstance(record.steps, list)
+    for t in range(record.stream.batches):
+        own = [step for step in record.steps if step.t == t]
+        progress.add(own, {"position": t + 1, "forwards_run": 0, "states": {}})
+    assert len(list((tmp_path / "progress").iterdir())) == 3 + 2  # a file for each method, two snapshots
+    on_disk = replace(record, steps=progress.ledger)
+    for folder, one in (("a", record), ("b", on_disk)):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, one)
+    for name in ("summary.json", "report.html"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for one in (tmp_path / "a" / "predictions.npz", tmp_path / "b" / "predictions.npz"):
+        with np.load(one) as stored:
+            np.testing.assert_array_equal(stored["p:eam"], record.probabilities("eam"))
+
+
+WRITE_LITTLE = """
+import pickle, resource, sys
+from pathlib import Path
+from fedmerge.report.pages.run import write
+record = pickle.loads(Path(sys.argv[1], "record").read_bytes())
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+write(Path(sys.argv[1]), record)
+"""
+
+
+def test_a_disk_that_fills_up_leaves_whole_files(record: RunRecord, tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk; the system refuses to write in the same way."""
+    write(tmp_path, record)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
+    (tmp_path / "record").write_bytes(pickle.dumps(replace(record, seed=1)))
+    command = [sys.executable, "-c", WRITE_LITTLE, str(tmp_path), "1000"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "File too large" in ended.stderr
+    json.loads((tmp_path / "summary.json").read_text())
+    np.load(tmp_path / "predictions.npz")["labels"]
+    assert (tmp_path / "report.html").read_bytes() == before["report.html"]
+
+
+def test_the_page_says_what_noise_promises_and_what_is_withheld(record: RunRecord, tmp_path: Path) -> None:
+    sites = [replace(site, n=None, validation_accuracy=None, runs=[]) for site in record.sites]
+    privacy = {"said": "noised: epsilon 4.38 at delta 1e-05 (clip 1, z 2)", "unit": "one upload"}
+    summary = write(tmp_path, replace(record, sites=sites, manifest={**record.manifest, "privacy": privacy}))
+    page = (tmp_path / "report.html").read_text()
+    assert "Uploads are noised: epsilon 4.38 at delta 1e-05" in page
+    assert page.count("<td>withheld</td>") == 4
+    assert [site["n"] for site in summary["sites"]] == [None, None]
+    write(tmp_path, record)
+    assert "epsilon" not in (tmp_path / "report.html").read_text()
