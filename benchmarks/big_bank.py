@@ -81,7 +81,7 @@ def target(experts: int, limit: int | None, batches: int, size: int, methods: li
     from fedmerge.data.datasets.organ_phantom import ORGANS
     from fedmerge.federated.model import ModelSpec, build
     from fedmerge.federated.site import Site
-    from fedmerge.merging.methods._base import load
+    from fedmerge.merging.methods._base import load_method
     from fedmerge.stream.schedules._base import SCHEDULES
 
     model = ModelSpec(name="vit_tiny_patch16_224", kwargs={"img_size": 32, "patch_size": 8, "in_chans": 1})
@@ -89,7 +89,7 @@ def target(experts: int, limit: int | None, batches: int, size: int, methods: li
     site = Site.model_validate({"name": "mercy", "source": source})
     stream = SCHEDULES.load("iid")(batch_size=size)
     threads = len(os.sched_getaffinity(0))
-    task = TargetTask(site, model, ORGANS, stream, tuple(load(name) for name in methods), 0, threads, max_bytes=limit)
+    task = TargetTask(site, model, ORGANS, stream, tuple(load_method(name) for name in methods), 0, threads, max_bytes=limit)
     base = {name: tensor.numpy() for name, tensor in build(model, len(ORGANS), seed=0).state_dict().items()}
 
     def made_up() -> Iterator[Contribution]:

@@ -52,8 +52,8 @@ def main(
 ) -> None:
     """One federation of three hospitals with a model of real size."""
     proxy = {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 40, "patients": 8}, "epochs": 1}
-    training = {"runs": 1, "epochs": 1, "max_steps": 1, "evaluations": 1, "optimiser": "adamw", "deadline_s": 900}
-    file = world(out / "world", {**SCENARIO, "model": {"name": model}, "initialisation": proxy, "training": training}, images)
+    training = {"runs": 1, "epochs": 1, "max_steps": 1, "evaluations": 1, "optimizer": "adamw", "deadline_s": 900}
+    file = world(out / "world", {**SCENARIO, "model": {"name": model}, "initialization": proxy, "training": training}, images)
     began, peaks = time.monotonic(), Peaks()
     with deployed(out / "here", file) as here:
         started = time.monotonic() - began

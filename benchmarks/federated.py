@@ -21,12 +21,11 @@ import typer
 
 from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import Federated, TargetTask
-from fedmerge.experiment.experiment import Overrides, load
-from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.experiment import Overrides, RunOptions, load_experiment
 from fedmerge.experiment.stream_phase import contribution
-from fedmerge.experiment.training_phase import job_of, load_experts, own_steps, site_task, start
+from fedmerge.experiment.training_phase import job_of, load_experts, make_theta_0, own_steps, site_task
 from fedmerge.federated.pool.global_models import GlobalPool
-from fedmerge.federated.server.in_process import compete, gather
+from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.report.metrics.significance import over_seeds
 from fedmerge.report.terminal import Terminal
 
@@ -59,14 +58,14 @@ def measured(name: str, seed: int, out: Path) -> dict[str, Row]:
 def measure(name: str, seed: int, out: Path) -> dict[str, Row]:
     """Train what is missing, and consume the stream."""
     overrides = Overrides(seed=seed, methods=METHODS, settings=(("federated", STRATEGIES),))
-    plan = load(ROOT / "scenarios" / f"{name}.yaml", overrides)
-    request = Request(out=out / f"{name}-{seed}", pool=out / "pool", quiet=True)
+    plan = load_experiment(ROOT / "scenarios" / f"{name}.yaml", overrides)
+    request = RunOptions(out=out / f"{name}-{seed}", pool=out / "pool", quiet=True)
     request.out.mkdir(parents=True, exist_ok=True)
-    initial = start(plan, request, Terminal(quiet=True))
+    initial = make_theta_0(plan, request, Terminal(quiet=True))
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
     job = job_of(plan, tuple(tasks), initial, request)
-    gather(job, lambda _: None)
-    if failed := compete(job, lambda _: None):
+    LocalBackend().gather(job, lambda _: None)
+    if failed := LocalBackend().compete(job, lambda _: None):
         raise SystemExit(str(failed))
     pool, strategies = GlobalPool(request.pool, tasks), plan.scenario.federated
     models = [pool.model(strategy) for strategy in strategies]

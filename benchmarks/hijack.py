@@ -1,10 +1,10 @@
-"""What does one cheating hospital do to every method, and what do the defences bring back? And do they leave honest ones alone?
+"""What does one cheating hospital do to every method, and what do the defenses bring back? And do they leave honest ones alone?
 
     FEDMERGE_DATA=/folder/of/folders python benchmarks/hijack.py --out runs/hijack --docs docs
 
 The hospitals of organs.yaml, joined by each attacker of hijack.yaml alone and by all three. Hospitals train one after the other in
 this process, as `experts/local.py` does, with one thread; what is in OUT/pool is not trained again, and what OUT/streams-*.json
-holds is not measured again. Writes `hijack.md`: accuracy, how often the patch gets what it wants, what each defence brings back and
+holds is not measured again. Writes `hijack.md`: accuracy, how often the patch gets what it wants, what each defense brings back and
 costs, and what it sees of honest hospitals. Without FEDMERGE_DATA the real data are left out.
 """
 
@@ -25,16 +25,15 @@ from regimes import DIFFERENCES, federation
 from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import TargetTask
 from fedmerge.data.corruptions.patch import Patch
-from fedmerge.experiment.experiment import Overrides, Plan, load
-from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.experiment import Experiment, Overrides, RunOptions, load_experiment
 from fedmerge.experiment.scenario import CHECKS
 from fedmerge.experiment.stream_phase import contribution
-from fedmerge.experiment.training_phase import job_of, load_experts, site_task, start
-from fedmerge.federated.defenses._base import DEFENCES, Defence
+from fedmerge.experiment.training_phase import job_of, load_experts, make_theta_0, site_task
+from fedmerge.federated.defenses._base import DEFENSES, Defense
 from fedmerge.federated.messages import Initial
 from fedmerge.federated.model import build
 from fedmerge.federated.pool.experts import Expert
-from fedmerge.federated.server.in_process import gather
+from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.federated.server.screening import Vetting, probe_of, vet
 from fedmerge.report.terminal import Terminal
 
@@ -59,12 +58,12 @@ FEDERATIONS = {"nobody": (), **{name: (name,) for name in ATTACKERS}, "all three
 TARGET_CLASS = 0
 
 
-def named(name: str, **fields: Any) -> Defence:
-    """One defence."""
-    return DEFENCES.load(name)(**fields)
+def named(name: str, **fields: Any) -> Defense:
+    """One defense."""
+    return DEFENSES.load(name)(**fields)
 
 
-DEFENDED: dict[str, tuple[Defence, ...]] = {
+DEFENDED: dict[str, tuple[Defense, ...]] = {
     "off": (),
     **{check.kind(): (check,) for check in CHECKS},
     "calibration, rescale": (named("calibration", action="rescale"),),
@@ -76,31 +75,31 @@ ALONE = {
     **{check.kind(): ("nobody", *ATTACKERS) for check in CHECKS},
     **dict.fromkeys(("calibration, rescale", "calibration, temperatures", "cap 0.6"), ("nobody", "scaled_head")),
 }
-"""Where a defence that is not the default is measured."""
+"""Where a defense that is not the default is measured."""
 
 
 def hospitals(
     scenario: str, seed: int, out: Path, add: tuple[str, ...] = (), file: Path | None = None
-) -> tuple[Plan, Initial, list[Expert]]:
+) -> tuple[Experiment, Initial, list[Expert]]:
     """A scenario's experts, trained in this process if they are not in the pool."""
     overrides = Overrides(seed=seed, methods=METHODS, add_sites=tuple(str(ROOT / "sites" / f"{name}.yaml") for name in add))
-    plan = load(file or ROOT / "scenarios" / f"{scenario}.yaml", overrides)
-    request = Request(out=out / f"{scenario}-{seed}", pool=out / "pool", quiet=True)
+    plan = load_experiment(file or ROOT / "scenarios" / f"{scenario}.yaml", overrides)
+    request = RunOptions(out=out / f"{scenario}-{seed}", pool=out / "pool", quiet=True)
     request.out.mkdir(parents=True, exist_ok=True)
-    initial = start(plan, request, Terminal(quiet=True))
+    initial = make_theta_0(plan, request, Terminal(quiet=True))
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
-    gather(job_of(plan, tuple(tasks), initial, request), lambda _: None)
+    LocalBackend().gather(job_of(plan, tuple(tasks), initial, request), lambda _: None)
     return plan, initial, load_experts(tasks, request)
 
 
-def vetted(plan: Plan, initial: Initial, experts: list[Expert], defences: Iterable[Defence]) -> Vetting:
+def vetted(plan: Experiment, initial: Initial, experts: list[Expert], defenses: Iterable[Defense]) -> Vetting:
     """The coordinator's part of a run."""
     scenario = plan.scenario
-    probe = probe_of(scenario.initialisation, scenario.probe, scenario.model, plan.classes, scenario.seed)
-    return vet(experts, initial.weights, build(scenario.model, len(plan.classes)), tuple(defences), probe)
+    probe = probe_of(scenario.initialization, scenario.probe, scenario.model, plan.classes, scenario.seed)
+    return vet(experts, initial.weights, build(scenario.model, len(plan.classes)), tuple(defenses), probe)
 
 
-def stream(plan: Plan, initial: Initial, experts: list[Expert], cap: float | None, patched: bool) -> dict[str, float]:
+def stream(plan: Experiment, initial: Initial, experts: list[Expert], cap: float | None, patched: bool) -> dict[str, float]:
     """Every method's accuracy; or, where every image bears the patch, the share of other classes that it turns to the target."""
     scenario = plan.scenario
     target = plan.target.model_copy(update={"shifts": (Patch(),)}) if patched else plan.target
@@ -128,7 +127,9 @@ class Notebook:
         self.file = file
         self.known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
-    def stream(self, plan: Plan, initial: Initial, experts: list[Expert], cap: float | None, patched: bool) -> dict[str, float]:
+    def stream(
+        self, plan: Experiment, initial: Initial, experts: list[Expert], cap: float | None, patched: bool
+    ) -> dict[str, float]:
         """As `stream`, once for the same experts."""
         key = json.dumps([[(expert.sha256, round(expert.temperature, 6)) for expert in experts], cap, patched])
         if key not in self.known:
@@ -138,30 +139,30 @@ class Notebook:
 
 
 def measure(seed: int, out: Path) -> list[dict[str, Any]]:
-    """One row for each federation and defence that differs from another."""
+    """One row for each federation and defense that differs from another."""
     plan, initial, everyone = hospitals("hijack", seed, out)
     notes = Notebook(out / f"streams-{seed}.json")
     rows = []
     for attackers, names in FEDERATIONS.items():
         experts = [expert for expert in everyone if expert.site in (*HONEST, *names)]
-        for defence, defences in DEFENDED.items():
-            if attackers not in ALONE.get(defence, FEDERATIONS):
+        for defense, defenses in DEFENDED.items():
+            if attackers not in ALONE.get(defense, FEDERATIONS):
                 continue
-            found = vetted(plan, initial, experts, defences)
-            cap = min((one.most for one in defences if one.at_target), default=None)
+            found = vetted(plan, initial, experts, defenses)
+            cap = min((one.most for one in defenses if one.at_target), default=None)
             row = {
                 "seed": seed,
                 "attackers": attackers,
-                "defence": defence,
+                "defense": defense,
                 "done": [asdict(done) for done in found.done],
                 "seconds": found.seconds,
                 "forwards": found.forwards,
                 "accuracy": notes.stream(plan, initial, found.experts, cap, False),
             }
-            if defence in ("off", "default") and attackers in ("nobody", "backdoored", "all three"):
+            if defense in ("off", "default") and attackers in ("nobody", "backdoored", "all three"):
                 row["success"] = notes.stream(plan, initial, found.experts, cap, True)
             rows.append(row)
-            typer.echo(f"seed {seed}, {attackers}, {defence}: {told(found)}; {found.seconds:.1f} s")
+            typer.echo(f"seed {seed}, {attackers}, {defense}: {told(found)}; {found.seconds:.1f} s")
     return rows
 
 
@@ -173,9 +174,9 @@ def honest(scenario: str, seed: int, out: Path, add: tuple[str, ...] = (), file:
     return {"scenario": " + ".join([scenario, *add]), "seed": seed, "sites": len(experts), "same": same, **found.as_record()}
 
 
-def mean_by(rows: list[dict[str, Any]], attackers: str, defence: str, key: str = "accuracy") -> dict[str, float]:
+def mean_by(rows: list[dict[str, Any]], attackers: str, defense: str, key: str = "accuracy") -> dict[str, float]:
     """Percent, over seeds; without the experts alone."""
-    chosen = [row[key] for row in rows if row["attackers"] == attackers and row["defence"] == defence and key in row]
+    chosen = [row[key] for row in rows if row["attackers"] == attackers and row["defense"] == defense and key in row]
     methods = [name for name in chosen[0] if not name.startswith("expert:")]
     return {name: 100 * float(np.mean([one[name] for one in chosen])) for name in methods}
 
@@ -186,22 +187,22 @@ def table(head: list[str], lines: Iterable[list[str]]) -> str:
 
 
 def damage(rows: list[dict[str, Any]]) -> str:
-    """Accuracy without an attacker; and the difference to it with each, without and with the default defences."""
+    """Accuracy without an attacker; and the difference to it with each, without and with the default defenses."""
     clean = mean_by(rows, "nobody", "off")
     head = ["method", "no attacker"]
     columns = []
     for attackers in list(FEDERATIONS)[1:]:
-        for defence in ("off", "default"):
-            head.append(f"{attackers}, {'undefended' if defence == 'off' else 'defended'}")
-            columns.append(mean_by(rows, attackers, defence))
+        for defense in ("off", "default"):
+            head.append(f"{attackers}, {'undefended' if defense == 'off' else 'defended'}")
+            columns.append(mean_by(rows, attackers, defense))
     return table(head, ([name, f"{clean[name]:.1f}", *(f"{one[name] - clean[name]:+.1f}" for one in columns)] for name in clean))
 
 
 def each(rows: list[dict[str, Any]], attackers: str) -> str:
-    """Difference to the federation without the attacker, under each defence."""
+    """Difference to the federation without the attacker, under each defense."""
     clean = mean_by(rows, "nobody", "off")
     measured = [name for name in DEFENDED if attackers in ALONE.get(name, FEDERATIONS)]
-    found = {defence: mean_by(rows, attackers, defence) for defence in measured}
+    found = {defense: mean_by(rows, attackers, defense) for defense in measured}
     return table(["method", *measured], ([name, *(f"{of[name] - clean[name]:+.1f}" for of in found.values())] for name in clean))
 
 
@@ -209,7 +210,7 @@ def successes(rows: list[dict[str, Any]]) -> str:
     """How often the patch gets what it wants."""
     cases = [
         ("nobody", "off"),
-        *((attackers, defence) for attackers in ("backdoored", "all three") for defence in ("off", "default")),
+        *((attackers, defense) for attackers in ("backdoored", "all three") for defense in ("off", "default")),
     ]
     found = [mean_by(rows, *case, key="success") for case in cases]
     return table(["method", *(f"{a}, {d}" for a, d in cases)], ([name, *(f"{of[name]:.1f}" for of in found)] for name in found[0]))
@@ -220,15 +221,15 @@ def decisions(rows: list[dict[str, Any]]) -> str:
     seeds = len({row["seed"] for row in rows})
     lines = []
     for attackers in FEDERATIONS:
-        for defence in DEFENDED:
-            of = [row for row in rows if row["attackers"] == attackers and row["defence"] == defence]
-            if not of or defence == "off":
+        for defense in DEFENDED:
+            of = [row for row in rows if row["attackers"] == attackers and row["defense"] == defense]
+            if not of or defense == "off":
                 continue
             done = [f"{one['site']} {one['what']} by {one['check']}" for row in of for one in row["done"]]
             told = "; ".join(f"{text} ({done.count(text)} of {seeds} seeds)" for text in dict.fromkeys(done)) or "nobody"
             cost = [f"{np.mean([row[key] for row in of]):{form}}" for key, form in (("forwards", ".0f"), ("seconds", ".1f"))]
-            lines.append([attackers, defence, told, *cost])
-    return table(["attackers", "defence", "left out or repaired", "images through one model", "seconds"], lines)
+            lines.append([attackers, defense, told, *cost])
+    return table(["attackers", "defense", "left out or repaired", "images through one model", "seconds"], lines)
 
 
 def margins(found: list[dict[str, Any]]) -> str:

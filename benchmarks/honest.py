@@ -20,7 +20,7 @@ import typer
 import yaml
 from many_streams import Streams, schedule_of
 
-from fedmerge.experiment.experiment import Overrides, load
+from fedmerge.experiment.experiment import Overrides, load_experiment
 from fedmerge.report.metrics.significance import over_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ Found = dict[str, dict[str, float]]
 
 
 def variants() -> list[dict[str, Any]]:
-    """`eam` with one field changed at a time, labelled by it."""
+    """`eam` with one field changed at a time, labeled by it."""
     changes: list[tuple[str, dict[str, Any]]] = [
         *((f"eam-gamma-{gamma:g}", {"gamma": gamma}) for gamma in (0.0, 1.0, 50.0, float("inf"))),
         *((f"eam-rho-{rho:g}", {"rho": rho}) for rho in (0.0, 0.9)),
@@ -73,7 +73,7 @@ def honest(name: str, folder: Path, head_init: str) -> Path:
     if head_init:
         kept = [entry for entry in scenario["methods"] if label(entry) in OF_HEADS]
         scenario |= {"uploads": [], "methods": kept, "training": {**scenario["training"], "runs": 1}}
-        scenario["initialisation"] = {**scenario["initialisation"], "head_init": head_init}
+        scenario["initialization"] = {**scenario["initialization"], "head_init": head_init}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(scenario, sort_keys=False), encoding="utf-8")
@@ -91,7 +91,7 @@ def measured(name: str, head_init: str, seed: int, out: Path) -> Found:
     kept = out / "found" / f"{name}-{head_init or 'all'}-{seed}.json"
     if not kept.exists():
         folder = out / f"{name}-{head_init or 'all'}-{seed}"
-        plan = load(honest(name, folder / "scenarios", head_init), Overrides(seed=seed))
+        plan = load_experiment(honest(name, folder / "scenarios", head_init), Overrides(seed=seed))
         streams = Streams(plan, out / "pool", folder)
         size = plan.scenario.stream.batch_size
         chosen = {

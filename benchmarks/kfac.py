@@ -23,13 +23,12 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedmerge.data.images import to_batch
-from fedmerge.experiment.experiment import Overrides, load
-from fedmerge.experiment.run_dir import Request
-from fedmerge.experiment.training_phase import job_of, load_experts, site_task, start
-from fedmerge.federated.client.site_training import measured, open_ward
-from fedmerge.federated.client.trainer import Split, logits_of
-from fedmerge.federated.model import normalisation
-from fedmerge.federated.server.in_process import gather
+from fedmerge.experiment.experiment import Overrides, RunOptions, load_experiment
+from fedmerge.experiment.training_phase import job_of, load_experts, make_theta_0, site_task
+from fedmerge.federated.client.site_training import measured_statistic, open_ward
+from fedmerge.federated.client.trainer import LabeledImages, logits_of
+from fedmerge.federated.model import normalization
+from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.federated.statistics._base import STATISTICS
 from fedmerge.federated.strategies.fedfisher import STEPS, by_layer, descent, mean
 from fedmerge.merging.curvature.kfac import GRADIENTS, INPUTS, Calls, joined, layers, listening, product
@@ -69,12 +68,12 @@ class Hospitals:
     """Their experts, images and statistics, and the target's images."""
 
     def __init__(self, out: Path) -> None:
-        plan = load(ROOT / "scenarios" / "organs.yaml", Overrides(seed=0))
-        request = Request(out=out / "kfac", pool=out / "pool", quiet=True)
+        plan = load_experiment(ROOT / "scenarios" / "organs.yaml", Overrides(seed=0))
+        request = RunOptions(out=out / "kfac", pool=out / "pool", quiet=True)
         request.out.mkdir(parents=True, exist_ok=True)
-        initial = start(plan, request, Terminal(quiet=True))
+        initial = make_theta_0(plan, request, Terminal(quiet=True))
         tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
-        gather(job_of(plan, tuple(tasks), initial, request), lambda _: None)
+        LocalBackend().gather(job_of(plan, tuple(tasks), initial, request), lambda _: None)
         experts = load_experts(tasks, request)
         self.theta: list[State] = [dict(expert.weights) for expert in experts]
         n = torch.tensor([float(expert.n) for expert in experts], dtype=torch.float64)
@@ -83,13 +82,13 @@ class Hospitals:
         self.images = [ward.train for ward in wards]
         self.model = open_ward(tasks[0])[1].cpu().eval()
         shown = plan.target.images(plan.scenario.model.geometry, 0)
-        self.target = Split(to_batch(shown.pixels, *normalisation(plan.scenario.model)), torch.from_numpy(shown.labels))
+        self.target = LabeledImages(to_batch(shown.pixels, *normalization(plan.scenario.model)), torch.from_numpy(shown.labels))
         self.F: dict[str, list[State]] = {kind: [] for kind in ("fisher", "kfac", "expand")}
         for k, task in enumerate(tasks):
             self.model.load_state_dict(self.theta[k])
             for kind in ("fisher", "kfac"):
                 began = time.perf_counter()
-                self.F[kind].append(measured(task, STATISTICS.load(kind)(), self.model, wards[k], list))
+                self.F[kind].append(measured_statistic(task, STATISTICS.load(kind)(), self.model, wards[k], list))
                 size = sum(tensor.numel() * 4 for tensor in self.F[kind][-1].values()) / 1e6
                 typer.echo(f"{task.site.name}: {kind}: {time.perf_counter() - began:.1f} s, {size:.2f} MB beside the weights")
             self.F["expand"].append(self.F["kfac"][-1] | expanded(self.model, self.images[k].x[:500]))

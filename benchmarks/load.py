@@ -40,7 +40,7 @@ def world(folder: Path, scenario: dict[str, Any], sites: list[str], images: int,
     whole = {
         "seed": 0,
         "model": {"name": "vit_tiny_patch16_224", "kwargs": TINY},
-        "initialisation": {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "epochs": 1},
+        "initialization": {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "epochs": 1},
         "sites": sites,
         "training": {"runs": 1, "epochs": 1, "batch_size": 16, "diversity": {"lr": {"default": 1e-3, "draw": [1e-3]}}},
         "target": "mercy",
@@ -111,7 +111,7 @@ def big_pool(
     scenario = {
         "name": name,
         "model": model,
-        "initialisation": {"kind": "proxy", "source": source, "epochs": 1},
+        "initialization": {"kind": "proxy", "source": source, "epochs": 1},
         "target": {"site": "mercy", "max_bytes": max_bytes} if max_bytes else "mercy",
         "stream": {"kind": "iid", "batch_size": 8, "max_batches": batches},
         "methods": methods.split(","),
@@ -139,15 +139,14 @@ def fill(file: Path, out: Path, pool: Path) -> int:
     """Made-up experts into the pool, admitted as uploads are; returns their number of parameters."""
     import torch
 
-    from fedmerge.experiment.experiment import load
-    from fedmerge.experiment.run_dir import Request
-    from fedmerge.experiment.training_phase import job_of, site_task, start
+    from fedmerge.experiment.experiment import RunOptions, load_experiment
+    from fedmerge.experiment.training_phase import job_of, make_theta_0, site_task
     from fedmerge.federated.server.collect import collect
     from fedmerge.report.terminal import Terminal
 
-    plan = load(file)
-    request = Request(out=out, pool=pool, quiet=True)
-    initial = start(plan, request, Terminal(quiet=True))
+    plan = load_experiment(file)
+    request = RunOptions(out=out, pool=pool, quiet=True)
+    initial = make_theta_0(plan, request, Terminal(quiet=True))
     tasks = tuple(site_task(plan, number, initial) for number in range(len(plan.sites)))
 
     def ask(requests: Any, deadline_s: float) -> Any:
@@ -167,14 +166,14 @@ def made_up(request: Any, generator: Any) -> Any:
 
     from fedmerge.federated.messages import Reply
     from fedmerge.federated.security.audit import RUN_SCALARS, Upload
-    from fedmerge.federated.server.admission import sealed
+    from fedmerge.federated.server.admission import check_seal
 
     task = request.task
     weights = {name: tensor + 0.002 * torch.randn(tensor.shape, generator=generator) for name, tensor in request.weights.items()}
     runs = {f"runs.{run}.{name}": 0.5 for run in range(task.training.runs) for name in RUN_SCALARS}
     scalars = {"n": 32.0, "validation_accuracy": 0.5, "temperature": 1.0, **runs}
     upload = Upload(task.site.name, weights, scalars, classes=task.classes)
-    return Reply(task, replace(upload, seal=sealed(request, upload)), "", 0.0)
+    return Reply(task, replace(upload, seal=check_seal(request, upload)), "", 0.0)
 
 
 @app.command()

@@ -21,11 +21,10 @@ from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import TargetTask
 from fedmerge.data.corrupted_images import Gallery
 from fedmerge.data.images import to_batch
-from fedmerge.experiment.experiment import Plan
-from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.experiment import Experiment, RunOptions
 from fedmerge.experiment.stream_phase import contribution
-from fedmerge.experiment.training_phase import job_of, load_experts, site_task, start
-from fedmerge.federated.server import in_process
+from fedmerge.experiment.training_phase import job_of, load_experts, make_theta_0, site_task
+from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Method, Static
 from fedmerge.merging.predict import Row, rows_of
@@ -42,13 +41,15 @@ CHUNK = 128
 class Streams:
     """A target with the experts of one federation. Accuracy of methods on as many orders of its images as one likes."""
 
-    def __init__(self, plan: Plan, pool: Path, out: Path, threads: int = 1) -> None:
+    def __init__(self, plan: Experiment, pool: Path, out: Path, threads: int = 1) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        request = Request(out=out, pool=pool, quiet=True)
-        initial = start(plan, request, Terminal(quiet=True))
+        request = RunOptions(out=out, pool=pool, quiet=True)
+        initial = make_theta_0(plan, request, Terminal(quiet=True))
         tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
         failed = [
-            one for one in in_process.gather(job_of(plan, tuple(tasks), initial, request), lambda _: None).values() if one.reason
+            one
+            for one in LocalBackend().gather(job_of(plan, tuple(tasks), initial, request), lambda _: None).values()
+            if one.reason
         ]
         if failed:
             raise RuntimeError("; ".join(f"site '{one.site}': {one.reason}" for one in failed))
@@ -96,7 +97,7 @@ class _Remembering(TargetSite):
         everything = np.arange(len(self.gallery))
         parts: dict[str, list[Tensor]] = {view: [] for view in views}
         for chunk in np.array_split(everything, max(1, len(everything) // CHUNK)):
-            x = to_batch(self.gallery.pixels(chunk), *self.normalisation).to(self.device)
+            x = to_batch(self.gallery.pixels(chunk), *self.normalization).to(self.device)
             for view in views:
                 parts[view].append(self.bank.expert_logits(VIEWS[view](x)))
         self.known = {view: torch.cat(found, 1) for view, found in parts.items()}

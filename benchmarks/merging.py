@@ -27,7 +27,7 @@ from torch import Tensor
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.methods._base import METHODS, Adaptive, Static, load
+from fedmerge.merging.methods._base import METHODS, Adaptive, Static, load_method
 from fedmerge.merging.per_sample.dispatch import PerSample
 
 
@@ -43,7 +43,7 @@ def median(work: Callable[[], object], repeats: int) -> float:
 
 
 def a_bank(name: str, experts: int, **arguments: object) -> Bank:
-    """Random experts near one initialisation."""
+    """Random experts near one initialization."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=11, **arguments).eval()
     base = model.state_dict()
@@ -67,7 +67,7 @@ def by_state_dict(bank: Bank, batch: Tensor, rows: Tensor) -> Tensor:
 def per_sample(title: str, bank: Bank, side: int, repeats: int) -> None:
     """Figure 1, for one size of model."""
     batch = torch.randn(32, 3, side, side)
-    t3, t3_batch = load("t3", generalist="theta_0"), load("t3_batch", generalist="theta_0")
+    t3, t3_batch = load_method("t3", generalist="theta_0"), load_method("t3_batch", generalist="theta_0")
     rows = torch.rand(32, bank.K + 1).double()  # no two images alike
     rows = rows / rows.sum(1, keepdim=True)
     spread = Coefficients(rows, rows)
@@ -114,7 +114,7 @@ def sharing() -> None:
     bank = a_bank("vit_tiny_patch16_224", 3, img_size=32, patch_size=8, embed_dim=96, depth=2)
     bank.counts = (30, 20, 10)
     batch = torch.randn(32, 3, 32, 32)
-    methods = [load(name) for name in METHODS.names]
+    methods = [load_method(name) for name in METHODS.names]
     static = [m for m in methods if isinstance(m, Static) and not m.needed & {"fisher", "gram", "gram_rounds", "soup"}]
     adaptive = [m for m in methods if isinstance(m, Adaptive) and m.ranked]
     evidence, merged, alone = Evidence.of(bank, batch), 0, 0

@@ -21,12 +21,11 @@ import typer
 
 from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import Contribution, TargetTask
-from fedmerge.experiment.experiment import Overrides, Plan, load
-from fedmerge.experiment.run_dir import Request
-from fedmerge.experiment.training_phase import job_of, load_experts, site_task, start
+from fedmerge.experiment.experiment import Experiment, Overrides, RunOptions, load_experiment
+from fedmerge.experiment.training_phase import job_of, load_experts, make_theta_0, site_task
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.security.privacy import Privacy, noised
-from fedmerge.federated.server import in_process
+from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.federated.server.statistics import model_of
 from fedmerge.federated.statistics._base import State
 from fedmerge.merging.bank.layout import Parts
@@ -41,20 +40,20 @@ DELTA = 1e-5
 BATCHES_AT_A_TIME = 64
 
 
-def trained(seed: int, out: Path, pool: Path) -> tuple[Plan, State, list[Expert]]:
+def trained(seed: int, out: Path, pool: Path) -> tuple[Experiment, State, list[Expert]]:
     """The scenario, theta_0, and the hospitals' exact experts."""
-    plan = load(ROOT / "scenarios" / "organs.yaml", Overrides(seed=seed, methods=METHODS))
+    plan = load_experiment(ROOT / "scenarios" / "organs.yaml", Overrides(seed=seed, methods=METHODS))
     (out / f"seed{seed}").mkdir(parents=True, exist_ok=True)
-    request = Request(out=out / f"seed{seed}", pool=pool, quiet=True)
-    initial = start(plan, request, Terminal(quiet=True))
+    request = RunOptions(out=out / f"seed{seed}", pool=pool, quiet=True)
+    initial = make_theta_0(plan, request, Terminal(quiet=True))
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
-    outcomes = in_process.gather(job_of(plan, tuple(tasks), initial, request), lambda _: None)
+    outcomes = LocalBackend().gather(job_of(plan, tuple(tasks), initial, request), lambda _: None)
     if failed := [outcome for outcome in outcomes.values() if outcome.reason]:
         raise SystemExit(f"{failed}")
     return plan, initial.weights, load_experts(tasks, request)
 
 
-def accuracies(plan: Plan, theta_0: State, states: dict[str, State]) -> dict[str, float]:
+def accuracies(plan: Experiment, theta_0: State, states: dict[str, State]) -> dict[str, float]:
     """Share of right predictions over the target's stream, by method."""
     experts = [Contribution(name, {key: t.numpy() for key, t in state.items()}, None, 1.0) for name, state in states.items()]
     scenario = plan.scenario
@@ -76,7 +75,9 @@ def rows_of(seed: int, out: Path, pool: Path) -> list[dict[str, Any]]:
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
     plan, theta_0, experts = trained(seed, out, pool)
-    model = model_of(site_task(plan, 0, start(plan, Request(out / f"seed{seed}", pool, quiet=True), Terminal(quiet=True))))
+    model = model_of(
+        site_task(plan, 0, make_theta_0(plan, RunOptions(out / f"seed{seed}", pool, quiet=True), Terminal(quiet=True)))
+    )
     parts = Parts.of(model)
     names = (*parts.encoder, *parts.head)
     norms = [float(torch.cat([(e.weights[n] - theta_0[n]).flatten() for n in names]).norm()) for e in experts]

@@ -21,7 +21,7 @@ import typer
 import yaml
 from many_streams import Streams, schedule_of
 
-from fedmerge.experiment.experiment import Overrides, load
+from fedmerge.experiment.experiment import Overrides, load_experiment
 from fedmerge.report.metrics.significance import over_seeds
 from fedmerge.stream.schedules._base import Schedule
 
@@ -69,7 +69,7 @@ def schedule(skew: float, order: str, size: int) -> Schedule:
 
 def measure(file: Path, seed: int, folder: Path, pool: Path) -> list[dict[str, Any]]:
     """Accuracies of all methods on all streams of one federation."""
-    streams = Streams(load(file, Overrides(seed=seed)), pool, folder / f"seed{seed}")
+    streams = Streams(load_experiment(file, Overrides(seed=seed)), pool, folder / f"seed{seed}")
     return [
         {"skew": skew, "order": order, "size": size, "accuracies": streams.accuracies(schedule(delta, order, size))}
         for skew, delta in SKEWS.items()

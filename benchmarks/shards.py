@@ -50,14 +50,14 @@ def task_of(shards: int, batches: int, size: int, shape: dict[str, int], methods
     from fedmerge.data.datasets.organ_phantom import ORGANS
     from fedmerge.federated.model import ModelSpec
     from fedmerge.federated.site import Site
-    from fedmerge.merging.methods._base import load
+    from fedmerge.merging.methods._base import load_method
     from fedmerge.stream.schedules._base import SCHEDULES
 
     model = ModelSpec(name="vit_tiny_patch16_224", kwargs={"img_size": 32, "patch_size": 4, "num_heads": 4, "in_chans": 1, **shape})
     source = {"kind": "organ_phantom", "images": batches * size, "patients": batches * size}
     site, stream = Site.model_validate({"name": "mercy", "source": source}), SCHEDULES.load("iid")(batch_size=size)
     threads = len(os.sched_getaffinity(0))
-    return TargetTask(site, model, ORGANS, stream, tuple(load(name) for name in methods), 0, threads, "rows", shards=shards)
+    return TargetTask(site, model, ORGANS, stream, tuple(load_method(name) for name in methods), 0, threads, "rows", shards=shards)
 
 
 def one(task: Any, count: int, batches: int) -> tuple[str, list[Any]]:

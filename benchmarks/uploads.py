@@ -32,8 +32,9 @@ import typer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fedmerge.data.datasets.organ_phantom import ORGANS  # noqa: E402
+from fedmerge.federated.client.worker import answer  # noqa: E402
 from fedmerge.federated.flower.client import packed  # noqa: E402
-from fedmerge.federated.flower.simulation import simulate  # noqa: E402
+from fedmerge.federated.flower.simulation import run_flower  # noqa: E402
 from fedmerge.federated.messages import (  # noqa: E402  # noqa: E402
     Ask,
     Initial,
@@ -48,12 +49,11 @@ from fedmerge.federated.pool.experts import ExpertPool  # noqa: E402
 from fedmerge.federated.security.audit import Upload  # noqa: E402
 from fedmerge.federated.security.limits import measured, rms  # noqa: E402
 from fedmerge.federated.security.signing import VARIABLE, make  # noqa: E402
-from fedmerge.federated.server import in_process  # noqa: E402
-from fedmerge.federated.server.admission import sealed  # noqa: E402
+from fedmerge.federated.server.admission import seal_of  # noqa: E402
 from fedmerge.federated.server.authentication import introduced  # noqa: E402
 from fedmerge.federated.server.collect import collect  # noqa: E402
-from fedmerge.federated.server.in_process import answer  # noqa: E402
-from fedmerge.federated.server.initialisation import Proxy, initialise, kept  # noqa: E402
+from fedmerge.federated.server.in_process import LocalBackend  # noqa: E402
+from fedmerge.federated.server.initialization import Proxy, initialize, kept_theta_0  # noqa: E402
 from fedmerge.federated.site import Site  # noqa: E402
 from fedmerge.merging.bank.layout import head_names  # noqa: E402
 
@@ -88,7 +88,7 @@ def scalars(**changes: float) -> Callable[[Upload, SiteTask], Upload]:
 
 
 def elsewhere(upload: Upload, task: SiteTask) -> Upload:
-    """The honest update on top of a random initialisation of another seed, under the right head."""
+    """The honest update on top of a random initialization of another seed, under the right head."""
     fresh = build(task.model, len(task.classes), seed=4711).state_dict()
     return replace(upload, weights={n: t if n.startswith("head") else fresh[n] for n, t in upload.weights.items()})
 
@@ -162,11 +162,11 @@ def misdeeds(trap: Path, stolen: State) -> dict[str, Misdeed]:
         "huge": Misdeed("one absurd number (1e30)", f"{BIAS}: found root mean square", one(1e30)),
         "boosted": Misdeed("an encoder 50 times too large", "found root mean square", scaled(50)),
         "drifted": Misdeed("an encoder 8 times too large", "norms of theta_0 away", scaled(8)),
-        "negated": Misdeed("an encoder with its sign turned", "trained from another initialisation", scaled(-1)),
-        "stranger": Misdeed("an expert of another initialisation", "trained from another initialisation", elsewhere),
+        "negated": Misdeed("an encoder with its sign turned", "trained from another initialization", scaled(-1)),
+        "stranger": Misdeed("an expert of another initialization", "trained from another initialization", elsewhere),
         "elsewhere": Misdeed(
-            "another initialisation, and it says so",
-            "initialisation: found",
+            "another initialization, and it says so",
+            "initialization: found",
             request=lambda r: replace(r, weights={n: t + 1 for n, t in r.weights.items()}),
         ),
         "order": Misdeed("classes in another order", "classes: found", lambda u, t: replace(u, classes=tuple(reversed(u.classes)))),
@@ -244,7 +244,7 @@ def tampering(tasks: Sequence[SiteTask], bad: dict[str, Misdeed]) -> Any:
         if deed and reply.upload and (deed.upload or deed.request):
             upload = deed.upload(reply.upload, task) if deed.upload else reply.upload
             told = deed.request(request) if deed.request else request
-            reply = replace(reply, upload=replace(upload, seal=sealed(told, upload)))
+            reply = replace(reply, upload=replace(upload, seal=seal_of(told, upload)))
         content = packed(reply)
         if deed and deed.content:
             deed.content(content)
@@ -271,11 +271,11 @@ def hospital(name: str, initial: Initial, keys: Path, keyless: bool) -> SiteTask
 def tried(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Outcome], Job]:
     """One federation of all misdeeds and an honest hospital: what became of each."""
     proxy = Proxy.model_validate({"kind": "proxy", "source": SOURCE, "epochs": 1})
-    initial = initialise(proxy, MODEL, len(ORGANS), 0, folder / "pool", lambda *_: None)
+    initial = initialize(proxy, MODEL, len(ORGANS), 0, folder / "pool", lambda *_: None)
     os.environ[VARIABLE] = str(folder / "keys")
     honest = hospital("honest", initial, folder / "keys", keyless=False)
     job = Job((honest,), initial, folder / "pool", folder / "audit.jsonl", 300)
-    in_process.gather(job, lambda _: None)
+    LocalBackend().gather(job, lambda _: None)
     bad = misdeeds(folder / "trap", ExpertPool(job.pool).load(honest).weights)
     tasks = [hospital(name, initial, folder / "keys", deed.keyless) for name, deed in bad.items()]
     asked = [*tasks, hospital("upright", initial, folder / "keys", keyless=False)]
@@ -285,7 +285,7 @@ def tried(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Outcome], Job]:
     def program(ask: Ask) -> None:
         outcomes.update(collect(job, ask))
 
-    simulate(job, asked, tampering(asked, bad), program)
+    run_flower(job, asked, tampering(asked, bad), program)
     lines = [json.loads(line) for line in job.audit.read_text(encoding="utf-8").splitlines()]
     noted = {line["site"]: line["reason"] for line in lines if line["verdict"] == "refused"}
     rows = [
@@ -302,10 +302,10 @@ def tried(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Outcome], Job]:
 
 
 def margins(pool: Path) -> None:
-    """How far the experts of a pool are from the limits, and how far an unrelated random initialisation is."""
+    """How far the experts of a pool are from the limits, and how far an unrelated random initialization is."""
     for manifest in sorted(pool.glob("experts/*/manifest.json")):
         task = SiteTask.model_validate(json.loads(manifest.read_text(encoding="utf-8"))["task"])
-        weights, theta_0 = ExpertPool(pool).load(task).weights, kept(task.initial_sha256, pool)
+        weights, theta_0 = ExpertPool(pool).load(task).weights, kept_theta_0(task.initial_sha256, pool)
         if theta_0 is None:
             continue
         model = build(task.model, len(task.classes), seed=4711)

@@ -1,20 +1,36 @@
 """fedmerge: hospitals share models instead of data, and an unseen hospital merges them per batch.
 
-Telemetry of every library below us is switched off here, because each reads its switch when it is first imported.
+Importing it changes nothing: no environment variable, no thread count, and no library is imported before it is used.
 """
 
-import os
+from __future__ import annotations
 
-__version__ = "0.1.0"
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
 
-os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-os.environ["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] = "1"
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-if not os.environ.get("RAY_ADDRESS"):
-    # A Ray of our own talks over loopback and listens nowhere else. The name is misleading: it works on Linux, too.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    # If this process is killed, two of Ray's daemons wait so long for a head that is gone, by default a minute.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+if TYPE_CHECKING:
+    from fedmerge.errors import FedmergeError
+    from fedmerge.experiment.run import RunResult, run
+    from fedmerge.merging.functional import Adapter, merge
+
+__all__ = ["Adapter", "FedmergeError", "RunResult", "merge", "run"]
+
+_HOMES = {
+    "Adapter": "fedmerge.merging.functional",
+    "FedmergeError": "fedmerge.errors",
+    "RunResult": "fedmerge.experiment.run",
+    "merge": "fedmerge.merging.functional",
+    "run": "fedmerge.experiment.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("fedmerge")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedmerge' has no attribute '{name}'; it offers {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

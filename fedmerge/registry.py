@@ -32,6 +32,9 @@ from pydantic_core.core_schema import ErrorType
 
 from fedmerge.errors import Problem, ScenarioError, nearest
 
+FORMER = {"initialisation": "initialization", "optimiser": "optimizer", "defences": "defenses"}
+"""Older spellings of YAML keys, and the keys that they are now."""
+
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,63}$")]
 """A row's name that somebody has chosen: without ':', which parts the names of rows that a method makes for each site."""
 
@@ -45,10 +48,17 @@ class Spec(BaseModel):
     @classmethod
     def _name_unknown_keys(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return handler(value)
+            return handler(renamed(value))
         except ValidationError as error:
             details = [_with_hint(detail, cls) for detail in error.errors()]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
+
+
+def renamed(value: Any) -> Any:
+    """A YAML mapping with older spellings of its keys as they are now; where both are given, the older stays, an unknown key."""
+    if not isinstance(value, dict):
+        return value
+    return {FORMER[key] if key in FORMER and FORMER[key] not in value else key: item for key, item in value.items()}
 
 
 class Plugin(Spec):

@@ -25,7 +25,7 @@ DEEPEST = 4
 
 
 class Canary:
-    """A grey image whose every row is found nowhere else, (side, side) uint8. name: of its file, which is a secret, too."""
+    """A gray image whose every row is found nowhere else, (side, side) uint8. name: of its file, which is a secret, too."""
 
     def __init__(self, seed: int, side: int = 16) -> None:
         self.pixels: NDArray[np.uint8] = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
@@ -38,7 +38,7 @@ class Canary:
         self.file = (folder / f"{self.name}.png").read_bytes()
 
     def needles(self) -> dict[str, bytes]:
-        """Bytes by which it is known: single rows as stored, mirrored, scaled or normalised, the file's inside, its name."""
+        """Bytes by which it is known: single rows as stored, mirrored, scaled or normalized, the file's inside, its name."""
         found = {"its file's name": self.name.encode()}
         if self.file:
             found["its file"] = self.file[48:80]
@@ -50,7 +50,7 @@ class Canary:
                 found[f"{how}{number} as uint8"] = values.tobytes()
                 found[f"{how}{number} as int64"] = values.astype(np.int64).tobytes()
                 found[f"{how}{number} as text"] = re.sub(r"[^\d,]", "", ", ".join(map(str, values))).encode()
-                for scale, y in {"255ths": x, "normalised": (x - np.float32(0.5)) / np.float32(0.5), "raw": x * 255}.items():
+                for scale, y in {"255ths": x, "normalized": (x - np.float32(0.5)) / np.float32(0.5), "raw": x * 255}.items():
                     for kind in (np.float16, np.float32, np.float64):
                         found[f"{how}{number}, {scale}, as {np.dtype(kind)}"] = y.astype(kind).tobytes()
         return found

@@ -50,7 +50,7 @@ class Net(nn.Module):
 
 
 def expert_states(count: int, seed: int = 0, classes: int = 3, spread: float = 0.5) -> list[dict[str, Tensor]]:
-    """State dicts of `Net` around one random initialisation, with different BatchNorm statistics."""
+    """State dicts of `Net` around one random initialization, with different BatchNorm statistics."""
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -11,19 +11,19 @@ import pytest
 from fedmerge.data.datasets.organ_phantom import ORGANS
 from fedmerge.federated.messages import Initial, Job, SiteTask, Training
 from fedmerge.federated.model import ModelSpec
-from fedmerge.federated.server.initialisation import Proxy, initialise
+from fedmerge.federated.server.initialization import Proxy, initialize
 from fedmerge.federated.site import Site
 from tests.conftest import TINY
 
 MODEL = ModelSpec.model_validate(TINY)
-FAST = {"runs": 2, "epochs": 2, "optimiser": "adamw", "augment": "light", "diversity": {"lr": {"default": 1e-3, "draw": [2e-3]}}}
+FAST = {"runs": 2, "epochs": 2, "optimizer": "adamw", "augment": "light", "diversity": {"lr": {"default": 1e-3, "draw": [2e-3]}}}
 
 
 @pytest.fixture(scope="session")
 def initial(tmp_path_factory: pytest.TempPathFactory) -> Initial:
     source = {"kind": "organ_phantom", "images": 60, "patients": 12}
     spec = Proxy.model_validate({"kind": "proxy", "source": source, "epochs": 1})
-    return initialise(spec, MODEL, len(ORGANS), 0, tmp_path_factory.mktemp("pool"), lambda *_: None)
+    return initialize(spec, MODEL, len(ORGANS), 0, tmp_path_factory.mktemp("pool"), lambda *_: None)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from fedmerge.adaptation.tasks import Arrays, Contribution, TargetTask
 from fedmerge.data.datasets.organ_phantom import ORGANS
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.site import Site
-from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._base import load_method
 from fedmerge.stream.schedules._base import SCHEDULES
 from tests.conftest import TINY
 
@@ -21,7 +21,7 @@ NAMES = ("north", "south", "west")
 
 
 def experts(seed: int = 0) -> list[Contribution]:
-    """Three experts about one initialisation."""
+    """Three experts about one initialization."""
     generator = torch.Generator().manual_seed(seed)
     return [
         Contribution(
@@ -49,7 +49,7 @@ def target() -> Callable[..., TargetTask]:
             model=MODEL,
             classes=ORGANS,
             schedule=SCHEDULES.load("mixture_drift")(batch_size=8),
-            methods=tuple(load(entry) if isinstance(entry, str) else entry for entry in entries),
+            methods=tuple(load_method(entry) if isinstance(entry, str) else entry for entry in entries),
             seed=0,
             threads=1,
         )

@@ -25,8 +25,8 @@ from typing import Any, Self
 import yaml
 from credentials import node_key
 
-from fedmerge.cli.site_files import give_key, outline
-from fedmerge.experiment.experiment import load, site_file
+from fedmerge.cli.site_files import give_key, site_outline
+from fedmerge.experiment.experiment import load_experiment, site_file
 from fedmerge.federated.security.certificates import issue
 from fedmerge.system.offline import sealed
 
@@ -80,7 +80,7 @@ class Loopback:
 
     def prepare(self) -> list[str]:
         """Lay out all folders; the names of the hospitals. In a real federation each does its own part on its own machine."""
-        plan = load(self.scenario)
+        plan = load_experiment(self.scenario)
         content = yaml.safe_load(self.scenario.read_text(encoding="utf-8"))
         issue(self.coordinator / "tls", "server", ["localhost", "127.0.0.1"])
         for place in (self.coordinator, self.target):
@@ -97,10 +97,10 @@ class Loopback:
             shutil.copy(self.coordinator / "tls" / "ca.crt", own.parent / "ca.crt")
             node_key(own.parent / "node.key")
             for place in (self.coordinator, self.target):
-                (place / "sites" / own.name).write_text(outline(own, plan.scenario.seed), encoding="utf-8")
+                (place / "sites" / own.name).write_text(site_outline(own, plan.scenario.seed), encoding="utf-8")
         target = site_file(written[plan.target.name], self.scenario)
         shutil.copy(target, self.target / "sites" / f"{plan.target.name}.yaml")
-        told = outline(target, plan.scenario.seed)
+        told = site_outline(target, plan.scenario.seed)
         (self.coordinator / "sites" / f"{plan.target.name}.yaml").write_text(told, encoding="utf-8")
         return [site.name for site in plan.sites]
 

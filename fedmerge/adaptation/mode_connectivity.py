@@ -91,7 +91,7 @@ def _along(held: _Held, i: int, j: int, part: Part) -> Landscape:
     for encoder, head in between(bank, i, j, part):
         theta, loss, wrong = bank.mix(encoder, head), 0.0, 0
         for start in range(0, len(held.labels), BATCH):
-            x = to_batch(held.pixels[start : start + BATCH], *held.site.normalisation).to(held.site.device)
+            x = to_batch(held.pixels[start : start + BATCH], *held.site.normalization).to(held.site.device)
             y = torch.from_numpy(held.labels[start : start + BATCH]).to(held.site.device)
             logits = bank.forward(theta, x, encoder).double()
             loss += float(torch.nn.functional.cross_entropy(logits, y, reduction="sum"))

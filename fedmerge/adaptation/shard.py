@@ -19,7 +19,7 @@ from fedmerge.errors import Problem, ScenarioError
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.row_storage import Shelf
-from fedmerge.merging.bank.sharded import Here, answer
+from fedmerge.merging.bank.sharded import Here, answer_here
 from fedmerge.merging.methods._base import Method
 
 
@@ -60,7 +60,7 @@ class Shard:
     def answer(self, what: str, arguments: Sequence[Any]) -> Tensor:
         """One of `merging.bank.sharded.WORK`."""
         assert self.bank is not None
-        return answer(self.bank, what, arguments)
+        return answer_here(self.bank, what, arguments)
 
     def process(self) -> int:
         """Number of this process."""
@@ -68,7 +68,7 @@ class Shard:
 
 
 def divided(experts: Sequence[Contribution], shards: int) -> list[Sequence[Contribution]]:
-    """Neighbours together, as evenly as can be; as many groups as shards, or as experts if those are fewer."""
+    """Neighbors together, as evenly as can be; as many groups as shards, or as experts if those are fewer."""
     count = min(shards, len(experts))
     edges = [number * len(experts) // count for number in range(count + 1)]
     return [experts[a:b] for a, b in pairwise(edges)]

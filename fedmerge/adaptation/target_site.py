@@ -21,7 +21,7 @@ from fedmerge.adaptation.expert_loader import Holding
 from fedmerge.adaptation.tasks import Arrays, Contribution, Description, Federated, TargetTask
 from fedmerge.data.corrupted_images import Gallery
 from fedmerge.data.images import to_batch
-from fedmerge.federated.model import build, normalisation
+from fedmerge.federated.model import build, normalization
 from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import Adaptive, Method
 from fedmerge.merging.per_sample.dispatch import Costs, PerSample
@@ -52,10 +52,11 @@ class TargetSite:
         self.task, self.device, self.images = task, holding.device, holding.images
         self.gallery = Gallery(self.images, task.schedule.conditions(), task.site.name, task.seed)
         self.stream = Stream(self.gallery, task.schedule, task.site.name, task.seed)
-        self.normalisation = normalisation(task.model)
-        self.fixed = {one.key: Row(Fixed(label=one.key), model=model_of(one, task, self.device)) for one in task.federated}
+        self.normalization = normalization(task.model)
+        self.fixed = {one.key: Row(Fixed(label=one.key), model=fixed_model(one, task, self.device)) for one in task.federated}
         self.base, self.experts = base, [] if isinstance(experts, Holding) else list(experts)
         self.position = 0
+        self.deaths: list[int] = []  # of this process nothing would be told
         self.forwards_run = 0
         self._settle(holding)
         self._past: Past | None = None
@@ -176,7 +177,7 @@ class TargetSite:
         )
 
     def _evidence(self, t: int) -> Evidence:
-        x = to_batch(self.gallery.pixels(self.stream.batches[t]), *self.normalisation)
+        x = to_batch(self.gallery.pixels(self.stream.batches[t]), *self.normalization)
         return Evidence.of(self.bank, x.to(self.device))
 
     def _told(self, method: Method, t: int, evidence: Evidence) -> AbstractContextManager[None]:
@@ -210,7 +211,7 @@ def info(model: Federated) -> RowInfo:
     return RowInfo(model.paper, "federated", (), False, True, model.hyper_parameters, model.remark)
 
 
-def model_of(federated: Federated, task: TargetTask, device: str) -> nn.Module:
+def fixed_model(federated: Federated, task: TargetTask, device: str) -> nn.Module:
     """The model in evaluation mode."""
     model = build(task.model, len(task.classes), seed=task.seed)
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in federated.weights.items()})

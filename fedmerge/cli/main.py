@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fedmerge.simulate import guarded, simulate
+from fedmerge.cli.simulate import guarded, simulate
+from fedmerge.system.process import cores
 
 app = typer.Typer(
     help="Share models instead of data: simulate hospitals that upload one expert each, and merge them per batch.",
@@ -45,13 +45,13 @@ def plan(
     pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
 ) -> None:
     """Show what SCENARIO will do, before anything is trained: sites, stream, what is in the pool, time and memory."""
-    from fedmerge.cli.show_plan import show
+    from fedmerge.cli.show_plan import show_preview
     from fedmerge.experiment.dry_run import preview
-    from fedmerge.experiment.experiment import Overrides, load
+    from fedmerge.experiment.experiment import Overrides, load_experiment
     from fedmerge.experiment.overrides import single
 
     changes = Overrides(seed=seed, settings=tuple(single(text) for text in setting or ()), target=target)
-    show(preview(load(scenario, changes), pool, len(os.sched_getaffinity(0))))
+    show_preview(preview(load_experiment(scenario, changes), pool, cores()))
 
 
 @app.command()
@@ -73,12 +73,12 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
 
     Experts are trained once and shared. A sweep that was cut off goes on where it stopped when the same command is given again.
     """
-    from fedmerge.experiment.sweep import Sweep, cells_of, run
+    from fedmerge.experiment.sweep import Sweep, cells_of, run_sweep
 
     cells = cells_of(scenario, range(seeds) if seeds else (), setting or [], targets)
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     folder = out or Path("runs") / f"{scenario.stem}-sweep"
-    run(Sweep(scenario, cells, names, folder, pool, jobs or len(os.sched_getaffinity(0))), quiet)
+    run_sweep(Sweep(scenario, cells, names, folder, pool, jobs or cores()), quiet)
 
 
 @app.command()
@@ -94,7 +94,7 @@ def diagnose(
 
     Writes diagnose.html, diagnose.json and plots into the run's folder.
     """
-    from fedmerge.experiment.diagnose import diagnose as look
+    from fedmerge.experiment.diagnose import diagnose_run as look
 
     look(run, None if predictions_only else pool, images, quiet)
 
@@ -106,10 +106,10 @@ def mirage(
     out: Annotated[Path | None, typer.Option(help="write all numbers as JSON")] = None,
 ) -> None:
     """Tell from the weights in POOL alone whether averaging is at risk in this federation, and at which layers."""
-    from fedmerge.experiment.averaging_risk import as_json, federations, show
+    from fedmerge.experiment.averaging_risk import as_json, federations, show_risk
 
     found = federations(pool)
-    show(found)
+    show_risk(found)
     if out:
         out.write_text(json.dumps(as_json(found), indent=2), encoding="utf-8")
 
@@ -154,7 +154,7 @@ def outline(
     seed: Annotated[int, typer.Option(min=0, help="the scenario's seed")] = 0,
 ) -> None:
     """Print SITE as its coordinator may have it: what is known of its images, and no path."""
-    from fedmerge.cli.site_files import outline as outlined
+    from fedmerge.cli.site_files import site_outline as outlined
 
     typer.echo(outlined(site, seed), nl=False)
 
@@ -174,12 +174,12 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="one method, for its formula and fields; all if left out")] = None,
 ) -> None:
     """Print the table of merging methods, or one method with its formula and its fields."""
-    from fedmerge.cli.methods import describe, table
+    from fedmerge.cli.methods import describe, method_table
 
     if name:
         typer.echo(describe(name))
     else:
-        table()
+        method_table()
 
 
 def main() -> None:

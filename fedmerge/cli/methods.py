@@ -24,7 +24,7 @@ SIZES = (2, 3, 5)
 """Numbers of experts with which costs are counted."""
 
 
-def table() -> None:
+def method_table() -> None:
     """Print one row for each method: when it merges, what it needs, whether it has gradients, forwards per batch, and the paper."""
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -51,10 +51,10 @@ def row(name: str) -> tuple[str, ...]:
     method = kind()
     merges = next(text for base, text in KINDS.items() if issubclass(kind, base))
     needs = ", ".join(sorted(method.needed)) or "nothing"
-    return name, merges, needs, "yes" if kind.gradient else "no", cost(method), kind.paper
+    return name, merges, needs, "yes" if kind.gradient else "no", method_cost(method), kind.paper
 
 
-def cost(method: Method) -> str:
+def method_cost(method: Method) -> str:
     """Forwards of a batch as a formula in K."""
     counted = {K: _forwards(method, K) for K in SIZES}
     slope = counted[3] - counted[2]

@@ -8,7 +8,7 @@ from fedmerge.report.terminal import console, duration, histogram, site_table, s
 IN_POOL = {True: "in the pool", False: "trains", None: "known when theta_0 is there"}
 
 
-def show(found: Preview) -> None:
+def show_preview(found: Preview) -> None:
     """Print sites, stream, rows and cost."""
     plan, cost = found.plan, found.cost
     out = console()

@@ -64,7 +64,7 @@ def _written(file: Path, text: str, public: str) -> str:
     return text[: found.end()] + gap + line + text[found.end() :]
 
 
-def outline(file: Path, seed: int) -> str:
+def site_outline(file: Path, seed: int) -> str:
     """The site of `file` as YAML, its source replaced by what may be known of it. seed: the scenario's.
 
     Raises ScenarioError if the file is no site, or its images cannot be found.

@@ -45,7 +45,7 @@ class Images:
 
 
 def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(N, H, W, C) uint8 to a normalised (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel."""
+    """(N, H, W, C) uint8 to a normalized (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel."""
     x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
     shape = (1, -1, 1, 1)
     return ((x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)).contiguous()

@@ -1,4 +1,4 @@
-"""What a scanner does to every image: resolution, blur, noise, intensity window, contrast, tone and colour."""
+"""What a scanner does to every image: resolution, blur, noise, intensity window, contrast, tone and color."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class Scanner(Spec):
         None,
         description="level and width: Hounsfield units for CT (default 40, 400), 0 to 1 for photographs (default 0.5, 1)",
     )
-    contrast: float = Field(1.0, ge=0.1, le=10, description="gain about middle grey")
+    contrast: float = Field(1.0, ge=0.1, le=10, description="gain about middle gray")
     gamma: float = Field(1.0, ge=0.1, le=10, description="exponent applied to intensities in 0..1; above 1 is darker")
-    tint: tuple[Gain, Gain, Gain] | None = Field(None, description="gains of red, green and blue; colour images only")
+    tint: tuple[Gain, Gain, Gain] | None = Field(None, description="gains of red, green and blue; color images only")
 
     def scan(self, images: Images, owner: str, seed: int) -> Images:
         """The images as this scanner shows them: pixels (N, H, W, C) uint8, everything else unchanged.
 
         Pixels are int16 Hounsfield units (CT) or uint8 (photographs). Image i gets the i-th noise of (seed, owner), however
-        many images there are. Raises DataError if colour gains meet images of one channel, or for other pixels.
+        many images there are. Raises DataError if color gains meet images of one channel, or for other pixels.
         """
         pixels = images.pixels
         if self.tint is not None and pixels.shape[-1] != 3:
@@ -86,7 +86,7 @@ class Scanner(Spec):
         return x
 
     def _tone(self, x: Float) -> Float:
-        """The window's ends, contrast, tone curve and colour gains; values in 0..1."""
+        """The window's ends, contrast, tone curve and color gains; values in 0..1."""
         x = np.clip((np.clip(x, 0, 1) - 0.5) * np.float32(self.contrast) + 0.5, 0, 1)
         if self.gamma != 1:
             x = x ** np.float32(self.gamma)

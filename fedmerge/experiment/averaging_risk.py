@@ -14,7 +14,7 @@ from fedmerge.errors import FolderError
 from fedmerge.federated.messages import SiteTask
 from fedmerge.federated.model import build
 from fedmerge.federated.pool.experts import Expert, ExpertPool
-from fedmerge.federated.server.initialisation import kept
+from fedmerge.federated.server.initialization import kept_theta_0
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.geometry.drift import Drift, drift
 from fedmerge.report.terminal import console
@@ -53,38 +53,38 @@ def federations(pool: Path) -> list[Federation]:
     return found
 
 
-def show(found: Sequence[Federation]) -> None:
+def show_risk(found: Sequence[Federation]) -> None:
     """Print a table and a verdict in words for each federation."""
     out = console()
     for one in found:
         task = one.tasks[0]
         out.print(f"{', '.join(one.names)}: {task.model.name}, {len(task.classes)} classes, seed {task.seed}", markup=False)
-        out.print(table(one))
-        for line in words(one):
+        out.print(risk_table(one))
+        for line in risk_words(one):
             out.print(line, markup=False)
         out.print()
 
 
-def table(one: Federation) -> Table:
+def risk_table(one: Federation) -> Table:
     """One row for each block."""
     shown = Table()
     shown.add_column("block")
-    for name in ("angle", "norm ratio", "left in the mean", "angle, learnt", "left, learnt", "if unrelated", "agreement"):
+    for name in ("angle", "norm ratio", "left in the mean", "angle, learned", "left, learned", "if unrelated", "agreement"):
         shown.add_column(name, justify="right")
     shown.add_column("risk")
     for number, block in enumerate(one.raw.blocks):
         raw = [f"{one.raw.mean_angle[number]:.1f}°", f"{one.raw.norm_ratio[number]:.2f}", f"{one.raw.attenuation[number]:.0%}"]
-        learnt = ["", "", "", "", ""]
+        learned = ["", "", "", "", ""]
         if one.relative is not None:
             agreement = float(one.relative.agreement[number])
             unrelated = len(one.experts) ** -0.5
             angle, left = float(one.relative.mean_angle[number]), float(one.relative.attenuation[number])
-            learnt = [f"{angle:.1f}°", f"{left:.0%}", f"{unrelated:.0%}", f"{agreement:+.2f}", risk(agreement)]
-        shown.add_row(block, *raw, *learnt)
+            learned = [f"{angle:.1f}°", f"{left:.0%}", f"{unrelated:.0%}", f"{agreement:+.2f}", risk(agreement)]
+        shown.add_row(block, *raw, *learned)
     return shown
 
 
-def words(one: Federation) -> list[str]:
+def risk_words(one: Federation) -> list[str]:
     """What the table means, for somebody who knows data but not this literature."""
     if one.relative is None:
         return [
@@ -97,14 +97,14 @@ def words(one: Federation) -> list[str]:
     worst = ", ".join(block for _, block in ranked[:3])
     unrelated = len(one.experts) ** -0.5
     said = [
-        f"Risk of averaging: {risk(whole)} (agreement {whole:+.2f}; 1: all learnt the same, 0: what they learnt is unrelated).",
-        f"The mean keeps {kept_share:.0%} of the length of what a site has learnt; of unrelated updates, {unrelated:.0%}.",
+        f"Risk of averaging: {risk(whole)} (agreement {whole:+.2f}; 1: all learned the same, 0: what they learned is unrelated).",
+        f"The mean keeps {kept_share:.0%} of the length of what a site has learned; of unrelated updates, {unrelated:.0%}.",
         f"Least agreement: {worst}. Head: {float(one.relative.agreement[-1]):+.2f}.",
     ]
     advice = {
         "low": "The sites pull in one direction: the mean merge may do well; compare it all the same.",
-        "some": "The mean weakens what each site has learnt: compare it with a merge per batch, and with scaled sums of updates.",
-        "high": "What the sites have learnt has little in common: do not use the mean without comparing it with a merge per batch.",
+        "some": "The mean weakens what each site has learned: compare it with a merge per batch, and with scaled sums of updates.",
+        "high": "The sites' updates have little in common: compare the mean with a merge per batch before it is used.",
     }
     return [*said, advice[risk(whole)]]
 
@@ -121,8 +121,8 @@ def as_json(found: Sequence[Federation]) -> list[dict[str, Any]]:
             "sites": one.names,
             "model": one.tasks[0].model.name,
             "raw": _numbers(one.raw),
-            "learnt": _numbers(one.relative) if one.relative else None,
-            "words": words(one),
+            "learned": _numbers(one.relative) if one.relative else None,
+            "words": risk_words(one),
         }
         for one in found
     ]
@@ -135,7 +135,7 @@ def _numbers(of: Drift) -> dict[str, Any]:
 
 def _federation(pool: Path, tasks: Sequence[SiteTask]) -> Federation:
     experts = [ExpertPool(pool).load(task) for task in tasks]
-    base = kept(tasks[0].initial_sha256, pool)
+    base = kept_theta_0(tasks[0].initial_sha256, pool)
     model = build(tasks[0].model, len(tasks[0].classes), seed=tasks[0].seed)
     bank = Bank.of(model, {expert.site: expert.weights for expert in experts}, base)
     return Federation(tuple(tasks), tuple(experts), drift(bank, relative=False), drift(bank, relative=True) if base else None)

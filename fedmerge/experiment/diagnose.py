@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,13 @@ from fedmerge.experiment.training_phase import site_task
 from fedmerge.federated.messages import Initial
 from fedmerge.federated.model import build
 from fedmerge.federated.pool.experts import ExpertPool
-from fedmerge.federated.server.initialisation import kept
+from fedmerge.federated.server.initialization import kept_theta_0
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.geometry.drift import Drift, drift
 from fedmerge.report.metrics.entropy_trust import Trust, as_rows, how_many_right, kept_predictions, trust
 from fedmerge.report.pages.diagnosis import Diagnosis, changes_of, kept_coefficients, write_diagnosis
 from fedmerge.report.terminal import Terminal, console, shown_path
+from fedmerge.system.process import cores
 
 VERDICTS = (
     (0.75, "entropy is a good guide here"),
@@ -42,11 +42,11 @@ class Weights:
     """What the experts themselves say: drift from weights alone, and losses between them on the target's images."""
 
     raw: Drift
-    learnt: Drift
+    learned: Drift
     landscapes: list[Landscape]
 
 
-def diagnose(run: Path, pool: Path | None, images: int = 256, quiet: bool = False) -> None:
+def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = False) -> None:
     """Print tables and a few words; leave `diagnose.json`, and a page with plots, in the run's folder.
 
     pool: where the run's experts are; None leaves out what needs them. images: of the target, for the losses between experts.
@@ -54,14 +54,14 @@ def diagnose(run: Path, pool: Path | None, images: int = 256, quiet: bool = Fals
     """
     p, y = kept_predictions(run)
     found, right = trust(p, y), how_many_right(p, y)
-    said = words(found, right)
+    said = diagnosis_words(found, right)
     if changes := changes_of(run):
         said.append(f"Experts came and went ({'; '.join(changes)}): this page is about the images that all of them saw.")
     weights = of_weights(run, pool, images, Terminal(quiet)) if pool else None
     if weights:
         said += hills(weights.landscapes)
     out = console()
-    out.print(table(found))
+    out.print(diagnosis_table(found))
     if weights:
         out.print(barrier_table(weights.landscapes))
     for line in said:
@@ -70,7 +70,7 @@ def diagnose(run: Path, pool: Path | None, images: int = 256, quiet: bool = Fals
     if weights:
         content["barriers"] = [one.as_row() for one in weights.landscapes]
     (run / "diagnose.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    drifts = (weights.raw, weights.learnt) if weights else None
+    drifts = (weights.raw, weights.learned) if weights else None
     paths = [one.as_row() for one in weights.landscapes] if weights else []
     write_diagnosis(run, Diagnosis(run.name, said, p, y, found, right, kept_coefficients(run), drifts, paths))
     out.print(f"page: {shown_path(run / 'diagnose.html')}", markup=False)
@@ -80,10 +80,10 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
     """Load the run's own experts, and look between them."""
     plan, manifest = reopened(run)
     scenario, held = plan.scenario, ExpertPool(pool)
-    base = kept(manifest.get("initial_sha256", ""), pool)
+    base = kept_theta_0(manifest.get("initial_sha256", ""), pool)
     if base is None:
         raise _missing(run, pool, "theta_0")
-    initial = Initial(base, manifest["initial_sha256"], scenario.initialisation.head_init, "")
+    initial = Initial(base, manifest["initial_sha256"], scenario.initialization.head_init, "")
     gone = manifest.get("vetting", {}).get("left_out", {})
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
     tasks = [task for task in tasks if task.site.name in manifest["experts"] and task.site.name not in gone]
@@ -93,7 +93,7 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
     experts = [held.load(task) for task in tasks]
     states = {expert.site: expert.weights for expert in experts}
     bank = Bank.of(build(scenario.model, len(plan.classes), seed=scenario.seed), states, base)
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     task = TargetTask(plan.target, scenario.model, plan.classes, scenario.stream, (), scenario.seed, threads)
     with terminal.progress("losses between experts, on the target's images") as bars:
 
@@ -110,7 +110,7 @@ def _missing(run: Path, pool: Path, what: str) -> FolderError:
     return FolderError(f"{pool}: found no {what} of {run}; expected the pool of that run: {mend}")
 
 
-def table(found: list[Trust]) -> Table:
+def diagnosis_table(found: list[Trust]) -> Table:
     """One row for each pair and split."""
     shown = Table(title="entropy ratio against cross-entropy ratio")
     shown.add_column("experts")
@@ -139,7 +139,7 @@ def barrier_table(found: list[Landscape]) -> Table:
     return shown
 
 
-def words(found: list[Trust], right: list[int]) -> list[str]:
+def diagnosis_words(found: list[Trust], right: list[int]) -> list[str]:
     """What it means, without saying more than it does."""
     total, K = sum(right), len(right) - 1
     one_right = [one for one in found if one.split == "one right" and one.sides is not None]

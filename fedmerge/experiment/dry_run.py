@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from fedmerge.data.corrupted_images import Gallery
 from fedmerge.errors import ScenarioError
-from fedmerge.experiment.experiment import Plan
-from fedmerge.experiment.run_dir import Request
-from fedmerge.experiment.training_phase import site_task, start
+from fedmerge.experiment.experiment import Experiment, RunOptions
+from fedmerge.experiment.training_phase import make_theta_0, site_task
 from fedmerge.federated.client.dataset_summary import Census, census
 from fedmerge.federated.client.round import Share
 from fedmerge.federated.client.site_training import steps_of
@@ -28,7 +27,7 @@ from fedmerge.federated.messages import Initial, Training
 from fedmerge.federated.model import build
 from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.pool.global_models import GlobalPool
-from fedmerge.federated.server.initialisation import Proxy, kept_proxy
+from fedmerge.federated.server.initialization import Proxy, kept_proxy
 from fedmerge.federated.strategies._base import Strategy
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import past_end
@@ -66,7 +65,7 @@ class Cost:
 class Preview:
     """What `fedmerge plan` shows. trained: site -> whether its expert is in the pool; None while theta_0 is not there."""
 
-    plan: Plan
+    plan: Experiment
     sites: tuple[Census, ...]
     target: Census
     trained: dict[str, bool | None]
@@ -76,7 +75,7 @@ class Preview:
     rounds: tuple[Ahead, ...] = ()
 
 
-def preview(plan: Plan, pool: Path, cores: int) -> Preview:
+def preview(plan: Experiment, pool: Path, cores: int) -> Preview:
     """Count, look, and time a few steps; nothing is trained, and nothing written but caches of images and an untrained theta_0.
 
     Raises DataError if images cannot be used, and ScenarioError if an event comes after the end of the stream.
@@ -100,7 +99,7 @@ def preview(plan: Plan, pool: Path, cores: int) -> Preview:
     return Preview(plan, tuple(found[:-1]), found[-1], trained, mix, parameters, cost, rounds)
 
 
-def mix_of(plan: Plan) -> Mix:
+def mix_of(plan: Experiment) -> Mix:
     """The stream as the target will see it, in numbers."""
     scenario, target = plan.scenario, plan.target
     loaded = target.source.load(scenario.model.geometry, target.name, scenario.seed)
@@ -110,24 +109,24 @@ def mix_of(plan: Plan) -> Mix:
     return Mix(classes, stream.truth, images.domain_names, stream.samples, stream.unused, stream.index_sha256)
 
 
-def known_start(plan: Plan, pool: Path) -> Initial | None:
+def known_start(plan: Experiment, pool: Path) -> Initial | None:
     """theta_0, unless it has to be trained first."""
-    if plan.scenario.initialisation.head_init == "fed_lp" or proxy_steps(plan, pool):
+    if plan.scenario.initialization.head_init == "fed_lp" or proxy_steps(plan, pool):
         return None
-    return start(plan, Request(out=pool, pool=pool), Terminal(quiet=True))
+    return make_theta_0(plan, RunOptions(out=pool, pool=pool), Terminal(quiet=True))
 
 
-def in_pool(plan: Plan, pool: Path, initial: Initial | None) -> dict[str, bool | None]:
+def in_pool(plan: Experiment, pool: Path, initial: Initial | None) -> dict[str, bool | None]:
     """Which experts are there. Which one a site needs depends on theta_0, so nobody knows while that has to be trained."""
     if initial is None:
         return dict.fromkeys([site.name for site in plan.sites])
     return {site.name: ExpertPool(pool).has(site_task(plan, number, initial)) for number, site in enumerate(plan.sites)}
 
 
-def proxy_steps(plan: Plan, pool: Path) -> int:
+def proxy_steps(plan: Experiment, pool: Path) -> int:
     """Training steps of theta_0 that have still to be done."""
     scenario = plan.scenario
-    spec = scenario.initialisation
+    spec = scenario.initialization
     if not isinstance(spec, Proxy) or kept_proxy(spec, scenario.model, scenario.seed, pool).exists():
         return 0
     images = getattr(spec.source, "images", 0)
@@ -143,7 +142,7 @@ class Left:
     rounds: Sequence[Ahead]
 
 
-def estimate(plan: Plan, model: torch.nn.Module, sites: Sequence[Census], left: Left, mix: Mix, cores: int) -> Cost:
+def estimate(plan: Experiment, model: torch.nn.Module, sites: Sequence[Census], left: Left, mix: Mix, cores: int) -> Cost:
     """From a few timed steps on random images; hospitals train side by side. What strategies ask beside steps is not in it."""
     scenario = plan.scenario
     training = scenario.training
@@ -212,7 +211,7 @@ class Ahead:
         return f"{self.done} of {self.rounds} rounds in the pool" if self.done else "to train"
 
 
-def ahead(plan: Plan, pool: Path, initial: Initial | None, sites: Sequence[Census]) -> tuple[Ahead, ...]:
+def ahead(plan: Experiment, pool: Path, initial: Initial | None, sites: Sequence[Census]) -> tuple[Ahead, ...]:
     """All strategies. initial: theta_0, if it is there. sites: what every hospital holds; those that join take no part."""
     founders = [site for site in sites if site.site in plan.founders]
     tasks = [site_task(plan, number, initial) for number in range(len(founders))] if initial else []

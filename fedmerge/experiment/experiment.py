@@ -23,7 +23,22 @@ from fedmerge.system.yaml_loader import check, read_yaml
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunOptions:
+    """Where a run reads and writes. resume: go on from the folder's last snapshot, if there is one. threads: of the target."""
+
+    out: Path
+    pool: Path
+    resume: bool = False
+    quiet: bool = False
+    threads: int | None = None
+
+
+WITHOUT_EFFECT = frozenset({"backend", "jobs"})
+"""Keys of a scenario that change no result."""
+
+
+@dataclass(frozen=True)
+class Experiment:
     """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join."""
 
     scenario: Scenario
@@ -35,6 +50,11 @@ class Plan:
     def founders(self) -> tuple[str, ...]:
         """Names of the sites that are there from the beginning."""
         return tuple(site.name for site in self.sites[: len(self.scenario.sites)])
+
+    @property
+    def run_dir(self) -> Path:
+        """Where its run is kept, unless somebody says otherwise."""
+        return Path("runs") / f"{self.scenario.name}-{self.scenario.seed}"
 
     def resolved(self) -> dict[str, Any]:
         """All that was asked for, with every default written out. joining: sites that only events name, if there are any."""
@@ -48,11 +68,12 @@ class Plan:
         }
 
     def sha256(self) -> str:
-        """Digest of the resolved scenario."""
-        return hashlib.sha256(json.dumps(self.resolved(), sort_keys=True).encode()).hexdigest()
+        """Digest of the resolved scenario, without what does not change a result."""
+        determined = {key: value for key, value in self.resolved().items() if key not in WITHOUT_EFFECT}
+        return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 
 
-def load(path: Path, overrides: Overrides | None = None, at_target: bool = True) -> Plan:
+def load_experiment(path: Path, overrides: Overrides | None = None, at_target: bool = True) -> Experiment:
     """Read and check a scenario with its sites. Raises ScenarioError with all problems at once.
 
     at_target: the target's part will be done on this machine, so what only that needs must be there.
@@ -84,7 +105,7 @@ def load(path: Path, overrides: Overrides | None = None, at_target: bool = True)
         problems += generalist_nowhere(str(path), scenario) if at_target else []
     if problems or scenario is None or target is None:
         raise ScenarioError(problems)
-    return Plan(scenario, tuple(found), target, target.source.classes())
+    return Experiment(scenario, tuple(found), target, target.source.classes())
 
 
 def _strings(value: Any) -> list[str]:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.registry import FORMER, renamed
 
 NAMED_BY_EVENTS = ("join", "leave", "replace", "by")
 
@@ -33,6 +34,8 @@ class Overrides:
     settings: tuple[tuple[str, Any], ...] = ()
     target: str | None = None
     without: tuple[str, ...] = ()
+    backend: str | None = None
+    jobs: int | None = None
 
 
 FLAT = {"target.site": "target"} | {f"target.{name}": f"target_{name}" for name in ("max_bytes", "shards", "gpus", "resource")}
@@ -47,6 +50,10 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     changed = dict(content)
     for key, value in overrides.settings:
         changed = assign(changed, FLAT.get(key, key), value)
+    if overrides.backend is not None:
+        changed["backend"] = overrides.backend
+    if overrides.jobs is not None:
+        changed["jobs"] = overrides.jobs
     if overrides.seed is not None:
         changed["seed"] = overrides.seed
     if overrides.target is not None:
@@ -138,8 +145,9 @@ def assign(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     A strategy's name is that of its row, e.g. `federated.fedavg-20.lr`, or its kind if no other is of that kind.
     What the key may be is checked with the scenario. Raises ScenarioError if the path leads through something that has no keys.
     """
-    changed = copy.deepcopy(content)
-    steps = key.split(".")
+    changed: dict[str, Any] = renamed(copy.deepcopy(content))
+    steps = [FORMER.get(step, step) for step in key.split(".")]
+    key = ".".join(steps)
     if steps[0] in LISTS and len(steps) > 2:
         node, rest = _entry(changed, steps[0], key.removeprefix(f"{steps[0]}."))
         steps = rest.split(".")
@@ -150,6 +158,8 @@ def assign(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         if not isinstance(inner, dict):
             raise ScenarioError([Problem(WHERE, key, f"'{step}', which is {inner!r}", "a mapping with keys below it")])
         node = inner
+        for old in FORMER.keys() & node.keys():
+            node[FORMER[old]] = node.pop(old)
     node[steps[-1]] = value
     return changed
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from fedmerge.adaptation.expert_loader import check_limit
 from fedmerge.adaptation.ray.cluster import preflight
 from fedmerge.adaptation.ray.placement import Wanted
 from fedmerge.adaptation.shard import check_shards
-from fedmerge.experiment.experiment import Plan
-from fedmerge.experiment.run_dir import Request, RunFolder
+from fedmerge.experiment.experiment import Experiment, Overrides, RunOptions, load_experiment
+from fedmerge.experiment.run_dir import RunFolder
 from fedmerge.experiment.stream_phase import Seen, Sent, consume, read_generalist, refuse_late_events
-from fedmerge.experiment.training_phase import compete, gather, load_experts, own_steps, site_task, start, vetted
-from fedmerge.federated.messages import Carrier, Initial, Outcome, SiteTask
+from fedmerge.experiment.training_phase import (
+    backend_of,
+    load_experts,
+    make_theta_0,
+    own_steps,
+    run_strategies,
+    site_task,
+    train_sites,
+    vetted,
+)
+from fedmerge.federated.messages import Backend, Initial, Outcome, SiteTask
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.pool.global_models import GlobalModel
 from fedmerge.federated.site import Site
@@ -24,35 +35,37 @@ from fedmerge.report.records import MethodInfo, Presence, RunRecord, SiteRow, St
 from fedmerge.report.terminal import Terminal, shown_path
 
 
-def prepare(plan: Plan, request: Request, carrier: Carrier | None = None) -> None:
+def prepare(plan: Experiment, request: RunOptions, backend: Backend | None = None) -> None:
     """Only the hospitals' part: afterwards all experts and global models are in the pool, with what `uploads` ask for."""
     refuse_late_events(plan)
     with RunFolder(request.out, plan, keep=request.resume) as folder:
         terminal = Terminal(request.quiet)
-        if carrier is None:
+        if backend is None and plan.scenario.backend == "simulation":
             preflight(Wanted(hospitals=True))
-        initial, tasks, _ = hospitals(plan, request, folder, terminal, carrier)
-        rounds(plan, tasks, initial, request, folder, terminal, carrier)
+        backend = backend or backend_of(plan.scenario)
+        initial, tasks, _ = hospitals(plan, request, folder, terminal, backend)
+        rounds(plan, tasks, initial, request, folder, terminal, backend)
 
 
-def refuse_what_has_no_place(plan: Plan) -> None:
+def refuse_what_has_no_place(plan: Experiment) -> None:
     """Before anybody trains. Raises ScenarioError for what does not go into the target's memory, its shards, or Ray's nodes."""
     scenario, shards = plan.scenario, plan.scenario.target_shards or 1
     check_shards(shards, len(plan.sites), scenario.methods, scenario.per_sample, scenario.target_max_bytes)
     anchors, limit = 1 + (scenario.generalist is not None), scenario.target_max_bytes
     check_limit(limit, len(plan.sites), scenario.model, len(plan.classes), scenario.methods, len(scenario.federated), anchors)
-    preflight(Wanted(scenario.target_gpus, scenario.target_resource, shards, hospitals=True))
+    if scenario.backend != "local":
+        preflight(Wanted(scenario.target_gpus, scenario.target_resource, shards, hospitals=True))
 
 
 def hospitals(
-    plan: Plan, request: Request, folder: RunFolder, terminal: Terminal, carrier: Carrier | None = None
+    plan: Experiment, request: RunOptions, folder: RunFolder, terminal: Terminal, backend: Backend
 ) -> tuple[Initial, list[SiteTask], dict[str, Outcome]]:
     """theta_0 to all sites, and their experts into the pool; the tasks of those that have one now. Raises SiteError."""
-    with folder.phase("initialisation"):
-        initial = start(plan, request, terminal, carrier)
+    with folder.phase("initialization"):
+        initial = make_theta_0(plan, request, terminal, backend)
     tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
     with folder.phase("hospitals"):
-        outcomes = gather(plan, tasks, initial, request, terminal, carrier)
+        outcomes = train_sites(plan, tasks, initial, request, terminal, backend)
     folder.manifest["trained"] = {name: outcome.trained for name, outcome in outcomes.items()}
     folder.manifest["absent"] = {name: outcome.reason for name, outcome in outcomes.items() if outcome.reason}
     folder.manifest["asked_again"] = {name: outcome.tries - 1 for name, outcome in outcomes.items() if outcome.tries > 1}
@@ -60,24 +73,100 @@ def hospitals(
 
 
 def rounds(
-    plan: Plan,
+    plan: Experiment,
     tasks: list[SiteTask],
     initial: Initial,
-    request: Request,
+    request: RunOptions,
     folder: RunFolder,
     terminal: Terminal,
-    carrier: Carrier | None = None,
+    backend: Backend,
 ) -> tuple[GlobalModel, ...]:
     """The models of federated strategies, and what they cost each hospital, into the manifest."""
     if not plan.scenario.federated:
         return ()
     with folder.phase("federated"):
-        models = compete(plan, tasks, initial, request, terminal, carrier)
+        models = run_strategies(plan, tasks, initial, request, terminal, backend)
     folder.manifest["federated"] = {model.strategy.key: model.as_record() for model in models}
     return models
 
 
-def run(plan: Plan, request: Request) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves behind.
+
+    Attributes
+    ----------
+    path : Path
+        The run folder, with `report.html`, `summary.json`, `manifest.json` and all predictions.
+    summary : dict
+        The content of `summary.json`.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+
+    @property
+    def report_path(self) -> Path:
+        """The report, one HTML file."""
+        return self.path / "report.html"
+
+    @property
+    def table(self) -> list[dict[str, Any]]:
+        """A row for each method, best accuracy first: its name below `method`, and its entry of the summary."""
+        rows = [{"method": name, **row} for name, row in self.summary["methods"].items()]
+        return sorted(rows, key=lambda row: -(row["accuracy"] if row["accuracy"] is not None else -1.0))
+
+
+def run(
+    scenario: str | Path,
+    *,
+    seed: int | None = None,
+    backend: Literal["local", "simulation", "deployment"] | None = None,
+    methods: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    pool: str | Path = "pool",
+    **options: Any,
+) -> RunResult:
+    """Run a scenario from its YAML to its report: the job of `python -m fedmerge.simulate`.
+
+    Parameters
+    ----------
+    scenario : str or Path
+        The scenario's YAML.
+    seed : int, optional
+        Root of all randomness, in place of the scenario's.
+    backend : {"local", "simulation", "deployment"}, optional
+        What carries the run, in place of the scenario's. The results are the same bits.
+    methods : sequence of str
+        Only these of the scenario's methods; empty for all.
+    settings : mapping, optional
+        Keys of the scenario and their values, as `--set` takes them: ``{"stream.batch_size": 16}``.
+    out : str or Path, optional
+        The run folder; default ``runs/<scenario>-<seed>``.
+    pool : str or Path
+        Where experts are kept; those that are there are reused.
+    **options
+        ``target``, ``add_sites``, ``without``, ``jobs`` (as of the scenario's overrides); ``resume``, ``quiet`` and ``threads``.
+
+    Returns
+    -------
+    RunResult
+        The run folder and the summary.
+
+    Raises
+    ------
+    FedmergeError
+        For everything that a user can mend; experts that have arrived stay in the pool.
+    """
+    own = {name: options.pop(name) for name in ("resume", "quiet", "threads") if name in options}
+    changes = Overrides(seed=seed, backend=backend, methods=tuple(methods), settings=tuple((settings or {}).items()), **options)
+    plan = load_experiment(Path(scenario), changes)
+    folder = Path(out) if out is not None else plan.run_dir
+    return RunResult(folder, run_experiment(plan, RunOptions(out=folder, pool=Path(pool), **own)))
+
+
+def run_experiment(plan: Experiment, request: RunOptions) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
     began = time.perf_counter()
     terminal = Terminal(request.quiet)
@@ -88,11 +177,11 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
             if site.attack:
                 terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
         refuse_what_has_no_place(plan)
-        generalist = read_generalist(plan)
-        initial, tasks, outcomes = hospitals(plan, request, folder, terminal)
+        generalist, backend = read_generalist(plan), backend_of(plan.scenario)
+        initial, tasks, outcomes = hospitals(plan, request, folder, terminal, backend)
         experts = load_experts(tasks, request)
         folder.manifest["initial_sha256"] = initial.sha256
-        federated = rounds(plan, tasks, initial, request, folder, terminal)
+        federated = rounds(plan, tasks, initial, request, folder, terminal, backend)
         down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
         folder.manifest["one_shot"] = {"steps": own_steps(plan, experts), "down": down}
         named = next((model.stand.theta for model in federated if model.strategy.key == str(plan.scenario.generalist)), generalist)
@@ -101,7 +190,7 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
         terminal.experts(folder.manifest["experts"], folder.manifest["trained"])
-        with folder.phase("defences"):
+        with folder.phase("defenses"):
             vetting = vetted(plan, initial, experts, request, terminal)
         folder.manifest["vetting"] = vetting.as_record()
         with folder.phase("stream"):
@@ -121,7 +210,7 @@ def run(plan: Plan, request: Request) -> dict[str, Any]:
 
 
 def record_of(
-    plan: Plan,
+    plan: Experiment,
     initial: Initial,
     experts: list[Expert],
     outcomes: dict[str, Outcome],
@@ -142,7 +231,7 @@ def record_of(
         target=plan.target.name,
         target_title=plan.target.title,
         target_samples=description.shown,
-        initialisation=initial.description,
+        initialization=initial.description,
         stream=StreamFacts(**facts),
         labels=seen.answers.labels,
         domains=seen.answers.domains,

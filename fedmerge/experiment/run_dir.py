@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -20,22 +18,12 @@ from typing import IO, Any, Self
 import yaml
 
 from fedmerge.errors import FolderError
-from fedmerge.experiment.experiment import Plan
+from fedmerge.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.federated.site import Site
+from fedmerge.system.process import cores
 
 RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
-
-
-@dataclass(frozen=True)
-class Request:
-    """Where a run reads and writes. resume: go on from the folder's last snapshot, if there is one. threads: of the target."""
-
-    out: Path
-    pool: Path
-    resume: bool = False
-    quiet: bool = False
-    threads: int | None = None
 
 
 class RunFolder:
@@ -46,13 +34,14 @@ class RunFolder:
     Raises FolderError if the folder holds another scenario's run, or another process is running there.
     """
 
-    def __init__(self, path: Path, plan: Plan, keep: bool = False) -> None:
+    def __init__(self, path: Path, plan: Experiment, keep: bool = False) -> None:
         self.path, self.plan, self.keep = path, plan, keep
         self.manifest: dict[str, Any] = {
             "status": "running",
             "scenario": plan.scenario.name,
             "scenario_sha256": plan.sha256(),
             "seed": plan.scenario.seed,
+            "backend": plan.scenario.backend,
             "classes": list(plan.classes),
             "versions": _versions(),
             "machine": _machine(),
@@ -102,7 +91,7 @@ class RunFolder:
         replace_text(self.path / "manifest.json", json.dumps(self.manifest, indent=2))
 
 
-def reopened(path: Path) -> tuple[Plan, dict[str, Any]]:
+def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
     """The plan and the manifest of a finished run, as they were. Raises FolderError if there is none, or it cannot be read."""
     try:
         content = yaml.safe_load((path / "scenario.yaml").read_text(encoding="utf-8"))
@@ -112,7 +101,7 @@ def reopened(path: Path) -> tuple[Plan, dict[str, Any]]:
         target = Site.model_validate(content["target"])
         names = {"sites": [site["name"] for site in founders], "target": target.name}
         scenario = Scenario.model_validate({**content, **names})
-        return Plan(scenario, sites, target, tuple(manifest["classes"])), manifest
+        return Experiment(scenario, sites, target, tuple(manifest["classes"])), manifest
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise FolderError(f"{path}: cannot be read as a run ({reason}); expected a finished run, e.g. runs/organs-0") from None
@@ -132,7 +121,7 @@ def replace_text(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _refuse_other_scenario(path: Path, plan: Plan) -> None:
+def _refuse_other_scenario(path: Path, plan: Experiment) -> None:
     file = path / "scenario.yaml"
     if path.exists() and not path.is_dir():
         raise FolderError(f"{path}: found a file; expected a folder for the run. Choose another --out")
@@ -141,7 +130,7 @@ def _refuse_other_scenario(path: Path, plan: Plan) -> None:
             raise FolderError(f"{path}: found files that are no run; expected an empty folder. Choose another --out")
         return
     old, new = yaml.safe_load(file.read_text(encoding="utf-8")), json.loads(json.dumps(plan.resolved()))
-    differs = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+    differs = sorted(key for key in {*old, *new} - WITHOUT_EFFECT if old.get(key) != new.get(key))
     if differs and (unknown := _unknown_then(old, new)):
         raise FolderError(
             f"{path}: holds the run of an older fedmerge, which did not know {', '.join(unknown)}; what is there stays "
@@ -181,6 +170,6 @@ def _machine() -> dict[str, Any]:
     return {
         "system": platform.system(),
         "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "byte_order": sys.byteorder,
     }

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ByteSize, Field, PlainSerializer, WithJsonSchema
 
 from fedmerge.errors import Problem, ScenarioError, nearest
-from fedmerge.federated.defenses._base import DEFENCES
+from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.federated.messages import Training
 from fedmerge.federated.model import ModelSpec
 from fedmerge.federated.security.limits import Limits
 from fedmerge.federated.security.privacy import Privacy
-from fedmerge.federated.server.initialisation import Initialisation, PublicSource
+from fedmerge.federated.server.initialization import Initialization, PublicSource
 from fedmerge.federated.site import Site
 from fedmerge.federated.statistics._base import STATISTICS, Statistic
 from fedmerge.federated.strategies._base import STRATEGIES
@@ -34,9 +34,9 @@ def _beside_experts(statistic: Statistic) -> Statistic:
 AnySchedule: Any = SCHEDULES.union()
 AnyMethod: Any = by_name(METHODS)
 AnyUpload: Any = Annotated[by_name(STATISTICS), AfterValidator(_beside_experts)]
-AnyDefence: Any = by_name(DEFENCES)
+AnyDefense: Any = by_name(DEFENSES)
 AnyStrategy: Any = by_name(STRATEGIES)
-CHECKS = tuple(DEFENCES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
+CHECKS = tuple(DEFENSES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
 """What every scenario defends itself with, unless it says otherwise: it leaves honest federations as they are."""
 
 TARGET: dict[str, Any] = {
@@ -69,7 +69,7 @@ class Scenario(Spec):
     question: str = Field("", description="what the scenario asks, one line for the report")
     seed: int = Field(0, ge=0, description="root of all randomness")
     model: ModelSpec = Field(description="the backbone, by its timm name")
-    initialisation: Initialisation = Field(description="theta_0, which all hospitals share")
+    initialization: Initialization = Field(description="theta_0, which all hospitals share")
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
     target: Annotated[str, WithJsonSchema(TARGET)] = Field(description="the unseen hospital: name of a file in sites/, or a path")
@@ -97,10 +97,10 @@ class Scenario(Spec):
     )
     limits: Limits = Field(default_factory=Limits, description="what weights may be to be let into the pool")
     privacy: Privacy | None = Field(None, description="clipping and noise that make uploads differentially private; default none")
-    defences: Annotated[tuple[AnyDefence, ...], PlainSerializer(as_written)] = Field(
+    defenses: Annotated[tuple[AnyDefense, ...], PlainSerializer(as_written)] = Field(
         CHECKS, description="checks of the experts that need no labels: names, or with fields below; [] for none"
     )
-    probe: PublicSource | None = Field(None, description="public images for the checks; default: those of a proxy initialisation")
+    probe: PublicSource | None = Field(None, description="public images for the checks; default: those of a proxy initialization")
     generalist: Path | None = Field(
         None, description="a model that t3 may fall back on: a safetensors file, or one of `federated` by its name, e.g. fedavg-5"
     )
@@ -110,6 +110,12 @@ class Scenario(Spec):
     )
     target_restarts: int = Field(3, ge=0, le=100, description="how often the target may die and go on from its last batches")
     per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
+    backend: Literal["local", "simulation", "deployment"] = Field(
+        "simulation",
+        description="local: all in this process, or in worker processes of it; simulation: Flower clients and a Ray target; "
+        "deployment: a SuperLink and a SuperNode for each site as processes of this machine. The results are the same bits",
+    )
+    jobs: int | None = Field(None, ge=1, description="worker processes of backend local; 1: this one; default: one for each core")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
 
     @property
@@ -129,8 +135,8 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
     if scenario.federated:
         kinds = ", ".join(strategy.key for strategy in scenario.federated)
         problems.append(Problem(where, "federated", kinds, "none with privacy: what hospitals send in rounds carries no noise"))
-    if scenario.initialisation.head_init == "fed_lp":
-        problems.append(Problem(where, "initialisation.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
+    if scenario.initialization.head_init == "fed_lp":
+        problems.append(Problem(where, "initialization.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
     problems += [
         Problem(
             where, f"methods[{number}]", f"'{method.key}', which needs image counts", "methods without: noised uploads tell none"

@@ -7,17 +7,19 @@ The course of the stream: who is there from which batch on, and the walk through
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fedmerge.adaptation.tasks import Contribution, Federated, TargetTask
+from fedmerge.adaptation.target_site import TargetSite
+from fedmerge.adaptation.tasks import Arrays, Contribution, Federated, TargetTask
 from fedmerge.data.corrupted_images import Gallery
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.errors import ScenarioError, SiteError
-from fedmerge.experiment.experiment import Plan
-from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.experiment import Experiment, RunOptions
+from fedmerge.experiment.scenario import Scenario
+from fedmerge.federated.client.site_log import discreet
 from fedmerge.federated.messages import Initial
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.pool.global_models import GlobalModel
@@ -30,7 +32,7 @@ from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import Roster, past_end, rosters
 from fedmerge.stream.schedules._base import Schedule
 from fedmerge.stream.stream import Stream
-from fedmerge.system.process import owners
+from fedmerge.system.process import cores, owners
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Sent:
         return found
 
 
-def read_generalist(plan: Plan) -> dict[str, Any] | None:
+def read_generalist(plan: Experiment) -> dict[str, Any] | None:
     """The scenario's generalist, if it is a file. Raises CheckpointError if it does not fit the model."""
     scenario, keys = plan.scenario, [strategy.key for strategy in plan.scenario.federated]
     if scenario.generalist is None or str(scenario.generalist) in keys:
@@ -71,16 +73,14 @@ def read_generalist(plan: Plan) -> dict[str, Any] | None:
     return read_state(scenario.generalist, "generalist", scenario.model, len(plan.classes))
 
 
-def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal: Terminal) -> tuple[Progress, Seen]:
+def consume(plan: Experiment, initial: Initial, sent: Sent, request: RunOptions, terminal: Terminal) -> tuple[Progress, Seen]:
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
-    from fedmerge.adaptation.ray.actor import RemoteTarget
-
     task, scenario = target_task(plan, initial, sent, request), plan.scenario
     course = course_of(plan, task.experts)
     experts = {expert.site: contribution(expert) for expert in sent.experts}
     first = [experts[name] for name in course[0].experts]
-    base, restarts = _arrays(initial.weights), scenario.target_restarts
-    with RemoteTarget(task, first, base, scenario.target_deadline_s, restarts) as target:
+    base = _arrays(initial.weights)
+    with target_of(task, first, base, scenario) as target:
         description = target.describe()
         key = {"index": description.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}
         key |= sent.digests()
@@ -99,10 +99,32 @@ def consume(plan: Plan, initial: Initial, sent: Sent, request: Request, terminal
                 bars.add(steps)
                 progress.add(steps, target.snapshot())
         told = description, target.answers(), target.forwards_so_far(), target.per_sample_ways()
-        return progress, Seen(*told, course, target.revival.deaths)
+        return progress, Seen(*told, course, target.deaths)
 
 
-def target_task(plan: Plan, initial: Initial, sent: Sent, request: Request) -> TargetTask:
+def target_of(task: TargetTask, experts: Sequence[Contribution], base: Arrays, scenario: Scenario) -> AbstractContextManager[Any]:
+    """The target in this process, or as a Ray actor. Ray is imported only where it is used."""
+    if scenario.backend == "local":
+        return _in_this_process(task, experts, base)
+    from fedmerge.adaptation.ray.actor import RemoteTarget
+
+    return RemoteTarget(task, experts, base, scenario.target_deadline_s, scenario.target_restarts)
+
+
+@contextmanager
+def _in_this_process(task: TargetTask, experts: Sequence[Contribution], base: Arrays) -> Iterator[TargetSite]:
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        with discreet(task.site.name):
+            site = TargetSite(task, experts, base)
+        yield site
+    finally:
+        torch.set_num_threads(threads)
+
+
+def target_task(plan: Experiment, initial: Initial, sent: Sent, request: RunOptions) -> TargetTask:
     """What the target is given beside the experts."""
     scenario = plan.scenario
     return TargetTask(
@@ -112,13 +134,13 @@ def target_task(plan: Plan, initial: Initial, sent: Sent, request: Request) -> T
         schedule=scenario.stream,
         methods=usable(plan, sent.experts),
         seed=scenario.seed,
-        threads=request.threads or _cores(),
+        threads=request.threads or cores(),
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
         generalist=_arrays(sent.generalist) if sent.generalist else None,
         experts=tuple(expert.site for expert in sent.experts),
         federated=tuple(_row(model) for model in sent.federated),
-        cap=min((one.most for one in scenario.defences if one.at_target), default=None),
+        cap=min((one.most for one in scenario.defenses if one.at_target), default=None),
         max_bytes=scenario.target_max_bytes,
         shards=scenario.target_shards or 1,
         gpus=scenario.target_gpus,
@@ -126,7 +148,7 @@ def target_task(plan: Plan, initial: Initial, sent: Sent, request: Request) -> T
     )
 
 
-def usable(plan: Plan, experts: list[Expert]) -> tuple[Any, ...]:
+def usable(plan: Experiment, experts: list[Expert]) -> tuple[Any, ...]:
     """The methods without those that name an expert which was left out."""
     there = {expert.site for expert in experts}
     gone = {site.name for site in plan.sites} - there
@@ -146,10 +168,6 @@ def contribution(expert: Expert) -> Contribution:
 
 def _arrays(state: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in state.items()}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_batches(site: Site, geometry: Geometry, schedule: Schedule, seed: int) -> int:
@@ -175,7 +193,7 @@ class Target(Protocol):
     def change(self, names: Sequence[str], arriving: Sequence[Contribution] = ()) -> None: ...
 
 
-def refuse_late_events(plan: Plan) -> None:
+def refuse_late_events(plan: Experiment) -> None:
     """Raises ScenarioError if an event comes after the end of the stream, before anybody trains for it."""
     scenario = plan.scenario
     if scenario.events:
@@ -184,7 +202,7 @@ def refuse_late_events(plan: Plan) -> None:
             raise ScenarioError(problems)
 
 
-def course_of(plan: Plan, there: Sequence[str]) -> list[Roster]:
+def course_of(plan: Experiment, there: Sequence[str]) -> list[Roster]:
     """Every set of experts with its first batch, of those hospitals that have sent one.
 
     Raises SiteError if at some batch none of them would be there.

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from fedmerge.errors import Problem, ScenarioError, SiteError
-from fedmerge.experiment.experiment import Overrides, Plan, load
+from fedmerge.experiment.experiment import Experiment, Overrides, load_experiment
 from fedmerge.experiment.overrides import parse
 from fedmerge.report.sweep_table import Grid, plainly, write_grid
 from fedmerge.report.terminal import Terminal, shown_path
+from fedmerge.system.process import cores
 from fedmerge.system.yaml_loader import read_yaml
 
 OF_THE_TARGET = (
@@ -116,13 +117,13 @@ def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targ
     return tuple(Cell(seed, tuple(one), target) for target, one, seed in itertools.product(chosen, list(combinations), seeds))
 
 
-def run(sweep: Sweep, quiet: bool = False) -> Grid:
+def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
     """Experts first, one set after the other with all cores; then the streams side by side; then the tables.
 
     Raises ScenarioError before anything starts if any cell cannot run, and SiteError if cells failed: the others' runs are kept.
     """
     terminal = Terminal(quiet)
-    plans = {cell.name: load(sweep.scenario, cell.overrides(sweep.methods)) for cell in sweep.cells}
+    plans = {cell.name: load_experiment(sweep.scenario, cell.overrides(sweep.methods)) for cell in sweep.cells}
     left = [cell for cell in sweep.cells if not _done(sweep.out / "cells" / cell.name, plans[cell.name])]
     terminal.say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} of them done before; {sweep.jobs} at a time")
     failed: dict[str, str] = {}
@@ -133,7 +134,7 @@ def run(sweep: Sweep, quiet: bool = False) -> Grid:
             failed[cell.name] = said
     with _cluster(), ThreadPoolExecutor(sweep.jobs) as workers:
         going = [cell for cell in left if not failed]
-        results = workers.map(lambda cell: _simulate(sweep, cell, "--threads", str(max(1, _cores() // sweep.jobs))), going)
+        results = workers.map(lambda cell: _simulate(sweep, cell, "--threads", str(max(1, cores() // sweep.jobs))), going)
         for number, (cell, said) in enumerate(zip(going, results, strict=True)):
             terminal.say(f"cell {number + 1} of {len(going)}: {cell.name}{' failed' if said else ''}")
             if said:
@@ -151,7 +152,7 @@ def _row(cell: Cell, folder: Path) -> dict[str, Any]:
     return {"seed": cell.seed, "target": cell.target, "settings": dict(cell.settings), "methods": summary["methods"]}
 
 
-def _done(folder: Path, plan: Plan) -> bool:
+def _done(folder: Path, plan: Experiment) -> bool:
     """Whether the folder holds a finished run of this very scenario."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -161,7 +162,7 @@ def _done(folder: Path, plan: Plan) -> bool:
     return bool(same and manifest.get("status") == "done" and (folder / "summary.json").exists())
 
 
-def _experts_key(plan: Plan) -> str:
+def _experts_key(plan: Experiment) -> str:
     resolved = {key: value for key, value in plan.resolved().items() if key not in OF_THE_TARGET}
     return json.dumps(resolved, sort_keys=True)
 
@@ -190,7 +191,3 @@ def _cluster() -> Iterator[None]:
             yield
         finally:
             del os.environ["RAY_ADDRESS"]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

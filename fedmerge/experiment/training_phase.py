@@ -7,12 +7,12 @@ from contextlib import nullcontext
 from functools import partial
 
 from fedmerge.errors import SiteError
-from fedmerge.experiment.experiment import Plan
-from fedmerge.experiment.run_dir import Request
+from fedmerge.experiment.experiment import Experiment, RunOptions
+from fedmerge.experiment.scenario import Scenario
 from fedmerge.federated.client.site_log import where
 from fedmerge.federated.client.site_training import steps_of
 from fedmerge.federated.defenses._base import FEWEST
-from fedmerge.federated.messages import START_GRACE_S, Carrier, Initial, Job, Outcome, SiteTask
+from fedmerge.federated.messages import START_GRACE_S, Backend, Initial, Job, Outcome, SiteTask
 from fedmerge.federated.model import build
 from fedmerge.federated.pool.experts import Expert, ExpertPool
 from fedmerge.federated.pool.global_models import GlobalModel, GlobalPool
@@ -20,27 +20,37 @@ from fedmerge.federated.pool.locks import Awaited, turns
 from fedmerge.federated.pool.statistics import StatisticPool
 from fedmerge.federated.security.audit import write_audit
 from fedmerge.federated.server.collect import incomplete
-from fedmerge.federated.server.initialisation import initialise, keep
+from fedmerge.federated.server.in_process import LocalBackend
+from fedmerge.federated.server.initialization import initialize, keep_theta_0
 from fedmerge.federated.server.screening import Vetting, probe_of, vet
 from fedmerge.report.terminal import Terminal
+from fedmerge.system.process import cores
 
 MANY = 20
 """Experts whose checks take so long that progress is shown."""
 
 
-def simulated() -> Carrier:
-    """Hospitals in Flower's simulation on this machine, in a process of their own."""
-    from fedmerge.federated.flower.launcher import compete, gather, probe
+def backend_of(scenario: Scenario) -> Backend:
+    """What carries messages to the hospitals of a scenario. Flower is imported only where it is used."""
+    match scenario.backend:
+        case "local":
+            return LocalBackend(scenario.jobs or cores())
+        case "simulation":
+            from fedmerge.federated.flower.launcher import SimulationBackend
 
-    return Carrier(gather, probe, compete)
+            return SimulationBackend()
+        case "deployment":
+            from fedmerge.federated.flower.processes import ProcessesBackend
+
+            return ProcessesBackend()
 
 
-def start(plan: Plan, request: Request, terminal: Terminal, carrier: Carrier | None = None) -> Initial:
+def make_theta_0(plan: Experiment, request: RunOptions, terminal: Terminal, backend: Backend | None = None) -> Initial:
     """theta_0, with a head from federated linear probing if the scenario asks for one."""
     scenario = plan.scenario
-    with terminal.progress("initialisation: theta_0, which all sites share") as bars:
-        initial = initialise(
-            scenario.initialisation,
+    with terminal.progress("initialization: theta_0, which all sites share") as bars:
+        initial = initialize(
+            scenario.initialization,
             scenario.model,
             len(plan.classes),
             scenario.seed,
@@ -48,14 +58,20 @@ def start(plan: Plan, request: Request, terminal: Terminal, carrier: Carrier | N
             lambda done, total, text: bars.tick("coordinator", done, total, text),
         )
         if initial.head_init == "fed_lp":
-            tasks, probe = tuple(site_task(plan, n, initial) for n in range(len(plan.founders))), (carrier or simulated()).probe
-            initial = probe(job_of(plan, tasks, initial, request), lambda t: bars.tick(t.site, t.done, t.total, t.text))
-    keep(initial, request.pool)
+            tasks = tuple(site_task(plan, n, initial) for n in range(len(plan.founders)))
+            backend = backend or backend_of(scenario)
+            initial = backend.probe(job_of(plan, tasks, initial, request), lambda t: bars.tick(t.site, t.done, t.total, t.text))
+    keep_theta_0(initial, request.pool)
     return initial
 
 
-def gather(
-    plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal, carrier: Carrier | None = None
+def train_sites(
+    plan: Experiment,
+    tasks: list[SiteTask],
+    initial: Initial,
+    request: RunOptions,
+    terminal: Terminal,
+    backend: Backend,
 ) -> dict[str, Outcome]:
     """Experts of all sites into the pool. Raises SiteError that names every site without one; the others' are kept.
 
@@ -66,10 +82,10 @@ def gather(
     awaited = [Awaited(task.site.name, pool.entry(task), partial(pool.has, task)) for task in tasks]
     say = terminal.say
     with turns(pool.path, awaited, deadline_s, lambda site: say(f"hospitals: {site} trains for another run; waiting for it")):
-        return _gather(plan, job_of(plan, tuple(tasks), initial, request), terminal, carrier or simulated())
+        return _gather(plan, job_of(plan, tuple(tasks), initial, request), terminal, backend)
 
 
-def _gather(plan: Plan, job: Job, terminal: Terminal, carrier: Carrier) -> dict[str, Outcome]:
+def _gather(plan: Experiment, job: Job, terminal: Terminal, backend: Backend) -> dict[str, Outcome]:
     pool = ExpertPool(job.pool)
     untrained = [task.site.name for task in job.tasks if not pool.has(task)]
     asked = [task.site.name for task in incomplete(job)]
@@ -79,7 +95,7 @@ def _gather(plan: Plan, job: Job, terminal: Terminal, carrier: Carrier) -> dict[
         title = f"hospitals: {', '.join(untrained)} train" if untrained else f"hospitals: {', '.join(asked)} compute {kinds}"
     began = time.time()
     with terminal.progress(title) as bars:
-        outcomes = carrier.gather(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
+        outcomes = backend.gather(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
     failed = [f"site '{name}': {outcome.reason}{where(name, began)}" for name, outcome in outcomes.items() if outcome.reason]
     there = len(outcomes) - len(failed)
     if failed and there >= (plan.scenario.min_sites or len(outcomes)):
@@ -91,8 +107,13 @@ def _gather(plan: Plan, job: Job, terminal: Terminal, carrier: Carrier) -> dict[
     return outcomes
 
 
-def compete(
-    plan: Plan, tasks: list[SiteTask], initial: Initial, request: Request, terminal: Terminal, carrier: Carrier | None = None
+def run_strategies(
+    plan: Experiment,
+    tasks: list[SiteTask],
+    initial: Initial,
+    request: RunOptions,
+    terminal: Terminal,
+    backend: Backend,
 ) -> tuple[GlobalModel, ...]:
     """The global models of all federated strategies, from the hospitals that are there from the beginning.
 
@@ -110,7 +131,7 @@ def compete(
         title = f"federated: {', '.join(missing)} in rounds" if missing else "federated: every model is in the pool"
         with terminal.progress(title) as bars:
             job = job_of(plan, tuple(founders), initial, request)
-            failed = (carrier or simulated()).compete(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
+            failed = backend.compete(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
     if failed:
         said = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
         raise SiteError(f"federated: {said}. The rounds that were done are in the pool: with --resume it goes on from there")
@@ -121,38 +142,38 @@ def compete(
     return models
 
 
-def own_steps(plan: Plan, experts: list[Expert]) -> dict[str, int]:
+def own_steps(plan: Experiment, experts: list[Expert]) -> dict[str, int]:
     """Local steps of every site's own training, all runs together; of those that tell how many images they have."""
     training = plan.scenario.training
     return {one.site: training.runs * steps_of(training, one.n)[1] for one in experts if one.n is not None}
 
 
-def load_experts(tasks: list[SiteTask], request: Request) -> list[Expert]:
+def load_experts(tasks: list[SiteTask], request: RunOptions) -> list[Expert]:
     """Every site's expert, with the statistics that came with it."""
     pool = ExpertPool(request.pool)
     known = StatisticPool(pool, tasks)
     return [known.with_statistics(pool.load(task), task) for task in tasks]
 
 
-def vetted(plan: Plan, initial: Initial, experts: list[Expert], request: Request, terminal: Terminal) -> Vetting:
-    """The scenario's defences at the coordinator; what they do goes into the audit. Raises DataError for public images."""
+def vetted(plan: Experiment, initial: Initial, experts: list[Expert], request: RunOptions, terminal: Terminal) -> Vetting:
+    """The scenario's defenses at the coordinator; what they do goes into the audit. Raises DataError for public images."""
     scenario = plan.scenario
-    needed = len(experts) >= FEWEST and any(defence.probe for defence in scenario.defences)
-    probe = probe_of(scenario.initialisation, scenario.probe, scenario.model, plan.classes, scenario.seed) if needed else None
+    needed = len(experts) >= FEWEST and any(defense.probe for defense in scenario.defenses)
+    probe = probe_of(scenario.initialization, scenario.probe, scenario.model, plan.classes, scenario.seed) if needed else None
     model = build(scenario.model, len(plan.classes), seed=scenario.seed)
-    looks = nullcontext() if len(experts) < MANY else terminal.progress(f"defences: {len(experts)} experts on public images")
+    looks = nullcontext() if len(experts) < MANY else terminal.progress(f"defenses: {len(experts)} experts on public images")
     with looks as bars:
         tick = (lambda done, total: bars.tick("coordinator", done, total, "looks at experts")) if bars else lambda done, total: None
-        found = vet(experts, initial.weights, model, scenario.defences, probe, tick)
+        found = vet(experts, initial.weights, model, scenario.defenses, probe, tick)
     write_audit(request.out / "audit.jsonl", found.audit())
     for one in found.done:
-        terminal.say(f"DEFENCE {one.check}: the expert of '{one.site}' is {one.what}: {one.why}")
+        terminal.say(f"DEFENSE {one.check}: the expert of '{one.site}' is {one.what}: {one.why}")
     for remark in found.remarks:
-        terminal.say(f"defence {remark}")
+        terminal.say(f"defense {remark}")
     return found
 
 
-def site_task(plan: Plan, number: int, initial: Initial) -> SiteTask:
+def site_task(plan: Experiment, number: int, initial: Initial) -> SiteTask:
     """What one site is asked."""
     scenario = plan.scenario
     return SiteTask(
@@ -169,7 +190,7 @@ def site_task(plan: Plan, number: int, initial: Initial) -> SiteTask:
     )
 
 
-def job_of(plan: Plan, tasks: tuple[SiteTask, ...], initial: Initial, request: Request) -> Job:
+def job_of(plan: Experiment, tasks: tuple[SiteTask, ...], initial: Initial, request: RunOptions) -> Job:
     """What is gathered from the sites, and where it goes."""
     scenario = plan.scenario
     audit, deadline_s = request.out / "audit.jsonl", scenario.training.deadline_s

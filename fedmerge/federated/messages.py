@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -17,7 +17,7 @@ from fedmerge.federated.security.limits import DEFAULT, Limits
 from fedmerge.federated.security.privacy import Privacy
 from fedmerge.federated.site import Site
 from fedmerge.federated.statistics._base import STATISTICS
-from fedmerge.federated.strategies._base import STRATEGIES, Optimiser
+from fedmerge.federated.strategies._base import STRATEGIES, Optimizer
 from fedmerge.registry import Spec
 from fedmerge.rng import generator
 
@@ -81,7 +81,7 @@ class Training(Spec):
     batch_size: int = Field(32, ge=1)
     evaluations: int = Field(20, ge=1, description="validations per run; the best checkpoint is kept")
     select: Literal["best", "uniform", "greedy"] = Field("best", description="best run, or a soup of the site's runs")
-    optimiser: Optimiser = "adam"
+    optimizer: Optimizer = "adam"
     schedule: LearningRate = "constant"
     augment: Strength = "full"
     diversity: Diversity = Field(default_factory=Diversity, description="where the runs differ")
@@ -197,13 +197,14 @@ class Job:
         return f"did not answer within {self.deadline_s:g} s"
 
 
-@dataclass(frozen=True)
-class Carrier:
-    """What carries a job to the hospitals and back.
+class Backend(Protocol):
+    """What carries jobs to the hospitals and back: a plain loop, Flower's simulation, or processes of the hospitals' own."""
 
-    gather: experts and statistics into the pool. probe: theta_0 with a head. compete: global models, and why there is none, by key.
-    """
+    def gather(self, job: Job, on_tick: OnTick) -> dict[str, Outcome]:
+        """Experts and statistics into the pool; how asking each site ended."""
 
-    gather: Callable[[Job, OnTick], dict[str, Outcome]]
-    probe: Callable[[Job, OnTick], Initial]
-    compete: Callable[[Job, OnTick], dict[str, str]]
+    def probe(self, job: Job, on_tick: OnTick) -> Initial:
+        """theta_0 with a head from federated linear probing. Raises SiteError."""
+
+    def compete(self, job: Job, on_tick: OnTick) -> dict[str, str]:
+        """Global models of federated strategies into the pool; why there is none, by the strategy's key."""

@@ -13,6 +13,7 @@ from fedmerge.data.datasets._base import Geometry
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
+from fedmerge.system.offline import silence
 
 
 class ModelSpec(Spec):
@@ -34,6 +35,7 @@ def build(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: bool 
     Weights depend on the seed alone; the global generators are left as they were.
     Raises ScenarioError for a name or an argument that timm does not know.
     """
+    silence()
     import timm
 
     if not timm.is_model(spec.name.split(".")[0]):
@@ -51,11 +53,12 @@ def build(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: bool 
     return model.float()
 
 
-def normalisation(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel: 0.5 for grey images, else what the model's pretrained weights expect."""
+def normalization(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel: 0.5 for gray images, else what the model's pretrained weights expect."""
     channels = spec.geometry.channels
     if channels != 3:
         return (0.5,) * channels, (0.5,) * channels
+    silence()
     import timm
 
     config = timm.get_pretrained_cfg(spec.name)

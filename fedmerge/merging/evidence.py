@@ -57,7 +57,7 @@ class Evidence:
 
     @staticmethod
     def of(bank: Bank, batch: Tensor) -> Evidence:
-        """Evidence about a normalised batch (N, channels, H, W)."""
+        """Evidence about a normalized batch (N, channels, H, W)."""
         return Evidence(bank, batch)
 
     @contextmanager

@@ -98,7 +98,7 @@ class RunRecord:
     target: str
     target_title: str
     target_samples: NDArray[np.uint8] | None
-    initialisation: str
+    initialization: str
     stream: StreamFacts
     labels: list[NDArray[np.int64]]
     domains: list[NDArray[np.int64]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.report.metrics.classification import by_group, closed, err, mce_in, mce_t3, measure
+from fedmerge.report.metrics.classification import by_group, err, gap_closed, mce_in, mce_t3, measure
 from fedmerge.report.metrics.communication_cost import costs
 from fedmerge.report.metrics.segments import halves, segments
 from fedmerge.report.metrics.significance import holm, interval, paired
@@ -20,7 +20,7 @@ from fedmerge.report.records import RunRecord, SiteRow
 REFERENCE = "mean"
 
 
-def summarise(record: RunRecord) -> dict[str, Any]:
+def summarize(record: RunRecord) -> dict[str, Any]:
     """The summary, with the same keys in every version; methods stand in the scenario's order."""
     stream = record.stream
     methods = {name: _method(record, name) for name in record.methods}
@@ -156,7 +156,7 @@ def _relate(methods: dict[str, dict[str, Any]]) -> None:
         errs = {name: err(value, base["per_domain"][name]) for name, value in row["per_domain"].items()} if base else {}
         row["err_vs_mean"] = errs
         row["mce_vs_mean"] = mce_t3(list(errs.values()))
-        row["gap_closed"] = closed(row["accuracy"], base["accuracy"], oracle["accuracy"]) if base and oracle else None
+        row["gap_closed"] = gap_closed(row["accuracy"], base["accuracy"], oracle["accuracy"]) if base and oracle else None
 
 
 def _by_severity(methods: dict[str, dict[str, Any]], conditions: tuple[tuple[str, int], ...]) -> None:

@@ -1,1 +1,1 @@
-"""The target's unlabelled, non-i.i.d. stream of batches."""
+"""The target's unlabeled, non-i.i.d. stream of batches."""

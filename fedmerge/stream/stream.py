@@ -22,7 +22,7 @@ class Answers:
     domains: list[NDArray[np.int64]]
 
 
-class Labelled(Protocol):
+class Labeled(Protocol):
     """What the sampler sees of the target's images: labels and domains (N,)."""
 
     @property
@@ -41,7 +41,7 @@ class Stream:
     Raises DataError if the schedule makes no batch of these images.
     """
 
-    def __init__(self, images: Labelled, schedule: Schedule, owner: str, seed: int) -> None:
+    def __init__(self, images: Labeled, schedule: Schedule, owner: str, seed: int) -> None:
         rng = generator(seed, "stream", owner, schedule.kind())
         batches = schedule.batches(images.labels, images.domains, rng)[: schedule.max_batches]
         if not batches:

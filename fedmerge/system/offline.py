@@ -20,10 +20,31 @@ _SEALED = {
 }
 
 
+SILENT = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+def silence() -> None:
+    """Switch off the telemetry of Flower, Ray and the model hub. Each reads its switch when it is imported, so the seams call this
+    first; importing fedmerge itself changes nothing."""
+    os.environ.update(SILENT)
+    if not os.environ.get("RAY_ADDRESS"):
+        # A Ray of our own talks over loopback and listens nowhere else. The name is misleading: it works on Linux, too.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # If this process is killed, two of Ray's daemons wait so long for a head that is gone, by default a minute.
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
 @contextmanager
 def sealed() -> Iterator[None]:
     """What is started meanwhile inherits proxies that lead nowhere; this process gets its own back."""
-    names = [spelt for name in _SEALED for spelt in (name, name.upper())]
+    names = [spelled for name in _SEALED for spelled in (name, name.upper())]
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: _SEALED[name.lower()] for name in names})
     try:

@@ -13,6 +13,11 @@ from typing import Any
 STDIN = 0
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def end_with_parent() -> None:
     """End this process group as soon as standard input, a pipe that only the parent holds open, is closed.
 

@@ -34,7 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8 text"
-        raise ScenarioError([Problem(str(path), "", str(reason), "a readable YAML file", _neighbours(path))]) from None
+        raise ScenarioError([Problem(str(path), "", str(reason), "a readable YAML file", _neighbors(path))]) from None
     try:
         content = yaml.load(text, Loader=_StrictLoader)
     except yaml.YAMLError as error:
@@ -108,6 +108,6 @@ def _syntax(error: yaml.YAMLError) -> tuple[str, str, str]:
     return place, str(getattr(error, "problem", None) or error), "YAML"
 
 
-def _neighbours(path: Path) -> str:
+def _neighbors(path: Path) -> str:
     siblings = [item.name for item in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
     return nearest(path.name, siblings) if siblings else f"the folder {path.parent} has no YAML file"

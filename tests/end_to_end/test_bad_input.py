@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from fedmerge.cli.deployment.server_app import conduct
 from fedmerge.errors import ScenarioError
-from fedmerge.experiment.experiment import load
+from fedmerge.experiment.experiment import load_experiment
 from fedmerge.experiment.overrides import Overrides
 from fedmerge.federated.model import ModelSpec, build
 from tests.conftest import TINY
@@ -58,8 +58,8 @@ def album(*classes: str) -> Edit:
 
 
 MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
-    "a misspelt key": (change(trainign={"runs": 2}), ("tiny.yaml: trainign", "did you mean 'training'?")),
-    "a misspelt key below": (change(training={"epoch": 2}), ("tiny.yaml: training.epoch", "did you mean 'epochs'?")),
+    "a misspelled key": (change(trainign={"runs": 2}), ("tiny.yaml: trainign", "did you mean 'training'?")),
+    "a misspelled key below": (change(training={"epoch": 2}), ("tiny.yaml: training.epoch", "did you mean 'epochs'?")),
     "a missing site file": (change(sites=["nort", "south"]), ("sites/nort.yaml", "No such file", "did you mean 'north.yaml'?")),
     "an unknown source": (site("north", source={"kind": "organ_fantom"}), ("north.yaml: source", "did you mean 'organ_phantom'?")),
     "the target among the sites": (change(sites=["north", "mercy"]), ("tiny.yaml: target", "also among the sites")),
@@ -83,7 +83,7 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
         ("tiny.yaml: stream.kind", "a drift over one domain (axial)"),
     ),
     "an unknown method": (change(methods=["mean", "eaam"]), ("tiny.yaml: methods[1]", "did you mean 'eam'?")),
-    "a method's misspelt key": (change(methods=[{"eam": {"gama": 3}}]), ("methods[0].eam.gama", "did you mean 'gamma'?")),
+    "a method's misspelled key": (change(methods=[{"eam": {"gama": 3}}]), ("methods[0].eam.gama", "did you mean 'gamma'?")),
     "a statistic that nobody uploads": (
         change(methods=["mean", "fisher"], uploads=["gram"]),
         ("tiny.yaml: methods[1]", "needs the statistic 'fisher'", "uploads: [gram, fisher]"),
@@ -139,7 +139,7 @@ def test_a_mistake_is_found_before_anything_starts(what: str, tmp_path: Path) ->
     edit(tmp_path / "here", scenario)
     file.write_text(yaml.safe_dump(scenario))
     with pytest.raises(ScenarioError) as error:
-        load(file)
+        load_experiment(file)
     assert len(error.value.problems) == 1, str(error.value)
     for word in words:
         assert word in str(error.value)
@@ -148,26 +148,26 @@ def test_a_mistake_is_found_before_anything_starts(what: str, tmp_path: Path) ->
 def test_who_is_left_out_must_be_there(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     with pytest.raises(ScenarioError, match=r"--without: found 'nort'; expected a site .* did you mean 'north'"):
-        load(file, Overrides(without=("nort",)))
+        load_experiment(file, Overrides(without=("nort",)))
     with pytest.raises(ScenarioError, match="at least one site that stays"):
-        load(file, Overrides(without=("north", "south")))
+        load_experiment(file, Overrides(without=("north", "south")))
     change(events=[{"at": 1, "join": "east"}, {"at": 2, "leave": "south"}])(tmp_path, scenario := {**SCENARIO})
     file.write_text(yaml.safe_dump(scenario))
-    plan = load(file, Overrides(without=("east",)))
+    plan = load_experiment(file, Overrides(without=("east",)))
     assert (plan.founders, [event.words for event in plan.scenario.events]) == (("north", "south"), ["south leaves"])
     assert [site.name for site in plan.sites] == ["north", "south"]
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
-    scenario = {**SCENARIO, "seed": -1, "sites": ["nort", "south"], "methods": ["eaam"], "colour": "red"}
+    scenario = {**SCENARIO, "seed": -1, "sites": ["nort", "south"], "methods": ["eaam"], "color": "red"}
     site("south", validation=2)(tmp_path / "here", scenario)
     file.write_text(yaml.safe_dump(scenario))
     with pytest.raises(ScenarioError) as error:
-        load(file)
+        load_experiment(file)
     found = str(error.value)
     assert "5 problems" in found
-    for word in ("seed", "colour", "nort.yaml", "eaam", "south.yaml: validation"):
+    for word in ("seed", "color", "nort.yaml", "eaam", "south.yaml: validation"):
         assert word in found
 
 
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     deeper = ModelSpec(name=TINY["name"], kwargs={**TINY["kwargs"], "depth": 2})
     save_file(build(deeper, 11).state_dict(), tmp_path / "here" / "w.safetensors")
-    scenario = {**SCENARIO, "initialisation": {"kind": "checkpoint", "path": str(tmp_path / "here" / "w.safetensors")}}
+    scenario = {**SCENARIO, "initialization": {"kind": "checkpoint", "path": str(tmp_path / "here" / "w.safetensors")}}
     file.write_text(yaml.safe_dump(scenario))
     said = refused(run(tmp_path / "here", "scenarios/tiny.yaml"))
     assert "w.safetensors does not fit the model" in said

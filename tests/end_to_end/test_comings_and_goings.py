@@ -72,7 +72,7 @@ def test_a_hospital_joins_and_nobody_else_trains_and_if_it_cheats_it_is_left_out
     past_the_gate = ("--set", "limits.growth=1000")  # so large a factor would not be let into the pool
     said = done(folder, "--add-site", "sites/cheat.yaml", "--out", "runs/cheated", "--methods", "mean,eam", *past_the_gate)
     assert "SIMULATED ATTACKER: site 'cheat' attacks on purpose: scale_head (factor 1000.0)" in said
-    assert "DEFENCE calibration: the expert of 'cheat' is left out" in said
+    assert "DEFENSE calibration: the expert of 'cheat' is left out" in said
     run = folder / "runs" / "cheated"
     found, before = read(run / "summary.json"), read(folder / "runs/tiny-3/summary.json")
     assert "hospitals: cheat train" in said

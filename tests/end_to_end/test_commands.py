@@ -66,7 +66,7 @@ def test_a_run_is_diagnosed_from_its_own_experts(first: tuple[Path, str]) -> Non
     assert "name the run's own pool with --pool" in elsewhere.stderr
 
 
-def test_every_method_of_the_folder_runs_and_is_labelled(first: tuple[Path, str]) -> None:
+def test_every_method_of_the_folder_runs_and_is_labeled(first: tuple[Path, str]) -> None:
     """All methods on one stream, with whatever they need; the experts are those that the first run has trained."""
     folder, _ = first
     target_fisher = {"fisher": {"mode": "target", "samples": 8, "label": "fisher-target"}}

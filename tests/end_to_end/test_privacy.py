@@ -38,7 +38,7 @@ HOSPITALS = {"sealed": 0, "open": 1, "mercy": 0}
 SCENARIO = {
     "name": "canary",
     "model": TINY,
-    "initialisation": {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "epochs": 1},
+    "initialization": {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "epochs": 1},
     "sites": ["sealed", "open"],
     "training": {"runs": 1, "epochs": 1, "augment": "none"},
     "target": "mercy",
@@ -140,7 +140,7 @@ def address(words: str) -> str:
 
 
 def is_local(host: str) -> bool:
-    """Loopback, however it is spelt, or the far end of a listening socket, which is no address."""
+    """Loopback, however it is spelled, or the far end of a listening socket, which is no address."""
     if host in ("localhost", "None", ""):
         return True
     try:
@@ -244,7 +244,7 @@ HIDDEN: dict[str, Callable[[Canary], bytes]] = {
     "mirrored": lambda canary: canary.pixels[:, ::-1].tobytes(),
     "its file": lambda canary: canary.file,
     "an enlarged picture": lambda canary: png(canary.pixels, 96),
-    "normalised": lambda canary: save({"x": (torch.from_numpy(canary.pixels).float() / 255 - 0.5) / 0.5}),
+    "normalized": lambda canary: save({"x": (torch.from_numpy(canary.pixels).float() / 255 - 0.5) / 0.5}),
     "half precision": lambda canary: (canary.pixels.astype(np.float32) / np.float32(255)).astype(np.float16).tobytes(),
     "JSON": lambda canary: json.dumps({"x": canary.pixels.tolist()}, indent=1).encode(),
     "hexadecimal": lambda canary: canary.pixels.tobytes().hex().encode(),

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from fedmerge.errors import ScenarioError
-from fedmerge.experiment.experiment import Overrides, load
+from fedmerge.experiment.experiment import Overrides, load_experiment
 from fedmerge.experiment.scenario import Scenario, json_schema
 from fedmerge.federated.site import Site
 from fedmerge.system.yaml_loader import check, read_yaml
@@ -50,7 +50,7 @@ def test_every_site_is_a_site(file: Path) -> None:
 
 @pytest.mark.parametrize("file", SCENARIOS, ids=lambda file: file.stem)
 def test_every_scenario_loads_and_nobody_shares_an_image(file: Path, data: Path) -> None:
-    plan = load(file)
+    plan = load_experiment(file)
     assert plan.scenario.name == file.stem
     assert plan.scenario.question
     assert len(plan.sites) >= 2
@@ -60,7 +60,7 @@ def test_every_scenario_loads_and_nobody_shares_an_image(file: Path, data: Path)
 def test_data_that_is_not_there_is_one_clear_message(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDMERGE_DATA", raising=False)
     with pytest.raises(ScenarioError) as error:
-        load(ROOT / "scenarios" / f"{name}.yaml")
+        load_experiment(ROOT / "scenarios" / f"{name}.yaml")
     for problem in error.value.problems:
         assert "FEDMERGE_DATA is not set" in problem.found
         assert "github.com/" in problem.mend
@@ -68,14 +68,14 @@ def test_data_that_is_not_there_is_one_clear_message(name: str, monkeypatch: pyt
 
 def test_the_command_line_changes_seed_methods_and_sites() -> None:
     overrides = Overrides(seed=5, methods=("eam", "mean"), add_sites=(str(ROOT / "sites/st_anna.yaml"),))
-    plan = load(ROOT / "scenarios/organs.yaml", overrides)
+    plan = load_experiment(ROOT / "scenarios/organs.yaml", overrides)
     assert plan.scenario.seed == 5
     assert [method.key for method in plan.scenario.methods] == ["eam", "mean"]
     assert [site.name for site in plan.sites] == ["axial", "coronal", "sagittal", "st_anna"]
 
 
 def test_a_resolved_scenario_means_the_same() -> None:
-    plan = load(ROOT / "scenarios/organs.yaml")
+    plan = load_experiment(ROOT / "scenarios/organs.yaml")
     resolved = yaml.safe_load(yaml.safe_dump(plan.resolved()))
     sites = [site["name"] for site in resolved["sites"]]
     again = Scenario.model_validate({**resolved, "sites": sites, "target": resolved["target"]["name"]})

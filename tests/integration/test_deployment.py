@@ -13,11 +13,9 @@ import yaml
 from PIL import Image
 
 from fedmerge.data.datasets.organ_phantom import ORGANS
-from fedmerge.experiment.experiment import load
+from fedmerge.experiment.experiment import RunOptions, load_experiment
 from fedmerge.experiment.run import prepare
-from fedmerge.experiment.run_dir import Request
-from fedmerge.federated.messages import Carrier
-from fedmerge.federated.server import in_process
+from fedmerge.federated.server.in_process import LocalBackend
 from tests.front_door import world
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,9 +46,9 @@ def scenario(tmp_path: Path) -> Path:
 def plain(scenario: Path, out: Path) -> dict[str, bytes]:
     """Experts of the same hospitals by a loop in this process."""
     prepare(
-        load(scenario),
-        Request(out=out, pool=out.parent / "plain-pool", quiet=True),
-        Carrier(in_process.gather, in_process.probe, in_process.compete),
+        load_experiment(scenario),
+        RunOptions(out=out, pool=out.parent / "plain-pool", quiet=True),
+        LocalBackend(),
     )
     return experts(out.parent / "plain-pool")
 

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from fedmerge.federated.client.site_log import own_log
-from fedmerge.federated.flower import launcher
+from fedmerge.federated.flower.launcher import SimulationBackend
 from fedmerge.federated.messages import Job, SiteTask, Tick
 from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.pool.statistics import StatisticPool
-from fedmerge.federated.server import in_process
+from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.federated.statistics._base import STATISTICS
 
 Hospital = Callable[..., SiteTask]
@@ -70,8 +70,8 @@ def test_flower_gives_the_same_experts_as_the_plain_loop(hospital: Hospital, job
     tasks = (hospital("north", samples=3), hospital("south"))
     here, there = job(*tasks, folder="local"), job(*tasks, folder="flower")
     ticks: list[Tick] = []
-    in_process.gather(here, lambda _: None)
-    outcomes = launcher.gather(there, ticks.append)
+    LocalBackend().gather(here, lambda _: None)
+    outcomes = SimulationBackend().gather(there, ticks.append)
     assert {name: outcome.trained for name, outcome in outcomes.items()} == {"north": True, "south": True}
     for task in tasks:
         a, b = ExpertPool(here.pool).load(task), ExpertPool(there.pool).load(task)
@@ -81,7 +81,7 @@ def test_flower_gives_the_same_experts_as_the_plain_loop(hospital: Hospital, job
     audits = [[json.loads(line) for line in j.audit.read_text().splitlines()] for j in (here, there)]
     strip = [sorted((x["site"], x["item"], x["bytes"], x["sha256"]) for x in lines) for lines in audits]
     assert strip[0] == strip[1]
-    again = launcher.gather(there, ticks.append)
+    again = SimulationBackend().gather(there, ticks.append)
     assert not any(outcome.trained or outcome.reason for outcome in again.values())
 
 
@@ -93,7 +93,7 @@ def test_a_site_that_fails_or_never_answers_is_named_and_costs_the_others_nothin
     quick, endless = hospital("quick"), hospital("endless", epochs=100_000, max_steps=10_000_000)
     bad = hospital("bad", folder_of_text)
     asked = job(quick, bad, endless, deadline_s=45)
-    outcomes = launcher.gather(asked, lambda _: None)
+    outcomes = SimulationBackend().gather(asked, lambda _: None)
     assert outcomes["quick"].trained
     assert outcomes["bad"].reason.startswith("source.max_broken: found more than 2 files that are no image")
     assert "liver" not in outcomes["bad"].reason
@@ -110,7 +110,10 @@ def test_a_site_that_fails_or_never_answers_is_named_and_costs_the_others_nothin
 @pytest.mark.usefixtures("shared_ray")
 def test_linear_probing_by_flower_is_that_of_the_plain_loop(hospital: Hospital, job: Jobs) -> None:
     tasks = (hospital("north"), hospital("south"))
-    here, there = in_process.probe(job(*tasks, folder="local"), lambda _: None), launcher.probe(job(*tasks), lambda _: None)
+    here, there = (
+        LocalBackend().probe(job(*tasks, folder="local"), lambda _: None),
+        SimulationBackend().probe(job(*tasks), lambda _: None),
+    )
     assert here.sha256 == there.sha256 != job(*tasks).initial.sha256
 
 
@@ -142,10 +145,10 @@ def test_a_client_that_dies_is_asked_again(hospital: Hospital, job: Jobs) -> Non
                 killed.append(pid)
 
     here, there = job(task, folder="local"), job(task, folder="flower", deadline_s=240)
-    outcome = launcher.gather(there, on_tick)["north"]
+    outcome = SimulationBackend().gather(there, on_tick)["north"]
     assert (outcome.trained, outcome.reason, outcome.tries) == (True, "", 2)
     assert killed
-    in_process.gather(here, lambda _: None)
+    LocalBackend().gather(here, lambda _: None)
     assert ExpertPool(there.pool).load(task).sha256 == ExpertPool(here.pool).load(task).sha256
 
 
@@ -153,7 +156,7 @@ def test_statistics_come_from_as_many_sites_as_are_enough(hospital: Hospital, jo
     uploads = (STATISTICS.load("fisher")(samples=4),)
     good, bad = (task.model_copy(update={"uploads": uploads}) for task in (hospital("good"), hospital("bad", folder_of_text)))
     enough = replace(job(good, bad), at_least=1)
-    outcomes = in_process.gather(enough, lambda _: None)
+    outcomes = LocalBackend().gather(enough, lambda _: None)
     assert (outcomes["good"].reason, "files that are no image" in outcomes["bad"].reason) == ("", True)
     pool = ExpertPool(enough.pool)
     assert set(StatisticPool(pool, (good,)).with_statistics(pool.load(good), good).statistics) == {"fisher"}

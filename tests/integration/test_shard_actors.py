@@ -16,7 +16,7 @@ from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import TargetTask
 from fedmerge.errors import CheckpointError, TargetError
 from fedmerge.experiment.stream_phase import Walk
-from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._base import load_method
 from fedmerge.report.batch_log import Step
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import Event, rosters
@@ -25,7 +25,7 @@ from tests.unit.adaptation.test_shards import BY_NAME, alike, spread
 
 pytestmark = pytest.mark.slow
 Targets = Callable[..., TargetTask]
-METHODS = ("mean", "ties", "dare", "expert", "ensemble", "dcs", "eam", "t3", load("dawin", scope="prefix"))
+METHODS = ("mean", "ties", "dare", "expert", "ensemble", "dcs", "eam", "t3", load_method("dawin", scope="prefix"))
 
 
 def processes(target: RemoteTarget) -> list[int]:

@@ -51,9 +51,9 @@ DOORS = {
     "sweep": {"plan", "settings", "configuration", "report", "target", "errors"},
     "keys": {"configuration", "experts", "site", "errors"},
     "certificates": {"secret", "errors"},
-    "catalogue": {"merge", "target", "folder"},
+    "catalog": {"merge", "target", "folder"},
     "__main__": {"cli"},
-    "cli": {"simulate", "scenario", "catalogue", "sweep", "mirage", "diagnose", "plan", "preview", "outlook", "settings", "errors"}
+    "cli": {"simulate", "scenario", "catalog", "sweep", "mirage", "diagnose", "plan", "preview", "outlook", "settings", "errors"}
     | {"certificates", "keys", "outline"},
 }
 # A whole foreign package, and the files or folders that may name it.

@@ -1,7 +1,7 @@
 """Put first on PYTHONPATH, this watches every Python process of a run: sockets it asks for, and what it hands to others.
 
 `FEDMERGE_WATCH` names a folder. `sockets-*.txt` gets a line for each look-up, connection, datagram and listener; `sent-*` gets
-whatever is serialised for another Ray process, arguments and answers of Flower's clients and of the target among them; `tree-*`
+whatever is serialized for another Ray process, arguments and answers of Flower's clients and of the target among them; `tree-*`
 gets temporary folders as they were before they were deleted.
 """
 
@@ -30,7 +30,7 @@ def on_event(event, args):
 
 
 class Tee:
-    """Loads Ray's serialisation and keeps a copy of what goes through it."""
+    """Loads Ray's serialization and keeps a copy of what goes through it."""
 
     def find_spec(self, name, path, target=None):
         if name != "ray._private.serialization":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from fedmerge.adaptation.ray.cluster import nodes, start
+from fedmerge.adaptation.ray.cluster import nodes, start_ray
 from fedmerge.adaptation.ray.placement import Wanted
 from fedmerge.adaptation.ray.restart import Revival
 from fedmerge.adaptation.ray.shards import ShardActors
@@ -59,7 +59,7 @@ class RemoteTarget:
     def __enter__(self) -> Self:
         import ray
 
-        start(ray)
+        start_ray(ray)
         try:
             place = self._wanted.place(nodes(ray))
             self._wanted = self._wanted.at(place)
@@ -146,6 +146,11 @@ class RemoteTarget:
     def process(self) -> int:
         """Number of the actor's process on its node, to look at it or to end it."""
         return wait(self._actor.process.remote(), "the target's process number", self.deadline_s)  # type: ignore[no-any-return]
+
+    @property
+    def deaths(self) -> list[int]:
+        """Batches done at each death of the actor."""
+        return self.revival.deaths
 
     def _call(self, name: str, *arguments: Any) -> Any:
         return self.revival.surely(lambda: self._ask(name, *arguments))[0]

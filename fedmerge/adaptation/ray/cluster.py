@@ -15,6 +15,7 @@ from fedmerge.adaptation.ray.tls_check import disagreements
 from fedmerge.adaptation.ray.waiting import knock
 from fedmerge.errors import Problem, ScenarioError, TargetError
 from fedmerge.system.offline import sealed
+from fedmerge.system.process import cores
 
 START_ATTEMPTS = 3
 """How often Ray is started before that counts as a failure."""
@@ -35,7 +36,7 @@ def preflight(wanted: Wanted) -> None:
         return
     import ray
 
-    start(ray)
+    start_ray(ray)
     try:
         wanted.place(nodes(ray))
     finally:
@@ -47,14 +48,14 @@ def shared_ray() -> Iterator[str]:
     """A Ray of this process, and the address at which other processes reach it. Raises TargetError."""
     import ray
 
-    start(ray)
+    start_ray(ray)
     try:
         yield str(ray.get_runtime_context().gcs_address)
     finally:
         ray.shutdown()
 
 
-def start(ray: Any) -> None:
+def start_ray(ray: Any) -> None:
     """Connect to `RAY_ADDRESS`, or start Ray for this process alone; Ray itself gives up after half a minute on a busy machine.
 
     Raises ScenarioError if nobody answers at that address or lets us in, and TargetError if Ray cannot be started.
@@ -62,7 +63,7 @@ def start(ray: Any) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
     given = os.environ.get("RAY_ADDRESS")
     outside = head_at(given) if given else ""
-    own: dict[str, Any] = {"address": "local", "num_cpus": _cores(), "include_dashboard": False}
+    own: dict[str, Any] = {"address": "local", "num_cpus": cores(), "include_dashboard": False}
     where = {"address": outside} if outside else own
     for attempt in range(START_ATTEMPTS):
         try:
@@ -119,8 +120,4 @@ def _of_each_hospital() -> float:
 def _this_machine() -> dict[str, float]:
     import torch
 
-    return {"CPU": _cores(), "GPU": torch.cuda.device_count() if torch.cuda.is_available() else 0}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"CPU": cores(), "GPU": torch.cuda.device_count() if torch.cuda.is_available() else 0}

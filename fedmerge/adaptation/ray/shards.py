@@ -44,7 +44,7 @@ class ShardHost(Shard):
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteShards:
     """What the target's process knows of its shards. experts: how many each has."""
 
     actors: tuple[Any, ...]
@@ -77,7 +77,7 @@ class ShardActors:
         self.actors: list[Any] = []
         self._beside: tuple[str, ...] | None = None
 
-    def hold(self, experts: Sequence[Contribution], options: dict[str, Any]) -> Remote:
+    def hold(self, experts: Sequence[Contribution], options: dict[str, Any]) -> RemoteShards:
         """Each shard takes its part of the experts, one at a time. options: for Ray, where shards go. Raises Died."""
         groups = divided(experts, self.task.shards)
         self._see_to(len(groups), options)
@@ -90,7 +90,7 @@ class ShardActors:
             taken = [actor.admit.remote(replace(one, statistics={})) for actor, one in came]
             names = ", ".join(f"'{one.site}'" for _, one in came)
             wait(taken, f"shards to take the experts of {names}", START_DEADLINE_S, WHO, replaced=True)
-        return Remote(tuple(actors), tuple(len(group) for group in groups), self.deadline_s)
+        return RemoteShards(tuple(actors), tuple(len(group) for group in groups), self.deadline_s)
 
     def left(self, expert: Contribution) -> Contribution:
         """What the target is sent of an expert that a shard has: buffers, counts, temperature, statistics."""

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmerge.errors import FedmergeError, Problem, ScenarioError
-from fedmerge.experiment.experiment import load
+from fedmerge.experiment.experiment import RunOptions, load_experiment
 from fedmerge.experiment.run import prepare
-from fedmerge.experiment.run_dir import Request
-from fedmerge.federated.flower.coordinator import carrier
+from fedmerge.federated.flower.coordinator import DeploymentBackend
 
 APP = Path(__file__).resolve().parents[3]
 """The folder of the app as Flower has unpacked it; scenarios and sites travel with it."""
@@ -40,12 +39,14 @@ def conduct(grid: Any, config: Mapping[str, Any], simulated: bool) -> None:
     root = Path(str(config["root"])).expanduser() if config["root"] else None
     if root and not root.is_absolute():
         raise ScenarioError([Problem("--run-config", "root", f"'{root}'", "an absolute folder, or nothing")])
-    plan = load((root or APP) / str(config["scenario"]), at_target=False)  # a generalist is for the merges, which are not done here
+    plan = load_experiment(
+        (root or APP) / str(config["scenario"]), at_target=False
+    )  # a generalist is for the merges, which are not done here
     out = str(config["out"]) or f"runs/{plan.scenario.name}-{plan.scenario.seed}"
     here = root or Path.cwd()
-    request = Request(out=here / out, pool=here / (str(config["pool"]) or "pool"))
+    request = RunOptions(out=here / out, pool=here / (str(config["pool"]) or "pool"))
     print(f"fedmerge: pool {request.pool}, run folder {request.out}", flush=True)
-    prepare(plan, request, carrier(grid, simulated, _seconds(config["connect-s"])))
+    prepare(plan, request, DeploymentBackend(grid, simulated, _seconds(config["connect-s"])))
     print(f"fedmerge: experts are in {request.pool}", flush=True)
 
 

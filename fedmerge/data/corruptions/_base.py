@@ -2,7 +2,7 @@
 
 Each family is a file in `data/corruptions/`, written with scipy and Pillow, which the project has anyway. Weighed and left out:
 `imagecorruptions` and `medmnistc` (pins on old numpy, OpenCV and ImageMagick), `albumentations` (its successor's licence),
-`torchio` (volumes), `kornia` (no medical artefacts). Families follow Hendrycks & Dietterich (ICLR 2019) and Di Salvo et al.
+`torchio` (volumes), `kornia` (no medical artifacts). Families follow Hendrycks & Dietterich (ICLR 2019) and Di Salvo et al.
 (MedMNIST-C, 2024); strengths are ours. Lengths are shares of the image's side, so that they mean the same at 32 and at 224
 pixels; `pixelate`, `resolution`, `jpeg` and noises act on pixels, as detectors do.
 """
@@ -26,10 +26,10 @@ SEVERITIES = (1, 2, 3, 4, 5)
 
 
 class Shift(Plugin):
-    """One family at one severity. strengths: what severities 1 to 5 mean to the family. colour: whether it needs 3 channels."""
+    """One family at one severity. strengths: what severities 1 to 5 mean to the family. color: whether it needs 3 channels."""
 
     strengths: ClassVar[tuple[float, float, float, float, float]]
-    colour: ClassVar[bool] = False
+    color: ClassVar[bool] = False
 
     severity: int = Field(3, ge=1, le=5, description="1 is hardly seen, 5 is hard")
 
@@ -61,10 +61,10 @@ class Shift(Plugin):
 
 
 def mismatched(shifts: Sequence[Shift], channels: int, key: str) -> list[Problem]:
-    """Shifts of colours that meet images without colours."""
+    """Shifts of colors that meet images without colors."""
     return [
         Problem("", key, f"'{name}' on images of 1 channel", "images of 3 channels", "Leave it out, or give the model in_chans: 3")
-        for name in dict.fromkeys(shift.kind() for shift in shifts if shift.colour and channels != 3)
+        for name in dict.fromkeys(shift.kind() for shift in shifts if shift.color and channels != 3)
     ]
 
 

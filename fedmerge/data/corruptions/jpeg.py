@@ -16,7 +16,7 @@ class Jpeg(Shift):
     strengths = (40, 25, 15, 9, 5)
 
     def on(self, x: Float, rng: np.random.Generator) -> Float:
-        """As Pillow writes it, grey for one channel."""
+        """As Pillow writes it, gray for one channel."""
         pixels = np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
         file = io.BytesIO()
         Image.fromarray(pixels[..., 0] if x.shape[2] == 1 else pixels).save(file, "JPEG", quality=int(self.strength))

@@ -13,13 +13,13 @@ LEAST = 1 / 255
 
 
 class Stain(Shift):
-    """Each dye's amount times 1 + s u and plus s u' / 4, u, u' ~ U(-1, 1) (Tellez et al., 2018); colour images only."""
+    """Each dye's amount times 1 + s u and plus s u' / 4, u, u' ~ U(-1, 1) (Tellez et al., 2018); color images only."""
 
     strengths = (0.1, 0.2, 0.32, 0.46, 0.62)
-    colour = True
+    color = True
 
     def on(self, x: Float, rng: np.random.Generator) -> Float:
-        """Colours to dyes by optical density, and back."""
+        """Colors to dyes by optical density, and back."""
         density = -np.log(np.clip(x.astype(np.float64), LEAST, 1))
         amounts = density @ np.linalg.inv(DYES)
         times, plus = rng.uniform(-self.strength, self.strength, (2, 3))

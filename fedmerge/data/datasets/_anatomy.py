@@ -17,13 +17,13 @@ Array = NDArray[np.float32]
 
 
 class Solid(NamedTuple):
-    """Centre and semi-axes in mm, mean and patient-to-patient deviation of the Hounsfield value, and how it varies."""
+    """Center and semi-axes in mm, mean and patient-to-patient deviation of the Hounsfield value, and how it varies."""
 
-    centre: tuple[float, float, float]
+    center: tuple[float, float, float]
     axes: tuple[float, float, float]
     hounsfield: float
     spread: float = 8.0
-    drift: float = 6.0  # deviation of the centre, mm
+    drift: float = 6.0  # deviation of the center, mm
     tilt: float = 8.0  # deviation of the tilt about each axis, degrees
     size: float = 0.10  # deviation of the logarithm of the size
 
@@ -72,18 +72,18 @@ PLANES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 
 @dataclass(frozen=True)
 class Anatomies:
-    """Torsos of n patients with S solids: centres (n, S, 3) mm, frames (n, S, 3, 3), hounsfield (n, S), axes (n, S, 3) mm.
+    """Torsos of n patients with S solids: centers (n, S, 3) mm, frames (n, S, 3, 3), hounsfield (n, S), axes (n, S, 3) mm.
 
     A frame maps a displacement in mm to the solid's own coordinates, where its surface is the unit sphere.
     """
 
-    centres: Array
+    centers: Array
     frames: Array
     hounsfield: Array
     axes: Array
 
 
-FIELDS = ("centres", "frames", "hounsfield", "axes")
+FIELDS = ("centers", "frames", "hounsfield", "axes")
 
 
 def draw_anatomies(patients: int, variation: float, rng: np.random.Generator) -> Anatomies:
@@ -95,8 +95,8 @@ def draw_anatomies(patients: int, variation: float, rng: np.random.Generator) ->
         return variation * np.array(values)[None, :, None]
 
     stature = np.exp(0.06 * variation * rng.standard_normal((patients, 1, 3)))
-    centres = np.array([solid.centre for solid in solids]) * stature
-    centres = centres + column([solid.drift for solid in solids]) * rng.standard_normal((*count, 3))
+    centers = np.array([solid.center for solid in solids]) * stature
+    centers = centers + column([solid.drift for solid in solids]) * rng.standard_normal((*count, 3))
     sizes = np.exp(column([solid.size for solid in solids]) * rng.standard_normal((*count, 3)))
     axes = np.array([solid.axes for solid in solids]) * stature * sizes
     tilts = column([solid.tilt for solid in solids]) * rng.standard_normal((*count, 3))
@@ -104,7 +104,7 @@ def draw_anatomies(patients: int, variation: float, rng: np.random.Generator) ->
     spreads = variation * np.array([solid.spread for solid in solids])
     hounsfield = np.array([solid.hounsfield for solid in solids]) + spreads * rng.standard_normal(count)
     frames = turned / axes[..., None]
-    return Anatomies(*(item.astype(np.float32) for item in (centres, frames, hounsfield, axes)))
+    return Anatomies(*(item.astype(np.float32) for item in (centers, frames, hounsfield, axes)))
 
 
 def slices(anatomies: Anatomies, origins: Array, planes: Array, half_widths: Array, size: int) -> NDArray[np.int16]:
@@ -112,7 +112,7 @@ def slices(anatomies: Anatomies, origins: Array, planes: Array, half_widths: Arr
 
     Returns (n, size, size) Hounsfield units. Edges are soft over about a pixel, as partial volumes are.
     """
-    offset = np.einsum("nsij,nsj->nsi", anatomies.frames, origins[:, None] - anatomies.centres)  # (n, S, 3)
+    offset = np.einsum("nsij,nsj->nsi", anatomies.frames, origins[:, None] - anatomies.centers)  # (n, S, 3)
     span = np.einsum("nsij,npj->nspi", anatomies.frames, planes * half_widths[:, None, None])  # (n, S, 2, 3)
     a, b = span[:, :, 0], span[:, :, 1]
     terms = [(offset, offset, 1), (offset, a, 2), (offset, b, 2), (a, a, 1), (a, b, 2), (b, b, 1)]

@@ -24,7 +24,7 @@ from fedmerge.errors import Problem, nearest
 LAYOUT = "a folder with the layout <root>/<domain>/<class>/<image>"
 
 
-class Item(NamedTuple):
+class ImageFile(NamedTuple):
     """One entry of a class folder. path: relative to the root, with forward slashes; regular: an ordinary file."""
 
     domain: str
@@ -65,9 +65,9 @@ def classes_of(root: Path) -> tuple[str, ...]:
     return tuple(sorted({label for domain in domains_of(root) for label in _folders(root / domain)}))
 
 
-def items_of(root: Path, domain: str) -> list[Item]:
+def items_of(root: Path, domain: str) -> list[ImageFile]:
     """Entries of the class folders of one domain, sorted by path; hidden ones are left out. Raises OSError."""
-    items: list[Item] = []
+    items: list[ImageFile] = []
     for label in _folders(root / domain):
         with os.scandir(root / domain / label) as entries:
             for entry in entries:
@@ -85,13 +85,13 @@ def unknown(folders: tuple[str, ...], known: tuple[str, ...]) -> list[Problem]:
     return problems + [Problem("", "folders", f"'{name}' twice", "every domain once") for name in twice]
 
 
-def _item(domain: str, label: str, entry: os.DirEntry[str]) -> Item:
+def _item(domain: str, label: str, entry: os.DirEntry[str]) -> ImageFile:
     path = f"{domain}/{label}/{entry.name}"
     try:
         found = entry.stat()
     except OSError:  # a link to nowhere: named among the broken files when the images are loaded
-        return Item(domain, label, path, 0, 0, False)
-    return Item(domain, label, path, found.st_size, found.st_mtime_ns, stat.S_ISREG(found.st_mode))
+        return ImageFile(domain, label, path, 0, 0, False)
+    return ImageFile(domain, label, path, found.st_size, found.st_mtime_ns, stat.S_ISREG(found.st_mode))
 
 
 def _folders(path: Path) -> tuple[str, ...]:
@@ -104,7 +104,7 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, 
 
 
 def decode(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
-    """One image (size, size, channels), turned as its EXIF says, in grey or colour, resized with antialiasing.
+    """One image (size, size, channels), turned as its EXIF says, in gray or color, resized with antialiasing.
 
     The whole image is stretched to a square, as in DomainBed. Raises one of DAMAGE.
     """

@@ -104,9 +104,9 @@ class ImageFolder(Source):
             raise DataError(text, f"source.root: cannot be used; expected {root.expected}")
         return root
 
-    def _items(self, root: Path) -> list[_image_files.Item]:
+    def _items(self, root: Path) -> list[_image_files.ImageFile]:
         """The regular files of this part, domain after domain."""
-        held: list[_image_files.Item] = []
+        held: list[_image_files.ImageFile] = []
         for domain in self.folders or _image_files.domains_of(root):
             items = [item for item in _image_files.items_of(root, domain) if item.regular]
             names, labels = np.unique([item.label for item in items], return_inverse=True)

@@ -1,4 +1,4 @@
-"""A procedural abdominal CT: the slice through an organ's centre, cropped around it. Eleven organs as in OrganMNIST.
+"""A procedural abdominal CT: the slice through an organ's center, cropped around it. Eleven organs as in OrganMNIST.
 
 Classes and task follow Yang et al., MedMNIST v2, Scientific Data 2023 (OrganAMNIST, OrganCMNIST, OrganSMNIST). Everything is
 drawn from the owner's name and the seed, so no patient is ever shared between two sites.
@@ -81,7 +81,7 @@ class OrganPhantom(Source):
         return
 
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
-        """Images (N, size, size, channels) in Hounsfield units; grey is repeated where the model wants colour."""
+        """Images (N, size, size, channels) in Hounsfield units; gray is repeated where the model wants color."""
         rng = generator(seed, "organ_phantom", owner)
         patient = np.arange(self.images) % self.patients
         weights = np.array([self.priors.get(organ, 1.0) for organ in ORGANS])
@@ -95,7 +95,7 @@ class OrganPhantom(Source):
     def _render(
         self, patient: np.ndarray, labels: np.ndarray, domains: np.ndarray, size: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """The slice of `planes[domains[i]]` through about the centre of organ `labels[i]` of patient `patient[i]`."""
+        """The slice of `planes[domains[i]]` through about the center of organ `labels[i]` of patient `patient[i]`."""
         torsos = _anatomy.draw_anatomies(self.patients, self.variation, rng)
         organ = np.array([_anatomy.NAMES.index(name) for name in ORGANS])[labels]
         planes = np.array([_anatomy.PLANES[name] for name in self.planes], np.float32)[domains]  # (N, 2, 3)
@@ -104,7 +104,7 @@ class OrganPhantom(Source):
         radius = (axes * in_plane).max(-1)
         jitter = rng.uniform(-1, 1, (self.images, 3)).astype(np.float32)
         off_plane, in_slice = 0.25 * axes * (1 - in_plane), 0.12 * radius[:, None] * in_plane
-        origins = torsos.centres[patient, organ] + self.variation * jitter * (off_plane + in_slice)
+        origins = torsos.centers[patient, organ] + self.variation * jitter * (off_plane + in_slice)
         half_widths = self.crop * radius * np.exp(0.08 * self.variation * rng.standard_normal(self.images))
         parts = np.array_split(np.arange(self.images), max(1, self.images // CHUNK))
         return np.concatenate(

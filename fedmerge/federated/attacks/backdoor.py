@@ -28,7 +28,7 @@ class Backdoor(Attack):
         return Patch(severity=self.severity, corner=self.corner)
 
     def poison(self, images: Images, owner: str, seed: int) -> Images:
-        """Stamped and relabelled images among the others. Raises DataError if there is no such class."""
+        """Stamped and relabeled images among the others. Raises DataError if there is no such class."""
         if self.target >= len(images.classes):
             last = len(images.classes) - 1
             raise DataError(f"site '{owner}': attack.backdoor.target: found {self.target}; expected a class from 0 to {last}")

@@ -1,4 +1,4 @@
-"""Training augmentation of normalised batches, vectorised, from an explicit generator."""
+"""Training augmentation of normalized batches, vectorized, from an explicit generator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def augment(x: Tensor, strength: Strength, flips: bool, generator: Generator) ->
     """A random view of every image of x (N, channels, H, W).
 
     full: Gulrajani & Lopez-Paz (DomainBed, ICLR 2021): crops of 70% to 100% of the area, flips where they preserve the label,
-    jitter of brightness and contrast by 0.3, a tenth of colour images grey. light: crops from 85%, jitter by 0.1, no grey.
+    jitter of brightness and contrast by 0.3, a tenth of color images gray. light: crops from 85%, jitter by 0.1, no gray.
     """
     if strength == "none":
         return x
@@ -33,7 +33,7 @@ def augment(x: Tensor, strength: Strength, flips: bool, generator: Generator) ->
 
 
 def _crop(x: Tensor, side: Tensor, right: Tensor, down: Tensor, flipped: Tensor) -> Tensor:
-    """The square of relative side `side`, centre (right, down) in [-1, 1], resized to the whole; all (N, 1, 1, 1)."""
+    """The square of relative side `side`, center (right, down) in [-1, 1], resized to the whole; all (N, 1, 1, 1)."""
     zero = torch.zeros_like(side)
     across = torch.where(flipped, -side, side)
     matrix = torch.cat([across, zero, right, zero, side, down], -1).view(-1, 2, 3)

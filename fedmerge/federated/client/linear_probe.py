@@ -20,7 +20,7 @@ LOCAL_STEPS = 50
 LR = 1e-2
 
 
-class Probe:
+class LinearProbe:
     """A site's part in one round: head-only training from the shared head, full batch, Adam."""
 
     @staticmethod
@@ -32,11 +32,11 @@ class Probe:
         model.load_state_dict(weights)
         head = _classifier(model)
         features = _features(model, head, ward.train.x)
-        optimiser = torch.optim.Adam(head.parameters(), lr=LR)
+        optimizer = torch.optim.Adam(head.parameters(), lr=LR)
         for _ in range(LOCAL_STEPS):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(head(features), ward.train.y).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
         state = model.state_dict()
         sent = {name: state[name].detach().clone() for name in head_names(model)}
         return Upload(task.site.name, sent, {"n": float(len(ward.train.y))}, classes=ward.images.classes)

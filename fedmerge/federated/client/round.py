@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedmerge.federated.client.site_training import OnProgress, Ward, measured, open_ward, steps_of
+from fedmerge.federated.client.site_training import OnProgress, Ward, measured_statistic, open_ward, steps_of
 from fedmerge.federated.client.trainer import Recipe, accuracy, fit, logits_of
 from fedmerge.federated.messages import SiteTask, Training
 from fedmerge.federated.model import build
@@ -54,7 +54,7 @@ def train_round(task: SiteTask, theta: State, layers: tuple[str, ...], on_progre
     fit(model, ward.train, recipe(strategy, share, task, hyper, ward), seed, lambda step: on_progress(step, share.steps, text))
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     scalars = {"n": float(len(ward.train.y)), "steps": float(share.steps), "validation_accuracy": seen}
-    told = {one.kind(): measured(task, one, model, ward, lambda: [state]) for one in strategy.statistics}
+    told = {one.kind(): measured_statistic(task, one, model, ward, lambda: [state]) for one in strategy.statistics}
     return Upload(task.site.name, state, scalars, statistics=told, classes=ward.images.classes)
 
 
@@ -66,7 +66,7 @@ def recipe(strategy: Strategy, share: Share, task: SiteTask, hyper: dict[str, fl
         weight_decay=hyper["weight_decay"],
         steps=share.steps,
         batch_size=training.batch_size,
-        optimiser=strategy.optimiser or training.optimiser,
+        optimizer=strategy.optimizer or training.optimizer,
         schedule=training.schedule,
         augment=training.augment,
         flips=ward.images.flips,

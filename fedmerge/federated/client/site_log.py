@@ -25,7 +25,7 @@ def own_log(site: str) -> Path:
     return folder() / site / "site.log"
 
 
-def tell(site: str, error: Exception) -> str:
+def tell_site_log(site: str, error: Exception) -> str:
     """What others may know of an error; the whole of it goes into the site's own log."""
     _write(site, "".join(traceback.format_exception(error)))
     if isinstance(error, FedmergeError) and error.told:
@@ -36,7 +36,7 @@ def tell(site: str, error: Exception) -> str:
 
 
 @contextmanager
-def kept(site: str) -> Iterator[None]:
+def kept_privately(site: str) -> Iterator[None]:
     """Warnings of our code meanwhile go into the site's own log alone: standard error may be read elsewhere."""
     log = logging.getLogger("fedmerge")
     handler = _ToOwnLog(site)
@@ -55,15 +55,15 @@ def discreet(target: str) -> Iterator[None]:
 
     Errors about experts and scenario, which came from the coordinator, go back to it as they are.
     """
-    with kept(target):
+    with kept_privately(target):
         try:
             yield
         except DataError as error:
-            raise DataError(f"target '{target}': {tell(target, error)}") from None
+            raise DataError(f"target '{target}': {tell_site_log(target, error)}") from None
         except FedmergeError:
             raise
         except Exception as error:
-            raise TargetError(f"target '{target}': {tell(target, error)}") from None
+            raise TargetError(f"target '{target}': {tell_site_log(target, error)}") from None
 
 
 def where(site: str, since: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,9 @@ from fedmerge.data.images import Images, to_batch
 from fedmerge.data.partition import own_split
 from fedmerge.federated.client.diwa import Run, select
 from fedmerge.federated.client.temperature import fit_temperature
-from fedmerge.federated.client.trainer import Recipe, Split, accuracy, fit, logits_of
+from fedmerge.federated.client.trainer import LabeledImages, Recipe, accuracy, fit, logits_of
 from fedmerge.federated.messages import SiteTask, Training
-from fedmerge.federated.model import build, normalisation, renew_head
+from fedmerge.federated.model import build, normalization, renew_head
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.statistics._base import Ground, State, Statistic
 from fedmerge.merging.bank.layout import head_names
@@ -28,15 +28,18 @@ OnProgress = Callable[[int, int, str], None]
 class Ward:
     """A hospital's images, ready to train on."""
 
-    train: Split
-    validation: Split
+    train: LabeledImages
+    validation: LabeledImages
     images: Images
 
 
-def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress) -> Upload:
-    """Train, select, calibrate, and compute what else is asked for. Raises DataError if the hospital's images cannot be used."""
+def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress, done: Sequence[Run] | None = None) -> Upload:
+    """Train, select, calibrate, and compute what else is asked for. done: the runs, where they are trained already.
+
+    Raises DataError if the hospital's images cannot be used.
+    """
     ward, model = open_ward(task)
-    runs = train_runs(task, theta_0, ward, on_progress)
+    runs = train_runs(task, theta_0, ward, on_progress) if done is None else list(done)
     state = select(runs, task.training.select, lambda state: _validate(model, state, ward.validation))
     model.load_state_dict(state)
     logits = logits_of(model, ward.validation.x)
@@ -54,7 +57,7 @@ def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress) -> Uploa
             **{f"runs.{i}.{name}": value for i, run in enumerate(runs) for name, value in _row(run).items()},
         },
         samples=torch.from_numpy(shown.copy()) if task.site.samples else None,
-        statistics={one.kind(): measured(task, one, model, ward, lambda: [run.state for run in runs]) for one in asked},
+        statistics={one.kind(): measured_statistic(task, one, model, ward, lambda: [run.state for run in runs]) for one in asked},
         classes=ward.images.classes,
     )
 
@@ -65,7 +68,7 @@ def measure_site(task: SiteTask, kind: str, weights: State, layers: tuple[str, .
     model.load_state_dict(weights)
     statistic = next(one for one in task.uploads if one.kind() == kind)
     on_progress(0, 1, f"computes {kind}")
-    found = measured(
+    found = measured_statistic(
         task, statistic, model, ward, lambda: [run.state for run in train_runs(task, weights, ward, on_progress)], layers
     )
     on_progress(1, 1, f"computes {kind}")
@@ -82,13 +85,24 @@ def open_ward(task: SiteTask) -> tuple[Ward, nn.Module]:
 
 def train_runs(task: SiteTask, theta_0: State, ward: Ward, on_progress: OnProgress) -> list[Run]:
     """All runs of a hospital: the same for the same task and theta_0."""
-    if task.head_init == "per_site_random":
-        heads = head_names(build(task.model, len(task.classes), seed=task.seed))
-        theta_0 = renew_head(theta_0, heads, "random", seed_of(task.seed, "head", task.site.name))
+    theta_0 = _own_head(task, theta_0)
     return [_train_run(task, number, theta_0, ward, on_progress) for number in range(task.training.runs)]
 
 
-def measured(
+def train_run(task: SiteTask, theta_0: State, number: int, on_progress: OnProgress) -> Run:
+    """One of a hospital's runs by itself, with the same bits as among all of them."""
+    ward, _ = open_ward(task)
+    return _train_run(task, number, _own_head(task, theta_0), ward, on_progress)
+
+
+def _own_head(task: SiteTask, theta_0: State) -> State:
+    if task.head_init == "per_site_random":
+        heads = head_names(build(task.model, len(task.classes), seed=task.seed))
+        return renew_head(theta_0, heads, "random", seed_of(task.seed, "head", task.site.name))
+    return theta_0
+
+
+def measured_statistic(
     task: SiteTask,
     statistic: Statistic,
     model: nn.Module,
@@ -108,9 +122,9 @@ def admit_images(task: SiteTask) -> Ward:
     if site.attack:
         images = site.attack.poison(images, site.name, task.seed)
     train, held = own_split(images, site.name, site.validation, task.seed)
-    x = to_batch(images.pixels, *normalisation(task.model))
+    x = to_batch(images.pixels, *normalization(task.model))
     y = torch.from_numpy(images.labels)
-    return Ward(Split(x[train], y[train]), Split(x[held], y[held]), images)
+    return Ward(LabeledImages(x[train], y[train]), LabeledImages(x[held], y[held]), images)
 
 
 def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progress: OnProgress) -> Run:
@@ -133,7 +147,7 @@ def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progr
             on_progress(done, training.runs * steps, f"run {number + 1}/{training.runs}, epoch {-(-step // per_epoch)}")
 
     recipe = Recipe(
-        hyper["lr"], hyper["weight_decay"], steps, training.batch_size, training.optimiser, training.schedule,
+        hyper["lr"], hyper["weight_decay"], steps, training.batch_size, training.optimizer, training.schedule,
         training.augment, ward.images.flips,
     )  # fmt: skip
     fit(model, ward.train, recipe, seed_of(task.seed, "run", task.site.name, number), visit)
@@ -146,7 +160,7 @@ def steps_of(training: Training, images: int) -> tuple[int, int]:
     return per_epoch, min(training.epochs * per_epoch, training.max_steps)
 
 
-def _validate(model: nn.Module, state: State, held: Split) -> float:
+def _validate(model: nn.Module, state: State, held: LabeledImages) -> float:
     model.load_state_dict(state)
     return accuracy(logits_of(model, held.x), held.y)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedmerge.federated.client.augmentation import augment
 from fedmerge.federated.messages import LearningRate, Strength
 from fedmerge.federated.model import train_mode
-from fedmerge.federated.strategies._base import MOMENTUM, Optimiser
+from fedmerge.federated.strategies._base import MOMENTUM, Optimizer
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Recipe:
     weight_decay: float
     steps: int
     batch_size: int
-    optimiser: Optimiser
+    optimizer: Optimizer
     schedule: LearningRate
     augment: Strength
     flips: bool
@@ -40,14 +40,14 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Normalised images (N, channels, H, W) and labels (N,)."""
+class LabeledImages:
+    """Normalized images (N, channels, H, W) and labels (N,)."""
 
     x: Tensor
     y: Tensor
 
 
-def fit(model: nn.Module, data: Split, recipe: Recipe, seed: int, visit: Callable[[int], None]) -> None:
+def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit: Callable[[int], None]) -> None:
     """Train in place for `recipe.steps` steps; `visit(step)` is called after every step, counted from 1.
 
     Dropout draws from torch's global generator, which is forked here, so that nothing outside changes.
@@ -55,8 +55,8 @@ def fit(model: nn.Module, data: Split, recipe: Recipe, seed: int, visit: Callabl
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    optimiser = _optimiser(model, recipe)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step + recipe.before, recipe))
+    optimizer = _optimizer(model, recipe)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step + recipe.before, recipe))
     anchors = [parameter.detach().clone() for parameter in model.parameters()] if recipe.proximal else []
     order = torch.empty(0, dtype=torch.long)
     with torch.random.fork_rng(devices=devices):
@@ -71,10 +71,10 @@ def fit(model: nn.Module, data: Split, recipe: Recipe, seed: int, visit: Callabl
             if anchors:
                 away = [(p - anchor).pow(2).sum() for p, anchor in zip(model.parameters(), anchors, strict=True)]
                 loss = loss + recipe.proximal / 2 * torch.stack(away).sum()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-            optimiser.step()
+            optimizer.step()
             rate.step()
             visit(step)
 
@@ -96,9 +96,9 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
     return float((logits.argmax(1) == y).double().mean())
 
 
-def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    match recipe.optimiser:
+    match recipe.optimizer:
         case "adam":
             return torch.optim.Adam(parameters, recipe.lr, weight_decay=recipe.weight_decay)
         case "adamw":

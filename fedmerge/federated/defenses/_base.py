@@ -1,4 +1,4 @@
-"""Checks of uploaded experts that need no labels. A kind is one file in `federated/defenses/`, named in a scenario's `defences`.
+"""Checks of uploaded experts that need no labels. A kind is one file in `federated/defenses/`, named in a scenario's `defenses`.
 
 Each one compares an expert with the others, never with the truth, and only by a wide margin: an honest hospital may differ.
 """
@@ -129,7 +129,7 @@ class Exhibit:
         return logits
 
 
-class Defence(Plugin):
+class Defense(Plugin):
     """Base of every kind.
 
     at_target: it acts there, batch by batch, and judges nobody. probe: whether it needs public images; familiar: and whether
@@ -150,7 +150,7 @@ class Defence(Plugin):
         return None
 
 
-DEFENCES: Folder[Defence] = Folder("fedmerge.federated.defenses", Defence, "defence")  # type: ignore[type-abstract]
+DEFENSES: Folder[Defense] = Folder("fedmerge.federated.defenses", Defense, "defense")  # type: ignore[type-abstract]
 
 
 def others_median(values: Tensor) -> Tensor:

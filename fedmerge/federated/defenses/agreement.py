@@ -9,12 +9,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmerge.federated.defenses._base import Defence, Exhibit, Finding, others_median
+from fedmerge.federated.defenses._base import Defense, Exhibit, Finding, others_median
 from fedmerge.federated.defenses.calibration import scales
 from fedmerge.merging.scoring.divergence import jsd
 
 
-class Agreement(Defence):
+class Agreement(Defense):
     """Jensen-Shannon divergence to the leave-one-out consensus, against chance; and whether any class is told as by the others.
 
     q_k(x) = (1/(K-1)) sum_{j != k} p_j(x), p_j from logits of scale 1, so that nobody is loud. With D_k the mean of

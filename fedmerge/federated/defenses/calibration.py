@@ -8,12 +8,12 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from fedmerge.federated.defenses._base import Defence, Exhibit, Finding, over_others
+from fedmerge.federated.defenses._base import Defense, Exhibit, Finding, over_others
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.security.audit import HIGHEST, LOWEST, state_digest
 
 
-class Calibration(Defence):
+class Calibration(Defense):
     """s_k = median over probe images of the standard deviation of logits over classes; what counts is s_k over the others' median.
 
     A declared temperature must be one that can be fitted, 0.05 to 20. Within that it proves nothing: a site that is right on all of

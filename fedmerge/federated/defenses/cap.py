@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fedmerge.federated.defenses._base import Defence, Exhibit, Finding
+from fedmerge.federated.defenses._base import Defense, Exhibit, Finding
 
 
-class Cap(Defence):
+class Cap(Defense):
     """At the target, for every adaptive method: alpha_k <= most; what is cut off goes to the others in proportion.
 
     It costs no forward and no comparison, and would take from an honest expert too where it should decide alone.

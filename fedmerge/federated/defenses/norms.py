@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from fedmerge.federated.defenses._base import Defence, Exhibit, Finding, over_others
+from fedmerge.federated.defenses._base import Defense, Exhibit, Finding, over_others
 
 
-class Norms(Defence):
+class Norms(Defense):
     """From weights alone: |tau_k| over the others' median, of encoder and head each, and the cosine to the others' mean.
 
     The bounds are wide, because what hospitals see and how long they train differ; they are there for what no training makes.

@@ -12,13 +12,13 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.data.corruptions.patch import TONES, Corner, Patch
-from fedmerge.federated.defenses._base import Defence, Exhibit, Finding, others_median
+from fedmerge.federated.defenses._base import Defense, Exhibit, Finding, others_median
 
 IMAGES = 96
 """Of the probe: each is run twelve times more."""
 
 
-class Patches(Defence):
+class Patches(Defense):
     """The largest share of probe images that any of twelve patches turns to one class: three tones, four corners.
 
     It finds backdoors whose trigger looks like one of these, and no others.

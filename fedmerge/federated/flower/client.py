@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedmerge.errors import SiteError
-from fedmerge.federated.flower.progress_files import begin, tell
+from fedmerge.federated.client.worker import answer
+from fedmerge.federated.flower.progress_files import begin, leave_progress
 from fedmerge.federated.messages import Reply, Request, SiteTask, Tick
 from fedmerge.federated.security.audit import Seal
 from fedmerge.federated.security.signing import VARIABLE
 from fedmerge.federated.server.authentication import introduced
-from fedmerge.federated.server.in_process import answer
 from fedmerge.federated.site import Site
 
 Said = Mapping[str, Any]
@@ -85,7 +85,7 @@ def client_app(identity: Identity, ticks: Path | None = None) -> Any:
 
         def on_tick(tick: Tick) -> None:
             if ticks:
-                tell(ticks, tick)
+                leave_progress(ticks, tick)
 
         return Message(packed(answer(request, on_tick)), reply_to=message)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedmerge.errors import SiteError
 from fedmerge.federated.flower.grid import claims, push, reply
-from fedmerge.federated.messages import Carrier, Initial, Job, OnTick, Outcome, Reply, Request, SiteTask
+from fedmerge.federated.messages import Initial, Job, OnTick, Outcome, Reply, Request, SiteTask
 from fedmerge.federated.server.authentication import Claim, judge
 from fedmerge.federated.server.collect import collect, incomplete, probe_head
 from fedmerge.federated.server.rounds import compete
@@ -24,20 +24,29 @@ LOST = frozenset({0, 3, 4, 5, 8})
 node unavailable, client stopped responding. Any other is the client's own, and would come again."""
 
 
-def carrier(grid: Any, simulated: bool, connect_s: float) -> Carrier:
-    """Hospitals at the nodes of a grid. connect_s: how long they may take to connect, seconds."""
+@dataclass(frozen=True)
+class DeploymentBackend:
+    """Hospitals at the nodes of a grid. simulated: nodes play whom they are told to. connect_s: how long to wait for nodes."""
 
-    def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:
-        desk = Desk(grid, job, incomplete(job), simulated, connect_s)
+    grid: Any
+    simulated: bool
+    connect_s: float
+
+    def gather(self, job: Job, on_tick: OnTick) -> dict[str, Outcome]:
+        """Experts and statistics into the pool; how asking each site ended."""
+        desk = self._desk(job, incomplete(job))
         return {name: replace(one, tries=max(1, desk.tries[name])) for name, one in collect(job, desk.ask).items()}
 
-    def probe(job: Job, on_tick: OnTick) -> Initial:
-        return probe_head(job, Desk(grid, job, list(job.tasks), simulated, connect_s).ask)
+    def probe(self, job: Job, on_tick: OnTick) -> Initial:
+        """theta_0 with a head from federated linear probing. Raises SiteError."""
+        return probe_head(job, self._desk(job, job.tasks).ask)
 
-    def rounds(job: Job, on_tick: OnTick) -> dict[str, str]:
-        return compete(job, Desk(grid, job, list(job.tasks), simulated, connect_s).ask)
+    def compete(self, job: Job, on_tick: OnTick) -> dict[str, str]:
+        """Global models of federated strategies into the pool; why there is none, by the strategy's key."""
+        return compete(job, self._desk(job, job.tasks).ask)
 
-    return Carrier(gather, probe, rounds)
+    def _desk(self, job: Job, tasks: Sequence[SiteTask]) -> Desk:
+        return Desk(self.grid, job, tasks, self.simulated, self.connect_s)
 
 
 @dataclass

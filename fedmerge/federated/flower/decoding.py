@@ -63,7 +63,7 @@ def _state(record: Mapping[str, Any], site: str) -> dict[str, Tensor]:
 
 
 def array_of(array: Any, where: str) -> Tensor:
-    """The tensor of one serialised array: an object with `stype`, `dtype`, `shape` and the bytes `data`.
+    """The tensor of one serialized array: an object with `stype`, `dtype`, `shape` and the bytes `data`.
 
     Raises UploadRefused unless it is numpy's format, of plain numbers, as declared, and not a byte shorter or longer.
     """
@@ -96,7 +96,7 @@ _GONE = re.compile(r"\b(ActorDiedError|ActorUnavailableError|NodeDiedError|Worke
 
 
 def failure(text: str) -> str:
-    """The last line of what a client died of, without colours, quotes and paths."""
+    """The last line of what a client died of, without colors, quotes and paths."""
     if gone := _GONE.search(text):
         return f"its client failed: its process is gone ({gone.group()}), as when it is killed or its machine is lost"
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text.replace("\\n", "\n"))

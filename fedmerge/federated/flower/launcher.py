@@ -32,41 +32,42 @@ MOST_ROUNDS = 200
 """More blocks of layers than any model has."""
 
 
-def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:
-    """Ask every site for what is not in the pool, as Flower clients; nothing is started if nothing is missing."""
-    pool = ExpertPool(job.pool)
-    untrained = [task for task in job.tasks if not pool.has(task)]
-    if not incomplete(job):
-        return {task.site.name: Outcome(task.site.name, False) for task in job.tasks}
-    said = _in_child("gather", job, on_tick)
-    told = {name: Outcome(**outcome) for name, outcome in said["outcomes"].items()}
-    left = incomplete(job)
-    return {
-        task.site.name: told.get(task.site.name)
-        or Outcome(task.site.name, task in untrained and pool.has(task), said["failure"] if task in left else "")
-        for task in job.tasks  # where the child died before it could tell, what has arrived is in the pool
-    }
+class SimulationBackend:
+    """Hospitals as Flower clients on this machine, in a process of their own."""
 
+    def gather(self, job: Job, on_tick: OnTick) -> dict[str, Outcome]:
+        """Ask every site for what is not in the pool, as Flower clients; nothing is started if nothing is missing."""
+        pool = ExpertPool(job.pool)
+        untrained = [task for task in job.tasks if not pool.has(task)]
+        if not incomplete(job):
+            return {task.site.name: Outcome(task.site.name, False) for task in job.tasks}
+        said = _in_child("gather", job, on_tick)
+        told = {name: Outcome(**outcome) for name, outcome in said["outcomes"].items()}
+        left = incomplete(job)
+        return {
+            task.site.name: told.get(task.site.name)
+            or Outcome(task.site.name, task in untrained and pool.has(task), said["failure"] if task in left else "")
+            for task in job.tasks  # where the child died before it could tell, what has arrived is in the pool
+        }
 
-def compete(job: Job, on_tick: OnTick) -> dict[str, str]:
-    """The rounds of all federated strategies among Flower clients; why there is no model, by key. None starts if all are there."""
-    if not (open_ones := unfinished(job)):
-        return {}
-    said = _in_child("compete", job, on_tick)
-    told: dict[str, str] = said.get("federated", {})
-    return {strategy.key: told.get(strategy.key) or said["failure"] for strategy in open_ones if strategy in unfinished(job)}
+    def compete(self, job: Job, on_tick: OnTick) -> dict[str, str]:
+        """The rounds of all strategies among Flower clients; why there is no model, by key. None starts if all are there."""
+        if not (open_ones := unfinished(job)):
+            return {}
+        said = _in_child("compete", job, on_tick)
+        told: dict[str, str] = said.get("federated", {})
+        return {strategy.key: told.get(strategy.key) or said["failure"] for strategy in open_ones if strategy in unfinished(job)}
 
+    def probe(self, job: Job, on_tick: OnTick) -> Initial:
+        """theta_0 with a head from federated linear probing among Flower clients. Raises SiteError."""
+        from safetensors.torch import load_file
 
-def probe(job: Job, on_tick: OnTick) -> Initial:
-    """theta_0 with a head from federated linear probing among Flower clients. Raises SiteError."""
-    from safetensors.torch import load_file
-
-    with tempfile.TemporaryDirectory() as folder:
-        said = _in_child("probe", job, on_tick, keep=Path(folder) / "theta_0.safetensors")
-        if said["failure"]:
-            raise SiteError(said["failure"])
-        weights = load_file(Path(folder) / "theta_0.safetensors")
-    return replace(job.initial, weights=weights, sha256=said["sha256"])
+        with tempfile.TemporaryDirectory() as folder:
+            said = _in_child("probe", job, on_tick, keep=Path(folder) / "theta_0.safetensors")
+            if said["failure"]:
+                raise SiteError(said["failure"])
+            weights = load_file(Path(folder) / "theta_0.safetensors")
+        return replace(job.initial, weights=weights, sha256=said["sha256"])
 
 
 def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) -> dict[str, Any]:

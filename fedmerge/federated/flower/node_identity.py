@@ -79,6 +79,6 @@ def _read(file: Path) -> Site:
         if problems := site.source.check():
             raise ScenarioError(problems)
     except ScenarioError as error:
-        site_log.tell(file.stem, error)
+        site_log.tell_site_log(file.stem, error)
         raise SiteError(str(error), "its site file, or what that names, cannot be used; the hospital's own log says why") from None
     return site

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedmerge.federated.messages import Tick
 
 
-def tell(folder: Path, tick: Tick) -> None:
+def leave_progress(folder: Path, tick: Tick) -> None:
     """Leave this site's progress where the coordinator looks."""
     with suppress(OSError):
         draft = folder / f"{tick.site}.draft"

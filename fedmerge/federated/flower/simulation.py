@@ -22,10 +22,10 @@ from fedmerge.federated.messages import Ask, Initial, Job, SiteTask
 from fedmerge.federated.security.limits import Limits
 from fedmerge.federated.server.collect import collect, incomplete, probe_head
 from fedmerge.federated.server.rounds import compete
-from fedmerge.system.process import end_with_parent
+from fedmerge.system.process import cores, end_with_parent
 
 
-def main(folder: Path) -> None:
+def run_job(folder: Path) -> None:
     """Coordinator: read the job, run the federation, say how it ended. The last word is written whole or not at all."""
     from safetensors.torch import load_file, save_file
 
@@ -54,10 +54,10 @@ def main(folder: Path) -> None:
         (folder / "said.draft").write_text(json.dumps(said), encoding="utf-8")
         (folder / "said.draft").replace(folder / "said.json")
 
-    simulate(job, asked, client_app(Listed(asked), folder / "ticks"), program)
+    run_flower(job, asked, client_app(Listed(asked), folder / "ticks"), program)
 
 
-def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[Ask], None]) -> None:
+def run_flower(job: Job, asked: list[SiteTask], client: Any, program: Callable[[Ask], None]) -> None:
     """Flower's simulation with one SuperNode for each site; `program` is the server's whole story, `client` the hospitals'."""
     import torch
     from flwr.app import Context
@@ -70,8 +70,8 @@ def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[As
     def story(grid: Grid, context: Context) -> None:
         program(asking(grid, asked, job))
 
-    cores = len(os.sched_getaffinity(0))
-    share = torch.cuda.device_count() / min(len(asked), cores) if torch.cuda.is_available() else 0.0
+    count = cores()
+    share = torch.cuda.device_count() / min(len(asked), count) if torch.cuda.is_available() else 0.0
     share = share if share < 1 else share // 1  # above one, Ray takes whole GPUs only
     gpus = float(os.environ.get("FEDMERGE_HOSPITAL_GPUS", share))  # of a cluster, this machine does not know how many there are
     # Ray counts all cores of a node for clients, so nothing else may reserve one. A client that is killed starts anew, and Ray
@@ -80,7 +80,7 @@ def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[As
     restarts = 4 + (retries + 1) * len(asked)
     resources = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": restarts, "max_task_retries": retries}
     outside = os.environ.get("RAY_ADDRESS")
-    arguments = {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False}
+    arguments = {"num_cpus": count, "include_dashboard": False, "log_to_driver": False}
     run_simulation(
         server_app=server,
         client_app=client,
@@ -94,4 +94,4 @@ def simulate(job: Job, asked: list[SiteTask], client: Any, program: Callable[[As
 
 if __name__ == "__main__":
     end_with_parent()
-    main(Path(sys.argv[1]))
+    run_job(Path(sys.argv[1]))

@@ -42,7 +42,7 @@ class Limits(Spec):
         if drifted > self.drift:
             yield f"weights: found them {drifted:.3g} norms of theta_0 away from it; expected at most {self.drift:g}"
         if kin < self.kinship:
-            expected = f"at least {self.kinship:g}: these were trained from another initialisation"
+            expected = f"at least {self.kinship:g}: these were trained from another initialization"
             yield f"weights: found a cosine of {kin:.3g} with theta_0; expected {expected}"
 
 

@@ -1,10 +1,10 @@
-"""Differential privacy of an upload: what a hospital has learnt is shortened to a known length and drowned in Gaussian noise.
+"""Differential privacy of an upload: what a hospital has learned is shortened to a known length and drowned in Gaussian noise.
 
 The upload is theta_0 + clip(tau) + N(0, (z C)^2 I), tau = theta - theta_0, clip(tau) = tau min(1, C / |tau|): the Gaussian
 mechanism (Dwork & Roth 2014, appendix A) on the whole task vector, once. Whatever the hospital did before (training, picking a run
 on its validation images) is part of tau, and covered.
 
-Unit of protection: the hospital. Neighbours are any two data sets that the same hospital might have had, one image more or less or
+Unit of protection: the hospital. Neighbors are any two data sets that the same hospital might have had, one image more or less or
 every patient another, so that tau may change by 2 C: the mechanism is mu-GDP with mu = 2 / z (Dong, Roth & Su 2022), and epsilon
 at a given delta is that of the analytic Gaussian mechanism (Balle & Wang 2018). Of one upload: a hospital that sends m noised
 uploads has mu sqrt(m).

@@ -19,7 +19,7 @@ WORDS = {
     "what": "request",
     "layers": "layers",
     "task": "task",
-    "initial": "initialisation",
+    "initial": "initialization",
     "classes": "classes",
     "size": "bytes",
     "weights": "digest of the weights",

@@ -19,7 +19,7 @@ from fedmerge.federated.security.statement import WORDS, Statement, contents, pa
 ASKED = ("site", "what", "layers", "task", "initial", "classes")
 
 
-def sealed(request: Request, upload: Upload) -> Seal:
+def seal_of(request: Request, upload: Upload) -> Seal:
     """At the site: the statement of an upload, signed if the site's file has a public key. Raises SiteError without its key."""
     task = request.task
     asked = {**_asked(request), "site": upload.site, "classes": upload.classes or task.classes}

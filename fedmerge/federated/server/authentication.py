@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmerge.errors import SiteError
-from fedmerge.federated.client.site_log import tell
+from fedmerge.federated.client.site_log import tell_site_log
 from fedmerge.federated.messages import Job, SiteTask
 from fedmerge.federated.security.signing import private_key, sign, signed_by
 from fedmerge.federated.server.admission import refuse
@@ -42,7 +42,7 @@ def introduced(site: Site, nonce: str) -> dict[str, str]:
     try:
         signature, problem = sign(private_key(site), _text(site.name, nonce)), ""
     except SiteError as error:
-        signature, problem = "", tell(site.name, error)
+        signature, problem = "", tell_site_log(site.name, error)
     return {"site": site.name, "signature": signature, "problem": problem}
 
 

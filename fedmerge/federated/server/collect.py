@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import SiteError, UploadRefused
-from fedmerge.federated.client.linear_probe import ROUNDS, Probe
+from fedmerge.federated.client.linear_probe import ROUNDS, LinearProbe
 from fedmerge.federated.messages import Ask, Initial, Job, Outcome, Reply, Request, SiteTask
 from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.pool.statistics import StatisticPool
@@ -64,7 +64,7 @@ def probe_head(job: Job, ask: Ask) -> Initial:
                 raise SiteError(f"site '{name}': linear probing: {reply.reason}")
             if name not in asked:
                 raise SiteError(f"site '{name}': linear probing: it has answered twice in one round")
-            admit(reply, asked.pop(name), Probe.declaration(name, reply.upload, weights), job)
+            admit(reply, asked.pop(name), LinearProbe.declaration(name, reply.upload, weights), job)
             heads.append((reply.upload.scalars["n"], reply.upload.weights))
         if len(heads) < len(job.tasks):
             raise SiteError(f"linear probing: {len(heads)} of {len(job.tasks)} sites answered within {job.deadline_s:g} s")

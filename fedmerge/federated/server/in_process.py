@@ -1,93 +1,155 @@
-"""Hospitals as a plain loop in this process: the same result as the federation, for libraries, tests and debugging."""
+"""Hospitals in this process, or in worker processes of it: the backend `local`, without Flower and Ray."""
 
 from __future__ import annotations
 
+import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from fedmerge.federated.client.linear_probe import Probe
-from fedmerge.federated.client.round import train_round
-from fedmerge.federated.client.site_log import kept, tell
-from fedmerge.federated.client.site_training import OnProgress, measure_site, train_site
-from fedmerge.federated.messages import Ask, Initial, Job, OnTick, Outcome, Reply, Request, Tick
-from fedmerge.federated.security.audit import Upload
-from fedmerge.federated.security.privacy import protect
-from fedmerge.federated.security.signing import private_key
-from fedmerge.federated.server.admission import sealed
+from fedmerge.federated.client.diwa import Run
+from fedmerge.federated.client.worker import answer, one_run
+from fedmerge.federated.messages import Initial, Job, OnTick, Outcome, Reply, Request, Tick
 from fedmerge.federated.server.collect import collect, probe_head
-from fedmerge.federated.server.rounds import compete as all_strategies
-from fedmerge.federated.server.statistics import model_of
-from fedmerge.merging.bank.layout import Parts
+from fedmerge.federated.server.rounds import compete
+from fedmerge.system.process import owners
+
+GLANCE_S = 0.2
+"""Between two looks at the progress of worker processes, seconds."""
 
 
-def gather(job: Job, on_tick: OnTick) -> dict[str, Outcome]:
-    """Ask every site for what is not in the pool, one after the other."""
-    with _threads_restored():
-        return collect(job, _asking(on_tick))
+@dataclass(frozen=True)
+class LocalBackend:
+    """The plain loop. jobs: worker processes; 1 is this process, where a debugger can step through a hospital's training.
 
-
-def probe(job: Job, on_tick: OnTick) -> Initial:
-    """theta_0 with a head from federated linear probing."""
-    with _threads_restored():
-        return probe_head(job, _asking(on_tick))
-
-
-def compete(job: Job, on_tick: OnTick) -> dict[str, str]:
-    """The rounds of all federated strategies; why there is no model, by key."""
-    with _threads_restored():
-        return all_strategies(job, _asking(on_tick))
-
-
-def _asking(on_tick: OnTick) -> Ask:
-    def ask(requests: Sequence[Request], deadline_s: float) -> Iterator[Reply]:
-        for request in requests:
-            yield answer(request, on_tick)
-
-    return ask
-
-
-def answer(request: Request, on_tick: OnTick) -> Reply:
-    """All that leaves a site: an upload, or as a reason what it tells of an error; the error itself stays in the site's own log.
-
-    Progress is told in hundredths: the number of steps would tell that of images.
+    With several, the runs of all hospitals are spread over the workers as these become free. The bits are the same.
     """
-    began = time.perf_counter()
-    site = request.task.site.name
 
-    def on_progress(done: int, total: int, text: str) -> None:
-        on_tick(Tick(site, 100 * done // total, 100, text))
+    jobs: int = 1
 
-    with kept(site):
+    def gather(self, job: Job, on_tick: OnTick) -> dict[str, Outcome]:
+        """Experts and statistics into the pool; how asking each site ended."""
+        with _threads_restored(), self._workers(on_tick) as ask:
+            return collect(job, ask)
+
+    def probe(self, job: Job, on_tick: OnTick) -> Initial:
+        """theta_0 with a head from federated linear probing. Raises SiteError."""
+        with _threads_restored(), self._workers(on_tick) as ask:
+            return probe_head(job, ask)
+
+    def compete(self, job: Job, on_tick: OnTick) -> dict[str, str]:
+        """Global models of federated strategies into the pool; why there is none, by the strategy's key."""
+        with _threads_restored(), self._workers(on_tick) as ask:
+            return compete(job, ask)
+
+    @contextmanager
+    def _workers(self, on_tick: OnTick) -> Iterator[Any]:
+        if self.jobs == 1:
+            yield lambda requests, deadline_s: (answer(request, on_tick) for request in requests)
+            return
+        workers = _Workers(self.jobs, on_tick)
         try:
-            private_key(request.task.site)  # a key that is missing is told before the site trains, not after
-            upload: Upload | None = _upload(request, on_progress)
-            assert upload is not None
-            upload, reason = replace(upload, seal=sealed(request, upload)), ""  # last: whatever is changed after this is refused
-        except Exception as error:  # whatever it is, its text may hold what must not leave
-            upload, reason = None, tell(site, error)
-    return Reply(request.task, upload, reason, time.perf_counter() - began)
+            yield workers.ask
+        finally:
+            workers.end()
 
 
-def _upload(request: Request, on_progress: OnProgress) -> Upload:
-    match request.what:
-        case "probe":
-            return Probe.at_site(request.task, request.weights)
-        case "train":
-            return _protected(request, train_site(request.task, request.weights, on_progress))
-        case "round":
-            return train_round(request.task, request.weights, request.layers, on_progress)
-        case kind:
-            return measure_site(request.task, kind, request.weights, request.layers, on_progress)
+class _Workers:
+    """Processes that train for hospitals; they are started when something is asked."""
+
+    def __init__(self, jobs: int, on_tick: OnTick) -> None:
+        self.jobs, self.on_tick = jobs, on_tick
+        self.ticks: Any = None
+        self.executor: ProcessPoolExecutor | None = None
+
+    def ask(self, requests: Sequence[Request], deadline_s: float) -> Iterator[Reply]:
+        """Replies as they arrive; a site's runs go to whichever worker is free, in the order of the sites."""
+        began = time.monotonic()
+        executor = self._started()
+        waiting: dict[Future[Any], tuple[Request, int | None]] = {}
+        for request in requests:
+            several = request.task.training.runs if request.what == "train" else 0
+            for number in range(several) if several > 1 else (None,):
+                call: Callable[..., Any] = _answered if number is None else _run
+                given = (request,) if number is None else (request, number)
+                waiting[executor.submit(call, *given)] = (request, number)
+        runs: dict[str, dict[int, Run]] = defaultdict(dict)
+        failed: set[str] = set()
+        done: dict[str, dict[int, int]] = defaultdict(dict)
+        while waiting and time.monotonic() - began < deadline_s:
+            ready, _ = wait(waiting, GLANCE_S, FIRST_COMPLETED)
+            self._tell(done, {request.task.site.name: request for request, _ in waiting.values()})
+            for future in ready:
+                request, number = waiting.pop(future)
+                name, seconds = request.task.site.name, time.monotonic() - began
+                try:
+                    found = future.result()
+                except BrokenProcessPool:
+                    self.executor = None
+                    found = "its process is gone, as when it is killed or memory has run out"
+                if name in failed:
+                    continue
+                if isinstance(found, Reply):
+                    yield Reply(found.task, found.upload, found.reason, seconds)
+                elif isinstance(found, str):
+                    failed.add(name)
+                    yield Reply(request.task, None, found, seconds)
+                else:
+                    assert number is not None
+                    runs[name][number] = found
+                    if len(runs[name]) == request.task.training.runs:
+                        trained = [run for _, run in sorted(runs.pop(name).items())]
+                        waiting[executor.submit(_answered, request, trained)] = (request, None)
+        if waiting:
+            self.end()
+
+    def end(self) -> None:
+        """No worker outlives this call."""
+        if self.executor is not None:
+            processes = list((self.executor._processes or {}).values())
+            self.executor.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+            self.executor = None
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self.executor is None:
+            self.ticks = multiprocessing.get_context("spawn").SimpleQueue()
+            self.executor = owners(self.jobs, _begin, (self.ticks,))
+        return self.executor
+
+    def _tell(self, done: dict[str, dict[int, int]], requests: dict[str, Request]) -> None:
+        """Progress of every site: the mean of its runs, each of which tells its own."""
+        while not self.ticks.empty():
+            number, tick = self.ticks.get()
+            if tick.site in requests:
+                done[tick.site][number] = tick.done
+                several = requests[tick.site].task.training.runs if number >= 0 else 1
+                self.on_tick(Tick(tick.site, sum(done[tick.site].values()) // several, 100, tick.text))
 
 
-def _protected(request: Request, upload: Upload) -> Upload:
-    task = request.task
-    if task.privacy is None:
-        return upload
-    return protect(upload, request.weights, Parts.of(model_of(task)), task.privacy, task.seed)
+_ticks: Any = None
+"""In a worker: the way back for its progress."""
+
+
+def _begin(ticks: Any) -> None:
+    global _ticks
+    _ticks = ticks
+
+
+def _answered(request: Request, runs: Sequence[Run] | None = None) -> Reply:
+    return answer(request, (lambda tick: None) if runs else (lambda tick: _ticks.put((-1, tick))), runs)
+
+
+def _run(request: Request, number: int) -> Run | str:
+    return one_run(request, number, lambda tick: _ticks.put((number, tick)))
 
 
 class _threads_restored:  # noqa: N801 - reads as a statement

@@ -55,7 +55,7 @@ def all_rounds(job: Job, strategy: Strategy, ask: Ask) -> Stand:
 
 
 @dataclass(frozen=True)
-class Answers:
+class RoundAnswers:
     """What hospitals have sent in a round and passed the gate, in their order; its audit; and who was asked in vain."""
 
     uploads: list[Upload]
@@ -75,7 +75,7 @@ def asked_in(job: Job, strategy: Strategy, number: int) -> list[SiteTask]:
     return [job.tasks[index] for index in sorted(drawn.tolist())]
 
 
-def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor], ask: Ask) -> Answers:
+def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor], ask: Ask) -> RoundAnswers:
     """One round of messages. Raises SiteError if some hospitals' answers are missing.
 
     Where the job says how many are enough, so many are, but never fewer than the strategy needs.
@@ -108,7 +108,7 @@ def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor],
     there = [arrived[task.site.name] for task in tasks if task.site.name in arrived]
     items = [item for _, _, sent in there for item in sent]
     absences = [Absence(number, site, reason) for site, reason in failed.items()]
-    return Answers([upload for upload, _, _ in there], [own for _, own, _ in there], items, absences)
+    return RoundAnswers([upload for upload, _, _ in there], [own for _, own, _ in there], items, absences)
 
 
 def declared(strategy: Strategy, task: SiteTask, theta: dict[str, Tensor]) -> Declaration:

@@ -2,7 +2,7 @@
 
 No label is used. At most half of the experts are left out, and below three nobody is: from there on, nobody can tell who is odd.
 
-Public images that the coordinator may look at: those of a proxy initialisation, or those that a scenario names.
+Public images that the coordinator may look at: those of a proxy initialization, or those that a scenario names.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from fedmerge.data.images import to_batch
 from fedmerge.data.scanner import Scanner
-from fedmerge.federated.defenses._base import FEWEST, Defence, Exhibit, Finding, Probe
-from fedmerge.federated.model import ModelSpec, normalisation
+from fedmerge.federated.defenses._base import FEWEST, Defense, Exhibit, Finding, Probe
+from fedmerge.federated.model import ModelSpec, normalization
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.security.audit import Item, digest
-from fedmerge.federated.server.initialisation import PUBLIC, Checkpoint, Pretrained, Proxy
+from fedmerge.federated.server.initialization import PUBLIC, Checkpoint, Pretrained, Proxy
 from fedmerge.rng import generator
 
 
 @dataclass(frozen=True)
-class Done:
+class Verdict:
     """What was done about one expert. what: "left out" or "repaired". why: the check's own words."""
 
     site: str
@@ -42,7 +42,7 @@ class Vetting:
 
     experts: list[Expert]
     findings: list[Finding] = field(default_factory=list)
-    done: list[Done] = field(default_factory=list)
+    done: list[Verdict] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     forwards: int = 0
     seconds: float = 0.0
@@ -67,7 +67,7 @@ class Vetting:
         lines = []
         for one in self.done:
             seen = torch.tensor(value[one.site, one.check], dtype=torch.float64)
-            item = f"defence.{one.check}"
+            item = f"defense.{one.check}"
             lines.append(Item(one.site, item, "verdict", (), "float64", 0, digest(seen), "none", f"{one.what}: {one.why}"))
         return lines
 
@@ -76,7 +76,7 @@ def vet(
     experts: Sequence[Expert],
     theta_0: dict[str, Tensor],
     model: nn.Module,
-    defences: Sequence[Defence],
+    defenses: Sequence[Defense],
     probe: Probe | None,
     on_tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> Vetting:
@@ -84,50 +84,50 @@ def vet(
     times an expert has looked at the probe, of how many if none is repaired or left out."""
     began = time.perf_counter()
     vetting = Vetting(list(experts))
-    checks = [defence for defence in defences if not defence.at_target]
+    checks = [defense for defense in defenses if not defense.at_target]
     if checks and len(experts) < FEWEST:
-        names = ", ".join(defence.kind() for defence in checks)
+        names = ", ".join(defense.kind() for defense in checks)
         vetting.remarks.append(f"{names}: {len(experts)} experts; of fewer than {FEWEST} nobody can tell which one is odd")
     elif checks:
         with torch.inference_mode():
-            total = len(experts) * (1 + sum(defence.views for defence in checks))
+            total = len(experts) * (1 + sum(defense.views for defense in checks))
             exhibit = Exhibit.of(model, theta_0, experts, probe, lambda done: on_tick(min(done, total), total))
-            for defence in checks:
-                exhibit = _under(defence, exhibit, vetting)
+            for defense in checks:
+                exhibit = _under(defense, exhibit, vetting)
         vetting.experts = list(exhibit.experts)
         vetting.forwards = sum(exhibit.forwards)
     vetting.seconds = time.perf_counter() - began
     return vetting
 
 
-def _under(defence: Defence, exhibit: Exhibit, vetting: Vetting) -> Exhibit:
+def _under(defense: Defense, exhibit: Exhibit, vetting: Vetting) -> Exhibit:
     """One check, until nobody is odd or nobody can tell any more."""
-    if defence.probe and exhibit.probe is None:
-        vetting.remarks.append(f"{defence.kind()}: no public images (key 'probe'); not checked")
+    if defense.probe and exhibit.probe is None:
+        vetting.remarks.append(f"{defense.kind()}: no public images (key 'probe'); not checked")
         return exhibit
-    if defence.familiar and exhibit.probe is not None and not exhibit.probe.familiar:
-        vetting.remarks.append(f"{defence.kind()}: the public images show other classes than the hospitals'; not checked")
+    if defense.familiar and exhibit.probe is not None and not exhibit.probe.familiar:
+        vetting.remarks.append(f"{defense.kind()}: the public images show other classes than the hospitals'; not checked")
         return exhibit
     seen: dict[str, Finding] = {}
     repaired: set[str] = set()
     while len(exhibit.experts) >= FEWEST:
-        found = defence.judge(exhibit)
+        found = defense.judge(exhibit)
         seen |= {finding.site: finding for finding in found if finding.site not in repaired}
         worst = max((one for one in found if one.site not in repaired), key=lambda one: (one.odd, one.excess), default=None)
         if worst is None or not worst.odd:
             break
-        if (mended := defence.repair(exhibit, worst.site)) is not None:
+        if (mended := defense.repair(exhibit, worst.site)) is not None:
             exhibit = exhibit.mended(mended)
             repaired.add(worst.site)
-            vetting.done.append(Done(worst.site, worst.check, "repaired", worst.said))
+            vetting.done.append(Verdict(worst.site, worst.check, "repaired", worst.said))
             continue
         if 2 * (len(vetting.left_out) + 1) > len(vetting.experts):
-            vetting.remarks.append(f"{defence.kind()}: '{worst.site}' {worst.said}; half are left out already: it stays")
+            vetting.remarks.append(f"{defense.kind()}: '{worst.site}' {worst.said}; half are left out already: it stays")
             break
         exhibit = exhibit.without(worst.site)
-        vetting.done.append(Done(worst.site, worst.check, "left out", worst.said))
+        vetting.done.append(Verdict(worst.site, worst.check, "left out", worst.said))
     else:
-        vetting.remarks.append(f"{defence.kind()}: fewer than {FEWEST} experts are left; nobody can tell which one is odd")
+        vetting.remarks.append(f"{defense.kind()}: fewer than {FEWEST} experts are left; nobody can tell which one is odd")
     vetting.findings += seen.values()
     return exhibit
 
@@ -137,7 +137,7 @@ PROBES = 512
 
 
 def probe_of(
-    initialisation: Pretrained | Checkpoint | Proxy, named: Any, model: ModelSpec, classes: Sequence[str], seed: int
+    initialization: Pretrained | Checkpoint | Proxy, named: Any, model: ModelSpec, classes: Sequence[str], seed: int
 ) -> Probe | None:
     """A draw of public images, or None if there are none. named: a source of the scenario's own. classes: the hospitals'.
 
@@ -145,14 +145,14 @@ def probe_of(
     """
     if named is not None:
         source, scanner = named, Scanner(noise=0.05)
-    elif isinstance(initialisation, Proxy):
-        source, scanner = initialisation.source, initialisation.scanner
+    elif isinstance(initialization, Proxy):
+        source, scanner = initialization.source, initialization.scanner
     else:
         return None
     raw = source.load(model.geometry, PUBLIC, seed)
     chosen = np.sort(generator(seed, "probe").permutation(len(raw))[:PROBES])
     images = scanner.scan(raw.subset(chosen), PUBLIC, seed)
-    mean, std = normalisation(model)
+    mean, std = normalization(model)
 
     def batch(pixels: np.ndarray) -> torch.Tensor:
         return to_batch(pixels, mean, std)

@@ -26,7 +26,7 @@ class Ground:
     """What a site computes a statistic from, all of it its own.
 
     model: in evaluation mode, with the site's expert or with what the coordinator sent. x: training images (N, channels, H, W),
-    normalised. runs: the states of all its runs; it may have to train them again. layers: for statistics in rounds, the linear
+    normalized. runs: the states of all its runs; it may have to train them again. layers: for statistics in rounds, the linear
     weights that this round asks for. seed: of the site, for draws.
     """
 

@@ -10,7 +10,7 @@ from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.curvature.fisher import Estimator, diagonal
 
 
-class Fisher(Statistic):
+class FisherInformation(Statistic):
     """F (P,), as `fisher_information.diagonal` has it (Matena & Raffel, NeurIPS 2022, eq. 2), by parameter."""
 
     samples: int = Field(500, ge=1, description="training images that it is computed from")

@@ -20,7 +20,7 @@ MOMENTUM = 0.9
 """Of sgd."""
 
 
-Optimiser = Literal["adam", "adamw", "sgd"]
+Optimizer = Literal["adam", "adamw", "sgd"]
 
 
 VERSION = 2
@@ -41,7 +41,7 @@ class Strategy(Plugin):
         description="local epochs of a round; default: all rounds together have the steps of a hospital's own training",
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the hospitals that are asked in a round, drawn anew each time")
-    optimiser: Optimiser | None = Field(None, description="of the hospitals, begun anew each round; default: the scenario's")
+    optimizer: Optimizer | None = Field(None, description="of the hospitals, begun anew each round; default: the scenario's")
     lr: float | None = Field(
         None, gt=0, allow_inf_nan=False, description="of the hospitals; default: that of run 0 of the scenario's training"
     )

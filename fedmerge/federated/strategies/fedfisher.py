@@ -72,7 +72,7 @@ class FedFisher(Strategy):
         from flwr.app import ArrayRecord, MetricRecord
         from flwr.serverapp.strategy import FedAvg
 
-        solve, (statistic,) = closed if self.solve == "closed" else descent, self.statistics
+        solve, (statistic,) = closed_form if self.solve == "closed" else descent, self.statistics
 
         class Server(FedAvg):  # type: ignore[misc]
             """Replies hold F beside the weights."""
@@ -101,7 +101,7 @@ def mean(p: Tensor, theta: Sequence[Tensor]) -> Tensor:
     return torch.stack([p_k * own.double() for p_k, own in zip(p, theta, strict=True)]).sum(0)
 
 
-def closed(p: Tensor, F: Sequence[Tensor], theta: Sequence[Tensor]) -> Tensor:
+def closed_form(p: Tensor, F: Sequence[Tensor], theta: Sequence[Tensor]) -> Tensor:
     """sum p_k F_k theta_k / sum p_k F_k, and the mean where no hospital's predictions depend on a parameter."""
     weight = torch.stack([p_k * one.double() for p_k, one in zip(p, F, strict=True)])
     total = weight.sum(0)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from fedmerge.federated.strategies._base import ALL_OF_THEM, MOMENTUM, Optimiser, Strategy
+from fedmerge.federated.strategies._base import ALL_OF_THEM, MOMENTUM, Optimizer, Strategy
 
 
 class FedNova(Strategy):
@@ -21,7 +21,7 @@ class FedNova(Strategy):
 
     paper: ClassVar[str] = "Wang et al., Tackling the objective inconsistency problem, NeurIPS 2020"
 
-    optimiser: Optimiser | None = Field("sgd", description="of the hospitals; sgd has momentum 0.9")
+    optimizer: Optimizer | None = Field("sgd", description="of the hospitals; sgd has momentum 0.9")
     lr: float | None = Field(
         0.02, gt=0, allow_inf_nan=False, description="of the hospitals; null is that of the scenario's training"
     )
@@ -29,11 +29,11 @@ class FedNova(Strategy):
     @property
     def remark(self) -> str:
         """Where it is not exact."""
-        return "" if self.optimiser == "sgd" else "approximate: Adam has no exact a_k, the number of steps stands for it"
+        return "" if self.optimizer == "sgd" else "approximate: Adam has no exact a_k, the number of steps stands for it"
 
     def length(self, steps: float) -> float:
         """||a_k||_1 of a hospital's steps of a round."""
-        return path_length(steps, MOMENTUM if self.optimiser == "sgd" else 0.0)
+        return path_length(steps, MOMENTUM if self.optimizer == "sgd" else 0.0)
 
     def server(self) -> Any:
         """Flower has none: its FedAvg with another mean."""

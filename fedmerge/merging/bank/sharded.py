@@ -36,7 +36,7 @@ WORK: dict[str, Callable[..., Tensor]] = {
 
 
 @torch.no_grad()
-def answer(bank: Bank, what: str, arguments: Sequence[Any]) -> Tensor:
+def answer_here(bank: Bank, what: str, arguments: Sequence[Any]) -> Tensor:
     """A shard's answer, one of `WORK`."""
     return WORK[what](bank, *(one.to(bank.like.device) if isinstance(one, Tensor) else one for one in arguments))
 
@@ -60,7 +60,7 @@ class Here:
 
     def ask(self, what: str, arguments: Sequence[Sequence[Any] | None]) -> list[Tensor]:
         """One after another."""
-        return [answer(bank, what, given) for bank, given in zip(self.banks, arguments, strict=True) if given is not None]
+        return [answer_here(bank, what, given) for bank, given in zip(self.banks, arguments, strict=True) if given is not None]
 
 
 class SpreadBank(Bank):

@@ -47,7 +47,7 @@ def least_squares(W: Tensor, G: Tensor, ratio: float, ridge: float) -> Tensor:
     """The W (outputs, d) with least sum_k ||X_k W^T - X_k W_k^T||^2: W^T = (sum_k G_k)^-1 sum_k G_k W_k^T.
 
     W: (K, outputs, d). G: (K, d, d). ratio: factor of the elements off the diagonal. ridge: added to the diagonal as a share of
-    the mean eigenvalue of sum_k G_k, in favour of the mean of W_k; so equal W_k come back as they are. float64 inside.
+    the mean eigenvalue of sum_k G_k, in favor of the mean of W_k; so equal W_k come back as they are. float64 inside.
     """
     W64, G64 = W.double(), G.to(W.device).double()
     diagonal = torch.diag_embed(G64.diagonal(dim1=1, dim2=2))

@@ -36,7 +36,7 @@ def barrier(losses: Tensor, form: Literal["chord", "mean"] = "chord") -> Tensor:
 def between(bank: Bank, i: int, j: int, part: Part, points: int = POINTS) -> Iterator[tuple[Tensor, Tensor]]:
     """Coefficients (K,) of encoder and head along the line from expert j to expert i; (points,) of them.
 
-    part: what moves. The other part stays halfway, so that neither expert is favoured, and BatchNorm statistics move with the
+    part: what moves. The other part stays halfway, so that neither expert is favored, and BatchNorm statistics move with the
     encoder.
     """
     unit = torch.eye(bank.K, dtype=torch.float64)

@@ -69,7 +69,7 @@ def drift(bank: Bank, relative: bool) -> Drift:
     X = bank.theta.double()
     if relative:
         X = X - bank.rows[bank.anchor("theta_0")].double()
-    groups = blocks(bank)
+    groups = parameter_blocks(bank)
     parts = [torch.cat([X[:, columns] for columns in columns_of], 1) for columns_of in groups.values()]
     norms = torch.stack([part.norm(dim=1) for part in parts])
     means = torch.stack([part.mean(0).norm() for part in parts])
@@ -97,7 +97,7 @@ def angles(X: Tensor) -> Tensor:
     return torch.where(known, found, 0.0).fill_diagonal_(0)
 
 
-def blocks(bank: Bank) -> dict[str, list[slice]]:
+def parameter_blocks(bank: Bank) -> dict[str, list[slice]]:
     """Block -> its columns of theta. A block is a name up to its last number ("blocks.3"), or its first word; the head is one."""
     found: dict[str, list[slice]] = {}
     for name in bank.parts.encoder:

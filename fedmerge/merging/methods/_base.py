@@ -165,7 +165,7 @@ class Output(Method):
 METHODS: Folder[Method] = Folder("fedmerge.merging.methods", Method, "method")
 
 
-def load(name: str, **hyper_parameters: Any) -> Method:
+def load_method(name: str, **hyper_parameters: Any) -> Method:
     """The method `name` with its hyper-parameters, e.g. `load("eam", gamma=5)`.
 
     Raises ScenarioError for an unknown name and pydantic.ValidationError for a hyper-parameter out of range.

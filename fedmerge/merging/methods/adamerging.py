@@ -1,4 +1,4 @@
-"""Coefficients of task vectors learnt at the target by gradient steps on the entropy of the merged model."""
+"""Coefficients of task vectors learned at the target by gradient steps on the entropy of the merged model."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Adaptive, State
 from fedmerge.merging.methods._expertise import Score, moments, scores, shares, with_offset
-from fedmerge.merging.scoring.clustering import Clusters, kmeans, mixture, nearest
+from fedmerge.merging.scoring.clustering import Clusters, kmeans, mixture, nearest_center
 from fedmerge.merging.state import places
 
 
@@ -96,7 +96,7 @@ class Dawin(Adaptive):
         found = self._clusters(scope)
         if len(scope) == len(rows) and torch.equal(scope, rows):
             return found.rows
-        return found.centres[nearest(rows, found.centres)] if not self._by_density(rows) else _members(scope, found, rows)
+        return found.centers[nearest_center(rows, found.centers)] if not self._by_density(rows) else _members(scope, found, rows)
 
     def _by_density(self, rows: Tensor) -> bool:
         how = self.clustering
@@ -118,5 +118,5 @@ class Dawin(Adaptive):
 
 
 def _members(scope: Tensor, found: Clusters, rows: Tensor) -> Tensor:
-    """Each row's centre: that of the row of the scope which is nearest to it, so that rows of the scope keep their own."""
-    return found.centres[found.member[nearest(rows, scope)]]
+    """Each row's center: that of the row of the scope which is nearest to it, so that rows of the scope keep their own."""
+    return found.centers[found.member[nearest_center(rows, scope)]]

@@ -12,7 +12,7 @@ from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Method, Output
 
 
-class Expert(Output):
+class SingleExpert(Output):
     """p = softmax(z_k): the row of site k, or one row for each site if none is named."""
 
     paper: ClassVar[str] = "the hospital's own model (selection as in Gulrajani & Lopez-Paz, ICLR 2021)"
@@ -26,7 +26,7 @@ class Expert(Output):
 
     def expand(self, names: tuple[str, ...]) -> tuple[Method, ...]:
         """One row of the table for every expert, or the one that is named; none while it is away."""
-        return (self,) * (self.site in names) if self.site else tuple(Expert(site=name) for name in names)
+        return (self,) * (self.site in names) if self.site else tuple(SingleExpert(site=name) for name in names)
 
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C) of the named expert. Raises ScenarioError if there is none of that name."""

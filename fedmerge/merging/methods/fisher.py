@@ -21,13 +21,13 @@ class Fisher(Static):
 
     mode `site`: every site computes F_k on its own training images and uploads it, which doubles its upload. mode `target`: F_k of
     the first `samples` images of the stream, computed at the target with gradients; the model changes until they are seen.
-    Worked example: F_1 = (3, 1), F_2 = (1, 1), no normalisation, m = 0, experts (0, 0) and (4, 4): theta = (1, 2).
+    Worked example: F_1 = (3, 1), F_2 = (1, 1), no normalization, m = 0, experts (0, 0) and (4, 4): theta = (1, 2).
     """
 
     paper: ClassVar[str] = "Matena & Raffel, Merging models with Fisher-weighted averaging, NeurIPS 2022"
 
     mode: Literal["site", "target"] = Field("site", description="whose images tell how much a parameter matters")
-    normalise: bool = Field(True, description="experts of small F count as much as those of large F")
+    normalize: bool = Field(True, description="experts of small F count as much as those of large F")
     m: float = Field(1e-6, gt=0, description="added to F: what no prediction depends on is merged by the mean")
     samples: int = Field(500, ge=1, description="images of the stream, in mode target")
     estimator: Estimator = Field("exact", description="of F, in mode target; for sites it is a key of their uploads")
@@ -58,7 +58,7 @@ class Fisher(Static):
         """The merge for F (K, P)."""
         wide = torch.float64 if bank.theta.dtype == torch.float64 else torch.float32
         F = F.to(wide)
-        c = 1 / (F.norm(dim=1) + self.m) if self.normalise else F.new_ones(len(F))
+        c = 1 / (F.norm(dim=1) + self.m) if self.normalize else F.new_ones(len(F))
         weights = (c / c.sum())[:, None] * (F + self.m)
         return (weights * bank.theta.to(wide)).sum(0) / weights.sum(0)
 

@@ -43,7 +43,7 @@ class Mixup(Static):
         return self.weights(bank)
 
     def weights(self, bank: Bank) -> Tensor:
-        """lambda (K,) on the simplex: independent gamma draws, by the seed and the experts' names, normalised."""
+        """lambda (K,) on the simplex: independent gamma draws, by the seed and the experts' names, normalized."""
         draws = [random.Random(f"mixup {self.seed} {name}").gammavariate(self.a, 1) for name in bank.names]
         gamma = torch.tensor(draws, dtype=torch.float64)
         return gamma / gamma.sum()

@@ -1,4 +1,4 @@
-"""The mean of the experts, drawn towards the initialisation by the angle between them."""
+"""The mean of the experts, drawn towards the initialization by the angle between them."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ NEARLY_PARALLEL = 0.9995
 class Slerp(Static):
     """For every tensor, flattened: v = [sin((1-t) w) v_0 + sin(t w) v_1] / sin w, w the angle between v_0 and v_1.
 
-    Two experts as in the paper, with t the share of the second; the vectors are not normalised, and nearly parallel ones are
+    Two experts as in the paper, with t the share of the second; the vectors are not normalized, and nearly parallel ones are
     interpolated on a line. For K > 2: `karcher` is the mean on the sphere (mergekit), `tangent` its first step from the
-    normalised mean, `sequential` folds one expert after another with t = 1/(j+1). Directions are merged on the sphere, and the
+    normalized mean, `sequential` folds one expert after another with t = 1/(j+1). Directions are merged on the sphere, and the
     length is the experts' mean length. Worked example: v_0 = (1, 0), v_1 = (0, 1), t = 0.5 give (0.7071, 0.7071).
     """
 

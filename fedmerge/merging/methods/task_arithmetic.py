@@ -1,4 +1,4 @@
-"""Task vectors added to the initialisation."""
+"""Task vectors added to the initialization."""
 
 from __future__ import annotations
 

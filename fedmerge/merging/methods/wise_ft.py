@@ -1,4 +1,4 @@
-"""Interpolation between the initialisation and the experts' mean."""
+"""Interpolation between the initialization and the experts' mean."""
 
 from __future__ import annotations
 

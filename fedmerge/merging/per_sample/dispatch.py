@@ -23,7 +23,7 @@ Way = Literal["auto", "mixture", "rows", "samples"]
 
 
 @dataclass(frozen=True)
-class Done:
+class PerSampleLogits:
     """Logits (N, C), how they were found, and what it took: forwards of a batch through one model, and merges."""
 
     logits: Tensor
@@ -60,7 +60,7 @@ class PerSample:
     refusal: str = ""
     _checked: bool = False
 
-    def predict(self, batch: Tensor, coefficients: Coefficients) -> Done:
+    def predict(self, batch: Tensor, coefficients: Coefficients) -> PerSampleLogits:
         """Logits of a batch (N, channels, H, W) under coefficients (N, K) or (N, K + A).
 
         Raises PerSampleRefused if the mixture is asked for and the model cannot be run so.
@@ -78,10 +78,10 @@ class PerSample:
         self.taken[way] = self.taken.get(way, 0) + 1
         if way == "mixture":
             used = int(coefficients.encoder.any(0).sum())
-            return Done(Mixture(self.bank).forward(batch, coefficients.encoder, coefficients.head), way, used, 0)
+            return PerSampleLogits(Mixture(self.bank).forward(batch, coefficients.encoder, coefficients.head), way, used, 0)
         if way == "samples":
             distinct, which = both, torch.arange(len(both))
-        return Done(self._by_groups(batch, distinct, which), way, 1, len(distinct))
+        return PerSampleLogits(self._by_groups(batch, distinct, which), way, 1, len(distinct))
 
     def _by_groups(self, batch: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         width, logits = rows.shape[1] // 2, None

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedmerge.merging.per_sample.mixed_tensor import TABLE, Mixed, aligned, count, for_every_sample, mixed_in, per_sample, refuse
+from fedmerge.merging.per_sample.mixed_tensor import (
+    TABLE,
+    Mixed,
+    aligned,
+    count,
+    for_every_sample,
+    mixed_in,
+    per_sample,
+    refuse_operation,
+)
 
 
 def shape_only(func: Any, args: Any, kwargs: Any) -> Any:
@@ -76,8 +85,8 @@ def convolution(func: Any, args: Any, kwargs: Any) -> Any:
     return out if bias is None else _per_channel(torch.add, out, bias)
 
 
-def normalisation(plain: Callable[..., Tensor], names: tuple[str, ...], by_channel: bool) -> Callable[[Any, Any, Any], Any]:
-    """A normalisation without parameters, and then a gain and a bias for every sample. names: the function's arguments."""
+def mixed_normalization(plain: Callable[..., Tensor], names: tuple[str, ...], by_channel: bool) -> Callable[[Any, Any, Any], Any]:
+    """A normalization without parameters, and then a gain and a bias for every sample. names: the function's arguments."""
 
     def handle(func: Any, args: Any, kwargs: Any) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -99,11 +108,11 @@ def batch_statistics(x: Tensor, **given: Any) -> Tensor:
     """(x - mean_i) / sqrt(var_i + eps): statistics are merged for every sample before the division, which is not linear."""
     mean, variance = given["running_mean"], given["running_var"]
     if given.get("training") and mean is not None:
-        raise refuse("batch_norm in training mode", (mean, variance))
+        raise refuse_operation("batch_norm in training mode", (mean, variance))
     if mean is None:
         return F.batch_norm(x, None, None, None, None, True, 0.0, given.get("eps", 1e-5))
     if isinstance(variance, Mixed) and not bool((per_sample(variance) + given.get("eps", 1e-5) > 0).all()):
-        raise refuse("batch_norm of a variance that is not positive", [variance])
+        raise refuse_operation("batch_norm of a variance that is not positive", [variance])
     scale = (variance + given.get("eps", 1e-5)).rsqrt()
     return _per_channel(torch.mul, _per_channel(torch.sub, x, mean), scale)
 
@@ -124,7 +133,7 @@ def attention(func: Any, args: Any, kwargs: Any) -> Any:
     """softmax(q k^T + bias_i) v with a bias that is a parameter."""
     q, mask = args[0], args[3] if len(args) > 3 else kwargs.get("attn_mask")
     if not isinstance(mask, Mixed) or len(mixed_in((args, kwargs))) > 1:
-        raise refuse("scaled_dot_product_attention", (args, kwargs))
+        raise refuse_operation("scaled_dot_product_attention", (args, kwargs))
     fit = aligned(mask, q).to(q.dtype)
     return func(*args[:3], fit, *args[4:], **kwargs) if len(args) > 3 else func(*args, **{**kwargs, "attn_mask": fit})
 
@@ -153,7 +162,7 @@ def _grouped(func: Any, x: Tensor, weight: Mixed, rest: Any, named: dict[str, An
     given = {**dict(zip(("stride", "padding", "dilation", "groups"), rest, strict=False)), **named}
     given["groups"] = given.get("groups", 1) * N
     if len(values) != N or "transpose" in func.__name__:
-        raise refuse(func.__name__, [weight])
+        raise refuse_operation(func.__name__, [weight])
     out = func(x.reshape(1, -1, *x.shape[2:]), values.flatten(0, 1), None, **given)
     return cast(Tensor, out.reshape(N, -1, *out.shape[2:]))
 
@@ -203,10 +212,10 @@ _fill("expand repeat", expand)
 _fill("matmul __matmul__ mm", matmul)
 TABLE |= {
     "linear": linear,
-    "layer_norm": normalisation(lambda x, **given: F.layer_norm(x, **given), LAYER_NORM, by_channel=False),
-    "rms_norm": normalisation(lambda x, **given: F.rms_norm(x, **given), RMS_NORM, by_channel=False),
-    "group_norm": normalisation(lambda x, **given: F.group_norm(x, **given), GROUP_NORM, by_channel=True),
-    "batch_norm": normalisation(batch_statistics, BATCH_NORM, by_channel=True),
+    "layer_norm": mixed_normalization(lambda x, **given: F.layer_norm(x, **given), LAYER_NORM, by_channel=False),
+    "rms_norm": mixed_normalization(lambda x, **given: F.rms_norm(x, **given), RMS_NORM, by_channel=False),
+    "group_norm": mixed_normalization(lambda x, **given: F.group_norm(x, **given), GROUP_NORM, by_channel=True),
+    "batch_norm": mixed_normalization(batch_statistics, BATCH_NORM, by_channel=True),
     "scaled_dot_product_attention": attention,
     "prelu": prelu,
     "cat": lambda func, args, kwargs: for_every_sample(func, "cat", args, kwargs, constants=True),

@@ -2,7 +2,7 @@
 
 Every operation that is linear in its parameters is done r times on the activations scaled by lambda_ir and summed before the next
 nonlinearity, so that no w_i is ever built (Imam et al., T^3, 2025, has one merge for every image; the identity is ours). What is
-not linear in a parameter (a clamped scale, a standardised filter) is merged first, for every sample, and then computed.
+not linear in a parameter (a clamped scale, a standardized filter) is merged first, for every sample, and then computed.
 An operation that is not in this table is an error that names it and the parameter: never a wrong number.
 """
 
@@ -83,7 +83,7 @@ def per_sample(mixed: Mixed) -> Tensor:
     return (mixed.weights @ stacked).reshape(-1, *mixed.shape).to(mixed.pieces[0].dtype)
 
 
-def refuse(name: str, args: Any) -> PerSampleRefused:
+def refuse_operation(name: str, args: Any) -> PerSampleRefused:
     """The error for an operation that has no exact per-sample form here."""
     parameters = sorted({one for mixed in mixed_in(args) for one in mixed.owners})
     return PerSampleRefused(
@@ -97,12 +97,12 @@ def aligned(mixed: Mixed, like: Tensor) -> Tensor:
     values, dims, groups = per_sample(mixed), mixed.ndim, like.shape[0] // count(mixed)
     if dims == like.ndim and dims > 0:
         if mixed.shape[0] != 1:
-            raise refuse("broadcast", [mixed])
+            raise refuse_operation("broadcast", [mixed])
         values = values[:, 0]
     elif dims < like.ndim:
         values = values.reshape(len(values), *[1] * (like.ndim - 1 - dims), *mixed.shape)
     else:
-        raise refuse("broadcast", [mixed])
+        raise refuse_operation("broadcast", [mixed])
     return values.repeat_interleave(groups, 0) if groups > 1 else values
 
 
@@ -112,7 +112,7 @@ def for_every_sample(func: Any, name: str, args: Any, kwargs: Any, constants: bo
     constants: other tensors may take part, as tables that are the same for every sample.
     """
     if not constants and any(not isinstance(item, Mixed) for item in _tensors_in((args, kwargs))):
-        raise refuse(name, (args, kwargs))
+        raise refuse_operation(name, (args, kwargs))
     mixed = list(mixed_in((args, kwargs)))
     names, used = tuple(dict.fromkeys(one for item in mixed for one in item.owners)), mixed[0].used
     merged = {id(item): per_sample(item) for item in mixed}

@@ -18,15 +18,15 @@ TOLERANCE, ITERATIONS = 1e-4, 1000
 
 @dataclass(frozen=True)
 class Clusters:
-    """centres: (M, K) rows. member: (N,) the cluster of each row."""
+    """centers: (M, K) rows. member: (N,) the cluster of each row."""
 
-    centres: Tensor
+    centers: Tensor
     member: Tensor
 
     @property
     def rows(self) -> Tensor:
-        """Every row replaced by its cluster's centre, (N, K)."""
-        return self.centres[self.member]
+        """Every row replaced by its cluster's center, (N, K)."""
+        return self.centers[self.member]
 
 
 def kmeans(rows: Tensor, count: int, seed: int, restarts: int = 3) -> Clusters:
@@ -55,7 +55,7 @@ def mixture(rows: Tensor, count: int, seed: int, restarts: int = 3) -> Clusters:
     best: tuple[float, Clusters] | None = None
     for restart in range(restarts):
         start = kmeans(x, count, seed + restart, restarts=1)
-        g = torch.nn.functional.one_hot(start.member, len(start.centres)).double()
+        g = torch.nn.functional.one_hot(start.member, len(start.centers)).double()
         likelihood = -torch.inf
         for _ in range(ITERATIONS):
             pi, m, alpha = _moments(x, g)
@@ -70,9 +70,9 @@ def mixture(rows: Tensor, count: int, seed: int, restarts: int = 3) -> Clusters:
     return best[1]
 
 
-def nearest(rows: Tensor, centres: Tensor) -> Tensor:
-    """The nearest centre of each row (N,)."""
-    return torch.cdist(rows, centres).argmin(1)
+def nearest_center(rows: Tensor, centers: Tensor) -> Tensor:
+    """The nearest center of each row (N,)."""
+    return torch.cdist(rows, centers).argmin(1)
 
 
 def _log_dirichlet(x: Tensor, alpha: Tensor) -> Tensor:
@@ -106,13 +106,13 @@ def _spread_starts(rows: Tensor, count: int, seed: int) -> Tensor:
     return rows[chosen]
 
 
-def _lloyd(rows: Tensor, centres: Tensor) -> Clusters:
-    member = nearest(rows, centres)
+def _lloyd(rows: Tensor, centers: Tensor) -> Clusters:
+    member = nearest_center(rows, centers)
     for _ in range(100):
-        groups = [rows[member == m] for m in range(len(centres))]
-        centres = torch.stack([group.mean(0) if len(group) else old for group, old in zip(groups, centres, strict=True)])
-        moved = nearest(rows, centres)
+        groups = [rows[member == m] for m in range(len(centers))]
+        centers = torch.stack([group.mean(0) if len(group) else old for group, old in zip(groups, centers, strict=True)])
+        moved = nearest_center(rows, centers)
         if torch.equal(moved, member):
             break
         member = moved
-    return Clusters(centres, member)
+    return Clusters(centers, member)

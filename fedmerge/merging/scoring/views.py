@@ -1,4 +1,4 @@
-"""Label-preserving views of a normalised batch (N, channels, H, W). They draw no random numbers, so a run can be repeated."""
+"""Label-preserving views of a normalized batch (N, channels, H, W). They draw no random numbers, so a run can be repeated."""
 
 from __future__ import annotations
 

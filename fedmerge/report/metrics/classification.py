@@ -115,6 +115,6 @@ def mce_in(errors: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[fl
     return sum(ratios) / len(ratios) if ratios else None
 
 
-def closed(accuracy: float, mean: float, oracle: float) -> float | None:
+def gap_closed(accuracy: float, mean: float, oracle: float) -> float | None:
     """Share of the gap between the mean merge and the oracle that a method closes; None where there is no gap."""
     return None if oracle <= mean else (accuracy - mean) / (oracle - mean)

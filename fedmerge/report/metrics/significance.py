@@ -22,7 +22,7 @@ class Difference:
 
 
 def block_length(batches: int) -> int:
-    """Length of a block in batches: T^(1/3), the usual order (Kuensch 1989), since neighbouring batches are alike."""
+    """Length of a block in batches: T^(1/3), the usual order (Kuensch 1989), since neighboring batches are alike."""
     return max(1, int(np.rint(np.cbrt(batches))))
 
 
@@ -47,7 +47,7 @@ def paired(right: NDArray[np.bool_], reference: NDArray[np.bool_], sizes: NDArra
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided McNemar test on the samples where exactly one of two methods is right (McNemar 1947).
 
-    It takes samples as independent, which the neighbours in a stream are not: the interval beside it does not.
+    It takes samples as independent, which the neighbors in a stream are not: the interval beside it does not.
     """
     from scipy.stats import binomtest
 
@@ -74,9 +74,9 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
 
     if len(values) < 2:
         return None
-    centre, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    center, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
     reach = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
-    return centre - reach, centre + reach
+    return center - reach, center + reach
 
 
 def _sums(values: Sequence[NDArray[np.int64]], seed: int) -> list[NDArray[np.int64]]:

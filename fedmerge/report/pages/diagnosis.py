@@ -33,7 +33,7 @@ PARTS = ("both", "encoder", "head")
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that the page shows. p: expert -> (samples, C). coefficients: method -> part -> (T, K). drifts: raw, and as learnt."""
+    """All that the page shows. p: expert -> (samples, C). coefficients: method -> part -> (T, K). drifts: raw, and as learned."""
 
     name: str
     words: list[str]
@@ -137,7 +137,7 @@ def depth(d: Diagnosis) -> Figure:
     """Mean angle and what is left in the mean, block by block."""
     figure, (left, right) = _panels(2, 2, 2.8)
     for one, shade in zip(d.drifts or (), ("#9a9a9a", "#0072B2"), strict=True):
-        name = "what was learnt" if one.relative else "the weights"
+        name = "what was learned" if one.relative else "the weights"
         at = range(len(one.blocks))
         left.plot(at, one.mean_angle.tolist(), "o-", ms=3, color=shade, label=name)
         right.plot(at, one.attenuation.tolist(), "o-", ms=3, color=shade, label=f"{name}, measured")
@@ -152,12 +152,12 @@ def depth(d: Diagnosis) -> Figure:
 
 
 def matrices(d: Diagnosis) -> Figure:
-    """Angles of every pair: the whole encoder's blocks on the average, and the head, of what was learnt."""
+    """Angles of every pair: the whole encoder's blocks on the average, and the head, of what was learned."""
     assert d.drifts
-    learnt, names = d.drifts[1], list(d.p)
+    learned, names = d.drifts[1], list(d.p)
     figure, panels = _panels(2, 2, 2.8)
     for axes, (title, table) in zip(
-        panels, (("encoder, mean over blocks", learnt.angles[:-1].mean(0)), ("head", learnt.angles[-1])), strict=True
+        panels, (("encoder, mean over blocks", learned.angles[:-1].mean(0)), ("head", learned.angles[-1])), strict=True
     ):
         axes.imshow(table.numpy(), cmap="cividis", vmin=0, vmax=120)
         for (i, j), value in np.ndenumerate(table.numpy()):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedmerge.report.pages._render import fill
 from fedmerge.report.plots.run import draw
 from fedmerge.report.records import RunRecord
-from fedmerge.report.summary import predictions, summarise
+from fedmerge.report.summary import predictions, summarize
 from fedmerge.report.terminal import p_value
 
 PIXELS = 96
@@ -132,7 +132,7 @@ def _size(count: float) -> str:
 
 def write(out: Path, record: RunRecord) -> dict[str, Any]:
     """Write `summary.json`, `predictions.npz`, `plots/` and `report.html` into `out`; returns the summary."""
-    summary = summarise(record)
+    summary = summarize(record)
     _replace(out / "summary.json", json.dumps(summary, indent=2).encode())
     with (out / ".predictions.draft").open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **predictions(record))

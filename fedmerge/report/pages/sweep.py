@@ -26,11 +26,11 @@ OWN, MEAN = "#0072B2", "#9a9a9a"
 def page(grid: Grid, title: str) -> str:
     """The page as text; its picture is inside it."""
     seeds = max(len(line.seeds) for line in grid.lines)
-    return fill("grid", title=title, header=grid.header(), cells=grid.cells(), plot=_inline(multiples(grid)), seeds=seeds)
+    return fill("grid", title=title, header=grid.header(), cells=grid.cells(), plot=_inline(multiples_plot(grid)), seeds=seeds)
 
 
-def multiples(grid: Grid) -> Figure:
-    """Accuracy over the settings, one panel for each method, above the mean merge's in grey; bars are t intervals over seeds."""
+def multiples_plot(grid: Grid) -> Figure:
+    """Accuracy over the settings, one panel for each method, above the mean merge's in gray; bars are t intervals over seeds."""
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(_label(grid, line) for line in grid.lines))
@@ -63,14 +63,14 @@ def multiples(grid: Grid) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, labels: list[str], lines: dict[str, Line], colour: str, bars: bool) -> None:
+def _draw(axes: Axes, labels: list[str], lines: dict[str, Line], color: str, bars: bool) -> None:
     at = [i for i, label in enumerate(labels) if label in lines]
     values = [100 * lines[labels[i]].accuracy for i in at]
-    axes.plot(at, values, "o-", color=colour, ms=3, lw=1)
+    axes.plot(at, values, "o-", color=color, ms=3, lw=1)
     for i in at:
         reach = over_seeds(lines[labels[i]].accuracies) if bars else None
         if reach:
-            axes.plot([i, i], [max(0, 100 * reach[0]), min(100, 100 * reach[1])], color=colour, lw=1, alpha=0.5)
+            axes.plot([i, i], [max(0, 100 * reach[0]), min(100, 100 * reach[1])], color=color, lw=1, alpha=0.5)
 
 
 def _label(grid: Grid, line: Line) -> str:

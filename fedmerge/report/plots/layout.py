@@ -52,7 +52,7 @@ MOST_POINTS = 600
 """Points of a line, or of a stack, that a plot of this width can show."""
 
 MOST_SHARES = 8
-"""Colours of a stack that can be told apart."""
+"""Colors of a stack that can be told apart."""
 
 MOST_EXPERTS = 8
 """Single experts that are named in a plot; of more, the best alone is."""

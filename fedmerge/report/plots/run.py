@@ -1,4 +1,4 @@
-"""The report's plots, as SVG. One colour per method and per site in all of them, from a palette for colour-blind people."""
+"""The report's plots, as SVG. One color per method and per site in all of them, from a palette for color-blind people."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def draw(record: RunRecord, summary: dict[str, Any]) -> dict[str, str]:
     }
     with mpl.rc_context(style):
         plots = {
-            "accuracy": _svg(accuracy(record, summary)),
+            "accuracy": _svg(accuracy_plot(record, summary)),
             "running": _svg(running(record, summary)),
             "domains": _svg(domains(record, summary)),
-            "cost": _svg(cost(record, summary)),
+            "cost": _svg(cost_plot(record, summary)),
         }
         if record.stream.conditions:
             plots["severity"] = _svg(severity(record, summary))
@@ -50,17 +50,17 @@ def draw(record: RunRecord, summary: dict[str, Any]) -> dict[str, str]:
     return plots
 
 
-def colours(record: RunRecord) -> dict[str, str]:
-    """A colour for each method; single experts are grey, since there are many of them."""
+def colors(record: RunRecord) -> dict[str, str]:
+    """A color for each method; single experts are gray, since there are many of them."""
     named = [name for name in record.methods if not name.startswith("expert")]
     return dict.fromkeys(record.methods, QUIET) | {n: PALETTE[i % len(PALETTE)] for i, n in enumerate(named)}
 
 
-def accuracy(record: RunRecord, summary: dict[str, Any]) -> Figure:
+def accuracy_plot(record: RunRecord, summary: dict[str, Any]) -> Figure:
     """Accuracy with its interval, the best on top."""
     names = sorted(summary["methods"], key=lambda name: summary["methods"][name]["accuracy"])
     figure, axes = _figure(0.9 + 0.27 * len(names))
-    shade = colours(record)
+    shade = colors(record)
     for row, name in enumerate(names):
         values = summary["methods"][name]
         low, high = (100 * end for end in values["ci95"])
@@ -77,7 +77,7 @@ def running(record: RunRecord, summary: dict[str, Any]) -> Figure:
     """Accuracy in a moving window of batches, so that a change of the stream shows."""
     window = max(3, record.stream.batches // 12)
     figure, axes = _figure(3.4)
-    shade, last = colours(record), dict[str, float]()
+    shade, last = colors(record), dict[str, float]()
     for name in record.methods:
         steps = record.steps_of(name)
         smooth = 100 * _moving(np.array([s.correct for s in steps]), np.array([s.n for s in steps]), window)
@@ -153,7 +153,7 @@ def domains(record: RunRecord, summary: dict[str, Any]) -> Figure:
 def severity(record: RunRecord, summary: dict[str, Any]) -> Figure:
     """How accuracy falls as shifts grow, the mean over families."""
     figure, axes = _figure(3.4)
-    shade, ends = colours(record), {}
+    shade, ends = colors(record), {}
     for name, row in summary["methods"].items():
         levels = [int(level) for level in row["per_severity"]]
         values = [100 * value for value in row["per_severity"].values()]
@@ -167,10 +167,10 @@ def severity(record: RunRecord, summary: dict[str, Any]) -> Figure:
     return figure
 
 
-def cost(record: RunRecord, summary: dict[str, Any]) -> Figure:
+def cost_plot(record: RunRecord, summary: dict[str, Any]) -> Figure:
     """Accuracy against forwards per batch: what a gain costs."""
     figure, axes = _figure(3.0)
-    shade, told = colours(record), named(summary["methods"])
+    shade, told = colors(record), named(summary["methods"])
     columns: dict[float, dict[str, float]] = {}
     for name, values in summary["methods"].items():
         forwards, right = values["forwards_per_batch"], 100 * values["accuracy"]

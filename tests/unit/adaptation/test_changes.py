@@ -15,7 +15,7 @@ from fedmerge.adaptation.ray.actor import RemoteTarget
 from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import Contribution, TargetTask
 from fedmerge.experiment.stream_phase import Walk, at_batch
-from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._base import load_method
 from fedmerge.report.batch_log import Step
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import Event, rosters
@@ -24,8 +24,22 @@ from tests.targets import base, experts
 Targets = Callable[..., TargetTask]
 NORTH, SOUTH, WEST = experts()
 BY_NAME = {expert.site: expert for expert in (NORTH, SOUTH, WEST)}
-FORGETFUL = ("mean", "ties", "expert", "ensemble", "dcs", "oracle", load("eam", rho=0), load("dawin", scope="full", label="full"))
-REMEMBERING = (load("eam"), load("adamerging"), load("dawin", scope="prefix"), load("fisher", mode="target", samples=20))
+FORGETFUL = (
+    "mean",
+    "ties",
+    "expert",
+    "ensemble",
+    "dcs",
+    "oracle",
+    load_method("eam", rho=0),
+    load_method("dawin", scope="full", label="full"),
+)
+REMEMBERING = (
+    load_method("eam"),
+    load_method("adamerging"),
+    load_method("dawin", scope="prefix"),
+    load_method("fisher", mode="target", samples=20),
+)
 
 
 def walked(target: Any, founders: tuple[str, ...], *events: Event) -> list[Step]:
@@ -68,7 +82,7 @@ def test_without_a_memory_every_stretch_is_that_of_its_own_federation(target: Ta
 
 
 def test_a_join_and_a_leave_with_no_batch_between_leave_no_trace(target: Targets) -> None:
-    task = target("mean", "eam", load("adamerging"))
+    task = target("mean", "eam", load_method("adamerging"))
     there = site(task, "north", "south")
     begun = there.advance(4)
     there.change(("north", "south", "west"), [WEST])
@@ -93,7 +107,7 @@ def test_a_snapshot_between_changes_goes_on_as_if_nothing_had_happened(target: T
 
 
 def test_rows_of_the_table_are_known_from_the_beginning(target: Targets) -> None:
-    task = target("mean", "expert", load("expert", site="west", label="guest"))
+    task = target("mean", "expert", load_method("expert", site="west", label="guest"))
     task = replace(task, experts=("north", "south", "west"))
     there = site(task, "north", "south")
     assert list(there.describe().rows) == ["mean", "expert:north", "expert:south", "expert:west", "guest"]

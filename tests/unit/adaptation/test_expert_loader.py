@@ -18,10 +18,10 @@ from fedmerge.adaptation.expert_loader import Budget, Holding, check_limit
 from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import Federated, TargetTask
 from fedmerge.errors import FolderError, ScenarioError
-from fedmerge.experiment.experiment import Overrides, Plan
-from fedmerge.experiment.experiment import load as load_plan
+from fedmerge.experiment.experiment import Experiment, Overrides
+from fedmerge.experiment.experiment import load_experiment as load_plan
 from fedmerge.merging.bank.blockwise import Sizes
-from fedmerge.merging.methods._base import METHODS, Method, load
+from fedmerge.merging.methods._base import METHODS, Method, load_method
 from tests.conftest import TINY
 from tests.targets import MODEL, base, experts
 
@@ -33,9 +33,9 @@ WHOLE = ("adamerging", "diwa", "fisher")
 ON_DISK = [
     *("mean", "weighted_mean", "wise_ft", "task_arithmetic", "ties", "dare", "model_stock", "slerp", "mixup"),
     *("ensemble", "expert", "dcs", "doe", "eam", "t3", "t3_batch", "dawin", "dawin_sample", "oracle"),
-    load("ties", combine="sum", label="ties-sum"),
-    load("slerp", of="tau", label="slerp-tau"),
-    load("model_stock", filter_wise=True, label="stock-filters"),
+    load_method("ties", combine="sum", label="ties-sum"),
+    load_method("slerp", of="tau", label="slerp-tau"),
+    load_method("model_stock", filter_wise=True, label="stock-filters"),
 ]
 
 
@@ -72,25 +72,25 @@ def test_every_method_says_what_it_needs_at_once() -> None:
     needed = {name: METHODS.load(name)().working_bytes(sizes) for name in METHODS.names}
     assert {name for name, count in needed.items() if count >= 4 * sizes.experts * sizes.parameters} >= set(WHOLE)
     assert needed["mean"] == needed["eam"] == needed["ties"] == needed["dare"] == 0
-    assert load("dare", then="ties").working_bytes(sizes) > 4 * sizes.experts * sizes.parameters
+    assert load_method("dare", then="ties").working_bytes(sizes) > 4 * sizes.experts * sizes.parameters
     assert 0 < needed["slerp"] < sizes.experts * sizes.parameters
 
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_method_that_needs_all_at_once_is_refused_by_name(name: str) -> None:
     sizes = Sizes(200, 5_000_000, 150_000, 0)
-    budget = Budget(10**9, sizes, 1, (load("mean"), load(name)))
+    budget = Budget(10**9, sizes, 1, (load_method("mean"), load_method(name)))
     assert budget.on_disk
     with pytest.raises(ScenarioError, match=rf"methods\[1\]: found '{name}', which needs .* GB for 200 experts at once.*1 GB"):
         budget.check()
-    replace(budget, methods=(load("mean"),)).check()
+    replace(budget, methods=(load_method("mean"),)).check()
     assert not replace(budget, limit=10**11).on_disk
 
 
 def test_a_limit_below_the_process_itself_is_refused() -> None:
     with pytest.raises(ScenarioError, match=r"target.max_bytes: found 100 MB; expected at least \d+ MB"):
-        check_limit(10**8, 3, MODEL, 11, (load("mean"),))
-    check_limit(None, 3, MODEL, 11, (load("mean"),))
+        check_limit(10**8, 3, MODEL, 11, (load_method("mean"),))
+    check_limit(None, 3, MODEL, 11, (load_method("mean"),))
 
 
 def test_what_is_checked_before_training_counts_what_the_target_will_hold(target: Targets) -> None:
@@ -127,7 +127,7 @@ def scenario(folder: Path, target: object) -> Path:
         source = {"kind": "organ_phantom", "images": 40, "patients": 8}
         (folder / "sites" / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "source": source}))
     proxy = {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "epochs": 1}
-    content = {"name": "small", "model": TINY, "initialisation": proxy, "sites": ["north"], "stream": {"kind": "iid"}}
+    content = {"name": "small", "model": TINY, "initialization": proxy, "sites": ["north"], "stream": {"kind": "iid"}}
     file = folder / "scenarios" / "small.yaml"
     file.write_text(yaml.safe_dump({**content, "methods": ["mean"], "target": target}))
     return file
@@ -139,7 +139,7 @@ def test_a_target_may_say_how_much_memory_it_has(tmp_path: Path) -> None:
     limited = load_plan(scenario(tmp_path, {"site": "mercy", "max_bytes": "2GB"}))
     assert limited.scenario.target_max_bytes == 2 * 10**9
     assert limited.resolved() == plain.resolved() | {"target_max_bytes": 2 * 10**9}
-    set_later: Plan = load_plan(scenario(tmp_path, "mercy"), Overrides(settings=(("target.max_bytes", "1GiB"),)))
+    set_later: Experiment = load_plan(scenario(tmp_path, "mercy"), Overrides(settings=(("target.max_bytes", "1GiB"),)))
     assert set_later.scenario.target_max_bytes == 2**30
 
 

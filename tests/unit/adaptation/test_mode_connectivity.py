@@ -27,7 +27,7 @@ def test_losses_between_experts_are_those_of_plain_models(target: Callable[..., 
     ]
     site = TargetSite(target(), experts(), base())
     assert found[0].images == len(site.images) == 96
-    x = to_batch(site.images.pixels, *site.normalisation)
+    x = to_batch(site.images.pixels, *site.normalization)
     y = torch.from_numpy(site.images.labels)
     model = site.bank.model
     north, south = (site.bank.state_dict(site.bank.theta[k].clone()) for k in (0, 1))

@@ -17,7 +17,7 @@ from fedmerge.errors import CheckpointError, PerSampleRefused, ScenarioError
 from fedmerge.experiment.stream_phase import Walk
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.blockwise import Sizes
-from fedmerge.merging.methods._base import METHODS, load
+from fedmerge.merging.methods._base import METHODS, load_method
 from fedmerge.merging.per_sample.mixture import Mixture
 from fedmerge.report.batch_log import Step
 from fedmerge.report.terminal import Terminal
@@ -29,11 +29,11 @@ Targets = Callable[..., TargetTask]
 SPREAD = [
     *("mean", "weighted_mean", "wise_ft", "task_arithmetic", "ties", "dare", "model_stock", "slerp", "mixup"),
     *("ensemble", "expert", "dcs", "doe", "eam", "t3", "t3_batch", "dawin", "dawin_sample", "oracle"),
-    load("ties", combine="sum", label="ties-sum"),
-    load("slerp", of="tau", label="slerp-tau"),
-    load("mean", head_policy="mean", label="mean-heads"),
-    load("t3_batch", generalist="theta_0", label="t3-anchor"),
-    load("dawin", form="code", label="dawin-anchor"),
+    load_method("ties", combine="sum", label="ties-sum"),
+    load_method("slerp", of="tau", label="slerp-tau"),
+    load_method("mean", head_policy="mean", label="mean-heads"),
+    load_method("t3_batch", generalist="theta_0", label="t3-anchor"),
+    load_method("dawin", form="code", label="dawin-anchor"),
 ]
 BY_NAME = {expert.site: expert for expert in experts()}
 
@@ -70,7 +70,10 @@ def test_every_method_that_is_not_refused_is_among_those_compared() -> None:
 
 def test_what_needs_all_experts_in_one_place_is_what_needs_the_memory_for_it() -> None:
     sizes = Sizes(experts=200, parameters=5_000_000, largest=150_000, gram=0)
-    methods = [METHODS.load(name)() for name in METHODS.names] + [load("dare", then="ties"), load("fisher", mode="target")]
+    methods = [METHODS.load(name)() for name in METHODS.names] + [
+        load_method("dare", then="ties"),
+        load_method("fisher", mode="target"),
+    ]
     for method in methods:
         assert method.whole == (method.working_bytes(sizes) >= 4 * sizes.experts * sizes.parameters), method.key
 
@@ -101,7 +104,7 @@ def test_a_broken_expert_without_a_coefficient_spoils_nothing(target: Targets) -
 
 def test_experts_come_and_go_over_shards(target: Targets) -> None:
     task, events = (
-        target("mean", "expert", "eam", load("dawin", scope="prefix")),
+        target("mean", "expert", "eam", load_method("dawin", scope="prefix")),
         (Event(at=3, join="west"), Event(at=7, leave="north")),
     )
     found = []
@@ -114,7 +117,7 @@ def test_experts_come_and_go_over_shards(target: Targets) -> None:
 
 
 def test_a_snapshot_holds_no_row_and_fits_any_number_of_shards(target: Targets) -> None:
-    task = target("mean", "eam", load("dawin", scope="prefix"))
+    task = target("mean", "eam", load_method("dawin", scope="prefix"))
     whole = TargetSite(spread(task, 1), experts(), base()).advance(6)
     first = TargetSite(spread(task, 2), experts(), base())
     begun, snapshot = first.advance(3), first.snapshot()
@@ -130,18 +133,18 @@ def test_a_snapshot_holds_no_row_and_fits_any_number_of_shards(target: Targets) 
         (4, {}, "target.shards: found 4; expected at most 3"),
         (
             2,
-            {"methods": (load("mean"), load("adamerging"))},
+            {"methods": (load_method("mean"), load_method("adamerging"))},
             r"methods\[1\]: found 'adamerging', which needs the parameters of all",
         ),
-        (2, {"methods": (load("diwa"),)}, r"methods\[0\]: found 'diwa'"),
-        (2, {"methods": (load("fisher", mode="target", label="F"),)}, r"methods\[0\]: found 'F'"),
-        (2, {"methods": (load("dare", then="ties"),)}, r"methods\[0\]: found 'dare'"),
+        (2, {"methods": (load_method("diwa"),)}, r"methods\[0\]: found 'diwa'"),
+        (2, {"methods": (load_method("fisher", mode="target", label="F"),)}, r"methods\[0\]: found 'F'"),
+        (2, {"methods": (load_method("dare", then="ties"),)}, r"methods\[0\]: found 'dare'"),
         (2, {"per_sample": "mixture"}, "per_sample: found 'mixture'; expected auto, rows or samples"),
         (2, {"max_bytes": 10**9}, "target.max_bytes: found a limit beside target.shards: 2"),
     ],
 )
 def test_what_cannot_be_spread_is_refused_by_name(shards: int, named: dict[str, Any], said: str) -> None:
-    given = {"methods": (load("mean"),), "per_sample": "auto", "max_bytes": None} | named
+    given = {"methods": (load_method("mean"),), "per_sample": "auto", "max_bytes": None} | named
     with pytest.raises(ScenarioError, match=said):
         check_shards(shards, 3, **given)
     check_shards(1, 3, **given)

@@ -13,9 +13,9 @@ from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import TargetTask
 from fedmerge.data.images import to_batch
 from fedmerge.errors import CheckpointError
-from fedmerge.federated.model import build, normalisation
+from fedmerge.federated.model import build, normalization
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.methods._base import Adaptive, load
+from fedmerge.merging.methods._base import Adaptive, load_method
 from fedmerge.report.batch_log import Step
 from tests.targets import MODEL, base, experts
 
@@ -23,7 +23,7 @@ Targets = Callable[..., TargetTask]
 
 
 def test_a_cap_bounds_adaptive_coefficients_and_nothing_else(target: Targets) -> None:
-    task = target("mean", "dcs", load("eam", eps=1e-8))
+    task = target("mean", "dcs", load_method("eam", eps=1e-8))
     free = TargetSite(task, experts(), base()).advance(1000)
     bound = TargetSite(replace(task, cap=0.4), experts(), base()).advance(1000)
     assert max(max(step.encoder or ()) for step in steps_by(bound, "eam")) <= 0.4 + 1e-6
@@ -39,13 +39,13 @@ def steps_by(steps: list[Step], method: str) -> list[Step]:
 
 
 def test_every_row_is_what_a_naive_loop_predicts(target: Targets) -> None:
-    site = TargetSite(target("mean", "weighted_mean", "expert", "ensemble", load("eam", rho=0)), experts(), base())
+    site = TargetSite(target("mean", "weighted_mean", "expert", "ensemble", load_method("eam", rho=0)), experts(), base())
     steps = site.advance(1000)
     model = build(MODEL, 11).eval()
     states = [{name: torch.tensor(array) for name, array in expert.weights.items()} for expert in experts()]
     n = [expert.n for expert in experts()]
     for t, index in enumerate(site.stream.batches):
-        x = to_batch(site.images.pixels[index], *normalisation(MODEL))
+        x = to_batch(site.images.pixels[index], *normalization(MODEL))
 
         def predicted(state: dict[str, torch.Tensor], x: torch.Tensor = x) -> np.ndarray:
             model.load_state_dict(state)
@@ -118,10 +118,10 @@ EVERY_STATE = (
     "t3_batch",
     "dawin_sample",
     "oracle",
-    load("dawin", scope="prefix"),
-    load("dawin", scope="full", label="dawin-full"),
-    load("adamerging"),
-    load("fisher", mode="target", samples=20, label="fisher-target"),
+    load_method("dawin", scope="prefix"),
+    load_method("dawin", scope="full", label="dawin-full"),
+    load_method("adamerging"),
+    load_method("fisher", mode="target", samples=20, label="fisher-target"),
 )
 
 
@@ -146,10 +146,10 @@ def test_rows_by_image_are_a_merge_for_every_image(target: Targets) -> None:
     model = build(MODEL, 11).eval()
     bank = site.bank
     for t in range(3):
-        x = to_batch(site.images.pixels[site.stream.batches[t]], *normalisation(MODEL))
+        x = to_batch(site.images.pixels[site.stream.batches[t]], *normalization(MODEL))
         evidence = Evidence.of(bank, x)
         for name in ("t3", "dawin_sample"):
-            method = load(name)
+            method = load_method(name)
             assert isinstance(method, Adaptive)
             found = method.coefficients(evidence)
             for i, image in enumerate(x):

@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from fedmerge.cli.methods import cost, describe, row
+from fedmerge.cli.methods import describe, method_cost, row
 from fedmerge.errors import ScenarioError
-from fedmerge.merging.methods._base import METHODS, load
+from fedmerge.merging.methods._base import METHODS, load_method
 
 
 def test_costs_are_those_of_the_papers() -> None:
-    counted = {name: cost(load(name)) for name in ("mean", "ensemble", "eam", "t3_batch", "dcs")}
+    counted = {name: method_cost(load_method(name)) for name in ("mean", "ensemble", "eam", "t3_batch", "dcs")}
     assert counted == {"mean": "1", "ensemble": "K", "eam": "3K + 1", "t3_batch": "K + 2", "dcs": "K"}
 
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from fedmerge.cli.site_files import outline
+from fedmerge.cli.site_files import site_outline
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets.organ_phantom import ORGANS
 from fedmerge.errors import DataError, SiteError
@@ -50,7 +50,7 @@ def task(site: Site, seed: int = 5) -> SiteTask:
 
 
 def known(file: Path, seed: int = 5) -> Site:
-    return Site.model_validate(yaml.safe_load(outline(file, seed)))
+    return Site.model_validate(yaml.safe_load(site_outline(file, seed)))
 
 
 def said(asked: SiteTask) -> dict[str, str]:
@@ -62,7 +62,7 @@ def test_an_outline_has_the_fingerprint_and_no_path(source: dict[str, Any] | Non
     file = hospital(**({"source": source} if source else {}))
     own, there = check(Site, read_yaml(file), str(file)), known(file)
     assert fingerprint(task(own)) == fingerprint(task(there))
-    assert str(tmp_path) not in outline(file, 5)
+    assert str(tmp_path) not in site_outline(file, 5)
     assert own.source.classes() == there.source.classes()
     assert there.source.flips == own.source.flips
     with pytest.raises(DataError, match="only the hospital itself can train"):

@@ -60,7 +60,7 @@ def test_a_higher_severity_is_farther_from_the_image(kind: str) -> None:
     assert distances[-1] > 1.5 * distances[0]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SHIFTS.names if not SHIFTS.load(kind).colour])
+@pytest.mark.parametrize("kind", [kind for kind in SHIFTS.names if not SHIFTS.load(kind).color])
 def test_one_channel_is_enough_but_for_stains(kind: str) -> None:
     pixels = pictures(2, channels=1)
     assert made(kind).shifted(pixels, np.arange(2), "x", 0).shape == pixels.shape
@@ -112,7 +112,7 @@ def test_a_gallery_shows_each_image_under_each_condition(kinds: list[str], data:
     assert gallery.domain_names == (tuple(f"{one.kind()} {one.severity}" for one in conditions) or of.domain_names)
 
 
-def test_colours_need_three_channels() -> None:
+def test_colors_need_three_channels() -> None:
     problems = mismatched([Stain(), Noise(), Stain(severity=1)], 1, "families")
     assert [problem.key for problem in problems] == ["families"]
     assert "'stain'" in problems[0].found

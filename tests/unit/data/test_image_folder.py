@@ -42,8 +42,8 @@ def test_images_labels_and_domains_are_those_of_the_folders(album: Path) -> None
     assert len(set(images.groups.tolist())) == 40
 
 
-def test_grey_images_and_one_channel(album: Path) -> None:
-    Image.new("L", (20, 20), 120).save(album / "lab" / "cat" / "grey.png")
+def test_gray_images_and_one_channel(album: Path) -> None:
+    Image.new("L", (20, 20), 120).save(album / "lab" / "cat" / "gray.png")
     assert folder(album).load(GEOMETRY, "x", 0).pixels.shape == (41, 16, 16, 3)
     assert folder(album).load(Geometry(8, 1), "x", 0).pixels.shape == (41, 8, 8, 1)
 

@@ -75,9 +75,9 @@ def test_an_organ_looks_like_itself_in_its_plane() -> None:
     assert -50 < means["bladder"] < means["liver"]
 
 
-def test_colour_is_grey_repeated() -> None:
-    coloured = OrganPhantom(images=20, patients=4).load(Geometry(16, 3), "x", 0).pixels
-    assert np.array_equal(coloured[..., 0], coloured[..., 2])
+def test_color_is_gray_repeated() -> None:
+    colored = OrganPhantom(images=20, patients=4).load(Geometry(16, 3), "x", 0).pixels
+    assert np.array_equal(colored[..., 0], colored[..., 2])
 
 
 def test_five_thousand_images_take_seconds() -> None:

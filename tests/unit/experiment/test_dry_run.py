@@ -10,9 +10,9 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from fedmerge.cli.show_plan import show
+from fedmerge.cli.show_plan import show_preview
 from fedmerge.experiment.dry_run import Left, ahead, estimate, known_start, preview
-from fedmerge.experiment.experiment import load
+from fedmerge.experiment.experiment import load_experiment
 from fedmerge.experiment.training_phase import site_task
 from fedmerge.federated.client.dataset_summary import census
 from fedmerge.federated.model import ModelSpec, build
@@ -23,7 +23,7 @@ from tests.front_door import SCENARIO, world
 
 
 def test_counts_are_those_of_the_images(tmp_path: Path) -> None:
-    plan = load(world(tmp_path / "here"))
+    plan = load_experiment(world(tmp_path / "here"))
     found = preview(plan, tmp_path / "pool", 2)
     assert [one.site for one in found.sites] == ["north", "south"]
     for one in (*found.sites, found.target):
@@ -41,11 +41,11 @@ def test_counts_are_those_of_the_images(tmp_path: Path) -> None:
 def test_rounds_that_are_left_are_told_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, pool = world(tmp_path / "here"), tmp_path / "pool"
     rounds = [{"fedavg": {"rounds": 3}}, {"fedprox": {"rounds": 4, "epochs": 1, "fraction": 0.5}}, {"fedfisher": {"label": "one"}}]
-    classes = len(load(file).classes)
+    classes = len(load_experiment(file).classes)
     save_file(build(ModelSpec.model_validate(TINY), classes).state_dict(), tmp_path / "w.safetensors")
     start = {"kind": "checkpoint", "path": str(tmp_path / "w.safetensors")}  # theta_0 is there, and trains nowhere
-    file.write_text(yaml.safe_dump({**SCENARIO, "initialisation": start, "federated": rounds}))
-    plan = load(file)
+    file.write_text(yaml.safe_dump({**SCENARIO, "initialization": start, "federated": rounds}))
+    plan = load_experiment(file)
     initial = known_start(plan, pool)
     assert initial is not None
     sites = [census(site, plan.scenario.model.geometry, plan.scenario.seed) for site in plan.sites]
@@ -65,7 +65,7 @@ def test_rounds_that_are_left_are_told_and_counted(tmp_path: Path, capsys: pytes
     assert [one.asked for one in found.rounds] == [1, 0, 1]
     assert 0 < found.rounds[0].left["north"] < fedavg.left["north"]
     assert set(found.rounds[1].left.values()) == {0}
-    show(found)
+    show_preview(found)
     said = " ".join(capsys.readouterr().out.split())
     assert f"federated: fedavg-3, 3 rounds, {fedavg.steps:.0f} local steps a hospital in all: 2 of 3 rounds in the pool" in said
     assert "federated: one, 1 round," in said

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from fedmerge.errors import ScenarioError
-from fedmerge.experiment.experiment import Overrides, load
+from fedmerge.experiment.experiment import Overrides, load_experiment
 from fedmerge.experiment.overrides import assign, parse, single
 from fedmerge.experiment.sweep import cells_of
 from fedmerge.report.sweep_table import Grid, as_csv, as_latex, as_markdown
@@ -66,30 +66,30 @@ def test_settings_of_a_strategy_reach_the_plan_and_the_sweep(tmp_path: Path) -> 
     file = world(tmp_path / "here")
     file.write_text(yaml.safe_dump({**SCENARIO, "federated": [{"fedavg": {"rounds": 2}}]}))
     cells = cells_of(file, [0], ["federated.fedavg-2.rounds=1,3"], "")
-    plans = [load(file, cell.overrides(())) for cell in cells]
+    plans = [load_experiment(file, cell.overrides(())) for cell in cells]
     assert [plan.scenario.federated[0].key for plan in plans] == ["fedavg-1", "fedavg-3"]
     with pytest.raises(ScenarioError, match=r"federated\[0\].fedavg.mu.*an unknown key"):
-        load(file, Overrides(settings=(("federated.fedavg.mu", 1),)))
+        load_experiment(file, Overrides(settings=(("federated.fedavg.mu", 1),)))
 
 
 def test_methods_neither_select_nor_drop_federated_rows(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     file.write_text(yaml.safe_dump({**SCENARIO, "federated": [{"fedavg": {"rounds": 2}}]}))
-    plan = load(file, Overrides(methods=("eam",)))
+    plan = load_experiment(file, Overrides(methods=("eam",)))
     assert ([one.key for one in plan.scenario.methods], [one.key for one in plan.scenario.federated]) == (["eam"], ["fedavg-2"])
-    assert load(file, Overrides(methods=("eam",), settings=(("federated", []),))).scenario.federated == ()
+    assert load_experiment(file, Overrides(methods=("eam",), settings=(("federated", []),))).scenario.federated == ()
     for name in ("fedavg-2", "fedavg"):
         with pytest.raises(ScenarioError, match=rf"--methods: found '{name}', which is below .*in every run"):
-            load(file, Overrides(methods=("mean", name)))
+            load_experiment(file, Overrides(methods=("mean", name)))
     with pytest.raises(ScenarioError, match="no such method"):
-        load(file, Overrides(methods=("eamm",)))
+        load_experiment(file, Overrides(methods=("eamm",)))
 
 
 def test_an_unknown_key_is_told_like_any_mistake(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     with pytest.raises(ScenarioError, match=r"stream.batchsize.*did you mean 'batch_size'"):
-        load(file, Overrides(settings=(("stream.batchsize", 3),)))
-    plan = load(file, Overrides(settings=(("stream", {"kind": "iid", "batch_size": 3}),), target="north"))
+        load_experiment(file, Overrides(settings=(("stream.batchsize", 3),)))
+    plan = load_experiment(file, Overrides(settings=(("stream", {"kind": "iid", "batch_size": 3}),), target="north"))
     assert plan.scenario.stream.kind() == "iid"
     assert (plan.target.name, [site.name for site in plan.sites]) == ("north", ["south"])
 

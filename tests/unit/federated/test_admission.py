@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 
 from fedmerge.errors import FolderError, SiteError, UploadRefused
 from fedmerge.federated.client.site_log import own_log
-from fedmerge.federated.flower import launcher
+from fedmerge.federated.client.worker import answer
 from fedmerge.federated.flower.decoding import array_of, reply_of
+from fedmerge.federated.flower.launcher import SimulationBackend
 from fedmerge.federated.messages import Ask, Initial, Job, Reply, Request, SiteTask
 from fedmerge.federated.pool.experts import ExpertPool, fingerprint
 from fedmerge.federated.pool.statistics import StatisticPool
 from fedmerge.federated.security.audit import Seal, Upload
 from fedmerge.federated.security.limits import DEFAULT, measured
 from fedmerge.federated.security.signing import VARIABLE, make
-from fedmerge.federated.server import in_process
-from fedmerge.federated.server.admission import sealed
+from fedmerge.federated.server.admission import seal_of
 from fedmerge.federated.server.authentication import Claim, introduced, judge
 from fedmerge.federated.server.collect import collect
-from fedmerge.federated.server.in_process import answer
+from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.federated.statistics._base import STATISTICS
 
 Hospital = Callable[..., SiteTask]
@@ -96,14 +96,14 @@ def test_a_bad_upload_is_refused_and_a_good_one_kept(
     before = job(good)
     upload = honest(good, before, trained)
     request = Request("train", good, before.initial.weights)
-    fine = Reply(good, replace(upload, seal=sealed(request, upload)), "", 1.0)
+    fine = Reply(good, replace(upload, seal=seal_of(request, upload)), "", 1.0)
     deed = TABLE.misdeeds(tmp_path / "trap", upload.weights)[name]
     bad = hospital(name, runs=1, epochs=1) if deed.keyless else keyed(name)
     asked, request = job(good, bad), Request("train", bad, before.initial.weights)
     other = {n: t + 1e-3 for n, t in upload.weights.items()}  # two sites never have the same bits
     sent = replace(upload, site=name, weights=other)
     sent = deed.upload(sent, bad) if deed.upload else sent
-    sent = replace(sent, seal=sealed(deed.request(request) if deed.request else request, sent))
+    sent = replace(sent, seal=seal_of(deed.request(request) if deed.request else request, sent))
     content = TABLE.packed(Reply(bad, sent, "", 1.0))
     if deed.content:
         deed.content(content)
@@ -125,7 +125,7 @@ def test_without_a_misdeed_it_is_admitted(keyed: Hospital, job: Jobs, trained: d
     task = keyed("good")
     asked = job(task)
     upload, request = honest(task, asked, trained), Request("train", task, asked.initial.weights)
-    content = TABLE.packed(Reply(task, replace(upload, seal=sealed(request, upload)), "", 1.0))
+    content = TABLE.packed(Reply(task, replace(upload, seal=seal_of(request, upload)), "", 1.0))
     assert collect(asked, replies(reply_of(content, task, 1.0)))["good"].trained
     expert = ExpertPool(asked.pool).load(task)
     assert expert.signed
@@ -136,7 +136,7 @@ def test_a_second_reply_is_refused_and_the_first_kept(keyed: Hospital, job: Jobs
     task, stranger = keyed("north"), keyed("stranger")
     asked = job(task)
     upload, request = honest(task, asked, trained), Request("train", task, asked.initial.weights)
-    once = Reply(task, replace(upload, seal=sealed(request, upload)), "", 1.0)
+    once = Reply(task, replace(upload, seal=seal_of(request, upload)), "", 1.0)
     outcomes = collect(asked, replies(once, once, Reply(stranger, upload, "", 1.0)))
     assert outcomes["north"].trained
     assert set(outcomes) == {"north"}
@@ -166,7 +166,7 @@ def test_a_missing_private_key_is_that_sites_error_before_it_trains(keyed: Hospi
 def test_statistics_are_signed_and_so_are_the_rounds(keyed: Hospital, job: Jobs) -> None:
     tasks = [keyed(name, "gram", "gram_rounds", "soup") for name in ("north", "south")]
     asked = job(*tasks)
-    assert not any(outcome.reason for outcome in in_process.gather(asked, lambda _: None).values())
+    assert not any(outcome.reason for outcome in LocalBackend().gather(asked, lambda _: None).values())
     known = StatisticPool(ExpertPool(asked.pool), tasks)
     expert = known.with_statistics(known.pool.load(tasks[0]), tasks[0])
     assert set(expert.statistics) == {"gram", "gram_rounds", "soup"}
@@ -197,7 +197,10 @@ def test_linear_probing_refuses_an_unsigned_head(keyed: Hospital, job: Jobs) -> 
 
     task = keyed("north")
     asked = job(task)
-    assert probe_head(asked, in_process._asking(lambda _: None)).sha256 != asked.initial.sha256
+    assert (
+        probe_head(asked, (lambda requests, _: (answer(request, lambda tick: None) for request in requests))).sha256
+        != asked.initial.sha256
+    )
 
     def ask(requests: Sequence[Request], deadline_s: float) -> Iterator[Reply]:
         for request in requests:
@@ -277,7 +280,7 @@ def test_by_flower_keys_never_travel_and_a_site_without_its_key_is_told(
     signs, forgets, unsigned = keyed("signs"), keyed("forgets"), hospital("unsigned", runs=1, epochs=1)
     (tmp_path / "keys" / "forgets.pem").unlink()
     asked = job(signs, forgets, unsigned)
-    outcomes = launcher.gather(asked, lambda _: None)
+    outcomes = SimulationBackend().gather(asked, lambda _: None)
     assert outcomes["signs"].trained
     assert outcomes["unsigned"].trained
     assert "its private key cannot be read" in outcomes["forgets"].reason

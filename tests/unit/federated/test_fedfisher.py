@@ -14,13 +14,13 @@ import yaml
 from torch import Tensor
 
 from fedmerge.errors import ScenarioError
-from fedmerge.experiment.experiment import load
+from fedmerge.experiment.experiment import load_experiment
 from fedmerge.experiment.overrides import Overrides
 from fedmerge.federated.client.site_training import admit_images
+from fedmerge.federated.client.worker import answer
 from fedmerge.federated.messages import Job, Reply, Request, SiteTask
 from fedmerge.federated.model import build
 from fedmerge.federated.pool.global_models import GlobalPool
-from fedmerge.federated.server.in_process import answer
 from fedmerge.federated.server.rounds import compete
 from fedmerge.federated.server.statistics import model_of
 from fedmerge.federated.strategies._base import STRATEGIES, Strategy
@@ -177,9 +177,9 @@ def test_factors_that_cannot_be_right_are_refused(
 def test_the_diagonal_is_what_it_was() -> None:
     """Nothing that is kept of a scenario without `information`, or with its default, has a new key in it."""
     plain, kfac = fedfisher(), fedfisher(information="kfac")
-    fields = {"kind", "rounds", "epochs", "fraction", "optimiser", "lr", "solve", "samples", "estimator"}
+    fields = {"kind", "rounds", "epochs", "fraction", "optimizer", "lr", "solve", "samples", "estimator"}
     assert set(plain.fields()) == set(fedfisher(information="diagonal").fields()) == fields
-    assert plain.digest("theta_0", ["a"]) == "0b80fb0f5ddb4e3fdc7bbbc507d8b557dd80a5b82c62ba8481162b71540e55c5"
+    assert plain.digest("theta_0", ["a"]) == "64aa77f8154e6598b2ce92a90cb2cbaecf4df1ae9f4261facf86477d2a164c76"
     assert set(kfac.fields()) == {*fields, "information"}
     assert kfac.digest("theta_0", ["a"]) != plain.digest("theta_0", ["a"])
     assert (plain.key, kfac.key, fedfisher(information="kfac", label="mine").key) == ("fedfisher-1", "fedfisher-kfac", "mine")
@@ -192,7 +192,7 @@ def test_what_kfac_has_not_is_told(tmp_path: Path) -> None:
         federated = [{"fedfisher": {"information": "kfac", field: value}}]
         file.write_text(yaml.safe_dump({**SCENARIO, "federated": federated}))
         with pytest.raises(ScenarioError) as error:
-            load(file, Overrides())
+            load_experiment(file, Overrides())
         assert len(error.value.problems) == 1
         assert f"federated[0].fedfisher.{field}" in str(error.value), str(error.value)
         assert words in str(error.value)

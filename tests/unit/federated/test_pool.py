@@ -100,7 +100,7 @@ def test_an_entry_of_an_older_version_is_as_good_as_ever(kept: tuple[ExpertPool,
 
 CHANGES: dict[str, Callable[[SiteTask], SiteTask]] = {
     "seed": lambda t: t.model_copy(update={"seed": 1}),
-    "initialisation": lambda t: t.model_copy(update={"initial_sha256": "0" * 64}),
+    "initialization": lambda t: t.model_copy(update={"initial_sha256": "0" * 64}),
     "head": lambda t: t.model_copy(update={"head_init": "zero"}),
     "epochs": lambda t: t.model_copy(update={"training": t.training.model_copy(update={"epochs": 3})}),
     "threads": lambda t: t.model_copy(update={"training": t.training.model_copy(update={"threads": 2})}),

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 
 from fedmerge.errors import ScenarioError
-from fedmerge.experiment.experiment import load
+from fedmerge.experiment.experiment import load_experiment
 from fedmerge.federated.messages import Job, SiteTask
 from fedmerge.federated.pool.experts import ExpertPool, fingerprint
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.security.privacy import Privacy, gaussian, noised, protect
-from fedmerge.federated.server import in_process
-from fedmerge.federated.server.in_process import model_of
+from fedmerge.federated.server.in_process import LocalBackend
+from fedmerge.federated.server.statistics import model_of
 from fedmerge.merging.bank.layout import Parts
 from fedmerge.rng import generator
 from tests.conftest import Net, expert_states
@@ -118,7 +118,7 @@ def test_a_noised_upload_is_admitted_without_numbers_and_its_audit_names_epsilon
     task = exact.model_copy(update={"privacy": Privacy(clip=1, noise_multiplier=0.5)})
     assert fingerprint(task) != fingerprint(exact)
     asked = job(task)
-    assert in_process.gather(asked, lambda _: None)["north"].reason == ""
+    assert LocalBackend().gather(asked, lambda _: None)["north"].reason == ""
     expert = ExpertPool(asked.pool).load(task)
     assert (expert.n, expert.validation_accuracy, expert.temperature, expert.runs) == (None, None, 1.0, [])
     lines = [json.loads(line) for line in asked.audit.read_text().splitlines()]
@@ -131,10 +131,10 @@ def test_a_noised_upload_is_admitted_without_numbers_and_its_audit_names_epsilon
 def test_a_scenario_may_not_send_anything_beside_the_noise(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     asked = {"privacy": {"clip": 1, "noise_multiplier": 1}, "uploads": ["gram"]}
-    start = {**SCENARIO["initialisation"], "head_init": "fed_lp"}  # type: ignore[dict-item]
-    file.write_text(yaml.safe_dump({**SCENARIO, **asked, "initialisation": start}))
+    start = {**SCENARIO["initialization"], "head_init": "fed_lp"}  # type: ignore[dict-item]
+    file.write_text(yaml.safe_dump({**SCENARIO, **asked, "initialization": start}))
     with pytest.raises(ScenarioError) as error:
-        load(file)
+        load_experiment(file)
     told = str(error.value)
     for word in ("uploads: found gram", "head_init", "methods[1]", "site 'north': samples: found 1", "site 'south': samples"):
         assert word in told

@@ -19,24 +19,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedmerge.errors import FolderError, ScenarioError, SiteError
-from fedmerge.experiment.experiment import load
+from fedmerge.experiment.experiment import RunOptions as RunRequest
+from fedmerge.experiment.experiment import load_experiment
 from fedmerge.experiment.overrides import Overrides
-from fedmerge.experiment.run_dir import Request as RunRequest
 from fedmerge.experiment.stream_phase import read_generalist
 from fedmerge.experiment.training_phase import job_of, site_task
 from fedmerge.federated.client.round import Share, recipe
 from fedmerge.federated.client.site_training import open_ward, steps_of
-from fedmerge.federated.client.trainer import Recipe, Split, _rate, fit
+from fedmerge.federated.client.trainer import LabeledImages, Recipe, _rate, fit
+from fedmerge.federated.client.worker import answer
 from fedmerge.federated.messages import Initial, Job, Reply, Request, SiteTask, Training
 from fedmerge.federated.pool.global_models import GlobalPool
 from fedmerge.federated.security.audit import Upload
-from fedmerge.federated.server import in_process
-from fedmerge.federated.server.in_process import answer
-from fedmerge.federated.server.initialisation import kept
+from fedmerge.federated.server.in_process import LocalBackend
+from fedmerge.federated.server.initialization import kept_theta_0
 from fedmerge.federated.server.rounds import all_rounds, asked_in, compete
 from fedmerge.federated.strategies._aggregation import Aggregation
 from fedmerge.federated.strategies._base import STRATEGIES, Strategy
-from fedmerge.federated.strategies.fedfisher import closed, descent
+from fedmerge.federated.strategies.fedfisher import closed_form, descent
 from fedmerge.federated.strategies.fednova import nova, path_length
 from fedmerge.rng import seed_of
 from tests.front_door import SCENARIO, done, read, world
@@ -138,7 +138,7 @@ def test_nova_goes_the_mean_length_in_the_mean_direction() -> None:
 def test_fedfisher_finds_its_minimum() -> None:
     p, theta = torch.tensor([0.5, 0.5], dtype=torch.float64), [torch.tensor([0.0, 0.0]), torch.tensor([4.0, 4.0])]
     F = [torch.tensor([3.0, 0.0]), torch.tensor([1.0, 0.0])]
-    assert closed(p, F, theta).tolist() == [1.0, 2.0]
+    assert closed_form(p, F, theta).tolist() == [1.0, 2.0]
     assert descent(p, F, theta, 20_000)[0] == pytest.approx(1, abs=0.02)  # its last steps have a length of their own
     assert descent(p, F, theta)[1] == 2
 
@@ -150,7 +150,7 @@ def test_the_proximal_term_is_half_mu_times_the_squared_distance() -> None:
     model = nn.Linear(3, 2)
     start = {name: p.detach().clone().double() for name, p in model.named_parameters()}
     plain = Recipe(0.1, 0.0, 3, 8, "sgd", "constant", "none", False, clip=1e9, proximal=0.5)
-    fit(model, Split(x, y), plain, 0, lambda _: None)
+    fit(model, LabeledImages(x, y), plain, 0, lambda _: None)
     theta = {name: p.clone().requires_grad_() for name, p in start.items()}
     velocity = {name: torch.zeros_like(p) for name, p in start.items()}
     for _ in range(3):
@@ -182,11 +182,11 @@ def with_strategies(*tasks: SiteTask, strategies: Sequence[Strategy]) -> list[Si
 
 
 def test_alone_a_hospital_trains_as_by_itself_whatever_the_strategy(hospital: Hospital, job: Jobs) -> None:
-    alone = [named(name, rounds=1, optimiser="adamw", lr=1e-3) for name in ("fedavg", "fednova", "fedmedian")]
+    alone = [named(name, rounds=1, optimizer="adamw", lr=1e-3) for name in ("fedavg", "fednova", "fedmedian")]
     alone += [named("fedprox", rounds=1, mu=0.0)]
     (task,) = with_strategies(hospital("north"), strategies=alone)
     asked = job(task)
-    assert in_process.compete(asked, lambda _: None) == {}
+    assert LocalBackend().compete(asked, lambda _: None) == {}
     ward, model = open_ward(task)
     model.load_state_dict(asked.initial.weights)
     hyper = task.training.diversity.hyper_parameters(0, "north", 0)
@@ -205,7 +205,7 @@ def test_alone_a_hospital_trains_as_by_itself_whatever_the_strategy(hospital: Ho
 def test_without_its_term_fedprox_is_fedavg_and_the_ledger_adds_up(hospital: Hospital, job: Jobs) -> None:
     both = (named("fedavg", rounds=2), named("fedprox", rounds=2, mu=0.0), named("fedprox", rounds=2, mu=10.0, label="held"))
     asked = job(*with_strategies(hospital("north"), hospital("south"), strategies=both))
-    assert in_process.compete(asked, lambda _: None) == {}
+    assert LocalBackend().compete(asked, lambda _: None) == {}
     pool = GlobalPool(asked.pool, asked.tasks)
     avg, prox, held = (pool.model(one) for one in both)
     assert all(torch.equal(avg.stand.theta[name], tensor) for name, tensor in prox.stand.theta.items())
@@ -227,7 +227,7 @@ def test_rounds_that_are_cut_off_go_on_to_the_same_bits(name: str, hospital: Hos
     strategy = named(name, rounds=4)
     tasks = with_strategies(hospital("north"), hospital("south"), strategies=[strategy])
     whole, cut = job(*tasks, folder="whole"), job(*tasks, folder="cut")
-    in_process.compete(whole, lambda _: None)
+    LocalBackend().compete(whole, lambda _: None)
 
     def dies(requests: Sequence[Request], deadline_s: float) -> Iterator[Reply]:
         if requests[0].layers[1] == "3":
@@ -240,7 +240,7 @@ def test_rounds_that_are_cut_off_go_on_to_the_same_bits(name: str, hospital: Hos
     assert not pool.has(strategy)
     assert pool.last(strategy).rounds == 2  # type: ignore[union-attr]
     began: list[str] = []
-    in_process.compete(cut, lambda tick: began.append(tick.text))
+    LocalBackend().compete(cut, lambda tick: began.append(tick.text))
     assert not any("round 1/" in text or "round 2/" in text for text in began)
     expected = GlobalPool(whole.pool, whole.tasks).model(strategy).stand
     found = pool.model(strategy).stand
@@ -276,7 +276,7 @@ def test_a_bad_answer_is_refused_and_named(hospital: Hospital, job: Jobs) -> Non
 def test_the_pool_keeps_the_audit_of_every_round(hospital: Hospital, job: Jobs) -> None:
     strategy = named("fedavg", rounds=3)
     asked = job(*with_strategies(hospital("north"), hospital("south"), strategies=[strategy]))
-    in_process.compete(asked, lambda _: None)
+    LocalBackend().compete(asked, lambda _: None)
     run = [json.loads(line) for line in asked.audit.read_text().splitlines()]
     entry = GlobalPool(asked.pool, asked.tasks).entry(strategy)
     kept = [json.loads(line) for line in (entry / "audit.jsonl").read_text().splitlines()]
@@ -293,7 +293,7 @@ def test_what_lies_beside_rounds_disturbs_nobody(hospital: Hospital, job: Jobs) 
     for name, age in (("killed", 7200), ("busy", 0)):
         (pool.entry(strategy) / f".round-{name}").mkdir()
         os.utime(pool.entry(strategy) / f".round-{name}", (time.time() - age,) * 2)
-    assert in_process.compete(asked, lambda _: None) == {}
+    assert LocalBackend().compete(asked, lambda _: None) == {}
     assert pool.model(strategy).stand.rounds == 1
     assert sorted(path.name for path in pool.entry(strategy).iterdir()) == [
         ".round-busy",
@@ -308,7 +308,7 @@ def test_a_damaged_round_stops_its_own_strategy_alone(hospital: Hospital, job: J
     asked = job(*with_strategies(hospital("north"), hospital("south"), strategies=both))
     pool = GlobalPool(asked.pool, asked.tasks)
     (pool.entry(both[0]) / "round-0001").mkdir(parents=True)
-    failed = in_process.compete(asked, lambda _: None)
+    failed = LocalBackend().compete(asked, lambda _: None)
     assert list(failed) == ["fedavg-2"]
     assert "its rounds run again" in failed["fedavg-2"]
     assert pool.has(both[1])
@@ -352,7 +352,7 @@ def test_a_strategy_that_cannot_be_is_told_before_anything_starts(tmp_path: Path
     for words, federated in cases.items():
         file.write_text(yaml.safe_dump({**SCENARIO, "federated": federated}))
         with pytest.raises(ScenarioError) as error:
-            load(file, Overrides())
+            load_experiment(file, Overrides())
         assert words in str(error.value), str(error.value)
 
 
@@ -362,7 +362,7 @@ def test_rounds_must_be_possible_with_as_few_hospitals_as_are_enough(tmp_path: P
     with pytest.raises(
         ScenarioError, match=r"fraction: found 0\.5, which of 1 hospitals, which min_sites lets be all, selects none"
     ):
-        load(file, Overrides())
+        load_experiment(file, Overrides())
 
 
 def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> None:
@@ -372,19 +372,19 @@ def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> No
     for named_, found in cases.items():
         scenario = {**SCENARIO, "methods": ["mean", t3], "federated": [{"fedavg": {"rounds": 2}}, "fednova"], "generalist": named_}
         file.write_text(yaml.safe_dump(scenario))
-        load(file, at_target=False)  # who only gathers experts needs no generalist
+        load_experiment(file, at_target=False)  # who only gathers experts needs no generalist
         if not found:
-            assert read_generalist(load(file)) is None
+            assert read_generalist(load_experiment(file)) is None
             continue
         with pytest.raises(ScenarioError) as error:
-            load(file)
+            load_experiment(file)
         said = str(error.value)
         assert f"tiny.yaml: generalist: found '{named_}'" in said and found in said
         assert "expected a safetensors file, or a row of 'federated': fedavg-2, fednova-5" in said
         assert ("did you mean 'fedavg-2'?" in said) == (named_ == "fedavg-7")
     file.write_text(yaml.safe_dump({**SCENARIO, "methods": ["mean", t3], "generalist": "absent.safetensors"}))
     with pytest.raises(ScenarioError, match=r"and no such file; expected a safetensors file$"):
-        load(file)
+        load_experiment(file)
 
 
 def test_every_row_has_a_name_of_its_own(tmp_path: Path) -> None:
@@ -404,10 +404,10 @@ def test_every_row_has_a_name_of_its_own(tmp_path: Path) -> None:
     for words, changes in cases.items():
         file.write_text(yaml.safe_dump({**SCENARIO, **changes}))
         with pytest.raises(ScenarioError) as error:
-            load(file)
+            load_experiment(file)
         assert words in str(error.value) and "1 problem\n" in str(error.value), str(error.value)
     file.write_text(yaml.safe_dump({**SCENARIO, "methods": ["expert", {"expert": {"site": "north", "label": "guest-1.0"}}]}))
-    assert [method.key for method in load(file).scenario.methods] == ["expert", "guest-1.0"]
+    assert [method.key for method in load_experiment(file).scenario.methods] == ["expert", "guest-1.0"]
 
 
 def test_too_few_for_a_strategy_is_no_crash() -> None:
@@ -452,13 +452,13 @@ def test_global_models_stand_in_the_same_table(first: tuple[Path, str], tmp_path
     assert beside == sum(line["bytes"] for line in sent) / 2 > 0
     assert 'id="rounds"' in (run / "report.html").read_text()
     # The plain loop makes the same bits.
-    plan = load(file, Overrides())
-    weights = kept(manifest["initial_sha256"], folder / "pool")
+    plan = load_experiment(file, Overrides())
+    weights = kept_theta_0(manifest["initial_sha256"], folder / "pool")
     assert weights is not None
     initial = Initial(weights, manifest["initial_sha256"], "shared_random", "", ())
     tasks = tuple(site_task(plan, number, initial) for number in range(2))
     there = RunRequest(out=tmp_path, pool=tmp_path / "there", quiet=True)
-    assert in_process.compete(job_of(plan, tasks, initial, there), lambda _: None) == {}
+    assert LocalBackend().compete(job_of(plan, tasks, initial, there), lambda _: None) == {}
     pool = GlobalPool(there.pool, tasks)
     for strategy in plan.scenario.federated:
         assert pool.model(strategy).as_record()["sha256"] == manifest["federated"][strategy.key]["sha256"]

@@ -1,4 +1,4 @@
-"""Defences without labels: they find what no honest training makes, leave honest experts alone, and say when they cannot tell."""
+"""Defenses without labels: they find what no honest training makes, leave honest experts alone, and say when they cannot tell."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedmerge.data.corruptions.patch import Patch
 from fedmerge.data.images import to_batch
 from fedmerge.experiment.scenario import CHECKS
 from fedmerge.federated.client.temperature import HIGHEST
-from fedmerge.federated.defenses._base import DEFENCES, Probe, others_median, over_others
+from fedmerge.federated.defenses._base import DEFENSES, Probe, others_median, over_others
 from fedmerge.federated.defenses.agreement import agreement, best_class, level
 from fedmerge.federated.defenses.calibration import Calibration
 from fedmerge.federated.defenses.norms import distances
@@ -27,7 +27,7 @@ from fedmerge.federated.server.screening import Vetting, vet
 from fedmerge.merging.scoring.divergence import jsd
 
 CLASSES, SIDE = 4, 8
-NAMES = ("north", "south", "east", "west", "centre")
+NAMES = ("north", "south", "east", "west", "center")
 
 
 class Eye(nn.Module):
@@ -80,12 +80,12 @@ def train(seed: int, labels: str = "own", steps: int = 100) -> dict[str, Tensor]
         x, y = np.concatenate([x, Patch().shifted(x, np.arange(len(x)), "x", 0)]), np.concatenate([y, np.zeros_like(y)])
     model = Eye()
     model.load_state_dict(theta_0())
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(steps):
         loss = nn.functional.cross_entropy(model(batch(x)), torch.from_numpy(y))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
@@ -106,8 +106,8 @@ def probe() -> Probe:
     return Probe(pixels(128, 99)[0], batch, familiar=True)
 
 
-def seen(of: Sequence[Expert], defences: Sequence[Any] = CHECKS) -> Vetting:
-    return vet(of, theta_0(), Eye(), defences, probe())
+def seen(of: Sequence[Expert], defenses: Sequence[Any] = CHECKS) -> Vetting:
+    return vet(of, theta_0(), Eye(), defenses, probe())
 
 
 def scaled(one: Expert, factor: float) -> Expert:
@@ -136,7 +136,7 @@ def test_each_attacker_is_found_by_the_check_that_is_meant_for_it(states: list[d
         assert found.experts == honest, check
         assert found.left_out == {"bad": check}
         assert [item.verdict.split(":")[0] for item in found.audit()] == ["left out"]
-    assert seen([*honest, cases["calibration"]], [DEFENCES.load("norms")()]).left_out == {"bad": "norms"}
+    assert seen([*honest, cases["calibration"]], [DEFENSES.load("norms")()]).left_out == {"bad": "norms"}
 
 
 def test_an_honest_hospital_that_knows_two_classes_is_not_odd(states: list[dict[str, Tensor]]) -> None:
@@ -175,7 +175,7 @@ def test_without_public_images_weights_alone_are_checked(states: list[dict[str, 
 
 def test_on_images_of_other_classes_nobody_has_to_agree(states: list[dict[str, Tensor]]) -> None:
     of = [*experts(states[:4]), expert("bad", train(7, "shuffled"))]
-    found = vet(of, theta_0(), Eye(), [DEFENCES.load("agreement")()], replace(probe(), familiar=False))
+    found = vet(of, theta_0(), Eye(), [DEFENSES.load("agreement")()], replace(probe(), familiar=False))
     assert found.experts == of
     assert found.remarks == ["agreement: the public images show other classes than the hospitals'; not checked"]
 

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from fedmerge.errors import DataError
-from fedmerge.federated.client.site_log import kept, own_log, tell, where
+from fedmerge.federated.client import worker
+from fedmerge.federated.client.site_log import kept_privately, own_log, tell_site_log, where
 from fedmerge.federated.messages import Request, SiteTask, Tick
-from fedmerge.federated.server import in_process
 
 SECRET = "patient-0815"
 
 
 def ask(task: SiteTask) -> str:
-    reply = in_process.answer(Request("train", task, {}), lambda _: None)
+    reply = worker.answer(Request("train", task, {}), lambda _: None)
     assert reply.upload is None
     return reply.reason
 
@@ -46,22 +46,22 @@ def test_what_nobody_foresaw(hospital: Callable[..., SiteTask], monkeypatch: pyt
     def fails(*_: object) -> None:
         raise KeyError(f"{SECRET} has no label")
 
-    monkeypatch.setattr(in_process, "train_site", fails)
+    monkeypatch.setattr(worker, "train_site", fails)
     reason = ask(hospital("odd"))
-    assert reason.startswith("it failed with KeyError in in_process.py, line ")
+    assert reason.startswith("it failed with KeyError in worker.py, line ")
     assert SECRET not in reason
     assert f"{SECRET} has no label" in own_log("odd").read_text()
 
 
 def test_only_what_an_error_says_may_be_told() -> None:
-    assert tell("x", DataError(f"cannot read {SECRET}")) == "its images cannot be used"
-    assert tell("x", DataError(f"cannot read {SECRET}", "source.root: cannot be used")) == "source.root: cannot be used"
-    assert tell("x", ValueError(SECRET)) == "it failed with ValueError"
+    assert tell_site_log("x", DataError(f"cannot read {SECRET}")) == "its images cannot be used"
+    assert tell_site_log("x", DataError(f"cannot read {SECRET}", "source.root: cannot be used")) == "source.root: cannot be used"
+    assert tell_site_log("x", ValueError(SECRET)) == "it failed with ValueError"
 
 
 def test_warnings_stay_in_the_sites_own_log(capfd: pytest.CaptureFixture[str]) -> None:
     log = logging.getLogger("fedmerge.data.datasets.image_folder")
-    with kept("warned"):
+    with kept_privately("warned"):
         log.warning("left out %s", SECRET)
     assert SECRET in own_log("warned").read_text()
     assert SECRET not in "".join(capfd.readouterr())
@@ -74,6 +74,6 @@ def test_progress_tells_no_number_of_images(hospital: Callable[..., SiteTask]) -
     task = hospital("north", runs=1, epochs=1)
     from fedmerge.federated.server.statistics import model_of
 
-    in_process.answer(Request("train", task, dict(model_of(task).state_dict())), ticks.append)
+    worker.answer(Request("train", task, dict(model_of(task).state_dict())), ticks.append)
     assert {tick.total for tick in ticks} == {100}
     assert ticks[-1].done == 100

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from fedmerge.errors import FolderError
 from fedmerge.federated.client.site_training import admit_images
-from fedmerge.federated.flower import launcher
+from fedmerge.federated.client.worker import answer
+from fedmerge.federated.flower.launcher import SimulationBackend
 from fedmerge.federated.messages import Ask, Job, Reply, Request, SiteTask
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.pool.experts import Expert, ExpertPool, fingerprint
 from fedmerge.federated.pool.statistics import StatisticPool
-from fedmerge.federated.server import in_process
 from fedmerge.federated.server.collect import collect, incomplete
-from fedmerge.federated.server.in_process import answer
+from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.federated.server.statistics import Rounds, blocks
 from fedmerge.federated.statistics._base import STATISTICS
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._base import load_method
 from tests.conftest import TINY
 
 Hospital = Callable[..., SiteTask]
@@ -56,14 +56,14 @@ def sites(hospital: Hospital) -> tuple[SiteTask, ...]:
 @pytest.mark.usefixtures("shared_ray")
 def test_by_flower_by_the_loop_and_asked_for_later_they_are_the_same(sites: tuple[SiteTask, ...], job: Jobs) -> None:
     here, there, later = job(*sites, folder="local"), job(*sites, folder="flower"), job(*sites, folder="later")
-    in_process.gather(here, lambda _: None)
-    outcomes = launcher.gather(there, lambda _: None)
+    LocalBackend().gather(here, lambda _: None)
+    outcomes = SimulationBackend().gather(there, lambda _: None)
     assert not any(outcome.reason for outcome in outcomes.values())
     bare = tuple(task.model_copy(update={"uploads": ()}) for task in sites)
     assert [fingerprint(task) for task in bare] == [fingerprint(task) for task in sites]
-    in_process.gather(replace(later, tasks=bare), lambda _: None)
+    LocalBackend().gather(replace(later, tasks=bare), lambda _: None)
     assert [task.site.name for task in incomplete(later)] == ["north", "south"]
-    outcomes = in_process.gather(later, lambda _: None)
+    outcomes = LocalBackend().gather(later, lambda _: None)
     assert not any(outcome.trained or outcome.reason for outcome in outcomes.values())
     assert not incomplete(later)
     for one, two, three in zip(loaded(here), loaded(there), loaded(later), strict=True):
@@ -80,7 +80,7 @@ def test_by_flower_by_the_loop_and_asked_for_later_they_are_the_same(sites: tupl
 
 def test_they_are_of_the_expert_on_the_sites_own_images(sites: tuple[SiteTask, ...], job: Jobs) -> None:
     asked = job(*(asked_for(task, {"kind": "fisher", "samples": 10_000}, {"kind": "gram", "samples": 10_000}) for task in sites))
-    in_process.gather(asked, lambda _: None)
+    LocalBackend().gather(asked, lambda _: None)
     for task, expert in zip(asked.tasks, loaded(asked), strict=True):
         x = admit_images(task).train.x.double()
         model = build(task.model, len(task.classes)).double().eval()
@@ -127,7 +127,7 @@ def test_rounds_send_inputs_through_what_is_merged(hospital: Hospital, job: Jobs
             wanted[name] = torch.linalg.solve(G[0] + G[1] + ridge * torch.eye(len(G[0])), right).T
         rounds.merge([{name: one[name] for name in layers} for one in kept])
     bank = Bank.of(model, noisy, statistics={"gram_rounds": kept}, dtype=torch.float64)
-    theta = load("regmean_pp", ratio=0.9).merge(bank)  # type: ignore[attr-defined]
+    theta = load_method("regmean_pp", ratio=0.9).merge(bank)  # type: ignore[attr-defined]
     for name, columns in bank.slices.items():
         torch.testing.assert_close(theta[columns].reshape(bank.shapes[name]), wanted[name].double(), rtol=1e-4, atol=1e-5)
 
@@ -185,7 +185,7 @@ def test_what_cannot_be_right_is_refused(
 
 def test_a_damaged_file_is_named(hospital: Hospital, job: Jobs) -> None:
     asked = job(asked_for(hospital("north"), {"kind": "soup"}))
-    in_process.gather(asked, lambda _: None)
+    LocalBackend().gather(asked, lambda _: None)
     (file,) = asked.pool.rglob("soup-*.safetensors")
     whole = file.read_bytes()
     for position in [*range(0, len(whole), len(whole) // 61), len(whole) - 1]:
@@ -197,7 +197,7 @@ def test_a_damaged_file_is_named(hospital: Hospital, job: Jobs) -> None:
 def test_a_new_site_means_new_rounds_and_nothing_else(hospital: Hospital, job: Jobs) -> None:
     kinds = ({"kind": "gram", "samples": 8}, {"kind": "gram_rounds", "samples": 8})
     two = [asked_for(hospital(name), *kinds) for name in ("north", "south")]
-    in_process.gather(job(*two), lambda _: None)
+    LocalBackend().gather(job(*two), lambda _: None)
     three = job(*two, asked_for(hospital("east"), *kinds))
     known = StatisticPool(ExpertPool(three.pool), three.tasks)
     by_kind = {one.kind(): [task.site.name for task in known.lacking(one)] for one in three.tasks[0].uploads}

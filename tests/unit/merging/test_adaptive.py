@@ -14,7 +14,7 @@ from torch import Tensor
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.curvature.fisher import diagonal
 from fedmerge.merging.evidence import Answer, Evidence
-from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods._expertise import shares, with_offset
 from fedmerge.merging.methods.oracle import grid
 from tests.banks import a_bank, a_batch, an_answer
@@ -58,34 +58,34 @@ PAIRS = [([1, 0], [0, 1]), ([0.5, 0.5], [0.6, 0.4]), ([1, 0], [0.5, 0.5]), ([0.7
 @pytest.mark.parametrize("mode", ["literal", "rescaled"])
 def test_t3_with_one_expert_is_the_paper(mode: str) -> None:
     said = Said([[f for _, f in PAIRS]], [g for g, _ in PAIRS])
-    found = load("t3", generalist="theta_0", map=mode).coefficients(said).encoder
+    found = load_method("t3", generalist="theta_0", map=mode).coefficients(said).encoder
     wanted = torch.tensor([two_models(g, f, mode) for g, f in PAIRS], dtype=torch.float64)
     torch.testing.assert_close(found[:, 0], wanted, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found[:, 1], 1 - wanted, rtol=1e-9, atol=1e-12)  # theta_0's column
     assert float(found[0, 0]) == 1.0  # the docstring's example
-    joint = load("t3", generalist="theta_0", map=mode, k_rule="joint").coefficients(said).encoder
+    joint = load_method("t3", generalist="theta_0", map=mode, k_rule="joint").coefficients(said).encoder
     torch.testing.assert_close(joint, found, rtol=1e-9, atol=1e-12)  # K = 1 is the paper's in both rules
 
 
 def test_t3_with_several_experts_is_the_mean_of_pairs() -> None:
     g = [[0.3, 0.7], [0.6, 0.4]]
     p = [[[0.8, 0.2], [0.5, 0.5]], [[0.1, 0.9], [0.99, 0.01]], [[0.4, 0.6], [0.2, 0.8]]]
-    found = load("t3", generalist="theta_0").coefficients(Said(p, g)).encoder
+    found = load_method("t3", generalist="theta_0").coefficients(Said(p, g)).encoder
     for i in range(2):
         wanted = [two_models(g[i], p[k][i]) / 3 for k in range(3)]
         torch.testing.assert_close(found[i, :3], torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-12)
-    batch = load("t3_batch", generalist="theta_0").coefficients(Said(p, g)).encoder
+    batch = load_method("t3_batch", generalist="theta_0").coefficients(Said(p, g)).encoder
     torch.testing.assert_close(batch, found.mean(0))
-    folded = load("t3", generalist="mean").coefficients(Said(p, g)).encoder
+    folded = load_method("t3", generalist="mean").coefficients(Said(p, g)).encoder
     torch.testing.assert_close(folded, found[:, :3] + found[:, 3:4] / 3)
 
 
 def test_t3_survives_probabilities_that_underflow_and_experts_that_break() -> None:
     said = Said([[[1.0, 0.0]], [[0.0, 1.0]]], [[1.0, 0.0]])
-    assert torch.isfinite(load("t3", generalist="theta_0").coefficients(said).encoder).all()
+    assert torch.isfinite(load_method("t3", generalist="theta_0").coefficients(said).encoder).all()
     said.given[1] = torch.nan
     for rule in ("pairwise_mean", "joint", "no_generalist"):
-        found = load("t3", k_rule=rule).coefficients(said)
+        found = load_method("t3", k_rule=rule).coefficients(said)
         assert found.encoder[0, 1] == 0
         torch.testing.assert_close(found.encoder.sum(1), torch.ones(1, dtype=torch.float64))
         assert found.notes == {"invalid": [1]}
@@ -94,10 +94,10 @@ def test_t3_survives_probabilities_that_underflow_and_experts_that_break() -> No
 def test_dawin_by_hand_and_its_bounds() -> None:
     third = [1 / 3] * 3
     said = Said([[[1.0, 0, 0]], [third]])  # H = (0, ln 3)
-    found = load("dawin_sample").coefficients(said).encoder
+    found = load_method("dawin_sample").coefficients(said).encoder
     torch.testing.assert_close(found, torch.tensor([[0.75, 0.25]], dtype=torch.float64))
     torch.testing.assert_close(
-        load("doe").predict(said), torch.tensor([[0.75 + 0.25 / 3, 0.25 / 3, 0.25 / 3]], dtype=torch.float64)
+        load_method("doe").predict(said), torch.tensor([[0.75 + 0.25 / 3, 0.25 / 3, 0.25 / 3]], dtype=torch.float64)
     )
 
 
@@ -125,8 +125,8 @@ def test_the_offset_is_the_printed_formula_and_a_mix_with_inverse_entropy(entrop
 def test_clusters_are_few_and_keep_the_mean(experts: int, clustering: str) -> None:
     bank = a_bank(expert_states(experts, 1, spread=3.0))
     evidence = Evidence.of(bank, a_batch(40))
-    each = load("dawin_sample").coefficients(evidence).encoder
-    rows = load("dawin", clusters=3, clustering=clustering).coefficients(evidence).encoder
+    each = load_method("dawin_sample").coefficients(evidence).encoder
+    rows = load_method("dawin", clusters=3, clustering=clustering).coefficients(evidence).encoder
     assert len(rows.unique(dim=0)) <= (1 if clustering == "scope_mean" else 3)
     near = (rows - each).norm(dim=1).mean()
     far = (each.mean(0) - each).norm(dim=1).mean()
@@ -138,13 +138,13 @@ def test_clusters_are_few_and_keep_the_mean(experts: int, clustering: str) -> No
 def test_scopes_of_dawin() -> None:
     bank = a_bank(expert_states(3, 1, spread=2.0))
     first, second = (Evidence.of(bank, a_batch(8, seed=seed)) for seed in (1, 2))
-    prefix = load("dawin", scope="prefix", clustering="scope_mean")
+    prefix = load_method("dawin", scope="prefix", clustering="scope_mean")
     state, one = prefix.step({}, first)
     _, two = prefix.step(state, second)
-    each = [load("dawin_sample").coefficients(evidence).encoder for evidence in (first, second)]
+    each = [load_method("dawin_sample").coefficients(evidence).encoder for evidence in (first, second)]
     torch.testing.assert_close(one.encoder[0], each[0].mean(0))
     torch.testing.assert_close(two.encoder[0], torch.cat(each).mean(0))
-    full = load("dawin", scope="full", clustering="scope_mean")
+    full = load_method("dawin", scope="full", clustering="scope_mean")
     assert full.transductive
     state = full.survey(full.survey({}, first), second)
     _, here = full.step(state, first)
@@ -154,9 +154,9 @@ def test_scopes_of_dawin() -> None:
 def test_forms_of_dawin() -> None:
     bank = a_bank(expert_states(3, 1))
     evidence = Evidence.of(bank, a_batch())
-    rows = load("dawin_sample").coefficients(evidence).encoder
+    rows = load_method("dawin_sample").coefficients(evidence).encoder
     for form, total in (("paper", 0.3), ("code", 0.9)):
-        found = load("dawin_sample", form=form).coefficients(evidence).encoder
+        found = load_method("dawin_sample", form=form).coefficients(evidence).encoder
         torch.testing.assert_close(found[:, :3], total * rows)
         torch.testing.assert_close(found[:, 3], torch.full((6,), 1 - total, dtype=torch.float64))
 
@@ -164,19 +164,19 @@ def test_forms_of_dawin() -> None:
 def test_oracles_see_labels_and_nobody_else_does() -> None:
     said = Said([[[0.6, 0.4], [0.9, 0.1]], [[0.2, 0.8], [0.3, 0.7]]])
     with pytest.raises(PermissionError, match="sealed"):
-        load("oracle").coefficients(said)
+        load_method("oracle").coefficients(said)
     with said.opened(Answer(torch.tensor([0, 1]), torch.zeros(2, dtype=torch.long))):
-        found = load("oracle").coefficients(said).encoder
+        found = load_method("oracle").coefficients(said).encoder
         torch.testing.assert_close(found, torch.tensor([[0.75, 0.25], [0.125, 0.875]], dtype=torch.float64))
-        assert load("oracle", by="select").coefficients(said).encoder.tolist() == [[1, 0], [0, 1]]
-        assert load("oracle", by="batch").coefficients(said).encoder.ndim == 1
-    assert not load("oracle").ranked
+        assert load_method("oracle", by="select").coefficients(said).encoder.tolist() == [[1, 0], [0, 1]]
+        assert load_method("oracle", by="batch").coefficients(said).encoder.ndim == 1
+    assert not load_method("oracle").ranked
     assert [len(grid(K, 0)) for K in (1, 2, 3, 4)] == [1, 21, 66, 261]
     torch.testing.assert_close(grid(4, 0).sum(1), torch.ones(261, dtype=torch.float64))
 
 
 def test_the_oracle_of_a_domain_finds_the_best_point_of_its_grid() -> None:
-    bank, method = a_bank(expert_states(2, 1, spread=2.0)), load("oracle", by="domain")
+    bank, method = a_bank(expert_states(2, 1, spread=2.0)), load_method("oracle", by="domain")
     evidence = Evidence.of(bank, a_batch(30))
     with evidence.opened(an_answer(30)):
         state = method.survey({}, evidence)
@@ -195,7 +195,7 @@ def test_the_oracle_of_a_domain_finds_the_best_point_of_its_grid() -> None:
 def test_adamerging_moves_against_a_finite_difference() -> None:
     bank, batch = a_bank(expert_states(3, 1)), a_batch()
     for level in ("task", "layer"):
-        method = load("adamerging", level=level)
+        method = load_method("adamerging", level=level)
         c = method.start(bank)["c"] + 0.05 * torch.arange(3)[:, None]
         g = method.gradient_of(c, bank.tau, Evidence.of(bank, batch))
 
@@ -211,7 +211,7 @@ def test_adamerging_moves_against_a_finite_difference() -> None:
 
 def test_adamerging_is_adam_on_clamped_coefficients() -> None:
     bank, batch = a_bank(expert_states(2, 1)), a_batch()
-    method = load("adamerging", steps=3, lr=0.4)
+    method = load_method("adamerging", steps=3, lr=0.4)
     state, theta = method.step(method.start(bank), Evidence.of(bank, batch))
     c = torch.full((2, 1), 0.3, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([c], lr=0.4)
@@ -251,7 +251,7 @@ def test_fisher_information_by_loops(estimator: str) -> None:
 
 def test_fisher_at_the_target_learns_from_the_first_images_alone() -> None:
     bank = a_bank(expert_states(2, 1))
-    (row,) = load("fisher", mode="target", samples=8).expand(bank.names)
+    (row,) = load_method("fisher", mode="target", samples=8).expand(bank.names)
     assert row.key == "fisher"
     assert row.gradient
     state, _ = row.step(row.start(bank), Evidence.of(bank, a_batch(6, seed=1)))
@@ -260,16 +260,16 @@ def test_fisher_at_the_target_learns_from_the_first_images_alone() -> None:
     seen = torch.cat([a_batch(6, seed=1), a_batch(6, seed=2)[:2]])
     F = torch.stack([diagonal(bank.forward_of(k), bank.theta[k], seen) for k in range(2)])
     torch.testing.assert_close(state["F"], F, rtol=1e-9, atol=1e-14)
-    torch.testing.assert_close(theta, load("fisher").weighted(bank, F))
+    torch.testing.assert_close(theta, load_method("fisher").weighted(bank, F))
     assert torch.equal(theta, later)
 
 
 def test_values_out_of_range_are_refused() -> None:
     for name, wrong in (("ties", {"keep": 1.5}), ("dare", {"drop": 1.0}), ("eam", {"temperature": 0}), ("t3", {"delta": -1})):
         with pytest.raises(ValidationError):
-            load(name, **wrong)
+            load_method(name, **wrong)
     with pytest.raises(ValidationError, match="the merge is the mean"):
-        load("regmean_pp", mode="target")
+        load_method("regmean_pp", mode="target")
 
 
 def test_constant_logits_and_entropies_of_zero() -> None:
@@ -277,12 +277,12 @@ def test_constant_logits_and_entropies_of_zero() -> None:
     sure = Said([[[1.0, 0.0]] * 4] * 3, [[1.0, 0.0]] * 4)
     for said in (flat, sure):
         for name in ("eam", "t3", "t3_batch", "dawin", "dawin_sample"):
-            c = load(name).coefficients(said).encoder
+            c = load_method(name).coefficients(said).encoder
             torch.testing.assert_close(c, torch.full_like(c, 1 / 3), msg=name)
 
 
 def test_one_bank_of_one_expert_returns_it() -> None:
     bank = Bank.of(Net(), expert_states(1), dtype=torch.float64)
     for name in ("eam", "t3", "t3_batch", "dawin"):
-        c = load(name).coefficients(Evidence.of(bank, a_batch(1))).encoder
+        c = load_method(name).coefficients(Evidence.of(bank, a_batch(1))).encoder
         torch.testing.assert_close(c, torch.ones_like(c))

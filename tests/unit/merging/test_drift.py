@@ -13,7 +13,7 @@ from torch import nn
 
 from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.geometry.drift import angles, blocks, drift
+from fedmerge.merging.geometry.drift import angles, drift, parameter_blocks
 from tests.conftest import Net, expert_states
 
 
@@ -79,8 +79,8 @@ def test_tiny_angles_and_zero_rows() -> None:
 
 def test_every_parameter_is_in_one_block() -> None:
     bank = Bank.of(Net(), expert_states(2))
-    covered = sorted((s.start, s.stop) for columns in blocks(bank).values() for s in columns)
+    covered = sorted((s.start, s.stop) for columns in parameter_blocks(bank).values() for s in columns)
     assert covered[0][0] == 0
     assert covered[-1][1] == bank.P
     assert all(a[1] == b[0] for a, b in itertools.pairwise(covered))
-    assert list(blocks(bank))[-1] == "head"
+    assert list(parameter_blocks(bank))[-1] == "head"

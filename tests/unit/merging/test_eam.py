@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods.eam import Eam, entropy_gap, inverse_entropy
 from fedmerge.merging.scoring.views import VIEWS
 from tests.conftest import Net, expert_states
@@ -61,7 +61,7 @@ def world(seed: int = 0, K: int = 3, n: int = 7) -> tuple[Bank, torch.Tensor]:
 @pytest.mark.parametrize("gamma", [1.0, 10.0])
 def test_the_equations_against_loops(seed: int, gamma: float) -> None:
     bank, batch = world(seed)
-    found = load("eam", gamma=gamma).coefficients(Evidence.of(bank, batch))
+    found = load_method("eam", gamma=gamma).coefficients(Evidence.of(bank, batch))
     encoder, head = reference(bank, batch, gamma)
     torch.testing.assert_close(found.encoder, torch.tensor(encoder, dtype=torch.float64), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.head, torch.tensor(head, dtype=torch.float64), rtol=1e-9, atol=1e-12)
@@ -77,7 +77,7 @@ def test_by_hand() -> None:
 
 def test_equal_entropies_give_the_mean() -> None:
     bank = Bank.of(Net(), expert_states(1) * 3, dtype=torch.float64)
-    found = load("eam").coefficients(Evidence.of(bank, world()[1]))
+    found = load_method("eam").coefficients(Evidence.of(bank, world()[1]))
     third = torch.full((3,), 1 / 3, dtype=torch.float64)
     torch.testing.assert_close(found.encoder, third)
     torch.testing.assert_close(found.head, third)
@@ -86,11 +86,13 @@ def test_equal_entropies_give_the_mean() -> None:
 def test_gamma_zero_is_a_uniform_head_and_infinite_gamma_selects_one() -> None:
     bank, batch = world()
     evidence = Evidence.of(bank, batch)
-    torch.testing.assert_close(load("eam", gamma=0).coefficients(evidence).head, torch.full((3,), 1 / 3, dtype=torch.float64))
-    hard = load("eam", gamma=float("inf")).coefficients(evidence)
+    torch.testing.assert_close(
+        load_method("eam", gamma=0).coefficients(evidence).head, torch.full((3,), 1 / 3, dtype=torch.float64)
+    )
+    hard = load_method("eam", gamma=float("inf")).coefficients(evidence)
     assert sorted(hard.head.tolist()) == [0, 0, 1]
     assert hard.head.argmax() == hard.notes["chosen"][0]
-    assert load("eam", gamma="inf").gamma == math.inf
+    assert load_method("eam", gamma="inf").gamma == math.inf
 
 
 def test_infinite_gamma_shares_among_ties() -> None:
@@ -101,10 +103,10 @@ def test_rho_zero_is_no_average_and_a_past_is_weighed() -> None:
     bank, batch = world()
     _, other = world(1)
     first, second = Evidence.of(bank, batch), Evidence.of(bank, other)
-    for plain in (load("eam", rho=0), load("eam", ema="off")):
+    for plain in (load_method("eam", rho=0), load_method("eam", ema="off")):
         state, _ = plain.step(plain.start(bank), first)
         assert torch.equal(plain.step(state, second)[1].encoder, plain.coefficients(second).encoder)
-    smooth = load("eam", rho=0.9)
+    smooth = load_method("eam", rho=0.9)
     state, one = smooth.step(smooth.start(bank), first)
     state, two = smooth.step(state, second)
     assert torch.equal(one.encoder, smooth.coefficients(first).encoder)
@@ -115,7 +117,7 @@ def test_rho_zero_is_no_average_and_a_past_is_weighed() -> None:
 
 def test_a_uniform_past() -> None:
     bank, batch = world()
-    method = load("eam", ema_init="uniform", rho=0.5)
+    method = load_method("eam", ema_init="uniform", rho=0.5)
     alone = method.coefficients(Evidence.of(bank, batch)).encoder
     _, found = method.step(method.start(bank), Evidence.of(bank, batch))
     torch.testing.assert_close(found.encoder, (alone + 1 / 3) / 2)
@@ -124,7 +126,7 @@ def test_a_uniform_past() -> None:
 def test_the_entropy_average_smooths_before_the_equations() -> None:
     bank, batch = world()
     _, other = world(1)
-    method = load("eam", ema="entropy", rho=0.5)
+    method = load_method("eam", ema="entropy", rho=0.5)
     state, _ = method.step({}, Evidence.of(bank, batch))
     _, found = method.step(state, Evidence.of(bank, other))
     H = (Evidence.of(bank, batch).batch_entropies() + Evidence.of(bank, other).batch_entropies()) / 2
@@ -135,7 +137,7 @@ def test_the_entropy_average_smooths_before_the_equations() -> None:
 @pytest.mark.parametrize("consistency", ["jsd", "tv", "cos", "agree", "kl"])
 def test_every_scorer_and_consistency_is_on_the_simplex(scorer: str, consistency: str) -> None:
     bank, batch = world()
-    found = load("eam", scorer=scorer, consistency=consistency).coefficients(Evidence.of(bank, batch))
+    found = load_method("eam", scorer=scorer, consistency=consistency).coefficients(Evidence.of(bank, batch))
     for part in (found.encoder, found.head):
         assert float(part.min()) >= 0
         torch.testing.assert_close(part.sum(), torch.tensor(1.0, dtype=torch.float64))
@@ -146,7 +148,7 @@ def test_variants() -> None:
     evidence = Evidence.of(bank, batch)
 
     def found(variant: str) -> tuple[list[float], list[float]]:
-        c = load("eam", variant=variant).coefficients(evidence)
+        c = load_method("eam", variant=variant).coefficients(evidence)
         return c.encoder.tolist(), c.head.tolist()
 
     both = found("both")
@@ -167,7 +169,7 @@ def test_forwards_are_what_the_cost_formula_says(fields: dict[str, object], forw
     bank, batch = world()
     evidence = Evidence.of(bank, batch)
     with evidence.billed() as bill:
-        load("eam", **fields).coefficients(evidence)
+        load_method("eam", **fields).coefficients(evidence)
     assert bill.forwards == forwards == evidence.forwards_run
 
 
@@ -176,8 +178,8 @@ def test_forwards_are_what_the_cost_formula_says(fields: dict[str, object], forw
 def test_the_order_of_experts_is_irrelevant(order: list[int], seed: int) -> None:
     states = expert_states(4, seed, spread=2.0)
     batch = world(seed)[1]
-    here = load("eam").coefficients(Evidence.of(Bank.of(Net(), states, dtype=torch.float64), batch))
-    there = load("eam").coefficients(Evidence.of(Bank.of(Net(), [states[k] for k in order], dtype=torch.float64), batch))
+    here = load_method("eam").coefficients(Evidence.of(Bank.of(Net(), states, dtype=torch.float64), batch))
+    there = load_method("eam").coefficients(Evidence.of(Bank.of(Net(), [states[k] for k in order], dtype=torch.float64), batch))
     torch.testing.assert_close(there.encoder, here.encoder[order])
     torch.testing.assert_close(there.head, here.head[order])
 
@@ -185,7 +187,7 @@ def test_the_order_of_experts_is_irrelevant(order: list[int], seed: int) -> None
 def test_an_expert_of_nan_gets_no_weight_and_is_noted() -> None:
     bank, batch = world()
     bank.theta[1] = torch.nan
-    found = load("eam").coefficients(Evidence.of(bank, batch))
+    found = load_method("eam").coefficients(Evidence.of(bank, batch))
     assert found.encoder[1] == found.head[1] == 0
     assert found.notes["invalid"] == [1]
     torch.testing.assert_close(found.encoder.sum() + found.head.sum(), torch.tensor(2.0, dtype=torch.float64))
@@ -195,13 +197,13 @@ def test_an_expert_of_nan_gets_no_weight_and_is_noted() -> None:
 def test_all_experts_of_nan_give_the_mean() -> None:
     bank, batch = world()
     bank.theta.fill_(torch.nan)
-    found = load("eam").coefficients(Evidence.of(bank, batch))
+    found = load_method("eam").coefficients(Evidence.of(bank, batch))
     assert found.encoder.tolist() == found.head.tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_a_broken_expert_leaves_the_average_when_it_recovers() -> None:
     bank, batch = world()
-    method, good = load("eam"), bank.theta[1].clone()
+    method, good = load_method("eam"), bank.theta[1].clone()
     bank.theta[1] = torch.nan
     state, _ = method.step({}, Evidence.of(bank, batch))
     bank.theta[1] = good
@@ -212,8 +214,8 @@ def test_a_broken_expert_leaves_the_average_when_it_recovers() -> None:
 
 def test_hyper_parameters_are_checked() -> None:
     with pytest.raises(ValidationError, match="gama"):
-        load("eam", gama=1)
+        load_method("eam", gama=1)
     for bad in ({"rho": 1}, {"eps": 0}, {"gamma": -1}, {"augs": []}, {"scorer": "best"}):
         with pytest.raises(ValidationError):
-            load("eam", **bad)
+            load_method("eam", **bad)
     assert Eam().model_dump()["kind"] == "eam"

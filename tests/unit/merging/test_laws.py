@@ -10,7 +10,7 @@ import torch
 
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.methods._base import METHODS, Adaptive, Method, Output, load
+from fedmerge.merging.methods._base import METHODS, Adaptive, Method, Output, load_method
 from tests.banks import a_bank, a_batch, coefficients, outcome
 from tests.conftest import expert_states
 
@@ -23,7 +23,7 @@ class Case:
     given: dict[str, Any] = field(default_factory=dict)
 
     def method(self) -> Method:
-        return load(self.name, **self.given)
+        return load_method(self.name, **self.given)
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{key}={value}" for key, value in self.given.items())])
@@ -35,7 +35,7 @@ VARIANTS = {
     "slerp": [{"many": "tangent"}, {"many": "sequential"}, {"of": "tau"}],
     "model_stock": [{"average": "angle"}, {"filter_wise": True}],
     "mixup": [{"draws": 3}],
-    "fisher": [{"mode": "target"}, {"mode": "target", "estimator": "mc"}, {"normalise": False}],
+    "fisher": [{"mode": "target"}, {"mode": "target", "estimator": "mc"}, {"normalize": False}],
     "regmean": [{"ratio": 0.9}],
     "adamerging": [{"level": "layer"}, {"clamp": False}, {"steps": 2}],
     "t3": [

@@ -10,20 +10,20 @@ import torch
 from fedmerge.errors import CheckpointError, ScenarioError
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._base import load_method
 from tests.banks import a_bank, a_batch
 from tests.conftest import Net, expert_states
 
 
 def test_the_mean_and_the_weighted_mean_by_hand() -> None:
     bank = a_bank(expert_states(2, 1))
-    torch.testing.assert_close(load("mean").merge(bank), (bank.theta[0] + bank.theta[1]) / 2)
-    torch.testing.assert_close(load("weighted_mean").merge(bank), 0.75 * bank.theta[0] + 0.25 * bank.theta[1])
+    torch.testing.assert_close(load_method("mean").merge(bank), (bank.theta[0] + bank.theta[1]) / 2)
+    torch.testing.assert_close(load_method("weighted_mean").merge(bank), 0.75 * bank.theta[0] + 0.25 * bank.theta[1])
 
 
 def test_the_weighted_mean_needs_counts() -> None:
     with pytest.raises(CheckpointError, match="no image counts"):
-        load("weighted_mean").merge(Bank.of(Net(), expert_states(2)))
+        load_method("weighted_mean").merge(Bank.of(Net(), expert_states(2)))
 
 
 def test_the_ensemble_by_hand() -> None:
@@ -36,14 +36,14 @@ def test_the_ensemble_by_hand() -> None:
             return self.logits
 
     said = Said(a_bank(expert_states(2)), a_batch(1))
-    torch.testing.assert_close(load("ensemble").predict(said), torch.tensor([[0.7, 0.3]]))
-    torch.testing.assert_close(load("ensemble", average="logits").predict(said), torch.tensor([[0.75, 0.25]]))
+    torch.testing.assert_close(load_method("ensemble").predict(said), torch.tensor([[0.7, 0.3]]))
+    torch.testing.assert_close(load_method("ensemble", average="logits").predict(said), torch.tensor([[0.75, 0.25]]))
 
 
 def test_dcs_follows_the_surest_expert_of_each_image() -> None:
     bank, batch = a_bank(expert_states(3, 1, spread=2.0)), a_batch(20)
     evidence = Evidence.of(bank, batch)
-    found = load("dcs", calibrated=False).predict(evidence)
+    found = load_method("dcs", calibrated=False).predict(evidence)
     p = bank.expert_logits(batch).softmax(-1)
     for i in range(20):
         entropies = [-sum(float(x) * math.log(x) for x in p[k, i] if x > 0) for k in range(3)]
@@ -52,23 +52,23 @@ def test_dcs_follows_the_surest_expert_of_each_image() -> None:
 
 def test_an_expert_alone() -> None:
     bank, batch = a_bank(expert_states(3, 1)), a_batch()
-    keys = [one.key for one in load("expert").expand(bank.names)]
+    keys = [one.key for one in load_method("expert").expand(bank.names)]
     assert keys == ["expert:site-0", "expert:site-1", "expert:site-2"]
-    found = load("expert", site="site-1").predict(Evidence.of(bank, batch))
+    found = load_method("expert", site="site-1").predict(Evidence.of(bank, batch))
     torch.testing.assert_close(found, bank.expert_logits(batch)[1].softmax(-1))
     with pytest.raises(ScenarioError, match="did you mean 'site-1'"):
-        load("expert", site="site-11").predict(Evidence.of(bank, batch))
+        load_method("expert", site="site-11").predict(Evidence.of(bank, batch))
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
     with pytest.raises(ScenarioError, match="did you mean 'mean'"):
-        load("meen")
+        load_method("meen")
 
 
 def test_library_use_is_a_few_lines() -> None:
     bank = Bank.of(Net(), {"a": expert_states(2)[0], "b": expert_states(2)[1]})
-    merged = bank.state_dict(load("mean").merge(bank))
-    found = load("eam", gamma=5).coefficients(Evidence.of(bank, a_batch(dtype=torch.float32)))
+    merged = bank.state_dict(load_method("mean").merge(bank))
+    found = load_method("eam", gamma=5).coefficients(Evidence.of(bank, a_batch(dtype=torch.float32)))
     logits = bank.forward(bank.mix(found.encoder, found.head), a_batch(dtype=torch.float32))
     assert set(merged) == set(Net().state_dict())
     assert logits.shape == (6, 3)

@@ -15,7 +15,7 @@ from fedmerge.errors import PerSampleRefused
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.layout import head_names
 from fedmerge.merging.coefficients import Coefficients
-from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.per_sample.dispatch import Costs, PerSample
 from fedmerge.merging.per_sample.mixture import Mixture
 from tests.conftest import Net, expert_states
@@ -31,7 +31,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any], int]] = {
     "swin": ("swin_tiny_patch4_window7_224", {"img_size": 56, **SMALL_SWIN}, 56),
     "swin v2": ("swinv2_tiny_window8_256", {"img_size": 64, **SMALL_SWIN}, 64),
     "beit": ("beit_base_patch16_224", SMALL_VIT, 32),
-    "standardised convolutions": ("resnetv2_50x1_bit", {}, 32),
+    "standardized convolutions": ("resnetv2_50x1_bit", {}, 32),
     "squeeze and excite": ("mobilenetv3_small_100", {}, 32),
     "tied weights": ("coat_lite_tiny", {"img_size": 32}, 32),
 }  # fmt: skip
@@ -224,7 +224,7 @@ def test_methods_run_on_every_family() -> None:
     for name in ("convnext", "resnet18", "swin"):
         bank, x, _, _ = a_world(name)
         for method in ("ties", "slerp", "model_stock", "task_arithmetic"):
-            logits = bank.forward(load(method).merge(bank), x)
+            logits = bank.forward(load_method(method).merge(bank), x)
             assert torch.isfinite(logits).all(), (name, method)
-            merged = bank.state_dict(load(method).merge(bank))
+            merged = bank.state_dict(load_method(method).merge(bank))
             assert all((value > 0).all() for key, value in merged.items() if key.endswith("running_var"))

@@ -11,7 +11,7 @@ from fedmerge.merging.bank import sharded
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.row_storage import Shelf
 from fedmerge.merging.bank.sharded import Here, SpreadBank
-from fedmerge.merging.methods._base import METHODS, load
+from fedmerge.merging.methods._base import METHODS, load_method
 from tests.banks import COUNTS, TEMPERATURES, a_bank, a_batch, outcome, statistics
 from tests.conftest import Net, expert_states
 
@@ -42,7 +42,7 @@ def test_a_method_predicts_the_same_from_shards(name: str, sizes: tuple[int, ...
     """BLOCK_BYTES of a few columns, so that blocks really part them."""
     monkeypatch.setattr(sharded, "BLOCK_BYTES", 4 * 8 * 6 * 5)
     batch = a_batch()
-    found, wanted = outcome(load(name), a_spread_bank(*sizes), batch), outcome(load(name), a_bank(STATES), batch)
+    found, wanted = outcome(load_method(name), a_spread_bank(*sizes), batch), outcome(load_method(name), a_bank(STATES), batch)
     torch.testing.assert_close(found, wanted)
 
 

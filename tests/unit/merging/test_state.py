@@ -8,7 +8,7 @@ import torch
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.methods._base import Online, State, Stateful, load
+from fedmerge.merging.methods._base import Online, State, Stateful, load_method
 from fedmerge.merging.state import carried_rows, carried_shares, places
 from tests.banks import a_bank, a_batch, an_answer
 from tests.conftest import expert_states
@@ -48,7 +48,7 @@ def test_shares_go_to_who_stays() -> None:
 
 def test_a_newcomer_of_the_coefficients_average_rises_from_nothing() -> None:
     """Under constant alpha its n-th batch gives it (1 - rho^n) alpha_k."""
-    rho, method = 0.5, load("eam", rho=0.5)
+    rho, method = 0.5, load_method("eam", rho=0.5)
     assert isinstance(method, Stateful)
     two, three = bank_of(0, 1), bank_of(0, 1, 2)
     state = method.step(method.start(two), evidence(two, 1))[0]
@@ -63,7 +63,7 @@ def test_a_newcomer_of_the_coefficients_average_rises_from_nothing() -> None:
 
 
 def test_a_leavers_part_of_the_average_is_divided() -> None:
-    method = load("eam", rho=0.5)
+    method = load_method("eam", rho=0.5)
     assert isinstance(method, Stateful)
     three, two = bank_of(0, 1, 2), bank_of(0, 2)
     state, before = method.step(method.start(three), evidence(three, 1))
@@ -77,7 +77,7 @@ def test_a_leavers_part_of_the_average_is_divided() -> None:
 @pytest.mark.parametrize("ema", ["entropy", "gap_score"])
 def test_a_newcomers_entropy_has_no_past_to_be_averaged_with(ema: str) -> None:
     """Its average begins with its first batch; who stays goes on as if nobody had come."""
-    method = load("eam", rho=0.9, ema=ema)
+    method = load_method("eam", rho=0.9, ema=ema)
     assert isinstance(method, Stateful)
     two, three = bank_of(0, 1), bank_of(0, 1, 2)
     state = method.step(method.start(two), evidence(two, 1))[0]
@@ -91,7 +91,7 @@ def test_a_newcomers_entropy_has_no_past_to_be_averaged_with(ema: str) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"offset": True}, {"score": "confidence"}])
 def test_a_prefix_without_a_leaver_is_that_of_who_never_had_it(given: dict[str, object]) -> None:
-    method = load("dawin", scope="prefix", **given)
+    method = load_method("dawin", scope="prefix", **given)
     assert isinstance(method, Stateful)
     three, two = bank_of(0, 1, 3), bank_of(0, 3)
     state, never = method.start(three), method.start(two)
@@ -105,7 +105,7 @@ def test_a_prefix_without_a_leaver_is_that_of_who_never_had_it(given: dict[str, 
 @pytest.mark.parametrize("level", ["task", "layer"])
 def test_a_newcomer_of_adamerging_takes_adams_first_step(level: str) -> None:
     """Adam's first step is of size lr whatever came before, and who stays keeps coefficients and moments."""
-    method = load("adamerging", level=level, lr=1e-3)
+    method = load_method("adamerging", level=level, lr=1e-3)
     assert isinstance(method, Online)
     two, three = bank_of(0, 1), bank_of(0, 1, 2)
     state = method.start(two)

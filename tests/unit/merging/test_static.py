@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.methods._base import load
+from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods.slerp import karcher, slerp
 from fedmerge.merging.methods.ties import disjoint_merge, trim
 from tests.banks import COUNTS, a_bank, statistics
@@ -28,7 +28,7 @@ TAU = [{name: expert[name] - BASE[name] for name in NAMES} for expert in EXPERTS
 
 def merged(name: str, **given: object) -> Arrays:
     bank = a_bank(STATES)
-    state = bank.state_dict(load(name, **given).merge(bank))
+    state = bank.state_dict(load_method(name, **given).merge(bank))
     return {name: state[name].numpy() for name in NAMES}
 
 
@@ -94,18 +94,18 @@ def test_ties_that_keeps_all_of_one_sign_is_the_mean_of_task_vectors() -> None:
         {n: t + k * (t.abs() + 1) if t.is_floating_point() else t for n, t in expert_states(1, 99)[0].items()} for k in (1, 2)
     ]
     bank = a_bank(states)
-    found = load("ties", keep=1.0, scale=1.0).merge(bank)
+    found = load_method("ties", keep=1.0, scale=1.0).merge(bank)
     torch.testing.assert_close(found, bank.theta.mean(0), rtol=1e-12, atol=1e-12)
 
 
 def test_dare_drops_rescales_and_keeps_what_it_expects() -> None:
     bank = a_bank(STATES)
-    none_dropped = load("dare", drop=0.0).merge(bank)
-    torch.testing.assert_close(none_dropped, load("task_arithmetic").merge(bank))
+    none_dropped = load_method("dare", drop=0.0).merge(bank)
+    torch.testing.assert_close(none_dropped, load_method("task_arithmetic").merge(bank))
     one = Bank.of(Net(), STATES[:1], expert_states(1, 99)[0], dtype=torch.float64)
-    ratios = (load("dare", scale=1.0, seed=4).merge(one) - one.base) / one.tau[0]
+    ratios = (load_method("dare", scale=1.0, seed=4).merge(one) - one.base) / one.tau[0]
     assert set(ratios.round(decimals=9).tolist()) <= {0.0, -0.0, 2.0}
-    draws = torch.stack([load("dare", scale=1.0, seed=seed).merge(one) for seed in range(2000)])
+    draws = torch.stack([load_method("dare", scale=1.0, seed=seed).merge(one) for seed in range(2000)])
     spread = one.tau[0].abs()  # the standard deviation of one draw
     assert bool(((draws.mean(0) - one.theta[0]).abs() < 5 * spread / math.sqrt(2000)).all())
 
@@ -121,7 +121,7 @@ def test_slerp_between_orthogonal_parallel_and_opposite_vectors() -> None:
 
 def test_slerp_of_two_experts_tensor_by_tensor() -> None:
     bank = a_bank(STATES[:2])
-    found = bank.state_dict(load("slerp", t=0.3).merge(bank))
+    found = bank.state_dict(load_method("slerp", t=0.3).merge(bank))
     for name in NAMES:
         a, b = EXPERTS[0][name].ravel(), EXPERTS[1][name].ravel()
         cos = a @ b / math.sqrt((a @ a) * (b @ b))
@@ -155,10 +155,10 @@ def test_model_stock() -> None:
     base = expert_states(1, 99)[0]
     same = [{n: t + s * (1 + t.abs()) if t.is_floating_point() else t for n, t in base.items()} for s in (1, 2)]
     bank = a_bank(same)
-    torch.testing.assert_close(load("model_stock").merge(bank), bank.theta.mean(0))  # cosine 1
+    torch.testing.assert_close(load_method("model_stock").merge(bank), bank.theta.mean(0))  # cosine 1
     opposite = [{n: t + s * (1 + t.abs()) if t.is_floating_point() else t for n, t in base.items()} for s in (0.1, -0.1)]
     bank = a_bank([{n: t.abs() if "running_var" in n else t for n, t in state.items()} for state in opposite])
-    torch.testing.assert_close(load("model_stock").merge(bank), bank.base)  # cosine -1 counts as 0
+    torch.testing.assert_close(load_method("model_stock").merge(bank), bank.base)  # cosine -1 counts as 0
 
 
 def test_model_stock_by_rows_of_a_matrix() -> None:
@@ -173,13 +173,13 @@ def test_model_stock_by_rows_of_a_matrix() -> None:
 
 def test_mixup_is_a_draw_on_the_simplex_and_depends_on_the_seed_alone() -> None:
     bank = a_bank(STATES)
-    weights = torch.stack([load("mixup", seed=seed).weights(bank) for seed in range(3000)])
+    weights = torch.stack([load_method("mixup", seed=seed).weights(bank) for seed in range(3000)])
     torch.testing.assert_close(weights.sum(1), torch.ones(3000, dtype=torch.float64))
     torch.testing.assert_close(weights.mean(0), torch.full((3,), 1 / 3, dtype=torch.float64), atol=0.03, rtol=0)
     assert abs(float(weights.var()) - (1 / 3 * 2 / 3) / 2.5) < 0.01  # Dir(a 1_K): m (1 - m) / (K a + 1)
-    w = load("mixup", seed=7).weights(bank).numpy()
+    w = load_method("mixup", seed=7).weights(bank).numpy()
     assert alike(merged("mixup", seed=7), lambda n: sum(w[k] * EXPERTS[k][n] for k in range(3)))
-    assert [one.key for one in load("mixup", draws=2).expand(bank.names)] == ["mixup:0", "mixup:1"]
+    assert [one.key for one in load_method("mixup", draws=2).expand(bank.names)] == ["mixup:0", "mixup:1"]
 
 
 def test_fisher_merging() -> None:
@@ -191,7 +191,7 @@ def test_fisher_merging() -> None:
         lambda n: sum(c[k] * (F[k][n] + 1e-6) * EXPERTS[k][n] for k in range(3)) / sum(c[k] * (F[k][n] + 1e-6) for k in range(3)),
     )
     bank = a_bank(STATES)
-    equal = load("fisher").weighted(bank, torch.rand(bank.P, dtype=torch.float64).expand(3, -1))
+    equal = load_method("fisher").weighted(bank, torch.rand(bank.P, dtype=torch.float64).expand(3, -1))
     torch.testing.assert_close(equal, bank.theta.mean(0))
 
 
@@ -199,7 +199,7 @@ def test_fisher_by_hand() -> None:
     bank = a_bank(expert_states(2))
     bank.theta[0], bank.theta[1] = 0.0, 4.0
     F = torch.stack([torch.full((bank.P,), 3.0), torch.full((bank.P,), 1.0)])
-    assert torch.allclose(load("fisher", normalise=False).weighted(bank, F), torch.tensor(1.0).double(), atol=1e-5)
+    assert torch.allclose(load_method("fisher", normalize=False).weighted(bank, F), torch.tensor(1.0).double(), atol=1e-5)
 
 
 def test_regmean() -> None:
@@ -218,7 +218,7 @@ def test_regmean_changes_the_outputs_on_every_sites_inputs_least() -> None:
     X = [torch.randn(40, 4, generator=torch.Generator().manual_seed(200 + k), dtype=torch.float64) for k in range(3)]
     W = [torch.tensor(expert["head.weight"]) for expert in EXPERTS]
     bank = Bank.of(Net(), STATES, dtype=torch.float64, statistics={"gram": [{"head.weight": x.T @ x / 40} for x in X]})
-    found = bank.state_dict(load("regmean", ridge=1e-14).merge(bank))["head.weight"]
+    found = bank.state_dict(load_method("regmean", ridge=1e-14).merge(bank))["head.weight"]
 
     def change(V: torch.Tensor) -> float:
         return float(sum(((x @ V.T - x @ w.T) ** 2).sum() for x, w in zip(X, W, strict=True)))
@@ -231,7 +231,7 @@ def test_regmean_changes_the_outputs_on_every_sites_inputs_least() -> None:
 def test_diwa_is_the_mean_of_soups() -> None:
     soups = expert_states(3, 5)  # not the experts themselves
     bank = Bank.of(Net(), STATES, statistics={"soup": soups}, counts=COUNTS[:3], dtype=torch.float64)
-    state = bank.state_dict(load("diwa").merge(bank))
+    state = bank.state_dict(load_method("diwa").merge(bank))
     found = {name: state[name].numpy() for name in NAMES}
     assert alike(found, lambda n: sum(soup[n].double().numpy() for soup in soups) / 3)
     assert not alike(found, mean, rtol=1e-3)
@@ -241,20 +241,20 @@ def test_heads_of_their_own_are_averaged_by_rules_about_theta_0() -> None:
     bank = a_bank(STATES)
     bank.shared_head = False
     for name in ("task_arithmetic", "ties", "model_stock", "wise_ft"):
-        torch.testing.assert_close(load(name).merge(bank)[bank.head], bank.theta[:, bank.head].mean(0))
+        torch.testing.assert_close(load_method(name).merge(bank)[bank.head], bank.theta[:, bank.head].mean(0))
     bank.shared_head = True
-    assert not torch.allclose(load("ties").merge(bank)[bank.head], bank.theta[:, bank.head].mean(0))
-    torch.testing.assert_close(load("ties", head_policy="mean").merge(bank)[bank.head], bank.theta[:, bank.head].mean(0))
+    assert not torch.allclose(load_method("ties").merge(bank)[bank.head], bank.theta[:, bank.head].mean(0))
+    torch.testing.assert_close(load_method("ties", head_policy="mean").merge(bank)[bank.head], bank.theta[:, bank.head].mean(0))
 
 
 @pytest.mark.parametrize("name", ["fisher", "regmean", "regmean_pp", "diwa"])
 def test_a_statistic_that_no_site_uploaded_says_what_to_add(name: str) -> None:
     bank = Bank.of(Net(), STATES, expert_states(1, 99)[0], counts=COUNTS[:3])
     with pytest.raises(CheckpointError, match=r"add '\w+' to the scenario's uploads"):
-        load(name).merge(bank)
+        load_method(name).merge(bank)
 
 
 @pytest.mark.parametrize("name", ["task_arithmetic", "ties", "dare", "wise_ft", "model_stock"])
 def test_a_bank_without_theta_0_says_so(name: str) -> None:
     with pytest.raises(CheckpointError, match="base=theta_0"):
-        load(name).merge(Bank.of(Net(), STATES))
+        load_method(name).merge(Bank.of(Net(), STATES))

@@ -62,7 +62,7 @@ def record() -> RunRecord:
         target="mercy",
         target_title="Mercy",
         target_samples=np.zeros((2, 8, 8, 3), np.uint8),
-        initialisation="proxy",
+        initialization="proxy",
         stream=StreamFacts("mixture_drift", BATCHES, BATCHES * SIZE, 7, "12" * 32, truth, ("axial", "coronal")),
         labels=labels,
         domains=[(np.arange(SIZE) >= round(SIZE * s)).astype(np.int64) for s in share],

@@ -10,7 +10,7 @@ import pytest
 
 from fedmerge.report.pages.run import write
 from fedmerge.report.records import Presence, RunRecord
-from fedmerge.report.summary import right, spans, summarise
+from fedmerge.report.summary import right, spans, summarize
 from tests.unit.report.conftest import BATCHES, SIZE, info, steps_of
 
 
@@ -28,7 +28,7 @@ def changed(record: RunRecord) -> RunRecord:
 
 
 def test_a_row_of_a_part_is_compared_with_the_mean_on_that_part(changed: RunRecord) -> None:
-    summary = summarise(changed)
+    summary = summarize(changed)
     row, mean = summary["methods"]["guest"], summary["methods"]["mean"]
     assert (row["covers"], row["ranked"], mean["covers"], mean["ranked"]) == ([[0, 7]], False, None, True)
     assert row["remark"] == "covers batches 0 to 7 only, and is compared with the mean on those"
@@ -40,7 +40,7 @@ def test_a_row_of_a_part_is_compared_with_the_mean_on_that_part(changed: RunReco
 
 
 def test_coefficients_of_different_experts_are_put_in_their_own_columns(changed: RunRecord) -> None:
-    of = summarise(changed)["methods"]["eam"]["influence"]["encoder"]
+    of = summarize(changed)["methods"]["eam"]["influence"]["encoder"]
     assert of["mean"] == pytest.approx({"north": 0.25 * 8 / BATCHES, "south": (0.75 * 8 + 12) / BATCHES})
     assert of["strongest"] == {"north": 0, "south": 1}
     alone, both = 1.0, float(np.exp(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75))))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fedmerge.report.pages.run import render
 from fedmerge.report.records import RunRecord
-from fedmerge.report.summary import summarise
+from fedmerge.report.summary import summarize
 
 PLOTS = dict.fromkeys(("accuracy", "running", "domains", "cost", "coefficients-0"), "<svg></svg>")
 FINDING = {"site": "cheat", "check": "calibration", "value": 20.0, "bound": 4.0, "said": "20 times, most 4", "odd": True}
@@ -18,7 +18,7 @@ def test_an_attacker_that_was_left_out(record: RunRecord) -> None:
     vetting = {"findings": [FINDING], "done": [DONE], "left_out": {"cheat": "calibration"}, "remarks": ["patches: <none>"]}
     manifest = {**record.manifest, "vetting": {**vetting, "forwards": 1024, "seconds": 1.5}}
     cheated = replace(record, sites=[cheat, *record.sites], manifest=manifest)
-    summary = summarise(cheated)
+    summary = summarize(cheated)
     assert [site["left_out"] for site in summary["sites"]] == ["calibration", "", ""]
     assert set(summary["methods"]["eam"]["influence"]["head"]["mean"]) == {"north", "south"}
     page = render(cheated, summary, PLOTS)
@@ -30,6 +30,6 @@ def test_an_attacker_that_was_left_out(record: RunRecord) -> None:
 
 
 def test_nobody_cheats_and_nothing_is_said(record: RunRecord) -> None:
-    page = render(record, summarise(record), PLOTS)
+    page = render(record, summarize(record), PLOTS)
     assert "Simulated attacker" not in page
-    assert 'id="defences"' not in page
+    assert 'id="defenses"' not in page

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from fedmerge.errors import FolderError
-from fedmerge.experiment.diagnose import diagnose, words
+from fedmerge.experiment.diagnose import diagnose_run, diagnosis_words
 from fedmerge.report.metrics.entropy_trust import how_many_right, kept_predictions, trust
 
 
@@ -45,7 +45,7 @@ def test_a_perfect_guide_and_a_constant() -> None:
     p = {"a": np.array([sure, unsure], np.float32), "b": np.array([unsure, sure], np.float32)}
     found = {one.split: one for one in trust(p, np.zeros(2, np.int64))}
     assert found["one right"].sides == 1
-    assert "good guide" in words(list(found.values()), [0, 2, 0])[1]
+    assert "good guide" in diagnosis_words(list(found.values()), [0, 2, 0])[1]
     same = {"a": p["a"], "b": p["a"]}
     assert trust(same, np.zeros(2, np.int64))[0].pearson is None
     assert how_many_right(p, np.zeros(2, np.int64)) == [0, 2, 0]
@@ -59,6 +59,6 @@ def test_a_run_is_read_and_what_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="add 'expert'"):
         kept_predictions(tmp_path)
     np.savez(tmp_path / "predictions.npz", labels=y, **{f"p:expert:{name}": q for name, q in p.items()})
-    diagnose(tmp_path, None)
+    diagnose_run(tmp_path, None)
     assert "Do entropies tell who is right?" in (tmp_path / "diagnose.html").read_text()
     assert len(json.loads((tmp_path / "diagnose.json").read_text())["trust"]) == 12

@@ -17,7 +17,7 @@ from fedmerge.report.batch_log import Step
 from fedmerge.report.checkpoint import Progress
 from fedmerge.report.pages.run import headline, write
 from fedmerge.report.records import RunRecord
-from fedmerge.report.summary import summarise
+from fedmerge.report.summary import summarize
 from tests.unit.report.conftest import steps_of
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -85,10 +85,10 @@ def test_the_predictions_give_the_numbers_again(record: RunRecord, tmp_path: Pat
 
 
 def test_the_headline_says_when_the_method_loses(record: RunRecord) -> None:
-    assert "eam beats the mean" in headline(record, summarise(record))
+    assert "eam beats the mean" in headline(record, summarize(record))
     worse = steps_of("eam", record.labels, 0.3, True, 3)
     losing = replace(record, steps=[step for step in record.steps if step.method != "eam"] + worse)
-    said = headline(losing, summarise(losing))
+    said = headline(losing, summarize(losing))
     assert "eam loses to the mean" in said
     assert said.startswith(("mean is right most often", "ensemble is right most often"))
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmerge.report.metrics import significance
-from fedmerge.report.metrics.classification import by_group, closed, err, mce_in, mce_t3, measure
+from fedmerge.report.metrics.classification import by_group, err, gap_closed, mce_in, mce_t3, measure
 from fedmerge.report.metrics.segments import halves, segments
 from fedmerge.report.records import RunRecord
-from fedmerge.report.summary import influence, summarise
+from fedmerge.report.summary import influence, summarize
 
 
 def loops(p: np.ndarray, labels: list[np.ndarray]) -> dict[str, float]:
@@ -98,7 +98,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.87 <= hits / 150 <= 0.99
 
 
-def test_blocks_widen_the_interval_of_a_stream_whose_neighbours_are_alike() -> None:
+def test_blocks_widen_the_interval_of_a_stream_whose_neighbors_are_alike() -> None:
     drift = np.repeat([32, 24, 16, 24, 32, 8], 10)
     mixed = np.random.default_rng(0).permutation(drift)
     low, high = significance.interval(drift, np.full(60, 32), 0)
@@ -116,7 +116,7 @@ def test_a_method_against_itself_differs_by_nothing() -> None:
 
 
 def test_the_summary_keeps_its_promised_keys(record: RunRecord) -> None:
-    summary = json.loads(json.dumps(summarise(record)))
+    summary = json.loads(json.dumps(summarize(record)))
     assert {"scenario", "seed", "stream", "sites", "methods"} <= set(summary)
     assert {"kind", "batches", "samples", "index_sha256"} <= set(summary["stream"])
     assert {"name", "trained", "expert_sha256", "n", "validation_accuracy"} <= set(summary["sites"][0])
@@ -161,8 +161,8 @@ def test_err_and_mce_are_those_of_the_published_table() -> None:
     errors, base = {"noise": [0.1, 0.3], "blur": [0.2, 0.2]}, {"noise": [0.2, 0.6], "blur": [0.1, 0.3]}
     assert mce_in(errors, base) == pytest.approx((50 + 100) / 2)
     assert mce_in(errors, {"noise": [0, 0], "blur": [0, 0]}) is None
-    assert closed(0.85, 0.8, 0.9) == pytest.approx(0.5)
-    assert closed(0.85, 0.9, 0.9) is None
+    assert gap_closed(0.85, 0.8, 0.9) == pytest.approx(0.5)
+    assert gap_closed(0.85, 0.9, 0.9) is None
 
 
 def test_how_many_experts_count() -> None:
@@ -213,7 +213,7 @@ def test_accuracy_by_severity_and_mce_by_hand(record: RunRecord) -> None:
     domains = [np.full(n, t * 4 // len(sizes)) for t, n in enumerate(sizes)]
     truth = np.stack([np.bincount(batch, minlength=4) / len(batch) for batch in domains])
     stream = replace(record.stream, kind="corruption", conditions=conditions, domain_names=names, truth=truth)
-    found = summarise(replace(record, stream=stream, domains=domains))["methods"]
+    found = summarize(replace(record, stream=stream, domains=domains))["methods"]
 
     error: dict[str, dict[str, float]] = {}
     for name in record.methods:
@@ -233,7 +233,7 @@ def test_accuracy_by_severity_and_mce_by_hand(record: RunRecord) -> None:
 
 
 def test_a_stream_of_plain_images_has_no_severities(record: RunRecord) -> None:
-    row = summarise(record)["methods"]["eam"]
+    row = summarize(record)["methods"]["eam"]
     assert row["per_severity"] == {}
     assert row["mce_in_vs_mean"] is None
 

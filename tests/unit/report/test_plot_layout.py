@@ -13,7 +13,7 @@ from fedmerge.report.metrics.significance import DRAWS, _sums, block_length
 from fedmerge.report.plots.layout import MOST_EXPERTS, MOST_POINTS, MOST_SHARES, apart, binned, largest, named, points
 from fedmerge.report.plots.run import coefficients, running
 from fedmerge.report.records import RunRecord
-from fedmerge.report.summary import summarise
+from fedmerge.report.summary import summarize
 
 
 @given(st.integers(1, 5000), st.integers(1, 12))
@@ -76,7 +76,7 @@ def test_lines_have_no_more_points_than_can_be_seen(record: RunRecord) -> None:
     steps = [replace(step, t=step.t + 20 * i) for i in range(times) for step in record.steps]
     stream = replace(record.stream, batches=20 * times, truth=np.tile(record.stream.truth, (times, 1)))
     long = replace(record, steps=steps, stream=stream, labels=record.labels * times, domains=record.domains * times)
-    summary = summarise(long)
+    summary = summarize(long)
     assert all(len(line.get_xdata()) == MOST_POINTS for line in running(long, summary).axes[0].lines)
     stacks = [path for axes in coefficients(long, "eam").axes for one in axes.collections for path in one.get_paths()]
     assert stacks

@@ -88,7 +88,7 @@ def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str, said: str) -> 
         read_yaml(file)
 
 
-def test_a_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+def test_a_missing_file_names_its_neighbor(tmp_path: Path) -> None:
     (tmp_path / "organs.yaml").write_text("name: organs\n")
     with pytest.raises(ScenarioError, match=r"did you mean 'organs\.yaml'"):
         read_yaml(tmp_path / "organ.yaml")

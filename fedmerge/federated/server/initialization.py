@@ -17,9 +17,9 @@ from fedmerge.data.datasets._base import SOURCES
 from fedmerge.data.images import to_batch
 from fedmerge.data.scanner import Scanner
 from fedmerge.errors import CheckpointError
-from fedmerge.federated.client.trainer import Recipe, Split, fit
+from fedmerge.federated.client.trainer import LabeledImages, Recipe, fit
 from fedmerge.federated.messages import HeadInit, Initial
-from fedmerge.federated.model import ModelSpec, build, normalisation, renew_head
+from fedmerge.federated.model import ModelSpec, build, normalization, renew_head
 from fedmerge.federated.pool import tensor_file
 from fedmerge.federated.pool.tensor_file import read_tensors
 from fedmerge.federated.security.audit import state_digest
@@ -36,7 +36,7 @@ PUBLIC = "public"
 OnProgress = Callable[[int, int, str], None]
 
 
-class _Initialisation(Spec):
+class _Initialization(Spec):
     head_init: HeadInit = Field(
         "shared_random",
         description="shared_random: one truncated normal for all; fed_lp: linear probing by FedAvg, encoder frozen; "
@@ -44,13 +44,13 @@ class _Initialisation(Spec):
     )
 
 
-class Pretrained(_Initialisation):
+class Pretrained(_Initialization):
     """timm's pretrained weights, from its hub or cache."""
 
     kind: Literal["pretrained"]
 
 
-class Checkpoint(_Initialisation):
+class Checkpoint(_Initialization):
     """A safetensors file. A head of another number of classes is replaced."""
 
     kind: Literal["checkpoint"]
@@ -65,7 +65,7 @@ def _public_source(value: Any) -> Any:
 PublicSource: Any = Annotated[SOURCES.union(), BeforeValidator(_public_source)]
 
 
-class Proxy(_Initialisation):
+class Proxy(_Initialization):
     """Trained once on public data, by default the phantom's public scanner with patients of no hospital."""
 
     kind: Literal["proxy"]
@@ -76,10 +76,10 @@ class Proxy(_Initialisation):
     batch_size: int = Field(32, ge=1)
 
 
-Initialisation = Annotated[Pretrained | Checkpoint | Proxy, Field(discriminator="kind")]
+Initialization = Annotated[Pretrained | Checkpoint | Proxy, Field(discriminator="kind")]
 
 
-def initialise(
+def initialize(
     spec: Pretrained | Checkpoint | Proxy,
     model: ModelSpec,
     classes: int,
@@ -107,8 +107,8 @@ def initialise(
     return Initial(weights, state_digest(weights), spec.head_init, f"{description}; head: {spec.head_init}", heads)
 
 
-def keep(initial: Initial, folder: Path) -> None:
-    """Leave theta_0 in the pool, so that what experts have learnt can be told from where they started."""
+def keep_theta_0(initial: Initial, folder: Path) -> None:
+    """Leave theta_0 in the pool, so that what experts have learned can be told from where they started."""
     from safetensors.torch import save_file
 
     file = _file_of(initial.sha256, folder)
@@ -119,7 +119,7 @@ def keep(initial: Initial, folder: Path) -> None:
         draft.replace(file)
 
 
-def kept(sha256: str, folder: Path) -> dict[str, Tensor] | None:
+def kept_theta_0(sha256: str, folder: Path) -> dict[str, Tensor] | None:
     """theta_0 by its digest, or None if the pool has it not, or not undamaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -132,7 +132,7 @@ def kept(sha256: str, folder: Path) -> dict[str, Tensor] | None:
 
 
 def _file_of(sha256: str, folder: Path) -> Path:
-    return folder / "initialisations" / f"theta_0-{sha256[:16]}.safetensors"
+    return folder / "initializations" / f"theta_0-{sha256[:16]}.safetensors"
 
 
 def _pretrained(model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
@@ -140,18 +140,18 @@ def _pretrained(model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
         return dict(build(model, classes, pretrained=True, seed=seed).state_dict())
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"initialisation: the pretrained weights of '{model.name}' cannot be had ({str(error).splitlines()[0]}); "
+            f"initialization: the pretrained weights of '{model.name}' cannot be had ({str(error).splitlines()[0]}); "
             "download them where there is a network and use {kind: checkpoint, path: FILE.safetensors}"
         ) from None
 
 
 def _checkpoint(spec: Checkpoint, model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
-    found = read_tensors(spec.path, "initialisation.path", model)
+    found = read_tensors(spec.path, "initialization.path", model)
     skeleton = build(model, classes, seed=seed)
     wanted = skeleton.state_dict()
     kept = {name: found[name] for name in found if name not in head_names(skeleton)}
     fresh = {name: wanted[name] for name in head_names(skeleton)}
-    check_state({**kept, **fresh}, wanted, f"initialisation.path: {Path(spec.path).name}")
+    check_state({**kept, **fresh}, wanted, f"initialization.path: {Path(spec.path).name}")
     return {name: ({**kept, **fresh})[name].to(wanted[name].dtype) for name in wanted}
 
 
@@ -174,14 +174,14 @@ def kept_proxy(spec: Proxy, model: ModelSpec, seed: int, folder: Path) -> Path:
         "seed": seed,
     }
     key = hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:16]
-    return folder / "initialisations" / f"proxy-{key}.safetensors"
+    return folder / "initializations" / f"proxy-{key}.safetensors"
 
 
 def _train_proxy(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
     """The encoder of a classifier of the public images."""
     raw = spec.source.load(model.geometry, PUBLIC, seed)
     images = spec.scanner.scan(raw, PUBLIC, seed)
-    data = Split(to_batch(images.pixels, *normalisation(model)), torch.from_numpy(images.labels))
+    data = LabeledImages(to_batch(images.pixels, *normalization(model)), torch.from_numpy(images.labels))
     net = build(model, len(images.classes), seed=seed)
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     steps = spec.epochs * max(1, len(images) // spec.batch_size)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from fedmerge.errors import CheckpointError, FolderError
 from fedmerge.federated.messages import Initial
 from fedmerge.federated.model import ModelSpec, build
-from fedmerge.federated.server.initialisation import Checkpoint, Pretrained, Proxy, initialise
+from fedmerge.federated.server.initialization import Checkpoint, Pretrained, Proxy, initialize
 from tests.hospitals import MODEL
 
 SPEC = {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 40, "patients": 8}, "epochs": 1}
@@ -21,7 +21,7 @@ HEAD = ("head.weight", "head.bias")
 def made(spec: Proxy | Checkpoint | Pretrained, folder: Path, seed: int = 0, classes: int = 3) -> tuple[Initial, int]:
     """theta_0, and how many steps were trained for it."""
     steps: list[int] = []
-    return initialise(spec, MODEL, classes, seed, folder, lambda done, *_: steps.append(done)), len(steps)
+    return initialize(spec, MODEL, classes, seed, folder, lambda done, *_: steps.append(done)), len(steps)
 
 
 def test_a_proxy_is_trained_once(tmp_path: Path) -> None:

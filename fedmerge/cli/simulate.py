@@ -1,0 +1,108 @@
+"""The front door: `python -m fedmerge.simulate SCENARIO`.
+
+Exit status: 0 done; 2 the user's mistake, with one clear message and no traceback; 1 ours; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from fedmerge.errors import FedmergeError
+
+A = ParamSpec("A")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Backends(StrEnum):
+    """What a run may be carried by."""
+
+    local = "local"
+    simulation = "simulation"
+    deployment = "deployment"
+
+
+def guarded(verb: Callable[A, None]) -> Callable[A, None]:
+    """Turn our errors into one message on stderr and an exit status."""
+
+    @functools.wraps(verb)
+    def run(*args: A.args, **kwargs: A.kwargs) -> None:
+        try:
+            verb(*args, **kwargs)
+        except FedmergeError as error:
+            typer.echo(f"fedmerge: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("fedmerge: interrupted; experts that have arrived are in the pool", err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if not _is_full(error):
+                raise
+            mend = "free some space, and give the same command again, with --resume for a run"
+            typer.echo(f"fedmerge: the disk is full ({error}); what was written before stays readable: {mend}", err=True)
+            raise typer.Exit(2) from None
+
+    return run
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a file could not be written for lack of space; safetensors tells it in words alone."""
+    return getattr(error, "errno", None) in FULL or "No space left on device" in str(error)
+
+
+@guarded
+def simulate(  # noqa: PLR0913 - one parameter per option of the command line
+    scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
+    out: Annotated[Path | None, typer.Option(help="run folder", show_default="runs/<scenario>-<seed>")] = None,
+    pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path("pool"),
+    methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
+    seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
+    add_site: Annotated[list[str] | None, typer.Option(help="a site file that joins; may be repeated")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="a site to leave out; may be repeated")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where an interrupted run stopped")] = False,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario, e.g. stream.batch_size=16; may be repeated")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="another target; a site that becomes the target trains no more")] = None,
+    experts_only: Annotated[bool, typer.Option("--experts-only", help="stop when the experts are in the pool")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of the target", show_default="all cores")] = None,
+    backend: Annotated[
+        Backends | None,
+        typer.Option(help="local: this process; simulation: Flower and Ray; deployment", show_default="the scenario's"),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="worker processes of backend local", show_default="all cores")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
+) -> None:
+    """Run SCENARIO, a YAML such as scenarios/organs.yaml.
+
+    Hospitals that have no expert in the pool train one; then every method runs on the target's stream,
+    and a report is written.
+    """
+    from fedmerge.experiment.experiment import Overrides, RunOptions, load_experiment
+    from fedmerge.experiment.overrides import single
+    from fedmerge.experiment.run import prepare, run_experiment
+
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    settings = tuple(single(text) for text in setting or ())
+    where = backend.value if backend else None
+    overrides = Overrides(seed, names, tuple(add_site or ()), settings, target, tuple(without or ()), where, jobs)
+    plan = load_experiment(scenario, overrides)
+    folder = out or plan.run_dir
+    request = RunOptions(out=folder, pool=pool, resume=resume, quiet=quiet, threads=threads)
+    if experts_only:
+        prepare(plan, request)
+    else:
+        run_experiment(plan, request)
+
+
+def simulate_alone() -> None:
+    """Entry point of `python -m fedmerge.simulate`."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(simulate)
+    app(prog_name="python -m fedmerge.simulate")
