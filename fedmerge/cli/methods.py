@@ -85,7 +85,7 @@ def _forwards(method: Method, K: int) -> int:
     bank = _bank(K)
     batch = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     (kept, *_) = rows_of([method], bank).values()
-    evidence = Evidence.of(bank, batch)
+    evidence = Evidence(bank, batch)
     truth = Answer(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long))
     with evidence.billed() as bill, evidence.opened(truth) if "labels" in method.needed else nullcontext():
         found = predict(kept, evidence, PerSample(bank, "mixture"))

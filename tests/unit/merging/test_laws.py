@@ -105,7 +105,7 @@ def test_coefficients_are_on_the_simplex(case: Case) -> None:
     method = case.method()
     if isinstance(method, Adaptive) and "simplex" not in method.exceptions:
         bank = a_bank(expert_states(3, 1, spread=2.0))
-        c = coefficients(method, Evidence.of(bank, a_batch()))
+        c = coefficients(method, Evidence(bank, a_batch()))
         for part in (c.encoder, c.head):
             assert float(part.min()) >= 0
             torch.testing.assert_close(part.sum(-1), torch.ones_like(part.sum(-1)))
