@@ -12,7 +12,7 @@ from torch import Tensor
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.blockwise import Sizes, summed, tau
 from fedmerge.merging.methods._base import Static
-from fedmerge.merging.methods.ties import disjoint_merge, trim
+from fedmerge.merging.methods.ties import KEEP, disjoint_merge, trim
 
 
 class Dare(Static):
@@ -27,7 +27,7 @@ class Dare(Static):
 
     drop: float = Field(0.5, ge=0, lt=1, description="p, the probability that an entry is dropped")
     then: Literal["task_arithmetic", "ties"] = Field("task_arithmetic", description="what merges the thinned task vectors")
-    keep: float = Field(0.2, ge=0, le=1, description="share that survives the trimming of TIES")
+    keep: float = Field(0.2, ge=0, le=1, validation_alias=KEEP, description="share that survives the trimming of TIES")
     scale: float = Field(0.3, ge=0, le=2, description="s, the scale of task vectors")
     seed: int = Field(0, ge=0, description="of the masks")
 
