@@ -6,18 +6,16 @@ Axes everywhere in `merging/`: K experts, P parameters, N samples of a batch, C 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from fedmerge.registry import Folder, Label, Plugin
-
-if TYPE_CHECKING:
-    from fedmerge.merging.bank.bank import Bank
-    from fedmerge.merging.bank.blockwise import Sizes
-    from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.coefficients import Coefficients
+from fedmerge.merging.evidence import Evidence
+from fedmerge.registry import Folder, Label, Plugin
 
 State = dict[str, Tensor]
 """What a method remembers between batches: named tensors only, so that it can be saved and restored."""

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, summed, tau
+from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.methods._base import Static
 from fedmerge.merging.methods.ties import KEEP, disjoint_merge, trim
 
@@ -34,10 +34,10 @@ class Dare(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         if self.then == "ties":
-            thinned = [trim(self._thinned(name, tau(bank, k)), self.keep) for k, name in enumerate(bank.names)]
+            thinned = [trim(self._thinned(name, bank.task_vector(k)), self.keep) for k, name in enumerate(bank.names)]
             merged = disjoint_merge(torch.stack(thinned), "mean")
         else:
-            merged = summed(bank, self._thinned)
+            merged = bank.summed(self._thinned)
         return bank.anchor_row("theta_0") + self.scale * merged
 
     def working_bytes(self, sizes: Sizes) -> int:

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import columnwise, each, taus
+from fedmerge.merging.bank.blockwise import columnwise
 from fedmerge.merging.methods._base import Static
 
 KEEP = AliasChoices("keep", "density")
@@ -36,10 +36,10 @@ class Ties(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        floor = each(bank, self._least)[:, None]
+        floor = bank.each(self._least)[:, None]
 
         def trimmed(columns: slice) -> Tensor:
-            return above(taus(bank, columns), floor)
+            return above(bank.taus(columns), floor)
 
         gamma = elected(columnwise(bank, lambda columns: trimmed(columns).sum(0)))
         merged = columnwise(bank, lambda columns: agreeing(trimmed(columns), gamma[columns], self.combine))

@@ -41,8 +41,11 @@ def prefers_mixture(uses: float, experts: int, samples: int, distinct: int) -> b
         ViT-Ti of 64 px   T = 64   K = 2   N = 32   D = 32: (659, 764)     D = 16: (659, 542)
         ViT-Ti of 64 px   T = 64   K = 8   N = 32   D = 32: (3969, 1215)
         ViT-S/32          T = 50   K = 2   N = 32   D = 32: (1894, 1926)   D = 16: (1894, 1374)
+        ResNet-18, 64 px  T = 13   K = 2   N = 32   D = 32: (240, 854)     D = 8: (240, 256)     D = 4: (240, 166)
+        ResNet-18, 64 px  T = 13   K = 8   N = 32   D = 32: (1745, 3319)   D = 16: (1745, 1782)  D = 8: (1745, 1005)
+        ConvNeXt, 64 px   T = 13   K = 3   N = 32   D = 32: (391, 821)     D = 8: (391, 407)     D = 4: (391, 294)
 
-    Both took the same time where the quotient was between 16 and 30.
+    Both took the same time where the quotient was between 10 and 35, around 20 for most.
 
     Parameters
     ----------
