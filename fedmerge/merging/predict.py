@@ -21,6 +21,7 @@ class Fixed(Method):
     """A model that no expert's coming or going changes."""
 
     paper: ClassVar[str] = ""
+    cost: ClassVar[str] = "1"
 
     @classmethod
     def kind(cls) -> str:
