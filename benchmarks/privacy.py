@@ -23,10 +23,10 @@ from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import Contribution, TargetTask
 from fedmerge.experiment.experiment import Experiment, Overrides, RunOptions, load_experiment
 from fedmerge.experiment.training_phase import job_of, load_experts, make_theta_0, site_task
+from fedmerge.federated.client.site_training import model_of
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.security.privacy import Privacy, noised
 from fedmerge.federated.server.in_process import LocalBackend
-from fedmerge.federated.server.statistics import model_of
 from fedmerge.federated.statistics._base import State
 from fedmerge.merging.bank.layout import Parts
 from fedmerge.report.terminal import Terminal

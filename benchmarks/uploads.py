@@ -32,7 +32,10 @@ import typer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fedmerge.data.datasets.organ_phantom import ORGANS  # noqa: E402
-from fedmerge.federated.client.worker import answer  # noqa: E402
+from fedmerge.federated.client.worker import (
+    answer,
+    seal_of,
+)
 from fedmerge.federated.flower.client import packed  # noqa: E402
 from fedmerge.federated.flower.simulation import run_flower  # noqa: E402
 from fedmerge.federated.messages import (  # noqa: E402  # noqa: E402
@@ -49,7 +52,6 @@ from fedmerge.federated.pool.experts import ExpertPool  # noqa: E402
 from fedmerge.federated.security.audit import Upload  # noqa: E402
 from fedmerge.federated.security.limits import measured, rms  # noqa: E402
 from fedmerge.federated.security.signing import VARIABLE, make  # noqa: E402
-from fedmerge.federated.server.admission import seal_of  # noqa: E402
 from fedmerge.federated.server.authentication import introduced  # noqa: E402
 from fedmerge.federated.server.collect import collect  # noqa: E402
 from fedmerge.federated.server.in_process import LocalBackend  # noqa: E402

@@ -1,13 +1,19 @@
-"""A small federation on the disk, and runs of it by the real front door: real Flower, real Ray."""
+"""A small federation on the disk, and runs of it by the front door.
+
+`simulate` and `fedmerge` give the command in this process, by the backend that the scenario names: local. `command` gives it as a
+process of its own, as a user does; what only real Flower and real Ray can show is asked for with `--backend simulation`.
+"""
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,12 +22,16 @@ import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
+from typer.testing import CliRunner
 
+from fedmerge.cli.main import app
 from tests.conftest import TINY
 
 SCENARIO = {
     "name": "tiny",
     "seed": 3,
+    "backend": "local",
+    "jobs": 1,
     "model": TINY,
     "initialization": {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "epochs": 1},
     "sites": ["north", "south"],
@@ -54,24 +64,32 @@ def ray_address() -> str:
     return str(cluster.address)
 
 
-def environment(own_ray: bool) -> dict[str, str]:
-    """Of a command. own_ray: it starts its Ray, as it does for a user, instead of connecting to that of the test process."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", **({} if own_ray else {"RAY_ADDRESS": ray_address()})}
-
-
-def simulate(folder: Path, *options: str, own_ray: bool = False) -> subprocess.CompletedProcess[str]:
+def simulate(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The main job in this process; `scenarios/tiny.yaml` unless another file comes first."""
     scenario = [] if options and options[0].endswith(".yaml") else ["scenarios/tiny.yaml"]
-    command = [sys.executable, "-m", "fedmerge.simulate", *scenario, *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment(own_ray))
+    return fedmerge(folder, "simulate", *scenario, *options)
 
 
 def fedmerge(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from fedmerge.cli.main import main; main()", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=environment(own_ray=False))
+    """The console script's `words` in this process, in another working folder."""
+    with contextlib.chdir(folder):
+        ended = CliRunner().invoke(app, list(words))
+    if ended.exception is not None and not isinstance(ended.exception, SystemExit):
+        raise ended.exception
+    return subprocess.CompletedProcess(words, ended.exit_code, ended.stdout, ended.stderr)
 
 
-def done(folder: Path, *options: str, own_ray: bool = False) -> str:
-    ended = simulate(folder, *options, own_ray=own_ray)
+def command(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The main job as a process of its own."""
+    scenario = [] if options and options[0].endswith(".yaml") else ["scenarios/tiny.yaml"]
+    words = [sys.executable, "-m", "fedmerge.simulate", *scenario, *options]
+    here = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=280, env=here)
+
+
+def done(folder: Path, *options: str, by: Callable[..., subprocess.CompletedProcess[str]] = simulate) -> str:
+    """What a run printed that has ended well. by: `simulate` or `command`."""
+    ended = by(folder, *options)
     assert ended.returncode == 0, ended.stderr + ended.stdout
     assert ended.stderr == ""
     return ended.stdout
@@ -106,7 +124,7 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     with FileLock(f"{shared}.lock"):
         if not (shared / "said.txt").exists():
             world(shared)
-            (shared / "said.txt").write_text(done(shared, own_ray=True))
+            (shared / "said.txt").write_text(done(shared, by=command))
     folder = tmp_path_factory.mktemp("world") / "here"
     shutil.copytree(shared, folder)
     return folder, (folder / "said.txt").read_text()

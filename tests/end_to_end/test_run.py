@@ -1,4 +1,4 @@
-"""The whole path with real Flower and real Ray, by the real front door, on hospitals of a few patients."""
+"""The whole path by the front door, in this process, on hospitals of a few patients."""
 
 from __future__ import annotations
 

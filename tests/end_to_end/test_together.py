@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.front_door import read, simulate, without_times, world
+from tests.front_door import command, read, without_times, world
 
 pytestmark = pytest.mark.slow
 
 
 def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
     """A run by the front door, in the background."""
-    command = [sys.executable, "-m", "fedmerge.simulate", "scenarios/tiny.yaml", *options]
+    words = [sys.executable, "-m", "fedmerge.simulate", "scenarios/tiny.yaml", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
 
 
@@ -33,7 +33,7 @@ def test_two_cold_runs_share_a_pool_and_agree(tmp_path: Path) -> None:
     try:
         while not (folder / "runs/a/manifest.json").exists() and both[0].poll() is None:
             time.sleep(0.05)
-        third = simulate(folder, "--out", "runs/a")
+        third = command(folder, "--out", "runs/a")
         said = [run.communicate(timeout=280) for run in both]
     finally:
         for run in both:

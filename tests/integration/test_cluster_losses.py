@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.front_door import SCENARIO, done, read, same_predictions, world
+from tests.front_door import SCENARIO, command, done, read, same_predictions, world
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -43,9 +43,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch, **head: Any) -> Iterator[Any]:
 def run(folder: Path, address: str, *options: str) -> Iterator[subprocess.Popen[str]]:
     """The command on that cluster, in the background; its end is not waited for."""
     here = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "RAY_ADDRESS": address}
-    command = [sys.executable, "-m", "fedmerge.simulate", "scenarios/tiny.yaml", *options]
+    words = [sys.executable, "-m", "fedmerge.simulate", "scenarios/tiny.yaml", "--backend", "simulation", *options]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=folder, env=here, start_new_session=True, **pipes) as child:
+    with subprocess.Popen(words, cwd=folder, env=here, start_new_session=True, **pipes) as child:
         try:
             yield child
         finally:
@@ -67,7 +67,7 @@ def test_a_head_that_is_lost_while_the_stream_runs_is_one_error_and_resume_goes_
     assert "Ray's head at" in said
     assert "--resume" in said
     assert "Traceback" not in said
-    done(folder, "--out", "runs/lost", "--resume", own_ray=True)
+    done(folder, "--out", "runs/lost", "--resume", "--backend", "simulation", by=command)
     assert same_predictions(folder / "runs" / "lost", folder / "runs" / "tiny-3")
 
 
@@ -81,7 +81,7 @@ def test_a_head_that_is_lost_while_hospitals_train_is_one_error_and_resume_goes_
     assert child.returncode == 2, said
     assert said.startswith("fedmerge: site 'north': its client failed: its process is gone (Actor")
     assert "Traceback" not in said
-    done(longer, *ONLY_TRAINING, "--resume", own_ray=True)
+    done(longer, *ONLY_TRAINING, "--resume", "--backend", "simulation", by=command)
     assert experts(longer) == undisturbed
 
 

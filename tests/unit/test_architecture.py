@@ -1,10 +1,14 @@
-"""The house keeps its rules: doors open downwards only, seams are at home, no cycles, no drawers for everything."""
+"""The house keeps its rules: imports point down, nothing goes in a circle, foreign packages stay behind their seams.
+
+A new file needs no edit here: the rules are about rooms and folders.
+"""
 
 from __future__ import annotations
 
 import ast
 import sys
 import tomllib
+from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -13,51 +17,35 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "fedmerge").rglob("*.py"))
 
-# Each room, and the rooms it may open a door to.
-DOORS = {
-    "errors": set(),
-    "seeds": set(),
-    "egress": set(),
-    "secret": set(),
-    "folder": {"errors"},
-    "configuration": {"errors"},
-    "data": {"seeds", "errors", "folder"},
-    "attack": {"data", "folder"},
-    "attacks": {"attack", "data", "seeds", "errors"},
-    "site": {"attack", "data", "folder"},
-    "merge": {"errors", "folder"},
-    "stream": {"data", "seeds", "errors", "folder"},
-    "experts": {"data", "site", "seeds", "egress", "secret", "errors", "folder", "merge"},
-    "report": {"errors"},
-    "target": {"merge", "stream", "data", "site", "experts", "report", "seeds", "egress", "errors", "folder"},
-    "scenario": {"site", "merge", "stream", "experts", "folder", "errors"},
-    "overrides": {"settings", "errors"},
-    "rows": {"scenario", "errors"},
-    "plan": {"overrides", "rows", "scenario", "data", "site", "configuration", "experts", "merge", "stream", "errors"},
-    "run_folder": {"plan", "scenario", "site", "errors"},
-    "federate": {"plan", "run_folder", "experts", "report", "errors"},
-    "course": {"plan", "report", "stream", "target", "errors"},
-    "consumption": {"course", "plan", "run_folder", "report", "stream", "experts", "target"},
-    "run": {"consumption", "course", "federate", "plan", "run_folder", "site", "experts", "target", "report", "errors"},
-    "deployment": {"plan", "run", "run_folder", "configuration", "experts", "site", "errors"},
-    "outline": {"configuration", "site", "errors"},
-    "simulate": {"plan", "run", "run_folder", "settings", "errors"},
-    "settings": {"experts", "errors"},
-    "rounds_ahead": {"experts", "federate", "plan"},
-    "preview": {"rounds_ahead", "errors", "plan", "data", "federate", "run_folder", "experts", "stream", "report"},
-    "outlook": {"preview", "report"},
-    "diagnose": {"report", "consumption", "run_folder", "federate", "experts", "merge", "target", "errors"},
-    "mirage": {"experts", "merge", "report", "errors"},
-    "sweep": {"plan", "settings", "configuration", "report", "target", "errors"},
-    "keys": {"configuration", "experts", "site", "errors"},
-    "certificates": {"secret", "errors"},
-    "catalog": {"merge", "target", "folder"},
-    "__main__": {"cli"},
-    "cli": {"simulate", "scenario", "catalog", "sweep", "mirage", "diagnose", "plan", "preview", "outlook", "settings", "errors"}
-    | {"certificates", "keys", "outline"},
+LAYERS = (
+    "__main__ simulate",
+    "cli",
+    "experiment",
+    "adaptation",
+    "federated report stream",
+    "merging data",
+    "system registry",
+    "rng errors",
+)
+"""From the top down. A room may import rooms of the layers below its own, and no other."""
+
+SEAMS = {
+    "flwr": ("federated/flower", "federated/strategies", "cli/deployment"),
+    "ray": ("adaptation/ray",),
+    "timm": ("federated/model.py",),
 }
-# A whole foreign package, and the files or folders that may name it.
-SEAMS = {"flwr": ("experts/flower", "deployment"), "ray": ("adaptation/ray",), "timm": ("experts/backbone.py",)}
+"""A foreign package, and the only files or folders that may name it."""
+
+SLOW = {"flwr", "ray", "timm", "torchvision", "matplotlib", "sklearn", "torchmetrics"}
+MOST_ENTRIES = 12
+PLUGINS = (
+    "data/corruptions",
+    "data/datasets",
+    "merging/methods",
+    "stream/schedules",
+    *(f"federated/{name}" for name in ("strategies", "statistics", "attacks", "defenses")),
+)
+"""Folders where one file is one plug-in: as many entries as there are plug-ins."""
 
 
 def module_of(path: Path) -> str:
@@ -65,26 +53,20 @@ def module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {module_of(path): path for path in FILES}
+
+
 def imports_of(path: Path) -> list[tuple[str, bool]]:
-    """(module, whether at module level) of every import, TYPE_CHECKING blocks excluded."""
+    """(module, whether at module level) of every import, those under TYPE_CHECKING and inside functions included."""
     tree = ast.parse(path.read_text())
-    typing_only = {
-        id(node)
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
-        for node in ast.walk(block)
-    }
-    found: list[tuple[str, bool]] = []
     top = {id(node) for node in tree.body}
+    found: list[tuple[str, bool]] = []
     for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
         if isinstance(node, ast.Import):
             found += [(alias.name, id(node) in top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            known = {module_of(file) for file in FILES}
-            found += [(name if name in known else node.module, id(node) in top) for name in names]
+            found += [(name if name in MODULES else node.module, id(node) in top) for name in names]
     return found
 
 
@@ -92,14 +74,53 @@ def room(module: str) -> str:
     return module.split(".")[1] if "." in module else "fedmerge"
 
 
+def entries(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.name not in ("__pycache__", "__init__.py")]
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_doors_open_downwards_only(path: Path) -> None:
+def test_imports_point_down(path: Path) -> None:
+    layer = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
     here = room(module_of(path))
-    if here == "fedmerge":
-        assert not [name for name, _ in imports_of(path) if name.startswith("fedmerge")]
+    if here == "fedmerge":  # the public API: nothing is imported before it is used
+        assert not [name for name, top in imports_of(path) if top and name.startswith("fedmerge")]
         return
-    there = {room(name) for name, _ in imports_of(path) if name.startswith("fedmerge.")}
-    assert there - {here} <= DOORS[here]
+    there = {room(name) for name, _ in imports_of(path) if name.startswith("fedmerge.")} - {here}
+    assert not [name for name in there if layer[name] <= layer[here]]
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_circles_in_a_folder(folder: Path) -> None:
+    """Among the entries of every folder, where a folder below counts as one."""
+    depth, graph = len(folder.relative_to(ROOT).parts), defaultdict(set)
+    for path in FILES:
+        if path.is_relative_to(folder) and path.name != "__init__.py":
+            here = module_of(path).split(".")
+            targets = [name.split(".") for name, _ in imports_of(path) if name in MODULES]
+            own = {there[depth] for there in targets if there[:depth] == here[:depth] and len(there) > depth}
+            graph[here[depth]] |= own - {here[depth]}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
+
+
+def test_folders_can_be_overlooked() -> None:
+    for folder in {path.parent for path in FILES}:
+        plugins = any(folder == ROOT / "fedmerge" / name for name in PLUGINS)
+        most = 16 if folder == ROOT / "fedmerge" else MOST_ENTRIES
+        assert plugins or len(entries(folder)) <= most, folder
+
+
+def test_plugin_folders_have_their_base_inside() -> None:
+    for name in PLUGINS:
+        assert (ROOT / "fedmerge" / name / "_base.py").is_file(), name
+
+
+def test_no_public_name_stands_twice() -> None:
+    homes = defaultdict(list)
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+                homes[node.name].append(module)
+    assert not {name: modules for name, modules in homes.items() if len(modules) > 1}
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
@@ -111,25 +132,15 @@ def test_foreign_packages_live_behind_their_seam(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_slow_packages_are_imported_where_they_are_used(path: Path) -> None:
-    at_module_level = {name.split(".")[0] for name, top in imports_of(path) if top}
-    assert not at_module_level & {"flwr", "ray", "timm", "torchvision", "matplotlib", "sklearn", "torchmetrics", "opacus"}
+    assert not {name.split(".")[0] for name, top in imports_of(path) if top} & SLOW
 
 
-def test_merge_is_usable_without_the_rest() -> None:
-    allowed = {"torch", "pydantic", "fedmerge"}
+def test_merging_is_usable_without_the_rest() -> None:
+    allowed = {"torch", "pydantic", "pydantic_core", "fedmerge", "typing_extensions"}
     for path in FILES:
-        if room(module_of(path)) == "merge":
+        if room(module_of(path)) == "merging":
             foreign = {name.split(".")[0] for name, _ in imports_of(path)}
             assert foreign <= allowed | sys.stdlib_module_names, path
-
-
-def test_no_cycles() -> None:
-    known = {module_of(path) for path in FILES}
-    graph = {
-        module_of(path): {name for name, top in imports_of(path) if top and name in known} - {module_of(path)} for path in FILES
-    }
-    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
-    assert set(order) >= known
 
 
 def test_no_drawers_for_everything() -> None:
@@ -138,12 +149,11 @@ def test_no_drawers_for_everything() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_files_and_functions_stay_small(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= 220
-    for node in ast.walk(ast.parse(text)):
+def test_functions_stay_short(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"
+            body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
+            assert node.end_lineno - body[0].lineno < 50, f"{path}: {node.name}"
 
 
 def test_every_dependency_says_why() -> None:

@@ -20,6 +20,12 @@ from fedmerge.federated.statistics._base import Ground, State, Statistic
 from fedmerge.merging.bank.layout import head_names
 from fedmerge.rng import seed_of
 
+
+def model_of(task: SiteTask) -> nn.Module:
+    """A model that the expert of a task fits."""
+    return build(task.model, len(task.classes), seed=task.seed)
+
+
 OnProgress = Callable[[int, int, str], None]
 """Called with steps done, steps in all, and a few words."""
 

@@ -5,19 +5,40 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from fedmerge.federated.client.diwa import Run
 from fedmerge.federated.client.linear_probe import LinearProbe
 from fedmerge.federated.client.round import train_round
 from fedmerge.federated.client.site_log import kept_privately, tell_site_log
-from fedmerge.federated.client.site_training import OnProgress, measure_site, train_run, train_site
+from fedmerge.federated.client.site_training import OnProgress, measure_site, model_of, train_run, train_site
 from fedmerge.federated.messages import OnTick, Reply, Request, Tick
-from fedmerge.federated.security.audit import Upload
+from fedmerge.federated.pool.experts import fingerprint
+from fedmerge.federated.security.audit import Seal, Upload, state_digest
 from fedmerge.federated.security.privacy import protect
-from fedmerge.federated.security.signing import private_key
-from fedmerge.federated.server.admission import seal_of
-from fedmerge.federated.server.statistics import model_of
+from fedmerge.federated.security.signing import private_key, sign
+from fedmerge.federated.security.statement import Statement, contents
 from fedmerge.merging.bank.layout import Parts
+
+
+def seal_of(request: Request, upload: Upload) -> Seal:
+    """At the site: the statement of an upload, signed if the site's file has a public key. Raises SiteError without its key."""
+    task = request.task
+    asked = {**asked_of(request), "site": upload.site, "classes": upload.classes or task.classes}
+    seal = Seal(Statement(**asked, **contents(upload)).text())
+    return Seal(seal.text, sign(private_key(task.site), seal.signed_text))
+
+
+def asked_of(request: Request) -> dict[str, Any]:
+    """The part of a statement that follows from what was asked."""
+    task = request.task
+    return {
+        "what": request.what,
+        "layers": request.layers,
+        "task": fingerprint(task),
+        "initial": state_digest(request.weights),
+        "classes": task.classes,
+    }
 
 
 def answer(request: Request, on_tick: OnTick, runs: Sequence[Run] | None = None) -> Reply:

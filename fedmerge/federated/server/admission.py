@@ -10,21 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from fedmerge.errors import UploadRefused
+from fedmerge.federated.client.worker import asked_of
 from fedmerge.federated.messages import Job, Reply, Request
-from fedmerge.federated.pool.experts import ExpertPool, fingerprint
+from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.security.audit import Declaration, Item, Seal, Upload, inspect, state_digest, write_audit
-from fedmerge.federated.security.signing import private_key, sign, signed_by
+from fedmerge.federated.security.signing import signed_by
 from fedmerge.federated.security.statement import WORDS, Statement, contents, parsed, shown
 
 ASKED = ("site", "what", "layers", "task", "initial", "classes")
-
-
-def seal_of(request: Request, upload: Upload) -> Seal:
-    """At the site: the statement of an upload, signed if the site's file has a public key. Raises SiteError without its key."""
-    task = request.task
-    asked = {**_asked(request), "site": upload.site, "classes": upload.classes or task.classes}
-    seal = Seal(Statement(**asked, **contents(upload)).text())
-    return Seal(seal.text, sign(private_key(task.site), seal.signed_text))
 
 
 def admit(reply: Reply, request: Request, declared: Declaration, job: Job) -> list[Item]:
@@ -64,7 +57,7 @@ def _admitted(upload: Upload, request: Request, declared: Declaration, job: Job)
     task, site = request.task, request.task.site.name
     _signed(upload.seal, task.site.public_key, site)
     statement = parsed(upload.seal, site)
-    asked = {**_asked(request), "site": site}
+    asked = {**asked_of(request), "site": site}
     _compare(site, statement, asked, "found {here}; expected {there}")
     items = inspect(upload, declared)
     _compare(site, statement, contents(upload), "found {there}; declared {here}")
@@ -89,18 +82,6 @@ def _signed(seal: Seal, public_key: str | None, site: str) -> None:
     if not signed_by(public_key, seal.signed_text, seal.signature):
         expected = "one by the key in its site file: another key has signed, or the statement was changed on its way"
         raise UploadRefused(f"site '{site}': signature: found one that is not valid; expected {expected}")
-
-
-def _asked(request: Request) -> dict[str, Any]:
-    """The part of a statement that follows from what was asked."""
-    task = request.task
-    return {
-        "what": request.what,
-        "layers": request.layers,
-        "task": fingerprint(task),
-        "initial": state_digest(request.weights),
-        "classes": task.classes,
-    }
 
 
 def _compare(site: str, statement: Statement, facts: dict[str, Any], form: str) -> None:

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from fedmerge.errors import SiteError, UploadRefused
 from fedmerge.federated.client.linear_probe import ROUNDS, LinearProbe
+from fedmerge.federated.client.site_training import model_of
 from fedmerge.federated.messages import Ask, Initial, Job, Outcome, Reply, Request, SiteTask
 from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.pool.statistics import StatisticPool
 from fedmerge.federated.security.audit import Declaration, DeclaredStatistic, state_digest
 from fedmerge.federated.server.admission import admit, refuse
-from fedmerge.federated.server.statistics import gather_statistics, model_of
+from fedmerge.federated.server.statistics import gather_statistics
 
 
 def incomplete(job: Job) -> list[SiteTask]:

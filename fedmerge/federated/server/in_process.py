@@ -25,6 +25,9 @@ GLANCE_S = 0.2
 """Between two looks at the progress of worker processes, seconds."""
 
 
+GONE = "its process is gone, as when it is killed or memory has run out"
+
+
 @dataclass(frozen=True)
 class LocalBackend:
     """The plain loop. jobs: worker processes; 1 is this process, where a debugger can step through a hospital's training.
@@ -92,8 +95,10 @@ class _Workers:
                 try:
                     found = future.result()
                 except BrokenProcessPool:
-                    self.executor = None
-                    found = "its process is gone, as when it is killed or memory has run out"
+                    self.end()  # the others, too: their runs have failed with it
+                    found = GONE
+                if isinstance(found, Run) and self.executor is None:
+                    found = GONE
                 if name in failed:
                     continue
                 if isinstance(found, Reply):
@@ -117,6 +122,8 @@ class _Workers:
             self.executor.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.kill()
+            for process in processes:
+                process.join()
             self.executor = None
 
     def _started(self) -> ProcessPoolExecutor:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from fedmerge.errors import FolderError, SiteError, UploadRefused
 from fedmerge.federated.client.round import SCALARS
+from fedmerge.federated.client.site_training import model_of
 from fedmerge.federated.messages import Ask, Job, Request, SiteTask
 from fedmerge.federated.pool.global_models import Absence, GlobalPool, Stand, Turn
 from fedmerge.federated.security.audit import Declaration, DeclaredStatistic, Item, Upload
 from fedmerge.federated.server.admission import admit, refuse
-from fedmerge.federated.server.statistics import model_of
 from fedmerge.federated.strategies._aggregation import Aggregation
 from fedmerge.federated.strategies._base import Strategy
 from fedmerge.rng import generator

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import UploadRefused
+from fedmerge.federated.client.site_training import model_of
 from fedmerge.federated.messages import Ask, Job, Request, SiteTask
-from fedmerge.federated.model import build
 from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.pool.statistics import StatisticPool
 from fedmerge.federated.security.audit import Declaration, DeclaredStatistic, Item, Seal
@@ -112,11 +112,6 @@ def _measured(
         yield task, reply.upload.statistics[kind], Record(items, [reply.upload.seal]), ""
     for request in waiting.values():
         yield request.task, {}, Record(), f"{kind}: {job.silence}"
-
-
-def model_of(task: SiteTask) -> nn.Module:
-    """A model that the expert of a task fits."""
-    return build(task.model, len(task.classes), seed=task.seed)
 
 
 Block = tuple[str, tuple[str, ...]]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fedmerge.errors import FolderError, SiteError, UploadRefused
 from fedmerge.federated.client.site_log import own_log
-from fedmerge.federated.client.worker import answer
+from fedmerge.federated.client.worker import answer, seal_of
 from fedmerge.federated.flower.decoding import array_of, reply_of
 from fedmerge.federated.flower.launcher import SimulationBackend
 from fedmerge.federated.messages import Ask, Initial, Job, Reply, Request, SiteTask
@@ -27,7 +27,6 @@ from fedmerge.federated.pool.statistics import StatisticPool
 from fedmerge.federated.security.audit import Seal, Upload
 from fedmerge.federated.security.limits import DEFAULT, measured
 from fedmerge.federated.security.signing import VARIABLE, make
-from fedmerge.federated.server.admission import seal_of
 from fedmerge.federated.server.authentication import Claim, introduced, judge
 from fedmerge.federated.server.collect import collect
 from fedmerge.federated.server.in_process import LocalBackend

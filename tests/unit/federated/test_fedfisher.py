@@ -16,13 +16,12 @@ from torch import Tensor
 from fedmerge.errors import ScenarioError
 from fedmerge.experiment.experiment import load_experiment
 from fedmerge.experiment.overrides import Overrides
-from fedmerge.federated.client.site_training import admit_images
+from fedmerge.federated.client.site_training import admit_images, model_of
 from fedmerge.federated.client.worker import answer
 from fedmerge.federated.messages import Job, Reply, Request, SiteTask
 from fedmerge.federated.model import build
 from fedmerge.federated.pool.global_models import GlobalPool
 from fedmerge.federated.server.rounds import compete
-from fedmerge.federated.server.statistics import model_of
 from fedmerge.federated.strategies._base import STRATEGIES, Strategy
 from fedmerge.federated.strategies.fedfisher import by_layer, descent
 from fedmerge.merging.curvature.kfac import factors, rest

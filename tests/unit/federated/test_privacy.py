@@ -16,12 +16,12 @@ from scipy.stats import kstest, norm
 
 from fedmerge.errors import ScenarioError
 from fedmerge.experiment.experiment import load_experiment
+from fedmerge.federated.client.site_training import model_of
 from fedmerge.federated.messages import Job, SiteTask
 from fedmerge.federated.pool.experts import ExpertPool, fingerprint
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.security.privacy import Privacy, gaussian, noised, protect
 from fedmerge.federated.server.in_process import LocalBackend
-from fedmerge.federated.server.statistics import model_of
 from fedmerge.merging.bank.layout import Parts
 from fedmerge.rng import generator
 from tests.conftest import Net, expert_states

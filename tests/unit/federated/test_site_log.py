@@ -72,7 +72,7 @@ def test_warnings_stay_in_the_sites_own_log(capfd: pytest.CaptureFixture[str]) -
 def test_progress_tells_no_number_of_images(hospital: Callable[..., SiteTask]) -> None:
     ticks: list[Tick] = []
     task = hospital("north", runs=1, epochs=1)
-    from fedmerge.federated.server.statistics import model_of
+    from fedmerge.federated.client.site_training import model_of
 
     worker.answer(Request("train", task, dict(model_of(task).state_dict())), ticks.append)
     assert {tick.total for tick in ticks} == {100}

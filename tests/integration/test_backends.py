@@ -1,0 +1,65 @@
+"""One scenario by every backend: the same experts, the same audit, the same predictions, to the bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.front_door import command, done, lines, read, same_predictions, without_times, world
+
+pytestmark = pytest.mark.slow
+
+
+def experts(pool: Path) -> dict[str, bytes]:
+    """Of the two hospitals of the scenario: other tests may have let more into the pool."""
+    found = {file.parent.name: file.read_bytes() for file in pool.glob("experts/*/expert.safetensors")}
+    return {name: content for name, content in found.items() if name.startswith(("north-", "south-"))}
+
+
+def audited(run: Path) -> list[str]:
+    """Lines of the audit in an order of their own: hospitals answer as they get ready."""
+    return sorted(lines(run))
+
+
+def same(folder: Path, other: Path) -> None:
+    run, there = folder / "runs" / "tiny-3", other / "runs" / "tiny-3"
+    assert experts(folder / "pool") == experts(other / "pool")
+    assert len(experts(folder / "pool")) == 2
+    assert same_predictions(run, there)
+    assert audited(run) == audited(there)
+    assert without_times(read(run / "summary.json")) == without_times(read(there / "summary.json"))
+
+
+def test_simulation_gives_the_bits_of_local(first: tuple[Path, str], tmp_path: Path) -> None:
+    world(tmp_path / "there")
+    said = done(tmp_path / "there", "--backend", "simulation", by=command)
+    assert "hospitals: north, south train" in said
+    same(first[0], tmp_path / "there")
+    manifest = read(tmp_path / "there" / "runs" / "tiny-3" / "manifest.json")
+    assert manifest["backend"] == "simulation"
+
+
+def test_worker_processes_give_the_bits_of_one(first: tuple[Path, str], tmp_path: Path) -> None:
+    world(tmp_path / "there")
+    done(tmp_path / "there", "--jobs", "2", by=command)
+    same(first[0], tmp_path / "there")
+
+
+def test_local_needs_neither_flower_nor_ray(first: tuple[Path, str]) -> None:
+    """In an interpreter that cannot import them, and in which nothing else has been imported."""
+    code = (
+        "import sys; sys.modules.update(flwr=None, ray=None)\n"
+        "import fedmerge, json\n"
+        "result = fedmerge.run('scenarios/tiny.yaml', out='runs/alone', quiet=True)\n"
+        "print(json.dumps([result.table[0]['method'], str(result.report_path), result.summary['seed']]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=first[0], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    best, report, seed = json.loads(ended.stdout)
+    assert (report, seed) == ("runs/alone/report.html", 3)
+    assert best in read(first[0] / "runs" / "tiny-3" / "summary.json")["methods"]
+    assert same_predictions(first[0] / "runs" / "alone", first[0] / "runs" / "tiny-3")

@@ -1,0 +1,51 @@
+"""A folder is a registry, and older names of keys and plug-ins still say what they said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fedmerge.data.datasets._base import SOURCES
+from fedmerge.errors import ScenarioError
+from fedmerge.experiment.experiment import load_experiment
+from fedmerge.experiment.overrides import Overrides
+from fedmerge.federated.site import Site
+from tests.front_door import SCENARIO, world
+
+
+def older(scenario: dict[str, object]) -> dict[str, object]:
+    """The same scenario with the spellings of old."""
+    found = dict(scenario)
+    found["initialisation"] = found.pop("initialization")
+    training = dict(found["training"])  # type: ignore[call-overload]
+    training["optimiser"] = training.pop("optimizer")
+    return found | {"training": training, "defences": ["norms"]}
+
+
+def test_older_spellings_of_keys_mean_the_same(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    file.write_text(yaml.safe_dump(SCENARIO | {"defenses": ["norms"]}))
+    new = load_experiment(file)
+    file.write_text(yaml.safe_dump(older(SCENARIO)))
+    assert load_experiment(file) == new
+    changes = Overrides(settings=(("training.optimiser", "sgd"), ("initialisation.epochs", 2), ("defences", [])))
+    changed = load_experiment(file, changes).scenario
+    assert (changed.training.optimizer, changed.initialization.epochs, changed.defenses) == ("sgd", 2, ())
+
+
+def test_a_key_by_both_of_its_names_is_an_error(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    file.write_text(yaml.safe_dump(older(SCENARIO) | {"initialization": SCENARIO["initialization"]}))
+    with pytest.raises(ScenarioError, match="initialisation"):
+        load_experiment(file)
+
+
+def test_a_plugin_is_known_by_its_older_name() -> None:
+    source = {"labels": ["a", "b"], "parts": ["ward"], "sha256": "0" * 64}
+    new, old = (Site.model_validate({"name": "x", "source": {"kind": kind, **source}}) for kind in ("remote", "elsewhere"))
+    assert new == old
+    assert old.source.kind() == "remote"
+    assert SOURCES.aliases == {"elsewhere": "remote"}
+    assert "elsewhere" not in SOURCES.names
