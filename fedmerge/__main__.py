@@ -7,7 +7,7 @@ import sys
 from fedmerge.errors import MissingExtra, extras_named
 
 
-def main() -> None:
+def command() -> None:
     """Entry point of the console script."""
     try:
         with extras_named():
@@ -19,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command()

@@ -7,7 +7,7 @@ import sys
 from fedmerge.errors import MissingExtra, extras_named
 
 
-def main() -> None:
+def command_alone() -> None:
     """Entry point of `python -m fedmerge.simulate`."""
     try:
         with extras_named():
@@ -19,4 +19,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_alone()

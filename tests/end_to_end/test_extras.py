@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 CODE = """
 import sys
 sys.modules.update(dict.fromkeys(["flwr", "ray"]))
-from fedmerge.simulate import main
-main()
+from fedmerge.simulate import command_alone
+command_alone()
 """
 
 
