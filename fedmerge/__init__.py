@@ -29,7 +29,8 @@ def __getattr__(name: str) -> Any:
         return metadata.version("fedmerge")
     if name not in _HOMES:
         raise AttributeError(f"module 'fedmerge' has no attribute '{name}'; it offers {', '.join(__all__)}")
-    return getattr(import_module(_HOMES[name]), name)
+    with import_module("fedmerge.errors").extras_named():
+        return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,22 @@
-"""`python -m fedmerge` is the console script `fedmerge`."""
+"""The console script `fedmerge`, and `python -m fedmerge`. typer is imported late, so that its absence is one clear message."""
 
-from fedmerge.cli.main import app
+from __future__ import annotations
 
-app(prog_name="fedmerge")
+import sys
+
+from fedmerge.errors import MissingExtra, extras_named
+
+
+def command() -> None:
+    """Entry point of the console script."""
+    try:
+        with extras_named():
+            from fedmerge.cli.main import app
+    except MissingExtra as error:
+        print(f"fedmerge: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    app(prog_name="fedmerge")
+
+
+if __name__ == "__main__":
+    command()

@@ -7,6 +7,7 @@ FedmergeError
 │   ├── CheckpointError       weights that do not fit the model
 │   ├── MethodError           a merging method that cannot be used as asked, from the library
 │   ├── FolderError           a run folder or pool that cannot be used as asked
+│   ├── MissingExtra          a package of an extra is not installed; also an ImportError
 │   └── SiteError             a hospital failed, stayed silent, or sent something that may not be admitted
 │       └── UploadRefused     the audit said no
 └── TargetError               the target's actor died or missed a deadline: exit code 1
@@ -15,8 +16,19 @@ FedmergeError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+EXTRAS = {
+    "report": ["jinja2", "markupsafe", "matplotlib", "sklearn", "torchmetrics"],
+    "privacy": ["opacus"],
+    "simulation": [
+        *("PIL", "cryptography", "filelock", "flwr", "platformdirs", "ray", "rich", "ruamel", "scipy"),
+        *("timm", "torchvision", "typer", "yaml"),
+    ],
+}
+"""Packages, as they are imported, that `pip install fedmerge` does not bring, and the extra that does."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,24 @@ class MethodError(UserError):
 
 class FolderError(UserError):
     """A run folder or an expert pool that cannot be used as asked."""
+
+
+class MissingExtra(UserError, ImportError):
+    """A package that only some uses need is not installed; the message names the command that installs it."""
+
+
+@contextmanager
+def extras_named() -> Iterator[None]:
+    """Turn the import error of a package that is listed in EXTRAS into MissingExtra. Also usable as a decorator."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        extra = next((name for name, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
+            raise
+        text = f"the package '{package}' is not installed; install it with: pip install 'fedmerge[{extra}]'"
+        raise MissingExtra(text, name=package) from error
 
 
 class SiteError(UserError):

@@ -1,6 +1,22 @@
 """`python -m fedmerge.simulate SCENARIO`: the main job, as in `fedmerge simulate`."""
 
-from fedmerge.cli.simulate import simulate_alone
+from __future__ import annotations
+
+import sys
+
+from fedmerge.errors import MissingExtra, extras_named
+
+
+def command_alone() -> None:
+    """Entry point of `python -m fedmerge.simulate`."""
+    try:
+        with extras_named():
+            from fedmerge.cli.simulate import simulate_alone
+    except MissingExtra as error:
+        print(f"fedmerge: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    simulate_alone()
+
 
 if __name__ == "__main__":
-    simulate_alone()
+    command_alone()

@@ -14,7 +14,7 @@ from typing import Annotated, ParamSpec
 
 import typer
 
-from fedmerge.errors import FedmergeError
+from fedmerge.errors import FedmergeError, extras_named
 
 A = ParamSpec("A")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,7 +34,8 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
     @functools.wraps(verb)
     def run(*args: A.args, **kwargs: A.kwargs) -> None:
         try:
-            verb(*args, **kwargs)
+            with extras_named():
+                verb(*args, **kwargs)
         except FedmergeError as error:
             typer.echo(f"fedmerge: {error}", err=True)
             raise typer.Exit(error.exit_code) from None

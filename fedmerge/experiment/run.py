@@ -12,6 +12,7 @@ from fedmerge.adaptation.expert_loader import check_limit
 from fedmerge.adaptation.ray.cluster import preflight
 from fedmerge.adaptation.ray.placement import Wanted
 from fedmerge.adaptation.shard import check_shards
+from fedmerge.errors import extras_named
 from fedmerge.experiment.experiment import Experiment, Overrides, RunOptions, load_experiment
 from fedmerge.experiment.run_dir import RunFolder
 from fedmerge.experiment.stream_phase import Seen, Sent, consume, read_generalist, refuse_late_events
@@ -117,6 +118,7 @@ class RunResult:
         return sorted(rows, key=lambda row: -(row["accuracy"] if row["accuracy"] is not None else -1.0))
 
 
+@extras_named()
 def run(
     scenario: str | Path,
     *,

@@ -158,9 +158,13 @@ def test_functions_stay_short(path: Path) -> None:
 
 def test_every_dependency_says_why() -> None:
     text = (ROOT / "pyproject.toml").read_text()
-    block = text[text.index("dependencies = [") : text.index("\n]", text.index("dependencies = ["))]
-    assert all("#" in line or line.strip().startswith(('"torch>', '"torchvision')) for line in block.splitlines()[1:])
-    assert len(tomllib.loads(text)["project"]["dependencies"]) == block.count(">=")
+    project = tomllib.loads(text)["project"]
+    lists = {"dependencies": project["dependencies"], **project["optional-dependencies"]}
+    for name, asked in lists.items():
+        block = text[(start := text.index(f"\n{name} = [")) : text.index("\n]", start)]
+        entries = [line for line in block.splitlines() if line.startswith('    "')]
+        assert len(entries) == len(asked), name
+        assert not [line for line in entries if "# " not in line], name
 
 
 def test_every_module_says_what_it_is() -> None:
