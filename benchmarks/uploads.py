@@ -35,8 +35,8 @@ from fedmerge.data.datasets.organ_phantom import ORGANS  # noqa: E402
 from fedmerge.federated.client.worker import answer  # noqa: E402
 from fedmerge.federated.flower.client import packed  # noqa: E402
 from fedmerge.federated.flower.simulation import run_flower  # noqa: E402
-from fedmerge.federated.messages import (  # noqa: E402  # noqa: E402
-    Ask,
+from fedmerge.federated.messages import (  # noqa: E402
+    Backend,
     Initial,
     Job,
     Outcome,
@@ -51,7 +51,6 @@ from fedmerge.federated.security.limits import measured, rms  # noqa: E402
 from fedmerge.federated.security.signing import VARIABLE, make  # noqa: E402
 from fedmerge.federated.server.admission import seal_of  # noqa: E402
 from fedmerge.federated.server.authentication import introduced  # noqa: E402
-from fedmerge.federated.server.collect import collect  # noqa: E402
 from fedmerge.federated.server.in_process import LocalBackend  # noqa: E402
 from fedmerge.federated.server.initialization import Proxy, initialize, kept_theta_0  # noqa: E402
 from fedmerge.federated.site import Site  # noqa: E402
@@ -282,8 +281,8 @@ def tried(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Outcome], Job]:
     job = replace(job, tasks=(honest, *asked))
     outcomes: dict[str, Outcome] = {}
 
-    def program(ask: Ask) -> None:
-        outcomes.update(collect(job, ask))
+    def program(backend: Backend) -> None:
+        outcomes.update(backend.gather(job, lambda _: None))
 
     run_flower(job, asked, tampering(asked, bad), program)
     lines = [json.loads(line) for line in job.audit.read_text(encoding="utf-8").splitlines()]
