@@ -28,9 +28,13 @@ from fedmerge.federated.security.signing import VARIABLE, keys_folder
 from fedmerge.federated.server.collect import incomplete
 from fedmerge.federated.server.rounds import unfinished
 from fedmerge.system.offline import sealed
+from fedmerge.system.process import cores, make_core_slots
 
 MOST_ROUNDS = 200
 """More blocks of layers than any model has."""
+
+STOP_S = 10.0
+"""What a federation that has said its last word may take to end, seconds."""
 
 
 class ChildBackend:
@@ -80,12 +84,16 @@ class ChildBackend:
             command = [sys.executable, "-m", self.module, str(folder)]
             # Its standard input is closed when this process ends, even by kill -9; then it ends too: see `end_with_parent`.
             with sealed():
-                here = {**os.environ, VARIABLE: str(keys_folder().absolute())}  # a hospital may start in another folder
+                slots = make_core_slots(folder / "slots", cores() // job.tasks[0].training.threads)
+                keys = {VARIABLE: str(keys_folder().absolute())}  # a hospital may start in another folder
+                here = {**os.environ, **keys, **slots}
                 child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, start_new_session=True, env=here)
+            patience_s = 0.0
             try:
                 _watch(child, folder, job.deadline_s * _waits(what, job) + self.grace_s, on_tick)
+                patience_s = STOP_S
             finally:
-                _end(child)
+                _end(child, patience_s)
             if said := last_word(folder):
                 return said
         failure = f"the federation ended without an answer (see {job.audit.parent / 'federation.log'})"
@@ -120,10 +128,10 @@ def _watch(child: subprocess.Popen[bytes], folder: Path, deadline_s: float, on_t
                 on_tick(Tick(**json.loads(text)))
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _end(child: subprocess.Popen[bytes], patience_s: float) -> None:
     """Give the child a moment to end what it has started, then end whatever is left of its process group."""
     with suppress(subprocess.TimeoutExpired):
-        child.wait(10)
+        child.wait(patience_s)
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)

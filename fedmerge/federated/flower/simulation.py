@@ -18,6 +18,9 @@ from fedmerge.federated.messages import START_GRACE_S, Backend, Job, SiteTask
 from fedmerge.federated.server.collect import incomplete
 from fedmerge.system.process import cores, end_with_parent
 
+ACTIVE_PER_CORE = 2
+"""At most so many hospitals at a time, for each is a process with a model and images of its own in memory."""
+
 
 def run_job(folder: Path) -> None:
     """Read the job, run the federation, say how it ended: after that, Flower waits for ever for a client that is stuck."""
@@ -64,7 +67,17 @@ def _resources(asked: list[SiteTask]) -> dict[str, float]:
     gpus = float(os.environ.get("FEDMERGE_HOSPITAL_GPUS", share))  # of a cluster, this machine does not know how many there are
     retries = asked[0].training.retries
     restarts = 4 + (retries + 1) * len(asked)
-    return {"num_cpus": 1, "num_gpus": gpus, "max_restarts": restarts, "max_task_retries": retries}
+    cpus = 1.0 if os.environ.get("RAY_ADDRESS") else cpus_each(len(asked), cores())  # slots are of this machine alone
+    return {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": restarts, "max_task_retries": retries}
+
+
+def cpus_each(hospitals: int, count: int) -> float:
+    """What each hospital holds of so many cores, so that more of them are active than there are cores, and none of these idles.
+
+    Their runs share the cores by `core_slot`. Rounded down, for Ray counts in ten thousandths, and what is held must fit.
+    """
+    active = min(hospitals, ACTIVE_PER_CORE * count)
+    return min(1.0, int(10_000 * count / active) / 10_000)
 
 
 if __name__ == "__main__":
