@@ -68,7 +68,7 @@ def run_job(folder: Path) -> None:
     """Start the processes, and end them when the coordinator has said its last word, or its run has ended."""
     what, job = read_job(folder)
     asked = incomplete(job) if what == "gather" else list(job.tasks)
-    address = f"127.0.0.1:{_free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     (folder / "flwr").mkdir()
     (folder / "flwr" / "config.toml").write_text(CONNECTION.format(address=address), encoding="utf-8")
     (folder / "app").mkdir()
@@ -82,7 +82,7 @@ def run_job(folder: Path) -> None:
         start(folder, "flower-superexec", "--insecure", "--runtime-api-address", address, "--parent-pid", str(link.pid))
         for task in asked:
             config = _node_config(folder, task)
-            node = ["--insecure", "--superlink", address, "--port", str(_free_port()), "--node-config", config]
+            node = ["--insecure", "--superlink", address, "--port", str(free_port()), "--node-config", config]
             start(folder, "flower-supernode", *node)
         run = start(folder, "flwr", "run", str(folder / "app"), "loopback", "--stream", "--run-config", str(folder / "run.toml"))
         while run.poll() is None and not last_word(folder):
@@ -144,7 +144,8 @@ def _healthy(address: str) -> bool:
             return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on now."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
