@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from fedmerge.data.corruptions._base import mismatched
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experiment.overrides import Overrides as Overrides
 from fedmerge.experiment.overrides import overridden
-from fedmerge.experiment.scenario import BELOW_TARGET, Scenario, flattened, unfit, unprotected
+from fedmerge.experiment.scenario import Scenario, unfit, unprotected
 from fedmerge.experiment.validation import generalist_nowhere, of_one_name
 from fedmerge.federated.site import Site
 from fedmerge.federated.statistics._base import STATISTICS
@@ -61,10 +61,10 @@ class Experiment:
         sites = [site.model_dump(mode="json") for site in self.sites]
         founders, joining = sites[: len(self.scenario.sites)], sites[len(self.scenario.sites) :]
         return {
-            **self.scenario.model_dump(mode="json", exclude=self.scenario.unset),
+            **self.scenario.model_dump(mode="json"),
             "sites": founders,
             **({"joining": joining} if joining else {}),
-            "target": self.target.model_dump(mode="json"),
+            "target": {**self.target.model_dump(mode="json"), **self.scenario.target.limits},
         }
 
     def sha256(self) -> str:
@@ -78,15 +78,14 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
 
     at_target: the target's part will be done on this machine, so what only that needs must be there.
     """
-    content = flattened(overridden(flattened(read_yaml(path), str(path)), overrides or Overrides()), str(path))
+    content = overridden(read_yaml(path), overrides or Overrides())
     problems: list[Problem] = []
     scenario: Scenario | None = None
     try:
         scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
-        as_given = {field: key for key, field in BELOW_TARGET.items()}
-        problems += [replace(p, key=as_given.get(p.key, p.key)) for p in error.problems]
-    names, target_name = _strings(content.get("sites")), next(iter(_strings([content.get("target")])), None)
+        problems += error.problems
+    names, target_name = _strings(content.get("sites")), _target_name(content.get("target"))
     joining = _joining(content.get("events"), names)
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys([*names, *joining])}
     target = _read_site(target_name, path, problems) if target_name else None
@@ -110,6 +109,11 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
 
 def _strings(value: Any) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _target_name(given: Any) -> str | None:
+    name = given.get("site") if isinstance(given, dict) else given
+    return name if isinstance(name, str) else None
 
 
 def _joining(events: Any, founders: list[str]) -> list[str]:

@@ -38,10 +38,6 @@ class Overrides:
     jobs: int | None = None
 
 
-FLAT = {"target.site": "target"} | {f"target.{name}": f"target_{name}" for name in ("max_bytes", "shards", "gpus", "resource")}
-"""Keys below `target` in a scenario, and the fields that they are once it is flattened."""
-
-
 def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     """The scenario as the command line wants it; a method named there keeps its entry's hyper-parameters, if any.
 
@@ -49,7 +45,7 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     """
     changed = dict(content)
     for key, value in overrides.settings:
-        changed = assign(changed, FLAT.get(key, key), value)
+        changed = assign(changed, key, value)
     if overrides.backend is not None:
         changed["backend"] = overrides.backend
     if overrides.jobs is not None:
@@ -57,7 +53,8 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if overrides.seed is not None:
         changed["seed"] = overrides.seed
     if overrides.target is not None:
-        changed["target"] = overrides.target
+        has = changed.get("target")
+        changed["target"] = {**has, "site": overrides.target} if isinstance(has, dict) else overrides.target
         if isinstance(content.get("sites"), list):
             changed["sites"] = [site for site in content["sites"] if site != overrides.target]
     if overrides.add_sites and isinstance(changed.get("sites"), list):
@@ -153,6 +150,8 @@ def assign(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         steps = rest.split(".")
     else:
         node = changed
+        if steps[0] == "target" and len(steps) > 1 and isinstance(changed.get("target"), str):
+            changed["target"] = {"site": changed["target"]}  # a bare name stands for the mapping
     for step in steps[:-1]:
         inner = node.setdefault(step, {})
         if not isinstance(inner, dict):

@@ -50,12 +50,12 @@ def prepare(plan: Experiment, request: RunOptions, backend: Backend | None = Non
 
 def refuse_what_has_no_place(plan: Experiment) -> None:
     """Before anybody trains. Raises ScenarioError for what does not go into the target's memory, its shards, or Ray's nodes."""
-    scenario, shards = plan.scenario, plan.scenario.target_shards or 1
-    check_shards(shards, len(plan.sites), scenario.methods, scenario.per_sample, scenario.target_max_bytes)
-    anchors, limit = 1 + (scenario.generalist is not None), scenario.target_max_bytes
+    scenario, shards = plan.scenario, plan.scenario.target.shards or 1
+    check_shards(shards, len(plan.sites), scenario.methods, scenario.per_sample, scenario.target.max_bytes)
+    anchors, limit = 1 + (scenario.generalist is not None), scenario.target.max_bytes
     check_limit(limit, len(plan.sites), scenario.model, len(plan.classes), scenario.methods, len(scenario.federated), anchors)
     if scenario.backend != "local":
-        preflight(Wanted(scenario.target_gpus, scenario.target_resource, shards, hospitals=True))
+        preflight(Wanted(scenario.target.gpus, scenario.target.resource, shards, hospitals=True))
 
 
 def hospitals(

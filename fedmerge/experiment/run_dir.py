@@ -19,7 +19,7 @@ import yaml
 
 from fedmerge.errors import FolderError
 from fedmerge.experiment.experiment import WITHOUT_EFFECT, Experiment
-from fedmerge.experiment.scenario import Scenario
+from fedmerge.experiment.scenario import LIMITS, Scenario
 from fedmerge.federated.site import Site
 from fedmerge.system.process import cores
 
@@ -98,8 +98,10 @@ def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         founders, joining = content["sites"], content.pop("joining", [])
         sites = tuple(Site.model_validate(site) for site in [*founders, *joining])
-        target = Site.model_validate(content["target"])
-        names = {"sites": [site["name"] for site in founders], "target": target.name}
+        whole = content["target"]
+        limits = {key: whole.pop(key) for key in LIMITS & whole.keys()}
+        target = Site.model_validate(whole)
+        names = {"sites": [site["name"] for site in founders], "target": {"site": target.name, **limits}}
         scenario = Scenario.model_validate({**content, **names})
         return Experiment(scenario, sites, target, tuple(manifest["classes"])), manifest
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:

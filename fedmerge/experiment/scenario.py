@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ByteSize, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema
 
-from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.errors import Problem
 from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.federated.messages import Training
 from fedmerge.federated.model import ModelSpec
@@ -39,27 +39,35 @@ AnyStrategy: Any = by_name(STRATEGIES)
 CHECKS = tuple(DEFENSES.load(name)() for name in ("calibration", "norms", "agreement", "patches"))
 """What every scenario defends itself with, unless it says otherwise: it leaves honest federations as they are."""
 
-TARGET: dict[str, Any] = {
-    "anyOf": [
-        {"type": "string"},
-        {
-            "type": "object",
-            "properties": {
-                "site": {"type": "string"},
-                "max_bytes": {"type": ["string", "integer"]},
-                "shards": {"type": "integer", "minimum": 1},
-                "gpus": {"type": "number", "minimum": 0},
-                "resource": {"type": "string"},
-            },
-            "required": ["site"],
-            "additionalProperties": False,
-        },
-    ]
-}
-"""A target by name, or as a mapping with what it has: memory, processes, GPUs, a machine of its own."""
 
-BELOW_TARGET = {f"target.{name}": f"target_{name}" for name in ("max_bytes", "shards", "gpus", "resource")}
-"""Keys below `target`, and the fields that they are once a scenario is flattened. One that is not set leaves no trace in a run."""
+class Target(Spec):
+    """The unseen hospital, and what it has. In YAML its site's name alone stands for it."""
+
+    site: str = Field(description="name of a file in sites/, or a path")
+    max_bytes: ByteSize | None = Field(None, gt=0, description="memory that the target may take, e.g. 2GB")
+    shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over")
+    gpus: float | None = Field(None, ge=0, allow_inf_nan=False, description="GPUs of its process; default: one if there is one")
+    resource: str | None = Field(
+        None, min_length=1, description="resource of a Ray cluster that marks its machine; default 'target' if one declares it"
+    )
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What was set beside the site."""
+        return self.model_dump(mode="json", exclude={"site"}, exclude_none=True)
+
+
+LIMITS = frozenset(Target.model_fields) - {"site"}
+"""Keys below `target` beside the site."""
+
+
+def _named(value: Any) -> Any:
+    return {"site": value} if isinstance(value, str) else value
+
+
+AnyTarget: Any = Annotated[
+    Target, BeforeValidator(_named), WithJsonSchema({"anyOf": [{"type": "string"}, Target.model_json_schema()]})
+]
 
 
 class Scenario(Spec):
@@ -72,19 +80,7 @@ class Scenario(Spec):
     initialization: Initialization = Field(description="theta_0, which all hospitals share")
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
-    target: Annotated[str, WithJsonSchema(TARGET)] = Field(description="the unseen hospital: name of a file in sites/, or a path")
-    target_max_bytes: ByteSize | None = Field(
-        None, gt=0, description="memory that the target may take, e.g. 2GB; written as target: {site: NAME, max_bytes: 2GB}"
-    )
-    target_shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over at the target")
-    target_gpus: float | None = Field(
-        None, ge=0, allow_inf_nan=False, description="GPUs of the target's process; default: one if there is one"
-    )
-    target_resource: str | None = Field(
-        None,
-        min_length=1,
-        description="resource of a Ray cluster that marks the target's machine; default 'target' if one declares it",
-    )
+    target: AnyTarget = Field(description="the unseen hospital: name of a file in sites/, or a mapping with what it has")
     stream: AnySchedule = Field(description="order in which the target's images arrive")
     methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(as_written)] = Field(
         min_length=1, description="what is compared: names, or a name with its hyper-parameters below"
@@ -117,11 +113,6 @@ class Scenario(Spec):
     )
     jobs: int | None = Field(None, ge=1, description="worker processes of backend local; 1: this one; default: one for each core")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
-
-    @property
-    def unset(self) -> set[str]:
-        """What the target has not been given."""
-        return {name for name in BELOW_TARGET.values() if getattr(self, name) is None}
 
 
 def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
@@ -166,27 +157,6 @@ def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
             found = f"'{key}', which would ask {asked} hospitals{as_few} in a round"
             problems.append(Problem(where, at, found, f"at least {strategy.least}"))
     return problems
-
-
-def flattened(content: dict[str, Any], where: str) -> dict[str, Any]:
-    """A scenario's mapping with `target: {site: NAME, max_bytes: SIZE, ...}` as the fields `target`, `target_max_bytes`, ...
-
-    Raises ScenarioError if the target has other keys, or no site.
-    """
-    target = content.get("target")
-    if not isinstance(target, dict):
-        return content
-    known = ["site", *(key.removeprefix("target.") for key in BELOW_TARGET)]
-    problems = [
-        Problem(where, f"target.{key}", "an unknown key", "a known one", nearest(str(key), known))
-        for key in target
-        if key not in known
-    ]
-    if not isinstance(target.get("site"), str):
-        problems.append(Problem(where, "target.site", repr(target.get("site")), "the name of a file in sites/, or a path"))
-    if problems:
-        raise ScenarioError(problems)
-    return {**content, "target": target["site"]} | {f"target_{key}": value for key, value in target.items() if key != "site"}
 
 
 def json_schema(kind: str) -> dict[str, Any]:

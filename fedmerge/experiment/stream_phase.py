@@ -141,10 +141,10 @@ def target_task(plan: Experiment, initial: Initial, sent: Sent, request: RunOpti
         experts=tuple(expert.site for expert in sent.experts),
         federated=tuple(_row(model) for model in sent.federated),
         cap=min((one.most for one in scenario.defenses if one.at_target), default=None),
-        max_bytes=scenario.target_max_bytes,
-        shards=scenario.target_shards or 1,
-        gpus=scenario.target_gpus,
-        resource=scenario.target_resource,
+        max_bytes=scenario.target.max_bytes,
+        shards=scenario.target.shards or 1,
+        gpus=scenario.target.gpus,
+        resource=scenario.target.resource,
     )
 
 
@@ -185,7 +185,7 @@ BATCHES_AT_A_TIME = 4
 """Batches between two signs of life from the target, and between two snapshots; fewer before a change."""
 
 
-class Target(Protocol):
+class Consumer(Protocol):
     """What the walk needs of a target."""
 
     def advance(self, batches: int) -> list[Step]: ...
@@ -223,7 +223,7 @@ def at_batch(course: Sequence[Roster], t: int) -> Roster:
 class Walk:
     """The way through a stream, from batch `done` on. there: whose experts the target has now."""
 
-    def __init__(self, target: Target, course: Sequence[Roster], experts: Mapping[str, Contribution], terminal: Terminal) -> None:
+    def __init__(self, target: Consumer, course: Sequence[Roster], experts: Mapping[str, Contribution], terminal: Terminal) -> None:
         self.target, self.course, self.experts, self.terminal = target, course, experts, terminal
         self.there = course[0].experts
         self.done = 0

@@ -22,7 +22,8 @@ from typing import Any
 from fedmerge.errors import Problem, ScenarioError, SiteError
 from fedmerge.experiment.experiment import Experiment, Overrides, load_experiment
 from fedmerge.experiment.overrides import parse
-from fedmerge.report.sweep_table import Grid, plainly, write_grid
+from fedmerge.report.pages.sweep import write_grid
+from fedmerge.report.sweep_table import Grid, plainly
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.system.process import cores
 from fedmerge.system.yaml_loader import read_yaml
@@ -33,10 +34,6 @@ OF_THE_TARGET = (
     "per_sample",
     "generalist",
     "target",
-    "target_max_bytes",
-    "target_shards",
-    "target_gpus",
-    "target_resource",
     "name",
     "question",
     "target_deadline_s",

@@ -6,7 +6,6 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fedmerge.report.metrics.significance import over_seeds
@@ -83,15 +82,6 @@ def plainly(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(plainly(inner) if key == "kind" else f"{key} {plainly(inner)}" for key, inner in value.items())
     return " ".join(plainly(inner) for inner in value) if isinstance(value, list | tuple) else str(value)
-
-
-def write_grid(out: Path, grid: Grid, title: str) -> None:
-    """`sweep.csv`, `sweep.md`, `sweep.tex`, and `sweep.html` with small multiples."""
-    from fedmerge.report.pages.sweep import page
-
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("csv", as_csv(grid)), ("md", as_markdown(grid)), ("tex", as_latex(grid)), ("html", page(grid, title))):
-        (out / f"sweep.{name}").write_text(text, encoding="utf-8")
 
 
 def as_csv(grid: Grid) -> str:

@@ -17,8 +17,6 @@ from fedmerge.adaptation.ray.waiting import wait
 from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import TargetTask
 from fedmerge.errors import ScenarioError
-from fedmerge.experiment.overrides import FLAT
-from fedmerge.experiment.scenario import BELOW_TARGET
 from tests.front_door import ray_address, simulate, world
 from tests.targets import base, experts
 from tests.unit.adaptation.test_shards import alike, spread
@@ -155,10 +153,6 @@ def test_a_share_of_a_gpu_is_a_number(given: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("FEDMERGE_HOSPITAL_GPUS", given)
     with pytest.raises(ScenarioError, match=f"FEDMERGE_HOSPITAL_GPUS: found '{given}'"):
         preflight(Wanted())
-
-
-def test_keys_below_target_are_the_same_on_the_command_line() -> None:
-    assert {"target.site": "target"} | BELOW_TARGET == FLAT
 
 
 @pytest.mark.slow

@@ -7,9 +7,7 @@ installed.
 from __future__ import annotations
 
 from pathlib import Path
-
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
+from typing import Any
 
 from fedmerge.federated.flower.client import client_app
 from fedmerge.federated.flower.coordinator import GridBackend
@@ -19,13 +17,22 @@ from fedmerge.federated.flower.node_identity import OwnFile
 CONNECT_S = 120.0
 """Longest wait for the SuperNodes of this machine, seconds."""
 
+
+def job_server() -> Any:
+    """The coordinator's side; `folder` of the run's config is where the job is."""
+    from flwr.app import Context
+    from flwr.serverapp import Grid, ServerApp
+
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator]
+    def story(grid: Grid, context: Context) -> None:
+        folder = Path(str(context.run_config["folder"]))
+        what, job = read_job(folder)
+        carry_out(folder, what, job, GridBackend(grid, CONNECT_S))
+
+    return app
+
+
 client = client_app(OwnFile())
-server = ServerApp()
-
-
-@server.main()  # type: ignore[untyped-decorator]
-def carry_out_job(grid: Grid, context: Context) -> None:
-    """The coordinator's whole story. run_config: `folder`, where the job is."""
-    folder = Path(str(context.run_config["folder"]))
-    what, job = read_job(folder)
-    carry_out(folder, what, job, GridBackend(grid, CONNECT_S))
+server = job_server()

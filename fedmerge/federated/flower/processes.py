@@ -19,7 +19,6 @@ from pathlib import Path
 
 import yaml
 
-import fedmerge
 from fedmerge.federated.flower.job_app import CONNECT_S
 from fedmerge.federated.flower.job_folder import TICKS, last_word, read_job
 from fedmerge.federated.flower.launcher import ChildBackend
@@ -64,7 +63,7 @@ class ProcessesBackend(ChildBackend):
     grace_s = START_GRACE_S + CONNECT_S
 
 
-def run_job(folder: Path) -> None:
+def run_processes(folder: Path) -> None:
     """Start the processes, and end them when the coordinator has said its last word, or its run has ended."""
     what, job = read_job(folder)
     asked = incomplete(job) if what == "gather" else list(job.tasks)
@@ -122,7 +121,7 @@ def _ended_at_last() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 def _environment(folder: Path) -> dict[str, str]:
     """Flower's own folder is below the job's; its tools, and fedmerge, are found wherever a process starts."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    code = os.pathsep.join(filter(None, [str(Path(fedmerge.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    code = os.pathsep.join(filter(None, [str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "FLWR_HOME": str(folder / "flwr"), "PATH": path, "PYTHONPATH": code}
 
 
@@ -153,4 +152,4 @@ def free_port() -> int:
 
 if __name__ == "__main__":
     end_with_parent()
-    run_job(Path(sys.argv[1]))
+    run_processes(Path(sys.argv[1]))

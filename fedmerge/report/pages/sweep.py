@@ -10,11 +10,20 @@ import numpy as np
 
 from fedmerge.report.metrics.significance import over_seeds
 from fedmerge.report.pages._render import fill
-from fedmerge.report.sweep_table import REFERENCE, Grid, Line, plainly
+from fedmerge.report.sweep_table import REFERENCE, Grid, Line, as_csv, as_latex, as_markdown, plainly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+from pathlib import Path
+
+
+def write_grid(out: Path, grid: Grid, title: str) -> None:
+    """`sweep.csv`, `sweep.md`, `sweep.tex`, and `sweep.html` with small multiples."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (("csv", as_csv(grid)), ("md", as_markdown(grid)), ("tex", as_latex(grid)), ("html", page(grid, title))):
+        (out / f"sweep.{name}").write_text(text, encoding="utf-8")
+
 
 COLUMNS = 4
 ROOM = 5

@@ -135,12 +135,12 @@ def scenario(folder: Path, target: object) -> Path:
 
 def test_a_target_may_say_how_much_memory_it_has(tmp_path: Path) -> None:
     plain = load_plan(scenario(tmp_path, "mercy"))
-    assert "target_max_bytes" not in plain.resolved()
+    assert "max_bytes" not in plain.resolved()["target"]
     limited = load_plan(scenario(tmp_path, {"site": "mercy", "max_bytes": "2GB"}))
-    assert limited.scenario.target_max_bytes == 2 * 10**9
-    assert limited.resolved() == plain.resolved() | {"target_max_bytes": 2 * 10**9}
+    assert limited.scenario.target.max_bytes == 2 * 10**9
+    assert limited.resolved() == plain.resolved() | {"target": plain.resolved()["target"] | {"max_bytes": 2 * 10**9}}
     set_later: Experiment = load_plan(scenario(tmp_path, "mercy"), Overrides(settings=(("target.max_bytes", "1GiB"),)))
-    assert set_later.scenario.target_max_bytes == 2**30
+    assert set_later.scenario.target.max_bytes == 2**30
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_target_may_say_how_much_memory_it_has(tmp_path: Path) -> None:
             {"site": "mercy", "max_byte": 3},
             "target.max_byte: found an unknown key",
         ),
-        ({"max_bytes": "2GB"}, "target.site: found None"),
+        ({"max_bytes": "2GB"}, "target.site: found nothing"),
         ({"site": "mercy", "max_bytes": "much"}, "target.max_bytes: found 'much'"),
         ({"site": "mercy", "max_bytes": -1}, "target.max_bytes: found -1"),
     ],
