@@ -45,6 +45,13 @@ class Evidence:
     """The experts' logits on a batch (N, channels, H, W) and on its augmented views.
 
     An expert whose logits are not all finite is not valid: its entropy counts as infinite, so that it gets no weight.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+    batch : Tensor
+        Normalized images (N, channels, H, W), on the bank's device.
     """
 
     def __init__(self, bank: Bank, batch: Tensor) -> None:

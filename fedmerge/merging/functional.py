@@ -167,9 +167,11 @@ class Adapter:
         elif generalist is not None and isinstance(method, str) and "generalist" in _kind(method).model_fields:
             hyper_parameters["generalist"] = "generalist"
         self.method = _method(method, hyper_parameters)
-        self._given = _Given(model, base, generalist, flips, head, device)
+        given = _Given(model, base, generalist, flips, head, device)
+        self._given = replace(given, base=_copied(base), generalist=_copied(generalist))
         self._way = per_sample
-        self._settle(_experts(experts, counts, temperatures, statistics))
+        found = _experts(experts, counts, temperatures, statistics)
+        self._settle({name: replace(expert, state=_copied(expert.state)) for name, expert in found.items()})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -270,7 +272,8 @@ class Adapter:
         """
         if name in self._experts:
             raise MethodError(f"expert '{name}': found one of this name already; expected a new name, or leave('{name}') first")
-        self._settle({**self._experts, name: _Expert(state, count, temperature, dict(statistics or {}))})
+        _check_state_dict(f"expert '{name}'", state)
+        self._settle({**self._experts, name: _Expert(_copied(state), count, temperature, dict(statistics or {}))})
 
     def leave(self, name: str) -> None:
         """Let an expert go; what the method remembers of the others is carried over.
@@ -344,6 +347,11 @@ class _Given:
     head: Sequence[str] | None
     device: torch.device | str | None
 
+    def __post_init__(self) -> None:
+        for what, state in (("base", self.base), ("generalist", self.generalist)):
+            if state is not None:
+                _check_state_dict(what, state)
+
     def bank(self, experts: Mapping[str, _Expert]) -> Bank:
         """A bank of these experts."""
         counts = [expert.count for expert in experts.values() if expert.count is not None]
@@ -368,6 +376,25 @@ class _Given:
         return found | ({"counts"} if all(expert.count is not None for expert in experts.values()) else set())
 
 
+def _check_state_dict(what: str, state: object) -> None:
+    """Raises CheckpointError for what is no mapping of names to tensors."""
+    if not isinstance(state, Mapping):
+        mend = "Give module.state_dict()" if isinstance(state, nn.Module) else "Give several experts in a list, or by name"
+        raise CheckpointError(f"{what}: found {_shown(state)}; expected a state dict. {mend}")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            mend = f"Give the state dict inside, checkpoint['{name}']" if isinstance(value, Mapping) else "Give tensors alone"
+            raise CheckpointError(f"{what}: found {_shown(value)} under '{name}'; expected a tensor. {mend}")
+
+
+S = TypeVar("S", StateDict, StateDict | None)
+
+
+def _copied(state: S) -> S:
+    """Tensors of its own: a model that trains on must not change experts that are kept until others join or leave."""
+    return None if state is None else {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
 def _common(experts: Mapping[str, _Expert]) -> set[str]:
     """Kinds of statistics that every expert has."""
     return set.intersection(*(set(expert.statistics) for expert in experts.values()))
@@ -384,13 +411,13 @@ def _experts(
     if not named:
         raise CheckpointError("experts: found none; expected at least one state dict")
     for name, state in named.items():
-        if not isinstance(state, Mapping):
-            mend = "Give module.state_dict()" if isinstance(state, nn.Module) else "Give several experts in a list, or by name"
-            raise CheckpointError(f"expert '{name}': found {_shown(state)}; expected a state dict. {mend}")
+        _check_state_dict(f"expert '{name}'", state)
     found = {name: _Expert(state) for name, state in named.items()}
     for name, count in _by_name("counts", counts, named).items():
         found[name] = replace(found[name], count=count)
     for name, temperature in _by_name("temperatures", temperatures, named).items():
+        if not 0 < temperature < float("inf"):
+            raise MethodError(f"temperatures: found {temperature} of {name}; expected a number greater than 0")
         found[name] = replace(found[name], temperature=temperature)
     for kind, states in (statistics or {}).items():
         for name, one in _by_name(f"statistics['{kind}']", states, named).items():

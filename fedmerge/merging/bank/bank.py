@@ -87,11 +87,42 @@ class Bank:
         dtype: torch.dtype = torch.float32,
         variance: str = "linear",
     ) -> Bank:
-        """A bank of state dicts that fit `model`, in the experts' order where there is one of each.
+        """A bank of state dicts that fit `model`.
 
-        base: theta_0. generalist: a model that an adaptive method may fall back on. statistics: by kind, one mapping of tensors
-        per expert: "fisher" and "soup" by parameter, "gram" by weight. variance: the buffer policy, "linear" or "moment".
-        Raises CheckpointError if there is no expert, or one does not fit the model or holds a NaN.
+        Parameters
+        ----------
+        model : nn.Module
+            The architecture; it is copied, and never changed.
+        experts : sequence or mapping of state dicts
+            K experts, in this order; without names they are expert-0, expert-1, ...
+        base : state dict, optional
+            theta_0, the initialization that all experts started from: the anchor "theta_0".
+        generalist : state dict, optional
+            A model that an adaptive method may fall back on: the anchor "generalist".
+        statistics : mapping, optional
+            By kind, one mapping of tensors for each expert: "fisher" and "soup" by parameter, "gram" and "gram_rounds" by weight.
+        counts : sequence of int, optional
+            Training images of each expert.
+        temperatures : sequence of float, optional
+            Temperature of each expert; default 1.
+        flips : bool
+            Whether a horizontal flip preserves the label.
+        head : sequence of str, optional
+            Names of the classifier's parameters; default: timm's `get_classifier()`, else the last linear layer.
+        device, dtype
+            Of the rows, and so of all that is merged and run.
+        variance : {"linear", "moment"}
+            How variances of BatchNorm are mixed; see `Buffers`.
+
+        Returns
+        -------
+        Bank
+            With a copy of all parameters.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no expert, or one does not fit the model or holds a NaN.
         """
         named = dict(experts) if isinstance(experts, Mapping) else {f"expert-{k}": x for k, x in enumerate(experts)}
         if not named:
@@ -207,8 +238,22 @@ class Bank:
     def mix(self, encoder: Tensor, head: Tensor | None = None, out: Tensor | None = None) -> Tensor:
         """theta (P,) = (sum_k encoder_k phi_k, sum_k head_k w_k), written into `out` or the bank's own buffer.
 
-        encoder, head: (K,), or (K + A,) with the anchors; head defaults to encoder. A one-hot row returns that expert bit for bit,
-        and an expert with coefficient 0 is not read, so that a broken one cannot spoil the others.
+        A one-hot row returns that expert bit for bit, and an expert with coefficient 0 is not read, so that a broken one cannot
+        spoil the others.
+
+        Parameters
+        ----------
+        encoder : Tensor
+            Coefficients (K,), or (K + A,) with the anchors.
+        head : Tensor, optional
+            The same for the head; default: those of the encoder.
+        out : Tensor, optional
+            Room for the result (P,); default: the bank's own, which the next merge writes over.
+
+        Returns
+        -------
+        Tensor
+            theta (P,), which is `out`.
         """
         out = self._merged if out is None else out
         for part, weights in ((self.encoder, encoder), (self.head, encoder if head is None else head)):
@@ -216,9 +261,21 @@ class Bank:
         return out
 
     def forward(self, theta: Tensor, batch: Tensor, coefficients: Tensor | None = None) -> Tensor:
-        """Logits (N, C) of the model with parameters theta (P,) on a batch (N, channels, H, W).
+        """Logits of the model with given parameters, in evaluation mode.
 
-        coefficients: (K,) or (K + A,) convex weights for the BatchNorm statistics; default 1/K each expert.
+        Parameters
+        ----------
+        theta : Tensor
+            Parameters (P,), encoder first.
+        batch : Tensor
+            Normalized images (N, channels, H, W).
+        coefficients : Tensor, optional
+            Convex weights (K,) or (K + A,) for the BatchNorm statistics; default 1/K for each expert.
+
+        Returns
+        -------
+        Tensor
+            Logits (N, C).
         """
         return self._run(self._views(theta) | self.buffers.merged(coefficients), batch)
 
@@ -243,7 +300,20 @@ class Bank:
         return lambda theta, batch: self._run(self._views(theta) | buffers, batch)
 
     def state_dict(self, theta: Tensor, coefficients: Tensor | None = None) -> dict[str, Tensor]:
-        """theta (P,) as a state dict that `model.load_state_dict` accepts, buffers included; a copy."""
+        """Parameters as a state dict that `model.load_state_dict` accepts, buffers included.
+
+        Parameters
+        ----------
+        theta : Tensor
+            Parameters (P,), encoder first.
+        coefficients : Tensor, optional
+            As in `forward`.
+
+        Returns
+        -------
+        dict of str to Tensor
+            A copy.
+        """
         state = self._views(theta) | self.buffers.merged(coefficients)
         return {name: state[self.parts.aliases.get(name, name)].clone() for name in self.model.state_dict()}
 

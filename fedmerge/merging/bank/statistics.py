@@ -35,6 +35,9 @@ class Statistics:
             self._flat[kind] = torch.stack([self._row(kind, name, one, like) for name, one in zip(self._names, given, strict=True)])
         else:
             layers = given[0].keys()
+            for name, one in zip(self._names, given, strict=True):
+                if odd := sorted(set(one) ^ set(layers) | set(one) - set(self._slices)):
+                    raise CheckpointError(f"statistic '{kind}' of {name}: found, or missing, {odd[0]}; expected the linear weights")
             self._layers[kind] = {layer: torch.stack([one[layer].to(like.device) for one in given]) for layer in layers}
 
     def flat(self, kind: str, method: str) -> Tensor:

@@ -168,8 +168,25 @@ METHODS: Folder[Method] = Folder("fedmerge.merging.methods", Method, "method")
 
 
 def load_method(name: str, **hyper_parameters: Any) -> Method:
-    """The method `name` with its hyper-parameters, e.g. `load("eam", gamma=5)`.
+    """A merging method, by the name of its file.
 
-    Raises ScenarioError for an unknown name and pydantic.ValidationError for a hyper-parameter out of range.
+    Parameters
+    ----------
+    name : str
+        One of `METHODS.names`.
+    **hyper_parameters
+        Its fields, e.g. `gamma=5` for eam.
+
+    Returns
+    -------
+    Method
+        A frozen pydantic model.
+
+    Raises
+    ------
+    ScenarioError
+        For an unknown name, with the nearest.
+    pydantic.ValidationError
+        For an unknown hyper-parameter, or one out of range.
     """
     return METHODS.load(name)(**hyper_parameters)

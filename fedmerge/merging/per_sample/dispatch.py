@@ -33,7 +33,8 @@ def prefers_mixture(uses: float, experts: int, samples: int, distinct: int) -> b
 
         N T (K - 1) / (D (K + 1)) < 20.
 
-    Measured in November 2026 on one core of a CPU, batches of 8 and 32, milliseconds of (mixture, rows):
+    Measured in November 2026 on one core of a CPU that others used too, so that single numbers may be off by a third; no GPU was
+    tried. Milliseconds of (mixture, rows), the better of two, where rows is D times one merge and one forward of N/D samples:
 
         ViT-Ti of 32 px   T = 17   K = 2   N = 32   D = 32: (272, 684)     D = 8: (272, 250)     D = 4: (272, 131)
         ViT-Ti of 32 px   T = 17   K = 3   N = 32   D = 32: (250, 520)     D = 16: (250, 311)    D = 8: (250, 185)

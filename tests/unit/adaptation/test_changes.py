@@ -54,7 +54,7 @@ def same(a: list[Step], b: list[Step]) -> None:
 
 
 def exact(task: TargetTask) -> TargetTask:
-    """The same, with one way for rows of coefficients: the cheapest is found by a clock, and differs in the last bits."""
+    """The same, with one way for rows of coefficients: which one a batch takes hangs on how many rows there are."""
     return replace(task, per_sample="rows")
 
 

@@ -208,6 +208,14 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "no expert": (lambda: fedmerge.merge(Net(), []), CheckpointError, "found none"),
     "one state": (lambda: fedmerge.merge(Net(), NORTH), CheckpointError, "found a tensor.*Give several experts"),
     "modules": (lambda: fedmerge.merge(Net(), [Net()]), CheckpointError, "state_dict()"),
+    "checkpoint": (lambda: fedmerge.merge(Net(), [{"net": NORTH}]), CheckpointError, r"Give the state dict inside.*'net'"),
+    "base": (lambda: fedmerge.Adapter(Net(), BOTH, base=Net()), CheckpointError, "base: found Net; expected a state dict"),
+    "cold": (lambda: fedmerge.Adapter(Net(), BOTH, temperatures=[1, 0]), MethodError, "found 0 of expert-1"),
+    "odd gram": (
+        lambda: fedmerge.merge(Net(), BOTH, "regmean", statistics={"gram": [{"head.weight": torch.eye(4)}, {}]}),
+        CheckpointError,
+        "statistic 'gram' of expert-1: found, or missing, head.weight",
+    ),
     "misfit": (lambda: fedmerge.merge(Net(4), BOTH), CheckpointError, "expert-0 does not fit.*\n.*head.weight"),
     "odd counts": (lambda: fedmerge.Adapter(Net(), BOTH, counts=[1]), MethodError, "counts: found 1; expected 2"),
     "odd names": (lambda: fedmerge.Adapter(Net(), BOTH, counts={"a": 1}), MethodError, "expected one for each of expert-0"),
@@ -247,6 +255,15 @@ def test_after_a_refused_change_the_adapter_is_as_it_was() -> None:
         adapt.join("late", {"head.weight": torch.zeros(1)})
     assert adapt.names == ("expert-0", "expert-1")
     assert torch.equal(adapt(x), before)
+
+
+def test_a_model_that_trains_on_does_not_change_the_adapters_experts() -> None:
+    own, x = {name: tensor.clone() for name, tensor in NORTH.items()}, a_batch(dtype=torch.float32)
+    adapt, wanted = (fedmerge.Adapter(Net(), [state, SOUTH], "mean") for state in (own, NORTH))
+    own["head.weight"].zero_()
+    for one in (adapt, wanted):
+        one.join("west", WEST)
+    assert torch.equal(adapt(x), wanted(x))
 
 
 def fresh(code: str) -> None:
