@@ -76,9 +76,9 @@ def per_sample(title: str, bank: Bank, side: int, repeats: int) -> None:
     auto.predict(batch, spread)
 
     def one_merge() -> Tensor:
-        return bank.forward(bank.mix(t3_batch.coefficients(Evidence.of(bank, batch)).encoder), batch)
+        return bank.forward(bank.mix(t3_batch.coefficients(Evidence(bank, batch)).encoder), batch)
 
-    evidence = median(lambda: t3.coefficients(Evidence.of(bank, batch)), repeats)
+    evidence = median(lambda: t3.coefficients(Evidence(bank, batch)), repeats)
     batchwise = median(one_merge, repeats)
     fast = median(lambda: mixture.predict(batch, spread), repeats)
     slow = median(lambda: samples.predict(batch, spread), repeats)
@@ -117,7 +117,7 @@ def sharing() -> None:
     methods = [load_method(name) for name in METHODS.names]
     static = [m for m in methods if isinstance(m, Static) and not m.needed & {"fisher", "gram", "gram_rounds", "soup"}]
     adaptive = [m for m in methods if isinstance(m, Adaptive) and m.ranked]
-    evidence, merged, alone = Evidence.of(bank, batch), 0, 0
+    evidence, merged, alone = Evidence(bank, batch), 0, 0
     chooser = PerSample(bank, "rows")
     for method in static:
         bank.forward(method.merge(bank), batch)

@@ -38,8 +38,8 @@ from fedmerge.federated.client.worker import (
 )
 from fedmerge.federated.flower.client import packed  # noqa: E402
 from fedmerge.federated.flower.simulation import run_flower  # noqa: E402
-from fedmerge.federated.messages import (  # noqa: E402  # noqa: E402
-    Ask,
+from fedmerge.federated.messages import (  # noqa: E402
+    Backend,
     Initial,
     Job,
     Outcome,
@@ -53,7 +53,6 @@ from fedmerge.federated.security.audit import Upload  # noqa: E402
 from fedmerge.federated.security.limits import measured, rms  # noqa: E402
 from fedmerge.federated.security.signing import VARIABLE, make  # noqa: E402
 from fedmerge.federated.server.authentication import introduced  # noqa: E402
-from fedmerge.federated.server.collect import collect  # noqa: E402
 from fedmerge.federated.server.in_process import LocalBackend  # noqa: E402
 from fedmerge.federated.server.initialization import Proxy, initialize, kept_theta_0  # noqa: E402
 from fedmerge.federated.site import Site  # noqa: E402
@@ -284,8 +283,8 @@ def tried(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Outcome], Job]:
     job = replace(job, tasks=(honest, *asked))
     outcomes: dict[str, Outcome] = {}
 
-    def program(ask: Ask) -> None:
-        outcomes.update(collect(job, ask))
+    def program(backend: Backend) -> None:
+        outcomes.update(backend.gather(job, lambda _: None))
 
     run_flower(job, asked, tampering(asked, bad), program)
     lines = [json.loads(line) for line in job.audit.read_text(encoding="utf-8").splitlines()]

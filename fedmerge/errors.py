@@ -5,6 +5,7 @@ FedmergeError
 │   ├── ScenarioError         a YAML says something that cannot be; carries all problems at once
 │   ├── DataError             images that are missing, truncated, or of the wrong kind
 │   ├── CheckpointError       weights that do not fit the model
+│   ├── MethodError           a merging method that cannot be used as asked, from the library
 │   ├── FolderError           a run folder or pool that cannot be used as asked
 │   ├── MissingExtra          a package of an extra is not installed; also an ImportError
 │   └── SiteError             a hospital failed, stayed silent, or sent something that may not be admitted
@@ -89,6 +90,10 @@ class CheckpointError(UserError):
 
 class PerSampleRefused(CheckpointError):
     """A model whose parameters cannot be merged for every sample exactly; the message names the operation and the parameter."""
+
+
+class MethodError(UserError):
+    """A merging method that a library user cannot use as asked: its name, hyper-parameters, or what it needs beside experts."""
 
 
 class FolderError(UserError):

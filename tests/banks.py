@@ -61,7 +61,7 @@ def an_answer(n: int) -> Answer:
 
 def outcome(method: Method, bank: Bank, batch: torch.Tensor) -> torch.Tensor:
     """What a method predicts, (N, C) probabilities, whatever its kind; an oracle is told the truth."""
-    evidence = Evidence.of(bank, batch)
+    evidence = Evidence(bank, batch)
     if isinstance(method, Output):
         return method.predict(evidence)
     if isinstance(method, Static):

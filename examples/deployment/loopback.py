@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from credentials import node_key
 
 from fedmerge.cli.site_files import give_key, site_outline
 from fedmerge.experiment.experiment import load_experiment, site_file
+from fedmerge.federated.flower.processes import free_port
 from fedmerge.federated.security.certificates import issue
 from fedmerge.system.offline import sealed
 
@@ -230,13 +230,6 @@ def below(pid: int) -> list[int]:
     for one in found:
         found += [child for child, parent in rows if parent == one]
     return found[1:]
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def last_words(log: Path) -> str:

@@ -16,10 +16,10 @@ from fedmerge.data.cache import folder
 from fedmerge.data.images import Images
 from fedmerge.errors import FolderError, Problem, ScenarioError
 from fedmerge.federated.model import ModelSpec, build
-from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.bank import Bank, Shards
 from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.bank.row_storage import Mapped, Shelf
-from fedmerge.merging.bank.sharded import Shards, SpreadBank
+from fedmerge.merging.bank.sharded import SpreadBank
 from fedmerge.merging.bank.statistics import BY_LAYER, FLAT
 from fedmerge.merging.curvature.gram import linear_layers
 from fedmerge.merging.methods._base import Method, Online, Static

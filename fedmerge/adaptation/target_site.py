@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from fedmerge.data.images import to_batch
 from fedmerge.federated.model import build, normalization
 from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import Adaptive, Method
-from fedmerge.merging.per_sample.dispatch import Costs, PerSample
+from fedmerge.merging.per_sample.dispatch import PerSample
 from fedmerge.merging.predict import Fixed, Row, RowInfo, carry, infos, predict, rows_of
 from fedmerge.merging.scoring.divergence import entropy
 from fedmerge.report.batch_log import Step
@@ -128,9 +128,8 @@ class TargetSite:
         return self.forwards_run
 
     def per_sample_ways(self) -> dict[str, Any]:
-        """How rows of coefficients were merged, for the manifest: batches by way, measured seconds, and why not the mixture."""
-        done = self.per_sample
-        return {"taken": done.taken, "seconds": asdict(done.costs) if done.costs.size else {}, "refusal": done.refusal}
+        """How rows of coefficients were merged, for the manifest: batches by way, and why not the mixture."""
+        return {"taken": self.per_sample.taken, "refusal": self.per_sample.refusal}
 
     def answers(self) -> Answers:
         """Labels and domains of the whole stream, for the report."""
@@ -139,7 +138,7 @@ class TargetSite:
     def snapshot(self) -> dict[str, Any]:
         """The position, the experts, every method's state as numpy arrays, and how rows of coefficients are merged."""
         states = {key: {name: value.cpu().numpy().copy() for name, value in row.state.items()} for key, row in self.rows.items()}
-        ways = {"taken": self.per_sample.taken, "costs": asdict(self.per_sample.costs)}
+        ways = self.per_sample_ways()
         where = {"position": self.position, "surveyed": self.surveyed, "experts": list(self.bank.names)}
         return {**where, "forwards_run": self.forwards_run, "states": states, "per_sample": ways}
 
@@ -150,7 +149,7 @@ class TargetSite:
         self.position, self.forwards_run = snapshot["position"], snapshot["forwards_run"]
         self.surveyed = snapshot["surveyed"]
         self.per_sample.taken = dict(snapshot["per_sample"]["taken"])
-        self.per_sample.costs = Costs(**snapshot["per_sample"]["costs"])  # measured again, another way might be taken
+        self.per_sample.refusal = snapshot["per_sample"]["refusal"]
         for key, state in snapshot["states"].items():
             self.rows[key].state = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
 
@@ -178,7 +177,7 @@ class TargetSite:
 
     def _evidence(self, t: int) -> Evidence:
         x = to_batch(self.gallery.pixels(self.stream.batches[t]), *self.normalization)
-        return Evidence.of(self.bank, x.to(self.device))
+        return Evidence(self.bank, x.to(self.device))
 
     def _told(self, method: Method, t: int, evidence: Evidence) -> AbstractContextManager[None]:
         """The truth, for oracles, which say that they need labels; nothing for anybody else."""

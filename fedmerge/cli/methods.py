@@ -1,27 +1,16 @@
-"""The table of merging methods, from the folder itself; what a batch costs is counted by running every method on a small model."""
+"""The table of merging methods, from the folder itself: what each declares, and the fields of one."""
 
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
-from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.curvature.gram import linear_layers
-from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import METHODS, Adaptive, Method, Online, Output, Static
-from fedmerge.merging.per_sample.dispatch import PerSample
-from fedmerge.merging.predict import predict, rows_of
 
 KINDS: dict[type[Method], str] = {Static: "once", Adaptive: "per batch", Online: "online", Output: "predictions"}
 """What is merged, and when."""
-
-SIZES = (2, 3, 5)
-"""Numbers of experts with which costs are counted."""
 
 
 def method_table() -> None:
@@ -51,17 +40,7 @@ def row(name: str) -> tuple[str, ...]:
     method = kind()
     merges = next(text for base, text in KINDS.items() if issubclass(kind, base))
     needs = ", ".join(sorted(method.needed)) or "nothing"
-    return name, merges, needs, "yes" if kind.gradient else "no", method_cost(method), kind.paper
-
-
-def method_cost(method: Method) -> str:
-    """Forwards of a batch as a formula in K."""
-    counted = {K: _forwards(method, K) for K in SIZES}
-    slope = counted[3] - counted[2]
-    rest = counted[2] - 2 * slope
-    assert all(count == slope * K + rest for K, count in counted.items())
-    part = {0: "", 1: "K"}.get(slope, f"{slope}K")
-    return " + ".join(text for text in (part, str(rest) if rest or not part else "") if text)
+    return name, merges, needs, "yes" if kind.gradient else "no", kind.cost, kind.paper
 
 
 def describe(name: str) -> str:
@@ -78,27 +57,3 @@ def describe(name: str) -> str:
 def _shown(annotation: object) -> str:
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     return text.replace("typing.", "").replace("Literal", "one of ")
-
-
-@torch.no_grad()
-def _forwards(method: Method, K: int) -> int:
-    bank = _bank(K)
-    batch = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    (kept, *_) = rows_of([method], bank).values()
-    evidence = Evidence.of(bank, batch)
-    truth = Answer(torch.zeros(4, dtype=torch.long), torch.zeros(4, dtype=torch.long))
-    with evidence.billed() as bill, evidence.opened(truth) if "labels" in method.needed else nullcontext():
-        found = predict(kept, evidence, PerSample(bank, "mixture"))
-    return kept.method.forwards_alone(bill.forwards, K) + found.forwards
-
-
-def _bank(K: int) -> Bank:
-    """K random linear classifiers with all that a method may ask for."""
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.GELU(), nn.Linear(5, 3))
-    states = [{n: torch.randn(t.shape, generator=generator) for n, t in model.state_dict().items()} for _ in range(K + 1)]
-    squares = [{n: t**2 for n, t in state.items()} for state in states[:K]]
-    grams = [{n: torch.eye(layer.in_features) for n, layer in linear_layers(model).items()} for _ in range(K)]
-    statistics = {"fisher": squares, "soup": states[:K], "gram": grams, "gram_rounds": grams}
-    head = ("3.weight", "3.bias")
-    return Bank.of(model, states[:K], states[K], statistics=statistics, counts=[1] * K, temperatures=[1.0] * K, head=head)

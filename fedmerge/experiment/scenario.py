@@ -109,7 +109,7 @@ class Scenario(Spec):
         None, ge=1, description="go on without hospitals that fail or stay away, if so many have sent experts; default: all must"
     )
     target_restarts: int = Field(3, ge=0, le=100, description="how often the target may die and go on from its last batches")
-    per_sample: Way = Field("auto", description="how merges for single samples are done; auto measures which is cheapest")
+    per_sample: Way = Field("auto", description="how merges for single samples are done; auto picks by shapes")
     backend: Literal["local", "simulation", "deployment"] = Field(
         "simulation",
         description="local: all in this process, or in worker processes of it; simulation: Flower clients and a Ray target; "

@@ -55,11 +55,6 @@ class Evidence:
         self._bill = Bill(bank.K)
         self._answer: Answer | None = None
 
-    @staticmethod
-    def of(bank: Bank, batch: Tensor) -> Evidence:
-        """Evidence about a normalized batch (N, channels, H, W)."""
-        return Evidence(bank, batch)
-
     @contextmanager
     def billed(self) -> Iterator[Bill]:
         """Note what is asked for inside the block, whether or not it had been computed before."""

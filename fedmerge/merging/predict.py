@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ class Fixed(Method):
     """A model that no expert's coming or going changes."""
 
     paper: ClassVar[str] = ""
+    cost: ClassVar[str] = "1"
 
     @classmethod
     def kind(cls) -> str:
@@ -79,6 +80,8 @@ class Prediction:
     """Log-probabilities (N, C), the coefficients behind them if any, and forwards and merges of models that they took.
 
     Samples whose logits are not finite are predicted uniformly, and counted in the notes.
+    theta: the merged parameters (P,), good until the bank's next merge; None where samples have models of their own, or no model
+    was merged. statistics: weights of its BatchNorm statistics, or None for 1/K.
     """
 
     log_p: Tensor
@@ -86,6 +89,8 @@ class Prediction:
     forwards: int = 0
     merges: int = 0
     notes: dict[str, list[float]] = field(default_factory=dict)
+    theta: Tensor | None = None
+    statistics: Tensor | None = None
 
     @staticmethod
     def of(log_p: Tensor, coefficients: Coefficients | None = None, forwards: int = 0, merges: int = 0) -> Prediction:
@@ -146,7 +151,8 @@ def _merged(
     theta: Tensor, evidence: Evidence, statistics: Tensor | None = None, merges: int = 0, found: Coefficients | None = None
 ) -> Prediction:
     logits = evidence.bank.forward(theta, evidence.batch, statistics)
-    return Prediction.of(torch.log_softmax(logits.float(), -1), found, 1, merges)
+    done = Prediction.of(torch.log_softmax(logits.float(), -1), found, 1, merges)
+    return replace(done, theta=theta, statistics=statistics)
 
 
 def _mixed(found: Coefficients, evidence: Evidence, per_sample: PerSample) -> Prediction:

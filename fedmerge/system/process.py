@@ -1,4 +1,4 @@
-"""Child processes that end when their parent does, however that ends: a kill -9 leaves nobody to tell them."""
+"""Child processes that end when their parent does, however that ends, and that share the cores of their machine."""
 
 from __future__ import annotations
 
@@ -6,16 +6,66 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 STDIN = 0
+
+SLOTS = "FEDMERGE_CORE_SLOTS"
+"""Names the folder of a federation's slots to its processes; it is set by who starts them, and nobody else."""
+
+GLANCE_S = 0.05
+"""Between two looks at slots that are all taken."""
 
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_core_slots(folder: Path, count: int) -> dict[str, str]:
+    """Slots for so many runs at a time, as files in a new folder; the environment of processes that are to share them."""
+    folder.mkdir()
+    for number in range(max(1, count)):
+        (folder / f"{number}.slot").touch()
+    return {SLOTS: str(folder)}
+
+
+@contextmanager
+def core_slot() -> Iterator[None]:
+    """Holds one slot of this federation while the block runs; without a federation that has slots, nothing is waited for.
+
+    One process at a time looks for a free slot, and the others queue behind it: who gives one back does not get it again while
+    others wait. A slot is a file lock, so that of a process that died is free.
+    """
+    slots = sorted(Path(os.environ[SLOTS]).glob("*.slot")) if SLOTS in os.environ else []
+    if not slots:
+        yield
+        return
+    with FileLock(slots[0].with_name("queue")):
+        held = _free_slot(slots)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _free_slot(slots: list[Path]) -> FileLock:
+    while True:
+        for slot in slots:
+            lock = FileLock(slot)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                continue
+            return lock
+        time.sleep(GLANCE_S)
 
 
 def end_with_parent() -> None:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from fedmerge.federated.client.site_log import own_log
 from fedmerge.federated.flower.launcher import SimulationBackend
@@ -48,20 +47,6 @@ def all_ended(before: set[str], within_s: float = 15) -> bool:
     while ray_processes() - before and time.monotonic() - began < within_s:
         time.sleep(0.2)
     return not ray_processes() - before
-
-
-@pytest.fixture
-def folder_of_text(tmp_path: Path, hospital: Hospital) -> dict[str, object]:
-    """An image folder that looks right from outside: the files' names are those of images, their content is not."""
-    for organ in hospital("x").classes:
-        place = tmp_path / "images" / "ward" / organ
-        place.mkdir(parents=True)
-        for number in range(6):
-            if organ == "liver":
-                (place / f"{number}.png").write_text("no image")
-            else:
-                Image.new("L", (16, 16), number * 20).save(place / f"{number}.png")
-    return {"kind": "image_folder", "root": str(tmp_path / "images"), "max_broken": 2}
 
 
 @pytest.mark.slow

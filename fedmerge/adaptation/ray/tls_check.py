@@ -6,11 +6,10 @@ Ray reads RAY_USE_TLS, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and RAY_TLS_CA_CE
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fedmerge.errors import Problem
 
@@ -20,15 +19,14 @@ FILES = {
     "RAY_TLS_SERVER_KEY": "its private key",
     "RAY_TLS_CA_CERT": "the authority's certificate",
 }
-GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
-"""How a client of gRPC begins (RFC 9113, section 3.4): the preface and an empty SETTINGS frame."""
-
-SETTINGS = 0x04
 ANSWER_S = 5.0
 """Longest wait for a head's answer, seconds."""
 
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE")
-"""What OpenSSL says of an answer that is not TLS."""
+NO_TLS = "WRONG_VERSION_NUMBER"
+"""What gRPC says of an answer that is not TLS."""
+
+DOUBTED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification")
+"""What gRPC says of a certificate that it does not believe."""
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 MAKE = "'fedmerge certificate' makes them"
@@ -39,12 +37,12 @@ def disagreements(host: str, port: int) -> list[Problem]:
 
     A head that says nothing, or is gone again, is left to Ray.
     """
-    address = f"{host}:{port}"
     if switched_on() and (problems := list(_unusable_files())):
         return problems
-    with suppress(TimeoutError, ConnectionRefusedError), socket.create_connection((host, port), ANSWER_S) as line:
-        return list(_encrypted(line, host, address) if switched_on() else _plain(line, address))
-    return []
+    said = _refusal(host, port)
+    if not said or "Connection refused" in said:
+        return []
+    return [_encrypted(said, host, f"{host}:{port}") if switched_on() else _plain(f"{host}:{port}")]
 
 
 def switched_on() -> bool:
@@ -52,41 +50,45 @@ def switched_on() -> bool:
     return os.environ.get(SWITCH, "0").lower() in ("1", "true")
 
 
-def _plain(line: socket.socket, address: str) -> Iterator[Problem]:
-    try:
-        line.sendall(GREETING)
-        answer = line.recv(9)
-    except ConnectionError:
-        answer = b""
-    if len(answer) < 4 or answer[3] != SETTINGS:
-        expected = f"{SWITCH}=1 with {', '.join(FILES)}, as at every node"
-        yield Problem("RAY_ADDRESS", "", f"'{address}', a head that speaks TLS or is no Ray", expected)
+def _refusal(host: str, port: int) -> str:
+    """Why gRPC cannot speak with the head, in its own words; nothing if it can, or if the head says nothing."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would print what we tell
+    import grpc  # type: ignore[import-untyped]
+
+    with _channel(grpc, host, port) as channel:
+        try:
+            channel.unary_unary("/fedmerge/hello")(b"", timeout=ANSWER_S)
+        except grpc.RpcError as error:  # a head that can be spoken with says that it has no such method
+            return str(error.details()) if error.code() is grpc.StatusCode.UNAVAILABLE else ""
+    return ""
 
 
-def _encrypted(line: socket.socket, host: str, address: str) -> Iterator[Problem]:
-    certificate, key, authority = (os.environ[name] for name in FILES)
-    context = ssl.create_default_context(cafile=authority)
-    context.set_alpn_protocols(["h2"])
-    context.load_cert_chain(certificate, key)
-    asked = _as_ray_asks(host)
-    try:
-        with context.wrap_socket(line, server_hostname=asked) as encrypted:
-            encrypted.sendall(GREETING)
-            refused = "" if encrypted.recv(9) else "it ended the connection"  # TLS 1.3 tells a client only now
-    except ssl.SSLCertVerificationError as error:
-        found = f"'{address}', whose certificate does not fit ({error.verify_message.rstrip('.')})"
-        yield Problem("RAY_ADDRESS", "", found, f"one for {asked}, by the authority of RAY_TLS_CA_CERT ({authority})")
-        return
-    except ssl.SSLError as error:
-        if error.reason in NO_TLS:
-            yield Problem(SWITCH, "", f"1, but the head at {address} is without TLS", f"a head with TLS, or no {SWITCH}")
-            return
-        refused = error.reason or str(error)
-    except ConnectionError:
-        refused = "it ended the connection"
-    if refused:
-        expected = f"one by the authority that the head at {address} trusts"
-        yield Problem("RAY_TLS_SERVER_CERT", "", f"'{certificate}', which the head does not take ({refused})", expected)
+def _channel(grpc: Any, host: str, port: int) -> Any:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)]
+    if not switched_on():
+        return grpc.insecure_channel(address, options)
+    certificate, key, authority = (Path(os.environ[name]).read_bytes() for name in FILES)
+    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+    return grpc.secure_channel(address, credentials, [*options, ("grpc.ssl_target_name_override", _as_ray_asks(host))])
+
+
+def _plain(address: str) -> Problem:
+    expected = f"{SWITCH}=1 with {', '.join(FILES)}, as at every node"
+    return Problem("RAY_ADDRESS", "", f"'{address}', a head that speaks TLS or is no Ray", expected)
+
+
+def _encrypted(said: str, host: str, address: str) -> Problem:
+    certificate, _, authority = (os.environ[name] for name in FILES)
+    if NO_TLS in said:
+        return Problem(SWITCH, "", f"1, but the head at {address} is without TLS", f"a head with TLS, or no {SWITCH}")
+    why = said.rpartition(f"{address.rpartition(':')[2]}: ")[2].removesuffix(": OK").rstrip(".")  # without the address
+    why = why.rpartition("OPENSSL_internal:")[2]
+    if any(words in said for words in DOUBTED):
+        expected = f"one for {_as_ray_asks(host)}, by the authority of RAY_TLS_CA_CERT ({authority})"
+        return Problem("RAY_ADDRESS", "", f"'{address}', whose certificate does not fit ({why})", expected)
+    expected = f"one by the authority that the head at {address} trusts"
+    return Problem("RAY_TLS_SERVER_CERT", "", f"'{certificate}', which the head does not take ({why})", expected)
 
 
 def _unusable_files() -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from typing import Any
 from fedmerge.errors import FedmergeError, Problem, ScenarioError
 from fedmerge.experiment.experiment import RunOptions, load_experiment
 from fedmerge.experiment.run import prepare
-from fedmerge.federated.flower.coordinator import DeploymentBackend
+from fedmerge.federated.flower.coordinator import GridBackend
 
 APP = Path(__file__).resolve().parents[3]
 """The folder of the app as Flower has unpacked it; scenarios and sites travel with it."""
@@ -46,7 +46,7 @@ def conduct(grid: Any, config: Mapping[str, Any], simulated: bool) -> None:
     here = root or Path.cwd()
     request = RunOptions(out=here / out, pool=here / (str(config["pool"]) or "pool"))
     print(f"fedmerge: pool {request.pool}, run folder {request.out}", flush=True)
-    prepare(plan, request, DeploymentBackend(grid, simulated, _seconds(config["connect-s"])))
+    prepare(plan, request, GridBackend(grid, _seconds(config["connect-s"]), "assigned" if simulated else "come"))
     print(f"fedmerge: experts are in {request.pool}", flush=True)
 
 

@@ -19,6 +19,7 @@ from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.statistics._base import Ground, State, Statistic
 from fedmerge.merging.bank.layout import head_names
 from fedmerge.rng import seed_of
+from fedmerge.system.process import core_slot
 
 
 def model_of(task: SiteTask) -> nn.Module:
@@ -156,7 +157,8 @@ def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progr
         hyper["lr"], hyper["weight_decay"], steps, training.batch_size, training.optimizer, training.schedule,
         training.augment, ward.images.flips,
     )  # fmt: skip
-    fit(model, ward.train, recipe, seed_of(task.seed, "run", task.site.name, number), visit)
+    with core_slot():
+        fit(model, ward.train, recipe, seed_of(task.seed, "run", task.site.name, number), visit)
     return best
 
 

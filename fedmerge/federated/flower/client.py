@@ -17,6 +17,9 @@ from fedmerge.federated.security.signing import VARIABLE
 from fedmerge.federated.server.authentication import introduced
 from fedmerge.federated.site import Site
 
+PROGRESS = "progress"
+"""What a node's own configuration may say beside its site file: where it leaves its progress."""
+
 Said = Mapping[str, Any]
 """A record of a message, or what a node was told when it was started."""
 
@@ -54,7 +57,10 @@ class Listed:
 
 
 def client_app(identity: Identity, ticks: Path | None = None) -> Any:
-    """The hospitals' side. ticks: a folder where the coordinator looks for progress, if they share a machine."""
+    """The hospitals' side. ticks: a folder where the coordinator looks for progress, if they share a machine.
+
+    A node may be told of such a folder as `progress` in its own configuration, too.
+    """
     from flwr.app import ConfigRecord, Context, Message, RecordDict
     from flwr.clientapp import ClientApp
 
@@ -80,12 +86,14 @@ def client_app(identity: Identity, ticks: Path | None = None) -> Any:
             return Message(RecordDict({"said": _said(error.told)}), reply_to=message)
         weights = message.content["weights"].to_torch_state_dict()
         request = Request(str(asked["what"]), task, weights, tuple(str(asked["layers"]).split()))
-        if ticks and request.what == "train":
-            begin(ticks, task.site.name)
+        told = context.node_config.get(PROGRESS)
+        place = Path(str(told)) if told else ticks
+        if place and request.what == "train":
+            begin(place, task.site.name)
 
         def on_tick(tick: Tick) -> None:
-            if ticks:
-                leave_progress(ticks, tick)
+            if place:
+                leave_progress(place, tick)
 
         return Message(packed(answer(request, on_tick)), reply_to=message)
 
@@ -93,7 +101,7 @@ def client_app(identity: Identity, ticks: Path | None = None) -> Any:
 
 
 def packed(reply: Reply) -> Any:
-    """A reply as Flower carries it; `carriage.reply_of` is the way back."""
+    """A reply as Flower carries it; `decoding.reply_of` is the way back."""
     from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
     upload = reply.upload

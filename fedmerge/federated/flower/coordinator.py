@@ -1,17 +1,18 @@
-"""The coordinator's desk: who has connected, who is asked again because its process was lost, and who never came."""
+"""The coordinator at a Flower grid: which node is which hospital, requests to it and its replies, and who is asked again."""
 
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from fedmerge.errors import SiteError
-from fedmerge.federated.flower.grid import claims, push, reply
-from fedmerge.federated.messages import Initial, Job, OnTick, Outcome, Reply, Request, SiteTask
+from fedmerge.federated.flower.decoding import failure, reply_of
+from fedmerge.federated.messages import START_GRACE_S, Initial, Job, OnTick, Outcome, Reply, Request, SiteTask
 from fedmerge.federated.server.authentication import Claim, judge
 from fedmerge.federated.server.collect import collect, incomplete, probe_head
 from fedmerge.federated.server.rounds import compete
@@ -24,113 +25,171 @@ LOST = frozenset({0, 3, 4, 5, 8})
 node unavailable, client stopped responding. Any other is the client's own, and would come again."""
 
 
+Nodes = Literal["come", "assigned", "listed"]
+
+
 @dataclass(frozen=True)
-class DeploymentBackend:
-    """Hospitals at the nodes of a grid. simulated: nodes play whom they are told to. connect_s: how long to wait for nodes."""
+class GridBackend:
+    """Hospitals at the nodes of a Flower grid, whoever has started them.
+
+    connect_s: how long to wait for nodes. nodes: those that "come" when they like, and say who they are; "assigned" ones, which
+    play whom they are told to; "listed" ones, as many as sites, which say who they are, and which Ray asks again by itself.
+    """
 
     grid: Any
-    simulated: bool
     connect_s: float
+    nodes: Nodes = "come"
 
     def gather(self, job: Job, on_tick: OnTick) -> dict[str, Outcome]:
         """Experts and statistics into the pool; how asking each site ended."""
-        desk = self._desk(job, incomplete(job))
-        return {name: replace(one, tries=max(1, desk.tries[name])) for name, one in collect(job, desk.ask).items()}
+        coordinator = self._coordinator(job, incomplete(job))
+        found = collect(job, coordinator.ask)
+        return {name: replace(outcome, tries=max(1, coordinator.tries[name])) for name, outcome in found.items()}
 
     def probe(self, job: Job, on_tick: OnTick) -> Initial:
         """theta_0 with a head from federated linear probing. Raises SiteError."""
-        return probe_head(job, self._desk(job, job.tasks).ask)
+        return probe_head(job, self._coordinator(job, job.tasks).ask)
 
     def compete(self, job: Job, on_tick: OnTick) -> dict[str, str]:
         """Global models of federated strategies into the pool; why there is none, by the strategy's key."""
-        return compete(job, self._desk(job, job.tasks).ask)
+        return compete(job, self._coordinator(job, job.tasks).ask)
 
-    def _desk(self, job: Job, tasks: Sequence[SiteTask]) -> Desk:
-        return Desk(self.grid, job, tasks, self.simulated, self.connect_s)
+    def _coordinator(self, job: Job, tasks: Sequence[SiteTask]) -> Coordinator:
+        def meet() -> list[Claim]:
+            if self.nodes == "assigned":
+                return _assigned(self.grid, tasks, self.connect_s)
+            return _introduced(self.grid, tasks, self.connect_s, more=self.nodes == "come")
+
+        retries = 0 if self.nodes == "listed" else job.tasks[0].training.retries
+        return Coordinator(self.grid, job, meet, self.connect_s, retries)
 
 
 @dataclass
-class Desk:
-    """Asks for one job. tries: how often each hospital was asked to train. simulated: nodes play whom they are told to."""
+class Coordinator:
+    """Asks for one job. meet: who the nodes are. retries: how often a node that was lost is asked again.
+
+    whose: the node of each site. doubts: why a site has none. tries: how often each site was asked to train.
+    """
 
     grid: Any
     job: Job
-    tasks: Sequence[SiteTask]
-    simulated: bool
+    meet: Callable[[], list[Claim]]
     connect_s: float
+    retries: int
     whose: dict[str, int] = field(default_factory=dict)
     doubts: dict[str, str] = field(default_factory=dict)
     tries: Counter[str] = field(default_factory=Counter)
 
     def ask(self, requests: Sequence[Request], deadline_s: float) -> Iterator[Reply]:
-        """One message to the node of each site; again, as often as `training.retries`, to a node that was lost and is back."""
+        """One message to the node of each site; again, as often as `retries`, to a node that was lost and is back."""
         if not self.whose:
-            self._meet()
+            known, self.doubts = judge(self.meet(), self.job.tasks, self.job)
+            self.whose.update(known)
         began = time.monotonic()
         waiting: dict[str, Request] = {}
-        again: list[tuple[Request, int]] = []
-        left = {request.task.site.name: request.task.training.retries for request in requests}
+        lost: list[Request] = []
+        left = {request.task.site.name: self.retries for request in requests}
         for request in requests:
-            name = request.task.site.name
-            if name in self.whose:
+            if request.task.site.name in self.whose:
                 waiting[self._send(request)] = request
             else:
-                missing = f"has not connected within {self.connect_s:g} s, or the SuperLink did not let it in"
-                yield Reply(request.task, None, self.doubts.get(name, missing), 0.0)
-        while (waiting or again) and time.monotonic() - began < deadline_s:
+                yield Reply(request.task, None, self._absent(request.task.site.name), 0.0)
+        while (waiting or lost) and time.monotonic() - began < deadline_s:
             for message in self.grid.pull_messages(list(waiting)) if waiting else ():
                 request = waiting.pop(message.metadata.reply_to_message_id)
                 name = request.task.site.name
                 if message.has_error() and message.error.code in LOST and left[name]:
                     left[name] -= 1
-                    again.append((request, self.whose[name]))
+                    lost.append(request)
                 else:
-                    yield reply(message, request.task, time.monotonic() - began)
-            online = set(self.grid.get_node_ids()) if again else set()
-            for entry in [entry for entry in again if entry[1] in online]:
-                again.remove(entry)
-                waiting[self._send(entry[0])] = entry[0]
+                    yield _reply(message, request.task, time.monotonic() - began)
+            online = set(self.grid.get_node_ids()) if lost else set()
+            for request in [one for one in lost if self.whose[one.task.site.name] in online]:
+                lost.remove(request)
+                waiting[self._send(request)] = request
             time.sleep(PAUSE_S)
-        for request, _ in again:
+        for request in lost:
             yield Reply(request.task, None, f"its client was lost, and was not back within {deadline_s:g} s", deadline_s)
 
     def _send(self, request: Request) -> str:
+        from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
+
         if request.what == "train":
             self.tries[request.task.site.name] += 1
-        said = {"task": json.dumps(request.task.model_dump(mode="json"))}
-        return push(self.grid, self.whose[request.task.site.name], request, said)
+        said = {"what": request.what, "layers": " ".join(request.layers), "task": json.dumps(request.task.model_dump(mode="json"))}
+        content = RecordDict({"ask": ConfigRecord(said), "weights": ArrayRecord(dict(request.weights))})
+        return _push(self.grid, self.whose[request.task.site.name], content, MessageType.TRAIN)
 
-    def _meet(self) -> None:
-        """Find the node of every site that comes in time. Raises SiteError if none does."""
-        found = self._assigned() if self.simulated else self._introduced()
-        known, self.doubts = judge(found, self.job.tasks, self.job)
-        self.whose.update(known)
+    def _absent(self, site: str) -> str:
+        missing = f"has not connected within {self.connect_s:g} s, or the SuperLink did not let it in"
+        return self.doubts.get(site, missing)
 
-    def _assigned(self) -> list[Claim]:
-        """Simulated hospitals in turn to the nodes that there are; a node may play several."""
-        nodes = self._wait()
-        parts = [json.dumps(task.site.model_dump(mode="json")) for task in self.tasks]
-        asked = [(nodes[number % len(nodes)], {"site": part}) for number, part in enumerate(parts)]
-        return claims(self.grid, asked, self.job.deadline_s)
 
-    def _introduced(self) -> list[Claim]:
-        """Who the nodes say that they are, until every hospital has come, or the time is over."""
-        began, found = time.monotonic(), list[Claim]()
-        self._wait()
-        while True:
-            fresh = sorted(set(self.grid.get_node_ids()) - {claim.node for claim in found})  # or lost while it was asked
-            found += claims(self.grid, [(node, {}) for node in fresh], self.connect_s)
-            if {task.site.name for task in self.tasks} <= {claim.site for claim in found}:
-                return found
-            if time.monotonic() - began > self.connect_s:
-                return found
-            time.sleep(1)
+def _assigned(grid: Any, tasks: Sequence[SiteTask], connect_s: float) -> list[Claim]:
+    """Simulated hospitals in turn to the nodes that there are; a node may play several. Raises SiteError if there is none."""
+    nodes = _some_nodes(grid, tasks, connect_s)
+    parts = [json.dumps(task.site.model_dump(mode="json")) for task in tasks]
+    return _claims(grid, [(nodes[number % len(nodes)], {"site": part}) for number, part in enumerate(parts)], START_GRACE_S)
 
-    def _wait(self) -> list[int]:
-        began = time.monotonic()
-        while not (nodes := sorted(self.grid.get_node_ids())):
-            if time.monotonic() - began > self.connect_s:
-                names = ", ".join(task.site.name for task in self.tasks)
-                raise SiteError(f"no hospital has connected within {self.connect_s:g} s; expected {names}")
-            time.sleep(PAUSE_S)
-        return nodes
+
+def _introduced(grid: Any, tasks: Sequence[SiteTask], connect_s: float, more: bool) -> list[Claim]:
+    """Who the nodes say that they are, until every hospital has come, or the time is over. Raises SiteError if no node comes.
+
+    more: there may be more nodes than sites, so that their number says nothing.
+    """
+    began, found, sites = time.monotonic(), list[Claim](), {task.site.name for task in tasks}
+    _some_nodes(grid, tasks, connect_s)
+    while True:
+        fresh = sorted(set(grid.get_node_ids()) - {claim.node for claim in found})  # or lost while it was asked
+        found += _claims(grid, [(node, {}) for node in fresh], connect_s)
+        complete = sites <= {claim.site for claim in found} or (not more and len(found) >= len(sites))
+        if complete or time.monotonic() - began > connect_s:
+            return found
+        time.sleep(PAUSE_S)
+
+
+def _some_nodes(grid: Any, tasks: Sequence[SiteTask], connect_s: float) -> list[int]:
+    began = time.monotonic()
+    while not (nodes := sorted(grid.get_node_ids())):
+        if time.monotonic() - began > connect_s:
+            names = ", ".join(task.site.name for task in tasks)
+            raise SiteError(f"no hospital has connected within {connect_s:g} s; expected {names}")
+        time.sleep(PAUSE_S)
+    return nodes
+
+
+def _claims(grid: Any, asked: Sequence[tuple[int, Mapping[str, str]]], within_s: float) -> list[Claim]:
+    """Who nodes say that they are, of all that answer in time; each question has a number of its own to sign.
+
+    asked: nodes, and what else they are told.
+    """
+    from flwr.app import ConfigRecord, MessageType, RecordDict
+
+    began = time.monotonic()
+    waiting: dict[str, str] = {}
+    for node, said in asked:
+        nonce = secrets.token_hex(16)
+        waiting[_push(grid, node, RecordDict({"ask": ConfigRecord({"nonce": nonce, **said})}), MessageType.QUERY)] = nonce
+    found: list[Claim] = []
+    while waiting and time.monotonic() - began < min(within_s, START_GRACE_S):
+        for message in grid.pull_messages(list(waiting)):
+            nonce = waiting.pop(message.metadata.reply_to_message_id)
+            if not message.has_error():
+                found.append(Claim.of(message.metadata.src_node_id, nonce, message.content))
+        time.sleep(PAUSE_S)
+    return found
+
+
+def _push(grid: Any, node: int, content: Any, kind: str) -> str:
+    """Send a message to a node; its number."""
+    from flwr.app import Message
+
+    (sent,) = grid.push_messages([Message(content, dst_node_id=node, message_type=kind)])
+    return str(sent)
+
+
+def _reply(message: Any, task: SiteTask, seconds: float) -> Reply:
+    """What a message says, or why it is none."""
+    if message.has_error():
+        return Reply(task, None, failure(message.error.reason), seconds)
+    return reply_of(message.content, task, seconds)

@@ -1,4 +1,4 @@
-"""Hospitals as Flower clients: the same calls as `local`, with the federation in a process of its own.
+"""A federation of Flower clients in a process of its own, and the backend `simulation`.
 
 Flower's simulation cannot be left while a client is stuck, so a deadline has to be kept from outside: the federation runs in a
 child process with a process group of its own, which never outlives the call. The expert pool on disk is the border: the child
@@ -21,19 +21,30 @@ from typing import Any
 
 from fedmerge.errors import SiteError
 from fedmerge.federated.client.linear_probe import ROUNDS
+from fedmerge.federated.flower.job_folder import What, last_word, write_job
 from fedmerge.federated.messages import START_GRACE_S, Initial, Job, OnTick, Outcome, Tick
 from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.security.signing import VARIABLE, keys_folder
 from fedmerge.federated.server.collect import incomplete
 from fedmerge.federated.server.rounds import unfinished
 from fedmerge.system.offline import sealed
+from fedmerge.system.process import cores, make_core_slots
 
 MOST_ROUNDS = 200
 """More blocks of layers than any model has."""
 
+STOP_S = 10.0
+"""What a federation that has said its last word may take to end, seconds."""
 
-class SimulationBackend:
-    """Hospitals as Flower clients on this machine, in a process of their own."""
+
+class ChildBackend:
+    """Hospitals as Flower clients on this machine, in a process of their own: `python -m <module> FOLDER`, see `job_folder`.
+
+    grace_s: what they may take to start and to stop, on top of the hospitals' deadlines, seconds.
+    """
+
+    module: str
+    grace_s = START_GRACE_S
 
     def gather(self, job: Job, on_tick: OnTick) -> dict[str, Outcome]:
         """Ask every site for what is not in the pool, as Flower clients; nothing is started if nothing is missing."""
@@ -41,7 +52,7 @@ class SimulationBackend:
         untrained = [task for task in job.tasks if not pool.has(task)]
         if not incomplete(job):
             return {task.site.name: Outcome(task.site.name, False) for task in job.tasks}
-        said = _in_child("gather", job, on_tick)
+        said = self._in_child("gather", job, on_tick)
         told = {name: Outcome(**outcome) for name, outcome in said["outcomes"].items()}
         left = incomplete(job)
         return {
@@ -54,48 +65,48 @@ class SimulationBackend:
         """The rounds of all strategies among Flower clients; why there is no model, by key. None starts if all are there."""
         if not (open_ones := unfinished(job)):
             return {}
-        said = _in_child("compete", job, on_tick)
-        told: dict[str, str] = said.get("federated", {})
+        said = self._in_child("compete", job, on_tick)
+        told: dict[str, str] = said["federated"]
         return {strategy.key: told.get(strategy.key) or said["failure"] for strategy in open_ones if strategy in unfinished(job)}
 
     def probe(self, job: Job, on_tick: OnTick) -> Initial:
         """theta_0 with a head from federated linear probing among Flower clients. Raises SiteError."""
-        from safetensors.torch import load_file
+        said = self._in_child("probe", job, on_tick)
+        if said["failure"]:
+            raise SiteError(said["failure"])
+        return replace(job.initial, weights=said["weights"], sha256=said["sha256"])
 
-        with tempfile.TemporaryDirectory() as folder:
-            said = _in_child("probe", job, on_tick, keep=Path(folder) / "theta_0.safetensors")
-            if said["failure"]:
-                raise SiteError(said["failure"])
-            weights = load_file(Path(folder) / "theta_0.safetensors")
-        return replace(job.initial, weights=weights, sha256=said["sha256"])
-
-
-def _in_child(what: str, job: Job, on_tick: OnTick, keep: Path | None = None) -> dict[str, Any]:
-    """Run the Flower seam as a process of its own until it is done, or past its deadline; it never outlives this call."""
-    from safetensors.torch import save_file
-
-    with tempfile.TemporaryDirectory(prefix="fedmerge-") as name, (job.audit.parent / "federation.log").open("a") as log:
-        folder = Path(name)
-        (folder / "ticks").mkdir()
-        save_file({key: tensor.contiguous() for key, tensor in job.initial.weights.items()}, folder / "initial.safetensors")
-        (folder / "job.json").write_text(_to_json(what, job, keep), encoding="utf-8")
-        command = [sys.executable, "-m", "fedmerge.federated.flower.simulation", str(folder)]
-        # Its standard input is closed when this process ends, even by kill -9; then it ends too: see `lifeline`.
-        with sealed():
-            here = {**os.environ, VARIABLE: str(keys_folder().absolute())}  # a hospital's process may start in another folder
-            child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, start_new_session=True, env=here)
-        try:
-            _watch(child, folder, job.deadline_s * _waits(what, job) + START_GRACE_S, on_tick)
-        finally:
-            _end(child)
-        said = folder / "said.json"
-        if said.exists():
-            answer: dict[str, Any] = json.loads(said.read_text(encoding="utf-8"))
-            return answer
-    return {"failure": f"the federation ended without an answer (see {job.audit.parent / 'federation.log'})", "outcomes": {}}
+    def _in_child(self, what: What, job: Job, on_tick: OnTick) -> dict[str, Any]:
+        """Run the job until it is done, or past its deadline; the process never outlives this call."""
+        with tempfile.TemporaryDirectory(prefix="fedmerge-") as name, (job.audit.parent / "federation.log").open("a") as log:
+            folder = Path(name)
+            write_job(folder, what, job)
+            command = [sys.executable, "-m", self.module, str(folder)]
+            # Its standard input is closed when this process ends, even by kill -9; then it ends too: see `end_with_parent`.
+            with sealed():
+                slots = make_core_slots(folder / "slots", cores() // job.tasks[0].training.threads)
+                keys = {VARIABLE: str(keys_folder().absolute())}  # a hospital may start in another folder
+                here = {**os.environ, **keys, **slots}
+                child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, start_new_session=True, env=here)
+            patience_s = 0.0
+            try:
+                _watch(child, folder, job.deadline_s * _waits(what, job) + self.grace_s, on_tick)
+                patience_s = STOP_S
+            finally:
+                _end(child, patience_s)
+            if said := last_word(folder):
+                return said
+        failure = f"the federation ended without an answer (see {job.audit.parent / 'federation.log'})"
+        return {"failure": failure, "outcomes": {}, "federated": {}}
 
 
-def _waits(what: str, job: Job) -> int:
+class SimulationBackend(ChildBackend):
+    """Hospitals in Flower's simulation."""
+
+    module = "fedmerge.federated.flower.simulation"
+
+
+def _waits(what: What, job: Job) -> int:
     """At most so many times the coordinator waits for the hospitals' answers: once for each round of messages."""
     if what == "probe":
         return ROUNDS
@@ -117,28 +128,12 @@ def _watch(child: subprocess.Popen[bytes], folder: Path, deadline_s: float, on_t
                 on_tick(Tick(**json.loads(text)))
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Give the child a moment to shut Ray down, then end whatever is left of its process group."""
+def _end(child: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Give the child a moment to end what it has started, then end whatever is left of its process group."""
     with suppress(subprocess.TimeoutExpired):
-        child.wait(10)
+        child.wait(patience_s)
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)
         with suppress(subprocess.TimeoutExpired):
             child.wait(5)
-
-
-def _to_json(what: str, job: Job, keep: Path | None) -> str:
-    return json.dumps(
-        {
-            "what": what,
-            "tasks": [task.model_dump(mode="json") for task in job.tasks],
-            "initial": {name: getattr(job.initial, name) for name in ("sha256", "head_init", "description", "heads")},
-            "limits": job.limits.model_dump(),
-            "pool": str(job.pool.absolute()),
-            "audit": str(job.audit.absolute()),
-            "deadline_s": job.deadline_s,
-            "at_least": job.at_least,
-            "keep": str(keep) if keep else None,
-        }
-    )

@@ -30,4 +30,4 @@ def begun(folder: Path, site: str) -> int:
     """How often a site has begun to train: more than once if its client has died."""
     with suppress(OSError):
         return len((folder / f"{site}.begun").read_text(encoding="utf-8").splitlines())
-    return 1
+    return 0

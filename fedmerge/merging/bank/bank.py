@@ -10,21 +10,32 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedmerge.errors import CheckpointError
-from fedmerge.merging.bank.blockwise import taus
 from fedmerge.merging.bank.buffers import Buffers
 from fedmerge.merging.bank.layout import Parts, StateDict
 from fedmerge.merging.bank.row_storage import Mapped, Shelf, weighted_sum
 from fedmerge.merging.bank.statistics import Statistics
 
-if TYPE_CHECKING:
-    from fedmerge.merging.bank.sharded import Shards
+ALL = slice(None)
+
+Rule = Callable[[str, Tensor], Tensor]
+"""What is done with one expert's name and task vector (P,). It travels to where the expert is, so it must be picklable."""
+
+
+class Shards(Protocol):
+    """Where the experts are. experts: how many each shard has, at least one, in the order of the bank's names."""
+
+    experts: tuple[int, ...]
+
+    def ask(self, what: str, arguments: Sequence[Sequence[Any] | None]) -> list[Tensor]:
+        """One of `sharded.WORK` by every shard at the same time, with arguments of its own; a shard with None is not asked."""
+        ...
 
 
 class Bank:
@@ -150,7 +161,43 @@ class Bank:
     @property
     def tau(self) -> Tensor:
         """Task vectors tau_k = theta_k - theta_0 (K, P), at least float32. Raises CheckpointError without theta_0."""
-        return taus(self)
+        return self.taus()
+
+    def taus(self, columns: slice = ALL, order: Sequence[int] | slice = ALL) -> Tensor:
+        """Task vectors tau_k = theta_k - theta_0 (K, width), at least float32. Raises CheckpointError without theta_0."""
+        theta_0 = self.anchor_row("theta_0")[columns].to(self.wide)
+        return (self.columns(columns).to(self.wide) - theta_0)[order]
+
+    def thetas(self, columns: slice = ALL, order: Sequence[int] | slice = ALL) -> Tensor:
+        """The experts' parameters (K, width), at least float32."""
+        return self.columns(columns).to(self.wide)[order]
+
+    def task_vector(self, k: int) -> Tensor:
+        """One expert's task vector tau_k (P,), at least float32. Raises CheckpointError without theta_0."""
+        return self.theta[k].to(self.wide) - self.anchor_row("theta_0").to(self.wide)
+
+    @property
+    def wide(self) -> torch.dtype:
+        """The dtype in which task vectors are computed: float32, or float64 where the rows are."""
+        return torch.float64 if self.like.dtype == torch.float64 else torch.float32
+
+    def summed(self, rule: Rule) -> Tensor:
+        """sum_k rule(name_k, tau_k), (P,)."""
+        if self.resident is None:
+            return torch.stack([rule(name, self.task_vector(k)) for k, name in enumerate(self.names)]).sum(0)
+        total = rule(self.names[0], self.task_vector(0))
+        for k in range(1, self.K):
+            total = total + rule(self.names[k], self.task_vector(k))
+            self.read(self.P * self.like.element_size())
+        return total
+
+    def each(self, rule: Rule) -> Tensor:
+        """rule(name_k, tau_k) of every expert, stacked: (K,) for a rule that gives one number."""
+        found = []
+        for k, name in enumerate(self.names):
+            found.append(rule(name, self.task_vector(k)))
+            self.read(self.P * self.like.element_size())
+        return torch.stack(found)
 
     @property
     def merge_bytes(self) -> int:
@@ -184,11 +231,6 @@ class Bank:
         logits = self._run(self._rows[row], batch)
         self.read(self.P * self.like.element_size())
         return logits
-
-    def asked(self, what: str, *arguments: Any) -> list[Tensor]:
-        """The answers of all shards, here."""
-        assert self.shards is not None
-        return [found.to(self.like.device) for found in self.shards.ask(what, [arguments] * len(self.shards.experts))]
 
     def read(self, count: int) -> None:
         """Note that so many bytes of rows have been read, so that a bank on disk can let go of them."""

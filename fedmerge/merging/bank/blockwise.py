@@ -6,23 +6,16 @@ results are those of the whole, but for the rounding of sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.bank import ALL, Bank
 
 COPIES = 6
 """Tensors of a piece's size that an elementwise rule holds at the same time, at most."""
-
-ALL = slice(None)
-
-Rule = Callable[[str, Tensor], Tensor]
-"""What is done with one expert's name and task vector (P,). It travels to where the expert is, so it must be picklable."""
 
 
 @dataclass(frozen=True)
@@ -58,47 +51,3 @@ def tensorwise(bank: Bank, get: Callable[[slice], Tensor], rule: Callable[[str, 
         pieces.append(rule(name, rows))
         bank.read(rows.numel() * rows.element_size())
     return torch.cat(pieces)
-
-
-def summed(bank: Bank, rule: Rule) -> Tensor:
-    """sum_k rule(name_k, tau_k), (P,)."""
-    if bank.shards:
-        return torch.stack(bank.asked("summed", rule)).sum(0)
-    if bank.resident is None:
-        return torch.stack([rule(name, tau(bank, k)) for k, name in enumerate(bank.names)]).sum(0)
-    total = rule(bank.names[0], tau(bank, 0))
-    for k in range(1, bank.K):
-        total = total + rule(bank.names[k], tau(bank, k))
-        bank.read(bank.P * bank.like.element_size())
-    return total
-
-
-def each(bank: Bank, rule: Rule) -> Tensor:
-    """rule(name_k, tau_k) of every expert, stacked: (K,) for a rule that gives one number."""
-    if bank.shards:
-        return torch.cat(bank.asked("each", rule))
-    found = []
-    for k, name in enumerate(bank.names):
-        found.append(rule(name, tau(bank, k)))
-        bank.read(bank.P * bank.like.element_size())
-    return torch.stack(found)
-
-
-def thetas(bank: Bank, columns: slice = ALL, order: Sequence[int] | slice = ALL) -> Tensor:
-    """The experts' parameters (K, width), at least float32."""
-    return bank.columns(columns).to(_wide(bank))[order]
-
-
-def taus(bank: Bank, columns: slice = ALL, order: Sequence[int] | slice = ALL) -> Tensor:
-    """Task vectors tau_k = theta_k - theta_0 (K, width), at least float32. Raises CheckpointError without theta_0."""
-    theta_0 = bank.anchor_row("theta_0")[columns].to(_wide(bank))
-    return (bank.columns(columns).to(_wide(bank)) - theta_0)[order]
-
-
-def tau(bank: Bank, k: int) -> Tensor:
-    """One expert's task vector (P,)."""
-    return bank.theta[k].to(_wide(bank)) - bank.anchor_row("theta_0").to(_wide(bank))
-
-
-def _wide(bank: Bank) -> torch.dtype:
-    return torch.float64 if bank.like.dtype == torch.float64 else torch.float32

@@ -11,14 +11,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedmerge.errors import CheckpointError
-from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import each, summed
+from fedmerge.merging.bank.bank import Bank, Rule, Shards
 from fedmerge.merging.bank.row_storage import Shelf, weighted_sum
 
 BLOCK_BYTES = 64 * 2**20
@@ -29,8 +28,8 @@ WORK: dict[str, Callable[..., Tensor]] = {
     "row_logits": Bank.row_logits,
     "columns": Bank.columns,
     "mix": Bank.mix,
-    "summed": summed,
-    "each": each,
+    "summed": Bank.summed,
+    "each": Bank.each,
 }
 """What a shard does with its own bank when it is asked."""
 
@@ -39,16 +38,6 @@ WORK: dict[str, Callable[..., Tensor]] = {
 def answer_here(bank: Bank, what: str, arguments: Sequence[Any]) -> Tensor:
     """A shard's answer, one of `WORK`."""
     return WORK[what](bank, *(one.to(bank.like.device) if isinstance(one, Tensor) else one for one in arguments))
-
-
-class Shards(Protocol):
-    """Where the experts are. experts: how many each shard has, at least one, in the order of the bank's names."""
-
-    experts: tuple[int, ...]
-
-    def ask(self, what: str, arguments: Sequence[Sequence[Any] | None]) -> list[Tensor]:
-        """One of `WORK` by every shard at the same time, with arguments of its own; a shard with None is not asked."""
-        ...
 
 
 class Here:
@@ -111,6 +100,19 @@ class SpreadBank(Bank):
         for partial in self.shards.ask("mix", [pair if bool(torch.cat(pair).any()) else None for pair in pairs]):
             out += partial.to(out)
         return out
+
+    def summed(self, rule: Rule) -> Tensor:
+        """sum_k rule(name_k, tau_k), (P,): every shard sums its experts'."""
+        return torch.stack(self.asked("summed", rule)).sum(0)
+
+    def each(self, rule: Rule) -> Tensor:
+        """rule(name_k, tau_k) of every expert, stacked, by its shard."""
+        return torch.cat(self.asked("each", rule))
+
+    def asked(self, what: str, *arguments: Any) -> list[Tensor]:
+        """The answers of all shards, here."""
+        assert self.shards is not None
+        return [found.to(self.like.device) for found in self.shards.ask(what, [arguments] * len(self.shards.experts))]
 
     def expert_logits(self, batch: Tensor) -> Tensor:
         """Logits (K, N, C) of every expert on a batch (N, channels, H, W), all shards at the same time."""

@@ -6,18 +6,16 @@ Axes everywhere in `merging/`: K experts, P parameters, N samples of a batch, C 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
 
-from fedmerge.registry import Folder, Label, Plugin
-
-if TYPE_CHECKING:
-    from fedmerge.merging.bank.bank import Bank
-    from fedmerge.merging.bank.blockwise import Sizes
-    from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.coefficients import Coefficients
+from fedmerge.merging.evidence import Evidence
+from fedmerge.registry import Folder, Label, Plugin
 
 State = dict[str, Tensor]
 """What a method remembers between batches: named tensors only, so that it can be saved and restored."""
@@ -28,6 +26,8 @@ class Method(Plugin):
 
     paper: ClassVar[str]
     """Where the method comes from, e.g. "Wortsman et al., Model soups, ICML 2022"."""
+    cost: ClassVar[str]
+    """Forwards of a batch through one model if it runs alone with default hyper-parameters, by the number of experts: "3K + 1"."""
     needs: ClassVar[frozenset[str]] = frozenset()
     """What it needs beyond the experts' weights: theta_0, counts, temperature, labels, or a statistic that sites upload."""
     gradient: ClassVar[bool] = False
@@ -90,6 +90,8 @@ class Static(Method):
     encoder is that mean too, because a head is linear. Where sites did not start from one head, task vectors of heads mean
     nothing, so a rule about theta_0 falls back to the mean there.
     """
+
+    cost: ClassVar[str] = "1"
 
     head_policy: Literal["same", "mean"] = Field("same", description="what merges the heads: the same rule, or their mean")
 

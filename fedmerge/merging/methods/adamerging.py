@@ -32,6 +32,7 @@ class Adamerging(Online):
     """
 
     paper: ClassVar[str] = "Yang et al., AdaMerging, ICLR 2024"
+    cost: ClassVar[str] = "4"
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
     gradient: ClassVar[bool] = True
 

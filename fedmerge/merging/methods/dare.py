@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, summed, tau
+from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.methods._base import Static
-from fedmerge.merging.methods.ties import disjoint_merge, trim
+from fedmerge.merging.methods.ties import KEEP, disjoint_merge, trim
 
 
 class Dare(Static):
@@ -27,17 +27,17 @@ class Dare(Static):
 
     drop: float = Field(0.5, ge=0, lt=1, description="p, the probability that an entry is dropped")
     then: Literal["task_arithmetic", "ties"] = Field("task_arithmetic", description="what merges the thinned task vectors")
-    keep: float = Field(0.2, ge=0, le=1, description="share that survives the trimming of TIES")
+    keep: float = Field(0.2, ge=0, le=1, validation_alias=KEEP, description="share that survives the trimming of TIES")
     scale: float = Field(0.3, ge=0, le=2, description="s, the scale of task vectors")
     seed: int = Field(0, ge=0, description="of the masks")
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         if self.then == "ties":
-            thinned = [trim(self._thinned(name, tau(bank, k)), self.keep) for k, name in enumerate(bank.names)]
+            thinned = [trim(self._thinned(name, bank.task_vector(k)), self.keep) for k, name in enumerate(bank.names)]
             merged = disjoint_merge(torch.stack(thinned), "mean")
         else:
-            merged = summed(bank, self._thinned)
+            merged = bank.summed(self._thinned)
         return bank.anchor_row("theta_0") + self.scale * merged
 
     def working_bytes(self, sizes: Sizes) -> int:

@@ -31,6 +31,7 @@ class Dawin(Adaptive):
     """
 
     paper: ClassVar[str] = "Oh et al., DaWin: Training-free dynamic weight interpolation, ICLR 2025"
+    cost: ClassVar[str] = "2K"
     needs: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
     scope: Literal["batch", "prefix", "full"] = Field("batch", description="images that offset and clusters see")

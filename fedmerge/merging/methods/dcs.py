@@ -19,6 +19,7 @@ class Dcs(Output):
     """
 
     paper: ClassVar[str] = "Giacinto & Roli, Pattern Recognition 2001; with entropies as in Oh et al., DaWin, ICLR 2025"
+    cost: ClassVar[str] = "K"
     needs: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
     calibrated: bool = Field(True, description="divide logits by each site's temperature first")

@@ -20,6 +20,7 @@ class Doe(Output):
     """
 
     paper: ClassVar[str] = "Oh et al., DaWin: Training-free dynamic weight interpolation, ICLR 2025 (dynamic output ensemble)"
+    cost: ClassVar[str] = "K"
     needs: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
     offset: bool = Field(False, description="the offset of Eq. 2, from this batch")

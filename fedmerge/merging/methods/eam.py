@@ -47,6 +47,7 @@ class Eam(Adaptive):
     """
 
     paper: ClassVar[str] = "Ambekar et al., The Mean is the Mirage: Entropy-Adaptive Model Merging, 2026"
+    cost: ClassVar[str] = "3K + 1"
 
     variant: Variant = Field("both", description="the method, or one of its ablations")
     eps: float = Field(1e-8, gt=0, le=0.1, description="added to entropies in Eq. 4, nats")

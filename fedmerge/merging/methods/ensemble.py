@@ -19,6 +19,7 @@ class Ensemble(Output):
     """
 
     paper: ClassVar[str] = "Lakshminarayanan et al., Deep ensembles, NeurIPS 2017"
+    cost: ClassVar[str] = "K"
 
     average: Literal["probabilities", "logits"] = Field("probabilities", description="what is averaged")
 

@@ -16,6 +16,7 @@ class SingleExpert(Output):
     """p = softmax(z_k): the row of site k, or one row for each site if none is named."""
 
     paper: ClassVar[str] = "the hospital's own model (selection as in Gulrajani & Lopez-Paz, ICLR 2021)"
+    cost: ClassVar[str] = "1"
 
     site: str | None = Field(None, description="the site whose expert predicts; default: each in turn")
 

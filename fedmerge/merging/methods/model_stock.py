@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, taus, tensorwise
+from fedmerge.merging.bank.blockwise import Sizes, tensorwise
 from fedmerge.merging.methods._base import Static
 
 
@@ -38,7 +38,7 @@ class ModelStock(Static):
             t = self._ratio(pulled)  # (rows,)
             return (t[:, None] * pulled.mean(0)).reshape(-1)
 
-        return bank.anchor_row("theta_0") + tensorwise(bank, lambda columns: taus(bank, columns), one)
+        return bank.anchor_row("theta_0") + tensorwise(bank, bank.taus, one)
 
     def working_bytes(self, sizes: Sizes) -> int:
         """One tensor's task vectors of all experts."""

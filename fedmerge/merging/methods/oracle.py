@@ -28,6 +28,7 @@ class Oracle(Adaptive):
     """
 
     paper: ClassVar[str] = "Oh et al., DaWin: Training-free dynamic weight interpolation, ICLR 2025 (oracles)"
+    cost: ClassVar[str] = "2K"
     needs: ClassVar[frozenset[str]] = frozenset({"labels"})
     ranked: ClassVar[bool] = False
     exceptions: ClassVar[dict[str, str]] = {"order": "where several points are as good, the first is taken"}

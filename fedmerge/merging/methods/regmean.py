@@ -24,13 +24,14 @@ class Regmean(Static):
 
     paper: ClassVar[str] = "Jin et al., Dataless knowledge fusion by merging weights (RegMean), ICLR 2023"
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
+    statistic: ClassVar[str] = "gram"
 
     ratio: float = Field(1.0, gt=0, le=1, description="factor of the elements of G off the diagonal")
     ridge: float = Field(1e-6, gt=0, le=1, description="share of the mean eigenvalue of sum_k G_k added to its diagonal")
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,). Raises CheckpointError if the sites uploaded no Gram matrices."""
-        G = bank.statistics.layers("gram", self.kind())
+        G = bank.statistics.layers(self.statistic, self.kind())
         mean = columnwise(bank, lambda columns: bank.columns(columns).mean(0))
         return merge_layers(mean, bank, G, self.ratio, self.ridge)
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
-from torch import Tensor
 
-from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, columnwise
-from fedmerge.merging.curvature.gram import merge_layers
-from fedmerge.merging.methods._base import Static
+from fedmerge.merging.methods.regmean import Regmean
 
 
-class RegmeanPp(Static):
+class RegmeanPp(Regmean):
     """As RegMean, with G_k of block l from site k's images sent through the merged blocks 1..l-1 and then through its own block l.
 
     The sites compute G block by block, one round of messages for each, between which the coordinator merges a block. Embeddings
@@ -23,6 +19,7 @@ class RegmeanPp(Static):
 
     paper: ClassVar[str] = "Nguyen et al., RegMean++, 2025"
     needs: ClassVar[frozenset[str]] = frozenset({"gram_rounds"})
+    statistic: ClassVar[str] = "gram_rounds"
 
     mode: Literal["site", "target"] = Field("site", description="whose images pass through the layers")
     ratio: float = Field(1.0, gt=0, le=1, description="factor of the elements of G off the diagonal; as in the uploads")
@@ -37,13 +34,3 @@ class RegmeanPp(Static):
                 "use 'mean', or mode 'site'"
             )
         return mode
-
-    def rule(self, bank: Bank) -> Tensor:
-        """(P,). Raises CheckpointError if the sites took no part in the rounds."""
-        G = bank.statistics.layers("gram_rounds", self.kind())
-        mean = columnwise(bank, lambda columns: bank.columns(columns).mean(0))
-        return merge_layers(mean, bank, G, self.ratio, self.ridge)
-
-    def working_bytes(self, sizes: Sizes) -> int:
-        """The sites' Gram matrices, and one layer of all experts in float64 twice."""
-        return sizes.experts * (4 * sizes.gram + 16 * sizes.largest)

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, taus, tensorwise, thetas
+from fedmerge.merging.bank.blockwise import Sizes, tensorwise
 from fedmerge.merging.methods._base import Static
 
 NEARLY_PARALLEL = 0.9995
@@ -41,8 +41,8 @@ class Slerp(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         order = sorted(range(bank.K), key=lambda k: bank.names[k])  # by name, so that no order of sites matters
-        vectors = taus if self.of == "tau" else thetas
-        merged = tensorwise(bank, lambda columns: vectors(bank, columns, order), lambda _, v: self._one(v))
+        vectors = bank.taus if self.of == "tau" else bank.thetas
+        merged = tensorwise(bank, lambda columns: vectors(columns, order), lambda _, v: self._one(v))
         return merged + bank.anchor_row("theta_0") if self.of == "tau" else merged
 
     def working_bytes(self, sizes: Sizes) -> int:

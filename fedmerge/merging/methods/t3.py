@@ -34,6 +34,7 @@ class T3(Adaptive):
     """
 
     paper: ClassVar[str] = "Imam et al., T^3: Test-time model merging in VLMs, 2025"
+    cost: ClassVar[str] = "2K + 1"
 
     map: Literal["literal", "rescaled", "scaled_sigmoid"] = Field("literal", description="how I becomes lambda, Eq. 10")
     kappa: float = Field(10.0, gt=0, description="slope of scaled_sigmoid")

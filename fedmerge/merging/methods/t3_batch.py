@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods.t3 import T3
@@ -12,6 +14,8 @@ class T3Batch(T3):
 
     Worked example: lambda' = (1, 0.5) gives lambda_b = 0.75.
     """
+
+    cost: ClassVar[str] = "K + 2"
 
     def coefficients(self, evidence: Evidence) -> Coefficients:
         """alpha (K,), or (K + A,) where the generalist is an anchor; on the simplex."""

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import columnwise, taus
+from fedmerge.merging.bank.blockwise import columnwise
 from fedmerge.merging.methods._base import Static
 
 
@@ -27,4 +27,4 @@ class TaskArithmetic(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         theta_0 = bank.anchor_row("theta_0")
-        return columnwise(bank, lambda columns: theta_0[columns] + self.scale * taus(bank, columns).sum(0))
+        return columnwise(bank, lambda columns: theta_0[columns] + self.scale * bank.taus(columns).sum(0))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import columnwise, each, taus
+from fedmerge.merging.bank.blockwise import columnwise
 from fedmerge.merging.methods._base import Static
+
+KEEP = AliasChoices("keep", "density")
+"""Names that the share may be given by: ours, and that of mergekit."""
 
 
 class Ties(Static):
@@ -27,16 +30,16 @@ class Ties(Static):
     paper: ClassVar[str] = "Yadav et al., TIES-merging, NeurIPS 2023"
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
 
-    keep: float = Field(0.2, ge=0, le=1, description="share of every task vector that survives the trimming")
+    keep: float = Field(0.2, ge=0, le=1, validation_alias=KEEP, description="share of every task vector that survives the trimming")
     combine: Literal["mean", "sum"] = Field("mean", description="how entries of the elected sign are merged")
     scale: float = Field(0.3, ge=0, le=2, description="s, the scale of the merged task vector")
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        floor = each(bank, self._least)[:, None]
+        floor = bank.each(self._least)[:, None]
 
         def trimmed(columns: slice) -> Tensor:
-            return above(taus(bank, columns), floor)
+            return above(bank.taus(columns), floor)
 
         gamma = elected(columnwise(bank, lambda columns: trimmed(columns).sum(0)))
         merged = columnwise(bank, lambda columns: agreeing(trimmed(columns), gamma[columns], self.combine))

@@ -1,18 +1,18 @@
-"""Predictions where samples of a batch have coefficients of their own, by the cheapest of three exact ways.
+"""Predictions where samples of a batch have coefficients of their own, by one of two exact ways.
 
-mixture: one pass with mixed parameters (merge/mixture.py). rows: one merge and one forward for each distinct row of coefficients.
-samples: one merge and one forward for each sample. They agree to rounding; `auto` measures once and then takes the cheapest.
+mixture: one pass with mixed parameters (per_sample/mixture.py). rows: one merge and one forward for each distinct row of
+coefficients; `samples` is an older name of it. They agree to rounding, and `auto` takes one by shapes alone, so that the same
+batch gives the same bits on every machine: see `prefers_mixture`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedmerge.errors import PerSampleRefused
 from fedmerge.merging.bank.bank import Bank
@@ -20,6 +20,50 @@ from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.per_sample.mixture import Mixture
 
 Way = Literal["auto", "mixture", "rows", "samples"]
+
+EQUAL = 20.0
+"""Multiplications of a mixture, for each weight that merges by rows move, at which both took the same time: see below."""
+
+
+def prefers_mixture(uses: float, experts: int, samples: int, distinct: int) -> bool:
+    """Whether the mixture is expected to be the faster way.
+
+    For each of the model's P parameters the mixture multiplies N T (K - 1) times more than plain forwards do, and merges of
+    D distinct rows read and write D (K + 1) weights, which the mixture does not. It is taken where
+
+        N T (K - 1) / (D (K + 1)) < 20.
+
+    Measured in November 2026 on one core of a CPU, batches of 8 and 32, milliseconds of (mixture, rows):
+
+        ViT-Ti of 32 px   T = 17   K = 2   N = 32   D = 32: (272, 684)     D = 8: (272, 250)     D = 4: (272, 131)
+        ViT-Ti of 32 px   T = 17   K = 3   N = 32   D = 32: (250, 520)     D = 16: (250, 311)    D = 8: (250, 185)
+        ViT-Ti of 32 px   T = 17   K = 8   N = 32   D = 32: (578, 728)     D = 16: (578, 400)
+        ViT-Ti of 64 px   T = 64   K = 2   N = 32   D = 32: (659, 764)     D = 16: (659, 542)
+        ViT-Ti of 64 px   T = 64   K = 8   N = 32   D = 32: (3969, 1215)
+        ViT-S/32          T = 50   K = 2   N = 32   D = 32: (1894, 1926)   D = 16: (1894, 1374)
+        ResNet-18, 64 px  T = 13   K = 2   N = 32   D = 32: (240, 854)     D = 8: (240, 256)     D = 4: (240, 166)
+        ResNet-18, 64 px  T = 13   K = 8   N = 32   D = 32: (1745, 3319)   D = 16: (1745, 1782)  D = 8: (1745, 1005)
+        ConvNeXt, 64 px   T = 13   K = 3   N = 32   D = 32: (391, 821)     D = 8: (391, 407)     D = 4: (391, 294)
+
+    Both took the same time where the quotient was between 10 and 35, around 20 for most.
+
+    Parameters
+    ----------
+    uses : float
+        T, how often one sample's forward multiplies by a parameter, on average: tokens of a ViT, pixels of convolutions.
+    experts : int
+        K, rows of the bank with a coefficient in the batch.
+    samples : int
+        N, samples of the batch.
+    distinct : int
+        D, distinct rows of coefficients among them.
+
+    Returns
+    -------
+    bool
+        True for the mixture, False for rows.
+    """
+    return samples * uses * (experts - 1) < EQUAL * distinct * (experts + 1)
 
 
 @dataclass(frozen=True)
@@ -33,32 +77,15 @@ class PerSampleLogits:
 
 
 @dataclass
-class Costs:
-    """Seconds, measured once on a batch of `size`: one merge, a forward of one sample, of the batch, and of the mixture."""
-
-    size: int = 0
-    merge: float = 0.0
-    one: float = 0.0
-    batch: float = 0.0
-    mixture: float = float("inf")
-
-    def cheapest(self, samples: int, distinct: int) -> str:
-        """The way of least expected time for a batch of `samples` with so many distinct rows."""
-        slope = max(0.0, self.batch - self.one) / max(1, self.size - 1)  # a forward of n samples costs one + (n - 1) slope
-        rows = distinct * (self.merge + self.one - slope) + samples * slope
-        return "mixture" if self.mixture * samples / max(1, self.size) < rows else "rows"
-
-
-@dataclass
 class PerSample:
     """One bank's way with coefficient rows. taken: batches by way. refusal: why the mixture cannot be used, or nothing."""
 
     bank: Bank
     way: Way = "auto"
-    costs: Costs = field(default_factory=Costs)
     taken: dict[str, int] = field(default_factory=dict)
     refusal: str = ""
     _checked: bool = False
+    _uses: float | None = None
 
     def predict(self, batch: Tensor, coefficients: Coefficients) -> PerSampleLogits:
         """Logits of a batch (N, channels, H, W) under coefficients (N, K) or (N, K + A).
@@ -67,20 +94,12 @@ class PerSample:
         """
         both = torch.cat([coefficients.encoder, coefficients.head], 1)
         distinct, which = torch.unique(both, dim=0, return_inverse=True)
-        if len(distinct) == 1:
-            way = "rows"
-        elif self.way == "auto":
-            way = self._cheapest(batch, coefficients, len(distinct))
-        else:
-            way = self.way
-        if way == "mixture":
-            self._check(batch, coefficients)
+        mixed = len(distinct) > 1 and self._mixed(batch, coefficients, len(distinct))
+        way = "mixture" if mixed else "rows"
         self.taken[way] = self.taken.get(way, 0) + 1
-        if way == "mixture":
+        if mixed:
             used = int(coefficients.encoder.any(0).sum())
             return PerSampleLogits(Mixture(self.bank).forward(batch, coefficients.encoder, coefficients.head), way, used, 0)
-        if way == "samples":
-            distinct, which = both, torch.arange(len(both))
         return PerSampleLogits(self._by_groups(batch, distinct, which), way, 1, len(distinct))
 
     def _by_groups(self, batch: Tensor, rows: Tensor, which: Tensor) -> Tensor:
@@ -94,41 +113,32 @@ class PerSample:
         assert logits is not None
         return logits
 
+    def _mixed(self, batch: Tensor, coefficients: Coefficients, distinct: int) -> bool:
+        """Whether to take the mixture, as asked for or by shapes; never where `auto` has found that it cannot be used."""
+        if self.way == "mixture":
+            self._check(batch, coefficients)
+            return True
+        if self.way != "auto" or self.refusal:
+            return False
+        experts = int((coefficients.encoder.any(0) | coefficients.head.any(0)).sum())
+        if not prefers_mixture(self._uses_of(batch), experts, len(batch), distinct):
+            return False
+        try:
+            self._check(batch, coefficients)
+        except PerSampleRefused as refusal:
+            self.refusal = str(refusal)
+        return not self.refusal
+
     def _check(self, batch: Tensor, coefficients: Coefficients) -> None:
         """Once: the mixture must agree with explicit merges, on real samples."""
         if not self._checked:
             Mixture(self.bank).verify(batch, coefficients.encoder, coefficients.head)
             self._checked = True
 
-    def _cheapest(self, batch: Tensor, coefficients: Coefficients, distinct: int) -> str:
-        if self.costs.size == 0:
-            self._measure(batch, coefficients)
-        return self.costs.cheapest(len(batch), distinct)
-
-    def _measure(self, batch: Tensor, coefficients: Coefficients) -> None:
-        encoder, head = coefficients.encoder, coefficients.head
-        theta = self.bank.blank()
-        self.costs = Costs(
-            size=len(batch),
-            merge=_seconds(lambda: self.bank.mix(encoder[0], head[0], theta)),
-            one=_seconds(lambda: self.bank.forward(theta, batch[:1], encoder[0])),
-            batch=_seconds(lambda: self.bank.forward(theta, batch, encoder[0])),
-        )
-        try:
-            self._check(batch, coefficients)
-            self.costs.mixture = _seconds(lambda: Mixture(self.bank).forward(batch, encoder, head))
-        except PerSampleRefused as refusal:
-            self.refusal = str(refusal)
-
-
-def _seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The least of a few times, after one that warms up; waits for a GPU to finish."""
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return min(times)
+    def _uses_of(self, batch: Tensor) -> float:
+        """T, counted once in a forward of one sample."""
+        if self._uses is None:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.bank.forward(torch.zeros_like(self.bank.blank()), batch[:1])
+            self._uses = counter.get_total_flops() / (2 * self.bank.P)
+        return self._uses

@@ -147,7 +147,7 @@ def test_rows_by_image_are_a_merge_for_every_image(target: Targets) -> None:
     bank = site.bank
     for t in range(3):
         x = to_batch(site.images.pixels[site.stream.batches[t]], *normalization(MODEL))
-        evidence = Evidence.of(bank, x)
+        evidence = Evidence(bank, x)
         for name in ("t3", "dawin_sample"):
             method = load_method(name)
             assert isinstance(method, Adaptive)

@@ -124,7 +124,7 @@ def test_the_offset_is_the_printed_formula_and_a_mix_with_inverse_entropy(entrop
 @pytest.mark.parametrize(("experts", "clustering"), [(2, "auto"), (3, "auto"), (3, "dirichlet"), (3, "scope_mean")])
 def test_clusters_are_few_and_keep_the_mean(experts: int, clustering: str) -> None:
     bank = a_bank(expert_states(experts, 1, spread=3.0))
-    evidence = Evidence.of(bank, a_batch(40))
+    evidence = Evidence(bank, a_batch(40))
     each = load_method("dawin_sample").coefficients(evidence).encoder
     rows = load_method("dawin", clusters=3, clustering=clustering).coefficients(evidence).encoder
     assert len(rows.unique(dim=0)) <= (1 if clustering == "scope_mean" else 3)
@@ -137,7 +137,7 @@ def test_clusters_are_few_and_keep_the_mean(experts: int, clustering: str) -> No
 
 def test_scopes_of_dawin() -> None:
     bank = a_bank(expert_states(3, 1, spread=2.0))
-    first, second = (Evidence.of(bank, a_batch(8, seed=seed)) for seed in (1, 2))
+    first, second = (Evidence(bank, a_batch(8, seed=seed)) for seed in (1, 2))
     prefix = load_method("dawin", scope="prefix", clustering="scope_mean")
     state, one = prefix.step({}, first)
     _, two = prefix.step(state, second)
@@ -153,7 +153,7 @@ def test_scopes_of_dawin() -> None:
 
 def test_forms_of_dawin() -> None:
     bank = a_bank(expert_states(3, 1))
-    evidence = Evidence.of(bank, a_batch())
+    evidence = Evidence(bank, a_batch())
     rows = load_method("dawin_sample").coefficients(evidence).encoder
     for form, total in (("paper", 0.3), ("code", 0.9)):
         found = load_method("dawin_sample", form=form).coefficients(evidence).encoder
@@ -177,7 +177,7 @@ def test_oracles_see_labels_and_nobody_else_does() -> None:
 
 def test_the_oracle_of_a_domain_finds_the_best_point_of_its_grid() -> None:
     bank, method = a_bank(expert_states(2, 1, spread=2.0)), load_method("oracle", by="domain")
-    evidence = Evidence.of(bank, a_batch(30))
+    evidence = Evidence(bank, a_batch(30))
     with evidence.opened(an_answer(30)):
         state = method.survey({}, evidence)
         _, found = method.step(state, evidence)
@@ -197,7 +197,7 @@ def test_adamerging_moves_against_a_finite_difference() -> None:
     for level in ("task", "layer"):
         method = load_method("adamerging", level=level)
         c = method.start(bank)["c"] + 0.05 * torch.arange(3)[:, None]
-        g = method.gradient_of(c, bank.tau, Evidence.of(bank, batch))
+        g = method.gradient_of(c, bank.tau, Evidence(bank, batch))
 
         def loss(c: Tensor, method: object = method) -> float:
             p = bank.forward(method.merged(c, bank.tau, bank), batch).softmax(-1)
@@ -212,7 +212,7 @@ def test_adamerging_moves_against_a_finite_difference() -> None:
 def test_adamerging_is_adam_on_clamped_coefficients() -> None:
     bank, batch = a_bank(expert_states(2, 1)), a_batch()
     method = load_method("adamerging", steps=3, lr=0.4)
-    state, theta = method.step(method.start(bank), Evidence.of(bank, batch))
+    state, theta = method.step(method.start(bank), Evidence(bank, batch))
     c = torch.full((2, 1), 0.3, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([c], lr=0.4)
     for _ in range(3):
@@ -223,7 +223,7 @@ def test_adamerging_is_adam_on_clamped_coefficients() -> None:
         adam.step()
     torch.testing.assert_close(state["c"], c.detach(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(theta, (bank.base + (c.clamp(0, 1) * bank.tau).sum(0)).detach(), rtol=1e-9, atol=1e-12)
-    evidence = Evidence.of(bank, batch)
+    evidence = Evidence(bank, batch)
     with evidence.billed() as bill:
         method.step(method.start(bank), evidence)
     assert bill.forwards == 9  # a forward and a backward (two) for each step
@@ -254,9 +254,9 @@ def test_fisher_at_the_target_learns_from_the_first_images_alone() -> None:
     (row,) = load_method("fisher", mode="target", samples=8).expand(bank.names)
     assert row.key == "fisher"
     assert row.gradient
-    state, _ = row.step(row.start(bank), Evidence.of(bank, a_batch(6, seed=1)))
-    state, theta = row.step(state, Evidence.of(bank, a_batch(6, seed=2)))
-    _, later = row.step(state, Evidence.of(bank, a_batch(6, seed=3)))
+    state, _ = row.step(row.start(bank), Evidence(bank, a_batch(6, seed=1)))
+    state, theta = row.step(state, Evidence(bank, a_batch(6, seed=2)))
+    _, later = row.step(state, Evidence(bank, a_batch(6, seed=3)))
     seen = torch.cat([a_batch(6, seed=1), a_batch(6, seed=2)[:2]])
     F = torch.stack([diagonal(bank.forward_of(k), bank.theta[k], seen) for k in range(2)])
     torch.testing.assert_close(state["F"], F, rtol=1e-9, atol=1e-14)
@@ -284,5 +284,5 @@ def test_constant_logits_and_entropies_of_zero() -> None:
 def test_one_bank_of_one_expert_returns_it() -> None:
     bank = Bank.of(Net(), expert_states(1), dtype=torch.float64)
     for name in ("eam", "t3", "t3_batch", "dawin"):
-        c = load_method(name).coefficients(Evidence.of(bank, a_batch(1))).encoder
+        c = load_method(name).coefficients(Evidence(bank, a_batch(1))).encoder
         torch.testing.assert_close(c, torch.ones_like(c))

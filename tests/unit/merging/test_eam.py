@@ -61,7 +61,7 @@ def world(seed: int = 0, K: int = 3, n: int = 7) -> tuple[Bank, torch.Tensor]:
 @pytest.mark.parametrize("gamma", [1.0, 10.0])
 def test_the_equations_against_loops(seed: int, gamma: float) -> None:
     bank, batch = world(seed)
-    found = load_method("eam", gamma=gamma).coefficients(Evidence.of(bank, batch))
+    found = load_method("eam", gamma=gamma).coefficients(Evidence(bank, batch))
     encoder, head = reference(bank, batch, gamma)
     torch.testing.assert_close(found.encoder, torch.tensor(encoder, dtype=torch.float64), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(found.head, torch.tensor(head, dtype=torch.float64), rtol=1e-9, atol=1e-12)
@@ -77,7 +77,7 @@ def test_by_hand() -> None:
 
 def test_equal_entropies_give_the_mean() -> None:
     bank = Bank.of(Net(), expert_states(1) * 3, dtype=torch.float64)
-    found = load_method("eam").coefficients(Evidence.of(bank, world()[1]))
+    found = load_method("eam").coefficients(Evidence(bank, world()[1]))
     third = torch.full((3,), 1 / 3, dtype=torch.float64)
     torch.testing.assert_close(found.encoder, third)
     torch.testing.assert_close(found.head, third)
@@ -85,7 +85,7 @@ def test_equal_entropies_give_the_mean() -> None:
 
 def test_gamma_zero_is_a_uniform_head_and_infinite_gamma_selects_one() -> None:
     bank, batch = world()
-    evidence = Evidence.of(bank, batch)
+    evidence = Evidence(bank, batch)
     torch.testing.assert_close(
         load_method("eam", gamma=0).coefficients(evidence).head, torch.full((3,), 1 / 3, dtype=torch.float64)
     )
@@ -102,7 +102,7 @@ def test_infinite_gamma_shares_among_ties() -> None:
 def test_rho_zero_is_no_average_and_a_past_is_weighed() -> None:
     bank, batch = world()
     _, other = world(1)
-    first, second = Evidence.of(bank, batch), Evidence.of(bank, other)
+    first, second = Evidence(bank, batch), Evidence(bank, other)
     for plain in (load_method("eam", rho=0), load_method("eam", ema="off")):
         state, _ = plain.step(plain.start(bank), first)
         assert torch.equal(plain.step(state, second)[1].encoder, plain.coefficients(second).encoder)
@@ -118,8 +118,8 @@ def test_rho_zero_is_no_average_and_a_past_is_weighed() -> None:
 def test_a_uniform_past() -> None:
     bank, batch = world()
     method = load_method("eam", ema_init="uniform", rho=0.5)
-    alone = method.coefficients(Evidence.of(bank, batch)).encoder
-    _, found = method.step(method.start(bank), Evidence.of(bank, batch))
+    alone = method.coefficients(Evidence(bank, batch)).encoder
+    _, found = method.step(method.start(bank), Evidence(bank, batch))
     torch.testing.assert_close(found.encoder, (alone + 1 / 3) / 2)
 
 
@@ -127,9 +127,9 @@ def test_the_entropy_average_smooths_before_the_equations() -> None:
     bank, batch = world()
     _, other = world(1)
     method = load_method("eam", ema="entropy", rho=0.5)
-    state, _ = method.step({}, Evidence.of(bank, batch))
-    _, found = method.step(state, Evidence.of(bank, other))
-    H = (Evidence.of(bank, batch).batch_entropies() + Evidence.of(bank, other).batch_entropies()) / 2
+    state, _ = method.step({}, Evidence(bank, batch))
+    _, found = method.step(state, Evidence(bank, other))
+    H = (Evidence(bank, batch).batch_entropies() + Evidence(bank, other).batch_entropies()) / 2
     torch.testing.assert_close(found.encoder, inverse_entropy(H, 1e-8))
 
 
@@ -137,7 +137,7 @@ def test_the_entropy_average_smooths_before_the_equations() -> None:
 @pytest.mark.parametrize("consistency", ["jsd", "tv", "cos", "agree", "kl"])
 def test_every_scorer_and_consistency_is_on_the_simplex(scorer: str, consistency: str) -> None:
     bank, batch = world()
-    found = load_method("eam", scorer=scorer, consistency=consistency).coefficients(Evidence.of(bank, batch))
+    found = load_method("eam", scorer=scorer, consistency=consistency).coefficients(Evidence(bank, batch))
     for part in (found.encoder, found.head):
         assert float(part.min()) >= 0
         torch.testing.assert_close(part.sum(), torch.tensor(1.0, dtype=torch.float64))
@@ -145,7 +145,7 @@ def test_every_scorer_and_consistency_is_on_the_simplex(scorer: str, consistency
 
 def test_variants() -> None:
     bank, batch = world()
-    evidence = Evidence.of(bank, batch)
+    evidence = Evidence(bank, batch)
 
     def found(variant: str) -> tuple[list[float], list[float]]:
         c = load_method("eam", variant=variant).coefficients(evidence)
@@ -167,7 +167,7 @@ def test_variants() -> None:
 def test_forwards_are_what_the_cost_formula_says(fields: dict[str, object], forwards: int) -> None:
     """K (1 + R) expert passes where A is needed, K where it is not."""
     bank, batch = world()
-    evidence = Evidence.of(bank, batch)
+    evidence = Evidence(bank, batch)
     with evidence.billed() as bill:
         load_method("eam", **fields).coefficients(evidence)
     assert bill.forwards == forwards == evidence.forwards_run
@@ -178,8 +178,8 @@ def test_forwards_are_what_the_cost_formula_says(fields: dict[str, object], forw
 def test_the_order_of_experts_is_irrelevant(order: list[int], seed: int) -> None:
     states = expert_states(4, seed, spread=2.0)
     batch = world(seed)[1]
-    here = load_method("eam").coefficients(Evidence.of(Bank.of(Net(), states, dtype=torch.float64), batch))
-    there = load_method("eam").coefficients(Evidence.of(Bank.of(Net(), [states[k] for k in order], dtype=torch.float64), batch))
+    here = load_method("eam").coefficients(Evidence(Bank.of(Net(), states, dtype=torch.float64), batch))
+    there = load_method("eam").coefficients(Evidence(Bank.of(Net(), [states[k] for k in order], dtype=torch.float64), batch))
     torch.testing.assert_close(there.encoder, here.encoder[order])
     torch.testing.assert_close(there.head, here.head[order])
 
@@ -187,7 +187,7 @@ def test_the_order_of_experts_is_irrelevant(order: list[int], seed: int) -> None
 def test_an_expert_of_nan_gets_no_weight_and_is_noted() -> None:
     bank, batch = world()
     bank.theta[1] = torch.nan
-    found = load_method("eam").coefficients(Evidence.of(bank, batch))
+    found = load_method("eam").coefficients(Evidence(bank, batch))
     assert found.encoder[1] == found.head[1] == 0
     assert found.notes["invalid"] == [1]
     torch.testing.assert_close(found.encoder.sum() + found.head.sum(), torch.tensor(2.0, dtype=torch.float64))
@@ -197,7 +197,7 @@ def test_an_expert_of_nan_gets_no_weight_and_is_noted() -> None:
 def test_all_experts_of_nan_give_the_mean() -> None:
     bank, batch = world()
     bank.theta.fill_(torch.nan)
-    found = load_method("eam").coefficients(Evidence.of(bank, batch))
+    found = load_method("eam").coefficients(Evidence(bank, batch))
     assert found.encoder.tolist() == found.head.tolist() == pytest.approx([1 / 3] * 3)
 
 
@@ -205,9 +205,9 @@ def test_a_broken_expert_leaves_the_average_when_it_recovers() -> None:
     bank, batch = world()
     method, good = load_method("eam"), bank.theta[1].clone()
     bank.theta[1] = torch.nan
-    state, _ = method.step({}, Evidence.of(bank, batch))
+    state, _ = method.step({}, Evidence(bank, batch))
     bank.theta[1] = good
-    _, found = method.step(state, Evidence.of(bank, batch))
+    _, found = method.step(state, Evidence(bank, batch))
     torch.testing.assert_close(found.encoder.sum(), torch.tensor(1.0, dtype=torch.float64))
     assert found.encoder[1] > 0
 

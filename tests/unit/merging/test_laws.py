@@ -11,7 +11,9 @@ import torch
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import METHODS, Adaptive, Method, Output, load_method
-from tests.banks import a_bank, a_batch, coefficients, outcome
+from fedmerge.merging.per_sample.dispatch import PerSample
+from fedmerge.merging.predict import predict, rows_of
+from tests.banks import a_bank, a_batch, an_answer, coefficients, outcome
 from tests.conftest import expert_states
 
 
@@ -105,7 +107,7 @@ def test_coefficients_are_on_the_simplex(case: Case) -> None:
     method = case.method()
     if isinstance(method, Adaptive) and "simplex" not in method.exceptions:
         bank = a_bank(expert_states(3, 1, spread=2.0))
-        c = coefficients(method, Evidence.of(bank, a_batch()))
+        c = coefficients(method, Evidence(bank, a_batch()))
         for part in (c.encoder, c.head):
             assert float(part.min()) >= 0
             torch.testing.assert_close(part.sum(-1), torch.ones_like(part.sum(-1)))
@@ -130,6 +132,24 @@ def test_one_expert_and_one_image_are_enough(case: Case) -> None:
     bank = a_bank(expert_states(1, 1))
     for one in rows(case.method(), bank):
         assert outcome(one, bank, a_batch(1)).shape == (1, 3)
+
+
+def forwards(part: str, K: int) -> int:
+    """3K, K, or a number."""
+    return int(part[:-1] or 1) * K if part.endswith("K") else int(part)
+
+
+@pytest.mark.parametrize("name", METHODS.names)
+def test_a_batch_costs_what_the_method_declares(name: str) -> None:
+    """With default hyper-parameters, and a mixture for samples with models of their own."""
+    for K in (2, 3, 4):
+        bank = a_bank(expert_states(K))
+        (kept, *_) = rows_of([load_method(name)], bank).values()
+        evidence = Evidence(bank, a_batch(4))
+        with torch.no_grad(), evidence.billed() as bill, evidence.opened(an_answer(4)):
+            found = predict(kept, evidence, PerSample(bank, "mixture"))
+        declared = sum(forwards(part, K) for part in METHODS.load(name).cost.split(" + "))
+        assert kept.method.forwards_alone(bill.forwards, K) + found.forwards == declared
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -42,7 +42,7 @@ def test_the_ensemble_by_hand() -> None:
 
 def test_dcs_follows_the_surest_expert_of_each_image() -> None:
     bank, batch = a_bank(expert_states(3, 1, spread=2.0)), a_batch(20)
-    evidence = Evidence.of(bank, batch)
+    evidence = Evidence(bank, batch)
     found = load_method("dcs", calibrated=False).predict(evidence)
     p = bank.expert_logits(batch).softmax(-1)
     for i in range(20):
@@ -54,10 +54,10 @@ def test_an_expert_alone() -> None:
     bank, batch = a_bank(expert_states(3, 1)), a_batch()
     keys = [one.key for one in load_method("expert").expand(bank.names)]
     assert keys == ["expert:site-0", "expert:site-1", "expert:site-2"]
-    found = load_method("expert", site="site-1").predict(Evidence.of(bank, batch))
+    found = load_method("expert", site="site-1").predict(Evidence(bank, batch))
     torch.testing.assert_close(found, bank.expert_logits(batch)[1].softmax(-1))
     with pytest.raises(ScenarioError, match="did you mean 'site-1'"):
-        load_method("expert", site="site-11").predict(Evidence.of(bank, batch))
+        load_method("expert", site="site-11").predict(Evidence(bank, batch))
 
 
 def test_an_unknown_method_names_the_nearest() -> None:
@@ -68,7 +68,7 @@ def test_an_unknown_method_names_the_nearest() -> None:
 def test_library_use_is_a_few_lines() -> None:
     bank = Bank.of(Net(), {"a": expert_states(2)[0], "b": expert_states(2)[1]})
     merged = bank.state_dict(load_method("mean").merge(bank))
-    found = load_method("eam", gamma=5).coefficients(Evidence.of(bank, a_batch(dtype=torch.float32)))
+    found = load_method("eam", gamma=5).coefficients(Evidence(bank, a_batch(dtype=torch.float32)))
     logits = bank.forward(bank.mix(found.encoder, found.head), a_batch(dtype=torch.float32))
     assert set(merged) == set(Net().state_dict())
     assert logits.shape == (6, 3)

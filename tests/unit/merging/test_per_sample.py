@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import timm
@@ -16,7 +16,7 @@ from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.layout import head_names
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.methods._base import load_method
-from fedmerge.merging.per_sample.dispatch import Costs, PerSample
+from fedmerge.merging.per_sample.dispatch import PerSample, Way, prefers_mixture
 from fedmerge.merging.per_sample.mixture import Mixture
 from tests.conftest import Net, expert_states
 
@@ -168,19 +168,26 @@ def test_a_model_that_couples_samples_is_found_out() -> None:
         Mixture(bank).verify(x, ROWS, ROWS)
 
 
-def test_the_three_ways_agree_and_the_choice_follows_the_costs() -> None:
+def test_the_two_ways_agree_and_the_choice_follows_the_shapes() -> None:
     bank, x, encoder, head = a_world("vit with LayerScale", n=6)
     both = Coefficients(encoder, head)
-    found = {way: PerSample(bank, way).predict(x, both) for way in ("mixture", "rows", "samples", "auto")}  # type: ignore[arg-type]
+    found = {way: PerSample(bank, way).predict(x, both) for way in get_args(Way)}
     for done in found.values():
-        assert error(done.logits, found["samples"].logits) < 1e-12
-    assert (found["rows"].merges, found["samples"].merges, found["mixture"].merges) == (6, 6, 0)
+        assert error(done.logits, explicit(bank, x, encoder, head)) < 1e-12
+    assert {way: done.merges for way, done in found.items()} == {"auto": 0, "mixture": 0, "rows": 6, "samples": 6}
+    assert torch.equal(found["rows"].logits, found["samples"].logits)
+    assert torch.equal(found["auto"].logits, found["mixture"].logits)
     twice = Coefficients(encoder[[0, 1, 0, 1, 0, 0]], head[[0, 1, 0, 1, 0, 0]])
     assert PerSample(bank, "rows").predict(x, twice).merges == 2
-    costs = Costs(size=32, merge=0.01, one=0.002, batch=0.033, mixture=0.07)
-    assert costs.cheapest(32, 32) == "mixture"
-    assert costs.cheapest(32, 2) == "rows"
-    assert Costs(size=32, merge=0.01, one=0.002, batch=0.033).cheapest(32, 32) == "rows"  # the mixture was refused
+    assert prefers_mixture(uses=17, experts=3, samples=32, distinct=32)
+    assert not prefers_mixture(uses=17, experts=3, samples=32, distinct=8)
+    assert not prefers_mixture(uses=197, experts=2, samples=32, distinct=32)
+
+
+def test_the_uses_of_a_parameter_are_counted_by_shape() -> None:
+    """A ViT of 32 px and patches of 8 has 16 tokens and one for the class; the table of positions is not multiplied."""
+    bank, x, _, _ = a_world("vit with LayerScale")
+    assert 14 < PerSample(bank)._uses_of(x) < 18
 
 
 def test_where_the_mixture_is_refused_rows_are_merged_and_the_reason_is_kept() -> None:

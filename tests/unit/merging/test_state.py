@@ -22,7 +22,7 @@ def bank_of(*which: int) -> Bank:
 
 
 def evidence(bank: Bank, seed: int) -> Evidence:
-    return Evidence.of(bank, a_batch(seed=seed))
+    return Evidence(bank, a_batch(seed=seed))
 
 
 def double(*values: float) -> torch.Tensor:

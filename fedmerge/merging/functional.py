@@ -1,0 +1,462 @@
+"""Merging as a library: one model from several experts, once (`merge`) or for every batch (`Adapter`).
+
+Both take the path of a run, `rows_of` and `predict`, so that they give the same bits as a run with the same experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from fedmerge.errors import CheckpointError, MethodError, nearest
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.layout import StateDict
+from fedmerge.merging.coefficients import Coefficients
+from fedmerge.merging.evidence import Answer, Evidence
+from fedmerge.merging.methods._base import METHODS, Method, Stateful, Static
+from fedmerge.merging.per_sample.dispatch import PerSample, Way
+from fedmerge.merging.predict import Prediction, Row, carry, predict, rows_of
+
+Experts = Sequence[StateDict] | Mapping[str, StateDict]
+"""State dicts of the experts; without names they are expert-0, expert-1, ..."""
+
+T = TypeVar("T")
+
+MENDS = {
+    "theta_0": "base=..., the state dict that all experts started from",
+    "generalist": "generalist=..., the state dict of a model to fall back on",
+    "counts": "counts=[...], the number of training images of each expert",
+}
+"""What gives a method what it needs, beside the statistics of sites."""
+
+
+def merge(  # noqa: PLR0913 - all but the experts have defaults
+    model: nn.Module,
+    experts: Experts,
+    method: str | Method = "mean",
+    base: StateDict | None = None,
+    *,
+    counts: Sequence[int] | Mapping[str, int] | None = None,
+    statistics: Mapping[str, Experts] | None = None,
+    head: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+    **hyper_parameters: Any,
+) -> dict[str, Tensor]:
+    """Merge experts once, by a static method.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The architecture that every state dict fits. It is copied, and never changed.
+    experts : sequence or mapping of state dicts
+        K experts, by name if a mapping.
+    method : str or Method
+        A static method: mean, ties, fisher, ... (`fedmerge methods` lists them).
+    base : state dict, optional
+        theta_0, the initialization that all experts started from, for methods about task vectors.
+    counts : sequence or mapping of int, optional
+        Training images of each expert, for `weighted_mean`.
+    statistics : mapping, optional
+        By kind ("fisher", "soup", "gram", "gram_rounds"), one mapping of tensors for each expert.
+    head : sequence of str, optional
+        Names of the classifier's parameters; default: timm's `get_classifier()`, else the last linear layer.
+    device : torch.device or str, optional
+        Where to merge; default: where the model is.
+    **hyper_parameters
+        Fields of the method, e.g. `density=0.2` for ties.
+
+    Returns
+    -------
+    dict of str to Tensor
+        A state dict that `model.load_state_dict` accepts, BatchNorm statistics included. Floats are float32.
+
+    Raises
+    ------
+    MethodError
+        For an unknown method, one that needs batches, a wrong hyper-parameter, or something that the method needs and lacks.
+    CheckpointError
+        For experts that do not fit the model.
+
+    Examples
+    --------
+    >>> state = merge(model, [a, b, c], method="ties", base=state_0, density=0.2)  # doctest: +SKIP
+    """
+    chosen = _method(method, hyper_parameters)
+    given = _Given(model, base, None, False, head, device)
+    named = _experts(experts, counts, None, statistics)
+    row = _only_row(chosen, given, named)
+    if not isinstance(row, Static):
+        raise MethodError(f"method {chosen.key}: found one that needs batches; expected a static one. Use fedmerge.Adapter for it")
+    bank = given.bank(named)
+    (merged,) = rows_of([row], bank).values()
+    assert merged.theta is not None
+    return bank.state_dict(merged.theta, merged.statistics)
+
+
+class Adapter:
+    """A merged model that adapts to every batch, by any method of the folder; the state is carried from batch to batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The architecture that every state dict fits. It is copied, and never changed; it runs in evaluation mode.
+    experts : sequence or mapping of state dicts
+        K experts, by name if a mapping.
+    method : str or Method
+        `fedmerge methods` lists them. Methods that must see the whole stream first are refused.
+    base : state dict, optional
+        theta_0, the initialization that all experts started from.
+    generalist : state dict, optional
+        A model that `t3` and `t3_batch` fall back on. A str is their hyper-parameter of that name.
+    statistics : mapping, optional
+        By kind ("fisher", "soup", "gram", "gram_rounds"), one mapping of tensors for each expert.
+    counts : sequence or mapping of int, optional
+        Training images of each expert.
+    temperatures : sequence or mapping of float, optional
+        Temperature of each expert, by which calibrated methods divide its logits; default 1.
+    flips : bool
+        Whether a horizontal flip preserves the label, so that it may serve as a view.
+    head : sequence of str, optional
+        Names of the classifier's parameters; default: timm's `get_classifier()`, else the last linear layer.
+    device : torch.device or str, optional
+        Where to run; default: where the model is.
+    per_sample : {"auto", "rows", "mixture", "samples"}
+        How samples with coefficients of their own are merged.
+    **hyper_parameters
+        Fields of the method, e.g. `gamma=5` for eam.
+
+    Raises
+    ------
+    MethodError
+        For an unknown method, one that cannot run here, a wrong hyper-parameter, or something that the method needs and lacks.
+    CheckpointError
+        For experts that do not fit the model.
+
+    Examples
+    --------
+    >>> adapt = Adapter(model, {"axial": a, "coronal": b}, method="eam", gamma=5)  # doctest: +SKIP
+    >>> for batch in stream:  # doctest: +SKIP
+    ...     logits = adapt(batch)
+    """
+
+    def __init__(  # noqa: PLR0913 - all but the experts have defaults
+        self,
+        model: nn.Module,
+        experts: Experts,
+        method: str | Method = "eam",
+        base: StateDict | None = None,
+        *,
+        generalist: StateDict | str | None = None,
+        statistics: Mapping[str, Experts] | None = None,
+        counts: Sequence[int] | Mapping[str, int] | None = None,
+        temperatures: Sequence[float] | Mapping[str, float] | None = None,
+        flips: bool = False,
+        head: Sequence[str] | None = None,
+        device: torch.device | str | None = None,
+        per_sample: Way = "auto",
+        **hyper_parameters: Any,
+    ) -> None:
+        if isinstance(generalist, str):
+            hyper_parameters["generalist"], generalist = generalist, None
+        elif generalist is not None and isinstance(method, str) and "generalist" in _kind(method).model_fields:
+            hyper_parameters["generalist"] = "generalist"
+        self.method = _method(method, hyper_parameters)
+        self._given = _Given(model, base, generalist, flips, head, device)
+        self._way = per_sample
+        self._settle(_experts(experts, counts, temperatures, statistics))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the experts, in the order of the coefficients."""
+        return self._bank.names
+
+    @property
+    def coefficients(self) -> Coefficients | None:
+        """Coefficients of the last batch, `encoder` and `head`, each (K,) or (N, K); None where the method has none."""
+        return self._last.coefficients if self._last else None
+
+    @torch.no_grad()
+    def __call__(self, batch: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Predict one batch, and go on to the next state.
+
+        Parameters
+        ----------
+        batch : Tensor
+            Normalized images (N, channels, H, W), as the model takes them.
+        labels : Tensor, optional
+            The true classes (N,), for the method `oracle` alone.
+
+        Returns
+        -------
+        Tensor
+            Log-probabilities (N, C), which serve as logits: those of the merged model, normalized; where a method mixes
+            predictions, the logarithm of the mixture. A sample whose logits are not finite is predicted uniformly.
+
+        Raises
+        ------
+        MethodError
+            For an empty batch, or labels that are missing, or that the method may not see.
+        """
+        if not isinstance(batch, Tensor) or batch.ndim == 0 or len(batch) == 0:
+            raise MethodError(f"batch: found {_shown(batch)}; expected a tensor (N, channels, H, W) of at least one sample")
+        evidence = Evidence(self._bank, batch.to(self._bank.like.device))
+        with self._told(evidence, labels):
+            self._last = None
+            self._last = predict(self._row, evidence, self._per_sample)
+        self._began = True
+        return self._last.log_p
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The model of the last merge.
+
+        Returns
+        -------
+        dict of str to Tensor
+            A state dict that `model.load_state_dict` accepts. Floats are float32.
+
+        Raises
+        ------
+        MethodError
+            Before the first batch, and for methods that merge no model, or one for each sample.
+        """
+        row, last = self._row, self._last
+        if last is not None and last.theta is not None:
+            return self._bank.state_dict(last.theta, last.statistics)
+        if row.theta is not None:
+            return self._bank.state_dict(row.theta, row.statistics)
+        if last is None:
+            raise MethodError(f"method {row.method.key}: nothing has been merged yet; give the adapter a batch first")
+        what = "one model for each sample" if last.coefficients else "predictions and no model"
+        raise MethodError(f"method {row.method.key}: merges {what}; expected a method with one model for each batch, such as eam")
+
+    def reset(self) -> None:
+        """Forget all batches: the next is as the first. Experts stay as they are."""
+        self._began, self._last = False, None
+        if isinstance(self._row.method, Stateful):
+            self._row.state = self._row.method.start(self._bank)
+
+    def join(
+        self,
+        name: str,
+        state: StateDict,
+        *,
+        count: int | None = None,
+        temperature: float = 1.0,
+        statistics: Mapping[str, StateDict] | None = None,
+    ) -> None:
+        """Take another expert in, as the last; what the method remembers is carried over, and the newcomer has no past.
+
+        Parameters
+        ----------
+        name : str
+            Its name, which no other has.
+        state : state dict
+            Its weights, which fit the model.
+        count, temperature, statistics
+            As in the constructor, of this expert.
+
+        Raises
+        ------
+        MethodError
+            For a name that is taken, or something that the method needs and lacks.
+        CheckpointError
+            For weights that do not fit the model. The adapter stays as it was.
+        """
+        if name in self._experts:
+            raise MethodError(f"expert '{name}': found one of this name already; expected a new name, or leave('{name}') first")
+        self._settle({**self._experts, name: _Expert(state, count, temperature, dict(statistics or {}))})
+
+    def leave(self, name: str) -> None:
+        """Let an expert go; what the method remembers of the others is carried over.
+
+        Parameters
+        ----------
+        name : str
+            Its name.
+
+        Raises
+        ------
+        MethodError
+            For an unknown name, the last expert, or one that the method cannot do without. The adapter stays as it was.
+        """
+        if name not in self._experts:
+            raise MethodError(f"expert '{name}': found no expert of this name; {nearest(name, self._experts)}")
+        if len(self._experts) == 1:
+            raise MethodError(f"expert '{name}': is the last one; expected at least one that stays")
+        self._settle({other: expert for other, expert in self._experts.items() if other != name})
+
+    _began = False
+    _row: Row
+    _bank: Bank
+    _per_sample: PerSample
+    _last: Prediction | None
+
+    def _settle(self, experts: dict[str, _Expert]) -> None:
+        """Go on with these experts: a new bank, static methods merge again, and what others remember is carried over."""
+        single = _only_row(self.method, self._given, experts)
+        bank = self._given.bank(experts)
+        rows = rows_of([single], bank)
+        if self._began:
+            carry(rows, {self._row.method.key: self._row}, self._bank.names, bank)
+        (self._row,) = rows.values()
+        self._experts, self._bank, self._per_sample = experts, bank, PerSample(bank, self._way)
+        self._last = None
+
+    def _told(self, evidence: Evidence, labels: Tensor | None) -> AbstractContextManager[None]:
+        """The truth for oracles, nothing for anybody else."""
+        key, wanted = self._row.method.key, "labels" in self._row.method.needed
+        if not wanted:
+            if labels is not None:
+                raise MethodError(f"method {key}: found labels; expected none, because it may not see them. Leave labels out")
+            return nullcontext()
+        if labels is None:
+            raise MethodError(f"method {key}: found no labels; expected them, because it is an oracle. Call adapt(batch, labels)")
+        if labels.shape != (len(evidence.batch),):
+            raise MethodError(f"labels: found shape {tuple(labels.shape)}; expected ({len(evidence.batch)},), one for each sample")
+        truth = labels.to(evidence.batch.device).long()
+        return evidence.opened(Answer(truth, torch.zeros_like(truth)))
+
+
+@dataclass(frozen=True)
+class _Expert:
+    """One expert, and what its owner declared."""
+
+    state: StateDict
+    count: int | None = None
+    temperature: float = 1.0
+    statistics: dict[str, StateDict] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a bank is made of beside experts."""
+
+    model: nn.Module
+    base: StateDict | None
+    generalist: StateDict | None
+    flips: bool
+    head: Sequence[str] | None
+    device: torch.device | str | None
+
+    def bank(self, experts: Mapping[str, _Expert]) -> Bank:
+        """A bank of these experts."""
+        counts = [expert.count for expert in experts.values() if expert.count is not None]
+        device = self.device or next((parameter.device for parameter in self.model.parameters()), None)
+        return Bank.of(
+            self.model,
+            {name: expert.state for name, expert in experts.items()},
+            self.base,
+            generalist=self.generalist,
+            statistics={kind: [expert.statistics[kind] for expert in experts.values()] for kind in _common(experts)},
+            counts=counts if len(counts) == len(experts) else None,
+            temperatures=[expert.temperature for expert in experts.values()],
+            flips=self.flips,
+            head=self.head,
+            device=device,
+        )
+
+    def has(self, experts: Mapping[str, _Expert]) -> set[str]:
+        """What a method may need and finds here; labels come with the batch."""
+        anchors = {"theta_0": self.base, "generalist": self.generalist}
+        found = {name for name, state in anchors.items() if state is not None} | {"temperature", "labels"} | _common(experts)
+        return found | ({"counts"} if all(expert.count is not None for expert in experts.values()) else set())
+
+
+def _common(experts: Mapping[str, _Expert]) -> set[str]:
+    """Kinds of statistics that every expert has."""
+    return set.intersection(*(set(expert.statistics) for expert in experts.values()))
+
+
+def _experts(
+    experts: Experts,
+    counts: Sequence[int] | Mapping[str, int] | None,
+    temperatures: Sequence[float] | Mapping[str, float] | None,
+    statistics: Mapping[str, Experts] | None,
+) -> dict[str, _Expert]:
+    """The experts by name, with what was said of each."""
+    named = dict(experts) if isinstance(experts, Mapping) else {f"expert-{k}": state for k, state in enumerate(experts)}
+    if not named:
+        raise CheckpointError("experts: found none; expected at least one state dict")
+    for name, state in named.items():
+        if not isinstance(state, Mapping):
+            mend = "Give module.state_dict()" if isinstance(state, nn.Module) else "Give several experts in a list, or by name"
+            raise CheckpointError(f"expert '{name}': found {_shown(state)}; expected a state dict. {mend}")
+    found = {name: _Expert(state) for name, state in named.items()}
+    for name, count in _by_name("counts", counts, named).items():
+        found[name] = replace(found[name], count=count)
+    for name, temperature in _by_name("temperatures", temperatures, named).items():
+        found[name] = replace(found[name], temperature=temperature)
+    for kind, states in (statistics or {}).items():
+        for name, one in _by_name(f"statistics['{kind}']", states, named).items():
+            found[name].statistics[kind] = one
+    return found
+
+
+def _by_name(what: str, given: Sequence[T] | Mapping[str, T] | None, experts: Mapping[str, object]) -> dict[str, T]:
+    """What is given for each expert, by its name; nothing if nothing is given."""
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        if set(given) != set(experts):
+            raise MethodError(f"{what}: found {', '.join(map(str, given))}; expected one for each of {', '.join(experts)}")
+        return dict(given)
+    if len(given) != len(experts):
+        raise MethodError(f"{what}: found {len(given)}; expected {len(experts)}, one for each expert")
+    return dict(zip(experts, given, strict=True))
+
+
+def _kind(name: str) -> type[Method]:
+    """The class of a method. Raises MethodError with the nearest name."""
+    known = name if name in METHODS.names else METHODS.aliases.get(name, name)
+    if known not in METHODS.names:
+        raise MethodError(f"method: found '{name}'; expected a known one: {nearest(name, METHODS.names)}")
+    return METHODS.load(known)
+
+
+def _method(method: str | Method, hyper_parameters: dict[str, Any]) -> Method:
+    """The method with its hyper-parameters. Raises MethodError for one that is unknown, or out of range."""
+    if isinstance(method, Method):
+        if hyper_parameters:
+            raise MethodError(f"method {method.key}: found {', '.join(hyper_parameters)} beside a Method; expected them inside it")
+        return method
+    try:
+        return _kind(method)(**hyper_parameters)
+    except ValidationError as error:
+        lines = [_told_of(method, detail["loc"], detail["input"], detail["msg"]) for detail in error.errors()]
+        raise MethodError("\n".join(lines)) from None
+
+
+def _told_of(method: str, place: tuple[int | str, ...], found: object, message: str) -> str:
+    where = ".".join([f"method {method}", *map(str, place)])
+    return f"{where}: found {found!r}; {message[:1].lower()}{message[1:]}"
+
+
+def _only_row(method: Method, given: _Given, experts: Mapping[str, _Expert]) -> Method:
+    """The one row that the method stands for. Raises MethodError if there are several, or none, or it cannot run here."""
+    names = tuple(experts)
+    rows = method.expand(names)
+    if not rows:
+        raise MethodError(f"method {method.key}: its expert is not here; expected one of {', '.join(names)}")
+    if len(rows) > 1:
+        mend = f" Name one: site='{names[0]}'" if "site" in type(method).model_fields else ""
+        raise MethodError(f"method {method.key}: stands for {len(rows)} models; expected one.{mend}")
+    (row,) = rows
+    if row.transductive:
+        raise MethodError(
+            f"method {method.key}: sees the whole stream before it predicts; expected hyper-parameters with which it goes batch by "
+            "batch. An adapter gets one batch at a time; fedmerge.run has the whole stream"
+        )
+    for lacking in sorted(row.needed - given.has(experts)):
+        mend = MENDS.get(lacking, f"statistics={{'{lacking}': [...]}}, one mapping of tensors for each expert")
+        raise MethodError(f"method {method.key}: found no {lacking}; expected {mend}")
+    return row
+
+
+def _shown(found: object) -> str:
+    return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__

@@ -1,0 +1,271 @@
+"""The library's two calls: the bits of a run for every method, the naive merge for BatchNorm, and errors that help."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import fedmerge
+from fedmerge.adaptation.target_site import TargetSite
+from fedmerge.adaptation.tasks import Contribution, TargetTask, tensors
+from fedmerge.data.images import to_batch
+from fedmerge.errors import CheckpointError, FedmergeError, MethodError
+from fedmerge.federated.model import ModelSpec, build
+from fedmerge.merging.bank.statistics import BY_LAYER
+from fedmerge.merging.curvature.gram import linear_layers
+from fedmerge.merging.methods._base import METHODS, load_method
+from tests.banks import a_batch, statistics
+from tests.conftest import Net, expert_states
+from tests.targets import MODEL, base, experts
+
+Targets = Callable[..., TargetTask]
+SAID: dict[str, dict[str, Any]] = {"expert": {"site": "south"}}
+"""What a method must be told to stand for one row."""
+
+VARIANTS = [
+    ("fisher", {"mode": "target", "samples": 20}),
+    ("dawin", {"scope": "prefix"}),
+    ("eam", {"ema": "entropy"}),
+    ("adamerging", {"level": "layer"}),
+    ("t3", {"generalist": "theta_0"}),
+    ("oracle", {"by": "batch"}),
+]
+CASES = [(name, SAID.get(name, {})) for name in METHODS.names] + VARIANTS
+NORTH, SOUTH, WEST = expert_states(3)
+START = expert_states(1, 9)[0]
+
+
+def complete(model: torch.nn.Module) -> list[Contribution]:
+    """The experts with every statistic that sites may upload."""
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(shape: torch.Size) -> np.ndarray:
+        return torch.rand(shape, generator=generator).numpy()
+
+    found = []
+    for expert in experts():
+        flat = {kind: {name: drawn(p.shape) for name, p in model.named_parameters()} for kind in ("fisher", "soup")}
+        layers = linear_layers(model).items()
+        grams = {name: np.eye(layer.in_features, dtype=np.float32) + drawn(layer.weight.shape[1:]) for name, layer in layers}
+        grams = {name: G @ G.T for name, G in grams.items()}
+        found.append(replace(expert, statistics=flat | dict.fromkeys(BY_LAYER, grams)))
+    return found
+
+
+def an_adapter(run: TargetSite, given: list[Contribution], name: str, **hyper_parameters: Any) -> fedmerge.Adapter:
+    kinds = given[0].statistics
+    return fedmerge.Adapter(
+        build(run.task.model, len(run.task.classes), seed=0),
+        {one.site: tensors(one.weights) for one in given},
+        name,
+        tensors(run.base),
+        statistics={kind: {one.site: tensors(one.statistics[kind]) for one in given} for kind in kinds},
+        counts=[one.n for one in given if one.n is not None],
+        temperatures=[one.temperature for one in given],
+        flips=run.images.flips,
+        **hyper_parameters,
+    )
+
+
+def batches(site: TargetSite, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as the site sees them, and their labels."""
+    for t in range(first, last):
+        yield (
+            to_batch(site.gallery.pixels(site.stream.batches[t]), *site.normalization),
+            torch.from_numpy(site.stream.truth_of(t)[0]),
+        )
+
+
+def the_same_bits(site: TargetSite, adapt: fedmerge.Adapter, first: int, last: int) -> None:
+    oracle = "labels" in adapt.method.needed
+    for step, (x, labels) in zip(site.advance(last - first), batches(site, first, last), strict=True):
+        logits = adapt(x, labels if oracle else None)
+        assert np.array_equal(logits.exp().numpy(), step.probabilities)
+        used = adapt.coefficients
+        assert (used is None) == (step.encoder is None)
+        if used is not None and used.encoder.ndim == 1:
+            assert tuple(used.encoder.tolist()) == step.encoder
+            assert tuple(used.head.tolist()) == step.head
+
+
+@pytest.mark.parametrize(("name", "said"), CASES, ids=str)
+def test_every_method_gives_the_bits_of_a_run(target: Targets, name: str, said: dict[str, Any]) -> None:
+    given = complete(build(MODEL, 11, seed=0))
+    site = TargetSite(target(load_method(name, **said)), given, base())
+    the_same_bits(site, an_adapter(site, given, name, **said), 0, 3)
+
+
+@pytest.mark.parametrize("name", ["mean", "eam", "t3_batch", "adamerging", "dawin"])
+def test_an_expert_that_joins_or_leaves_does_what_it_does_in_a_run(target: Targets, name: str) -> None:
+    north, south, west = experts()
+    site = TargetSite(target(name), [north, south], base())
+    adapt = an_adapter(site, [north, south], name)
+    the_same_bits(site, adapt, 0, 2)
+    site.change(("north", "south", "west"), [west])
+    adapt.join("west", tensors(west.weights), count=west.n, temperature=west.temperature)
+    the_same_bits(site, adapt, 2, 4)
+    site.change(("south", "west"), [])
+    adapt.leave("north")
+    assert adapt.names == ("south", "west")
+    the_same_bits(site, adapt, 4, 6)
+
+
+def test_batch_norm_gives_the_bits_of_a_run_and_the_naive_merge(target: Targets) -> None:
+    spec = ModelSpec.model_validate({"name": "resnet18", "kwargs": {"in_chans": 1}, "size": 32})
+    model = build(spec, 11, seed=0)
+    generator = torch.Generator().manual_seed(0)
+
+    def moved() -> dict[str, np.ndarray]:
+        noise = {n: 0.01 * torch.rand(t.shape, generator=generator) for n, t in model.state_dict().items() if t.is_floating_point()}
+        return {name: (tensor + noise.get(name, 0)).numpy() for name, tensor in model.state_dict().items()}
+
+    given = [Contribution(site=name, weights=moved(), n=10, temperature=1.0) for name in ("north", "south")]
+    for name in ("mean", "weighted_mean", "eam", "t3"):
+        site = TargetSite(replace(target(name), model=spec), given, moved())
+        adapt = an_adapter(site, given, name)
+        the_same_bits(site, adapt, 0, 2)
+        if name == "mean":
+            ((x, _),) = batches(site, 1, 2)
+            states = [tensors(one.weights) for one in given]
+            model.load_state_dict({key: (states[0][key] + states[1][key]) / 2 for key in states[0]})
+            with torch.no_grad():
+                torch.testing.assert_close(adapt(x), model.eval()(x).log_softmax(-1))
+
+
+@pytest.mark.parametrize("name", ["mean", "eam", "adamerging", "ties"])
+def test_the_state_dict_is_the_model_that_predicted(name: str) -> None:
+    adapt = fedmerge.Adapter(Net(), [NORTH, SOUTH, WEST], name, START)
+    x, model = a_batch(dtype=torch.float32), Net().eval()
+    logits = adapt(x)
+    model.load_state_dict(adapt.state_dict())
+    torch.testing.assert_close(logits, model(x).log_softmax(-1))
+
+
+def test_a_reset_adapter_begins_anew() -> None:
+    first, second = (a_batch(dtype=torch.float32, seed=seed) for seed in (1, 2))
+    adapt = fedmerge.Adapter(Net(), {"a": NORTH, "b": SOUTH}, gamma=5)
+    began = adapt(first)
+    adapt(second)
+    assert not torch.equal(adapt(first), began)
+    adapt.reset()
+    assert adapt.coefficients is None
+    assert torch.equal(adapt(first), began)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS.names if METHODS.load(name)().model_dump().get("head_policy")])
+def test_merge_is_the_static_methods_model(name: str) -> None:
+    states = [NORTH, SOUTH, WEST]
+    beside = {"counts": [1, 2, 3], "statistics": statistics([0, 1, 2], states)}
+    state = fedmerge.merge(Net(), states, name, START, **beside)
+    model, x = Net().eval(), a_batch(dtype=torch.float32)
+    model.load_state_dict(state)
+    wanted = fedmerge.Adapter(Net(), states, name, START, **beside)(x)
+    torch.testing.assert_close(model(x).log_softmax(-1), wanted)
+    assert list(state) == list(Net().state_dict())
+
+
+def test_the_share_that_ties_keeps_has_two_names() -> None:
+    found = [fedmerge.merge(Net(), [NORTH, SOUTH], "ties", START, **{key: 0.5}) for key in ("keep", "density")]
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
+    assert load_method("ties", density=0.5).model_dump()["keep"] == 0.5
+
+
+def test_a_state_dict_as_generalist_is_what_t3_falls_back_on() -> None:
+    x = a_batch(dtype=torch.float32)
+    by_state, by_name = (fedmerge.Adapter(Net(), [NORTH, SOUTH], "t3", START, generalist=g) for g in (START, "theta_0"))
+    torch.testing.assert_close(by_state(x), by_name(x))
+
+
+def test_no_field_of_a_method_is_hidden_by_a_parameter() -> None:
+    taken = {*signature(fedmerge.Adapter).parameters, *signature(fedmerge.merge).parameters} - {"generalist"}
+    assert [name for name in METHODS.names if taken & set(METHODS.load(name).model_fields)] == []
+
+
+BOTH = [NORTH, SOUTH]
+WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
+    "unknown method": (lambda: fedmerge.merge(Net(), BOTH, "meen"), MethodError, "found 'meen'.*did you mean 'mean'"),
+    "unknown key": (lambda: fedmerge.merge(Net(), BOTH, "ties", START, kep=1), MethodError, "ties.kep: found 1.*'keep'"),
+    "out of range": (lambda: fedmerge.Adapter(Net(), BOTH, gamma=-1), MethodError, "eam.gamma: found -1.*greater than"),
+    "no base": (lambda: fedmerge.merge(Net(), BOTH, "ties"), MethodError, "ties: found no theta_0; expected base="),
+    "no counts": (lambda: fedmerge.merge(Net(), BOTH, "weighted_mean"), MethodError, "found no counts; expected counts="),
+    "no statistic": (lambda: fedmerge.merge(Net(), BOTH, "fisher"), MethodError, "found no fisher; expected statistics="),
+    "no generalist": (lambda: fedmerge.Adapter(Net(), BOTH, "t3", generalist="generalist"), MethodError, "expected generalist="),
+    "needs batches": (lambda: fedmerge.merge(Net(), BOTH, "eam"), MethodError, "Use fedmerge.Adapter"),
+    "target fisher": (lambda: fedmerge.merge(Net(), BOTH, "fisher", mode="target"), MethodError, "Use fedmerge.Adapter"),
+    "whole stream": (lambda: fedmerge.Adapter(Net(), BOTH, "dawin", scope="full"), MethodError, "sees the whole stream"),
+    "several rows": (lambda: fedmerge.Adapter(Net(), BOTH, "expert"), MethodError, "stands for 2 models.*site='expert-0'"),
+    "no such site": (lambda: fedmerge.Adapter(Net(), BOTH, "expert", site="x"), MethodError, "expected one of expert-0"),
+    "several draws": (lambda: fedmerge.merge(Net(), BOTH, "mixup", draws=3), MethodError, "stands for 3 models"),
+    "no expert": (lambda: fedmerge.merge(Net(), []), CheckpointError, "found none"),
+    "one state": (lambda: fedmerge.merge(Net(), NORTH), CheckpointError, "found a tensor.*Give several experts"),
+    "modules": (lambda: fedmerge.merge(Net(), [Net()]), CheckpointError, "state_dict()"),
+    "misfit": (lambda: fedmerge.merge(Net(4), BOTH), CheckpointError, "expert-0 does not fit.*\n.*head.weight"),
+    "odd counts": (lambda: fedmerge.Adapter(Net(), BOTH, counts=[1]), MethodError, "counts: found 1; expected 2"),
+    "odd names": (lambda: fedmerge.Adapter(Net(), BOTH, counts={"a": 1}), MethodError, "expected one for each of expert-0"),
+    "method twice": (lambda: fedmerge.Adapter(Net(), BOTH, load_method("eam"), gamma=1), MethodError, "gamma beside a Method"),
+    "empty batch": (lambda: fedmerge.Adapter(Net(), BOTH)(a_batch(0)), MethodError, "at least one sample"),
+    "no labels": (lambda: fedmerge.Adapter(Net(), BOTH, "oracle")(a_batch()), MethodError, "adapt\\(batch, labels\\)"),
+    "labels": (lambda: fedmerge.Adapter(Net(), BOTH)(a_batch(), torch.zeros(6)), MethodError, "may not see them"),
+    "few labels": (lambda: fedmerge.Adapter(Net(), BOTH, "oracle")(a_batch(), torch.zeros(5)), MethodError, r"expected \(6,\)"),
+    "too early": (lambda: fedmerge.Adapter(Net(), BOTH).state_dict(), MethodError, "give the adapter a batch first"),
+    "taken name": (lambda: fedmerge.Adapter(Net(), BOTH).join("expert-0", WEST), MethodError, "one of this name already"),
+    "unknown name": (lambda: fedmerge.Adapter(Net(), BOTH).leave("expert-9"), MethodError, "did you mean"),
+    "last one": (lambda: fedmerge.Adapter(Net(), [NORTH]).leave("expert-0"), MethodError, "is the last one"),
+    "needed one": (lambda: fedmerge.Adapter(Net(), BOTH, "expert", site="expert-0").leave("expert-0"), MethodError, "not here"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_one_clear_error(case: str) -> None:
+    work, kind, text = WRONG[case]
+    with pytest.raises(kind, match=text) as caught:
+        work()
+    assert "scenario" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "text"), [("ensemble", "predictions and no model"), ("t3", "one model for each sample")])
+def test_what_is_no_model_has_no_state_dict(name: str, text: str) -> None:
+    adapt = fedmerge.Adapter(Net(), BOTH, name)
+    adapt(a_batch(dtype=torch.float32))
+    with pytest.raises(MethodError, match=text):
+        adapt.state_dict()
+
+
+def test_after_a_refused_change_the_adapter_is_as_it_was() -> None:
+    adapt, x = fedmerge.Adapter(Net(), BOTH), a_batch(dtype=torch.float32)
+    before = adapt(x)
+    with pytest.raises(CheckpointError, match="late does not fit"):
+        adapt.join("late", {"head.weight": torch.zeros(1)})
+    assert adapt.names == ("expert-0", "expert-1")
+    assert torch.equal(adapt(x), before)
+
+
+def fresh(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_changes_nothing_and_merging_needs_torch_alone() -> None:
+    fresh(
+        "import os, sys\n"
+        "before = dict(os.environ)\n"
+        "import fedmerge\n"
+        "assert dict(os.environ) == before\n"
+        "assert not {'flwr', 'ray', 'timm', 'matplotlib', 'torch'} & set(sys.modules), sorted(sys.modules)\n"
+        "import torch\n"
+        "threads = torch.get_num_threads()\n"
+        "model = torch.nn.Linear(2, 2)\n"
+        "fedmerge.merge(model, [model.state_dict()] * 2)\n"
+        "fedmerge.Adapter(model, [model.state_dict()] * 2, 'dawin')(torch.zeros(3, 2))\n"
+        "assert not {'flwr', 'ray', 'timm', 'matplotlib'} & set(sys.modules), sorted(sys.modules)\n"
+        "assert torch.get_num_threads() == threads and dict(os.environ) == before\n"
+    )
