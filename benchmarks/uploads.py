@@ -32,10 +32,7 @@ import typer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fedmerge.data.datasets.organ_phantom import ORGANS  # noqa: E402
-from fedmerge.federated.client.worker import (
-    answer,
-    seal_of,
-)
+from fedmerge.federated.client.worker import answer, seal_of  # noqa: E402
 from fedmerge.federated.flower.client import packed  # noqa: E402
 from fedmerge.federated.flower.simulation import run_flower  # noqa: E402
 from fedmerge.federated.messages import (  # noqa: E402
