@@ -28,6 +28,7 @@ from fedmerge.merging.per_sample.dispatch import PerSample
 from fedmerge.merging.predict import Fixed, Row, RowInfo, carry, infos, predict, rows_of
 from fedmerge.merging.scoring.divergence import entropy
 from fedmerge.report.batch_log import Step
+from fedmerge.report.records import StreamFacts
 from fedmerge.stream.stream import Answers, Stream
 
 
@@ -95,7 +96,7 @@ class TargetSite:
     def describe(self) -> Description:
         """What a reader of the report may know of the stream and the methods."""
         shown = self.images.pixels[: self.task.site.samples] if self.task.site.samples else None
-        return Description(
+        facts = StreamFacts(
             kind=self.task.schedule.kind(),
             batches=len(self.stream),
             samples=self.stream.samples,
@@ -104,6 +105,9 @@ class TargetSite:
             truth=self.stream.truth,
             domain_names=self.gallery.domain_names,
             conditions=tuple((one.kind(), one.severity) for one in self.gallery.conditions),
+        )
+        return Description(
+            stream=facts,
             shown=shown,
             device=self.device,
             rows=infos(self.task.methods, self.task.experts or self.bank.names) | {o.key: info(o) for o in self.task.federated},

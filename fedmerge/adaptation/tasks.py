@@ -15,6 +15,7 @@ from fedmerge.federated.site import Site
 from fedmerge.merging.methods._base import Method
 from fedmerge.merging.per_sample.dispatch import Way
 from fedmerge.merging.predict import RowInfo
+from fedmerge.report.records import StreamFacts
 from fedmerge.stream.schedules._base import Schedule
 
 Arrays = dict[str, NDArray[Any]]
@@ -75,23 +76,16 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Description:
-    """The stream and the target, without images or labels. truth: (T, D), the share of every domain in every batch.
+    """The stream and the target, without images or labels.
 
     shown: images that the target's site file agrees to show, uint8 (n, H, W, C), or None.
-    conditions: family and severity of every domain, where domains are shifts. bank: where the experts' rows are, and their bytes.
+    bank: where the experts' rows are, and their bytes.
     """
 
-    kind: str
-    batches: int
-    samples: int
-    unused: int
-    index_sha256: str
-    truth: NDArray[np.float64]
-    domain_names: tuple[str, ...]
+    stream: StreamFacts
     shown: NDArray[np.uint8] | None
     device: str
     rows: dict[str, RowInfo]
-    conditions: tuple[tuple[str, int], ...] = ()
     bank: dict[str, Any] = field(default_factory=dict)
 
 

@@ -32,7 +32,7 @@ from fedmerge.federated.pool.global_models import GlobalModel
 from fedmerge.federated.site import Site
 from fedmerge.report.batch_log import Ledger
 from fedmerge.report.pages.run import write
-from fedmerge.report.records import MethodInfo, Presence, RunRecord, SiteRow, StreamFacts
+from fedmerge.report.records import RunRecord, SiteRow
 from fedmerge.report.terminal import Terminal, shown_path
 
 
@@ -199,7 +199,7 @@ def run_experiment(plan: Experiment, request: RunOptions) -> dict[str, Any]:
             progress, seen = consume(plan, initial, Sent(vetting.experts, named, federated), request, terminal)
         folder.manifest["course"] = [asdict(roster) for roster in seen.course]
         folder.manifest["target_deaths"] = [f"after batch {t}" for t in seen.deaths]
-        folder.manifest["index_sha256"] = seen.description.index_sha256
+        folder.manifest["index_sha256"] = seen.description.stream.index_sha256
         folder.manifest["device"] = seen.description.device
         folder.manifest["per_sample"] = seen.per_sample
         folder.manifest["bank"] = seen.description.bank
@@ -223,7 +223,6 @@ def record_of(
     """All that the report may show."""
     description = seen.description
     sites, done = {site.name: site for site in plan.sites}, set(steps.methods)
-    facts = {name: getattr(description, name) for name in StreamFacts.__dataclass_fields__}
     return RunRecord(
         scenario=plan.scenario.name,
         question=plan.scenario.question,
@@ -234,17 +233,17 @@ def record_of(
         target_title=plan.target.title,
         target_samples=description.shown,
         initialization=initial.description,
-        stream=StreamFacts(**facts),
+        stream=description.stream,
         labels=seen.answers.labels,
         domains=seen.answers.domains,
         steps=steps,
-        methods={name: MethodInfo(**asdict(info)) for name, info in description.rows.items() if name in done},
-        forwards_run=seen.forwards_run / description.batches,
+        methods={name: info for name, info in description.rows.items() if name in done},
+        forwards_run=seen.forwards_run / description.stream.batches,
         audit=[item for expert in experts for item in expert.audit],
         manifest=folder.manifest,
         yaml=(folder.path / "scenario.yaml").read_text(encoding="utf-8"),
         seconds=folder.manifest["phases_seconds"],
-        course=tuple(Presence(**asdict(roster)) for roster in seen.course),
+        course=tuple(seen.course),
     )
 
 

@@ -26,10 +26,11 @@ from fedmerge.federated.pool.global_models import GlobalModel
 from fedmerge.federated.pool.tensor_file import read_state
 from fedmerge.federated.security.audit import state_digest
 from fedmerge.federated.site import Site
+from fedmerge.merging.state import Roster
 from fedmerge.report.batch_log import Step
 from fedmerge.report.checkpoint import Progress
 from fedmerge.report.terminal import Terminal
-from fedmerge.stream.events import Roster, past_end, rosters
+from fedmerge.stream.events import past_end, rosters
 from fedmerge.stream.schedules._base import Schedule
 from fedmerge.stream.stream import Stream
 from fedmerge.system.process import cores, owners
@@ -82,7 +83,7 @@ def consume(plan: Experiment, initial: Initial, sent: Sent, request: RunOptions,
     base = _arrays(initial.weights)
     with target_of(task, first, base, scenario) as target:
         description = target.describe()
-        key = {"index": description.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}
+        key = {"index": description.stream.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}
         key |= sent.digests()
         progress = Progress.open(request.out, key, request.resume)
         walk = Walk(target, course, experts, terminal)
@@ -90,10 +91,10 @@ def consume(plan: Experiment, initial: Initial, sent: Sent, request: RunOptions,
             walk.change(progress.snapshot["experts"])
             target.restore(progress.snapshot)
             walk.done = progress.snapshot["position"]
-            terminal.say(f"target: {progress.snapshot['position']} of {description.batches} batches were done before")
-        title = f"target: {description.batches} batches of '{description.kind}' on {description.device}"
+            terminal.say(f"target: {progress.snapshot['position']} of {description.stream.batches} batches were done before")
+        title = f"target: {description.stream.batches} batches of '{description.stream.kind}' on {description.device}"
         terminal.say(title)
-        with terminal.stream(description.batches, list(description.rows)) as bars:
+        with terminal.stream(description.stream.batches, list(description.rows)) as bars:
             bars.add(progress.ledger.steps())
             for steps in walk:
                 bars.add(steps)

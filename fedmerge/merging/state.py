@@ -6,9 +6,20 @@ before, after: the experts' names, in the order of the first axis of what is rem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Roster:
+    """Whose experts are there from batch `start` on, in the scenario's order. change: what has just happened, or nothing."""
+
+    start: int
+    experts: tuple[str, ...]
+    change: str = ""
+
 
 Names = Sequence[str]
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmerge.merging.predict import RowInfo
+from fedmerge.merging.state import Roster
 from fedmerge.report.batch_log import Ledger, Step
 
 
@@ -34,20 +36,6 @@ class SiteRow:
 
 
 @dataclass(frozen=True)
-class MethodInfo:
-    """One row of the table. remark: what a reader must know, or nothing. precomputes: whether a first pass gives coefficients."""
-
-    paper: str
-    kind: str
-    needs: tuple[str, ...]
-    gradient: bool
-    ranked: bool
-    hyper_parameters: dict[str, Any]
-    remark: str
-    precomputes: bool = False
-
-
-@dataclass(frozen=True)
 class StreamFacts:
     """The stream as it was. truth: (T, D), the share of every domain in every batch. conditions: family and severity of each."""
 
@@ -68,15 +56,6 @@ class StreamFacts:
             return self.truth, list(self.domain_names)
         own = [[of == family for of, _ in self.conditions] for family in families]
         return np.stack([self.truth[:, columns].sum(1) for columns in own], 1), families
-
-
-@dataclass(frozen=True)
-class Presence:
-    """Whose experts were there from batch `start` on. change: what had just happened, or nothing."""
-
-    start: int
-    experts: tuple[str, ...]
-    change: str = ""
 
 
 ANCHORS = ("theta_0", "generalist")
@@ -103,16 +82,16 @@ class RunRecord:
     labels: list[NDArray[np.int64]]
     domains: list[NDArray[np.int64]]
     steps: list[Step] | Ledger
-    methods: dict[str, MethodInfo]
+    methods: dict[str, RowInfo]
     forwards_run: float
     audit: list[dict[str, Any]]
     manifest: dict[str, Any]
     yaml: str
     seconds: dict[str, float] = field(default_factory=dict)
-    course: tuple[Presence, ...] = ()
+    course: tuple[Roster, ...] = ()
 
     @property
-    def changes(self) -> list[Presence]:
+    def changes(self) -> list[Roster]:
         """The moments at which experts came or went."""
         return [one for one in self.course if one.change]
 

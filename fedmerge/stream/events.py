@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Self
@@ -11,6 +10,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from fedmerge.errors import Problem, nearest
+from fedmerge.merging.state import Roster
 from fedmerge.registry import Spec
 
 
@@ -49,15 +49,6 @@ class Event(Spec):
         if self.arrives and self.departs:
             return f"{self.departs} is replaced by {self.arrives}"
         return f"{self.arrives} joins" if self.arrives else f"{self.departs} leaves"
-
-
-@dataclass(frozen=True)
-class Roster:
-    """Whose experts are there from batch `start` on, in the scenario's order. change: what has just happened, or nothing."""
-
-    start: int
-    experts: tuple[str, ...]
-    change: str = ""
 
 
 def rosters(founders: Sequence[str], events: Sequence[Event], missing: Collection[str] = ()) -> list[Roster]:

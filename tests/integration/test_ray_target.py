@@ -25,14 +25,14 @@ Targets = Callable[..., TargetTask]
 def test_the_actor_does_what_the_loop_does(target: Targets) -> None:
     here = TargetSite(target(), experts(), base())
     with RemoteTarget(target(), experts(), base(), 60) as there:
-        assert there.describe().index_sha256 == here.stream.index_sha256
+        assert there.describe().stream.index_sha256 == here.stream.index_sha256
         for a, b in zip(here.advance(3), there.advance(3), strict=True):
             assert (a.t, a.method, a.correct, a.forwards) == (b.t, b.method, b.correct, b.forwards)
             np.testing.assert_array_equal(a.probabilities, b.probabilities)
         assert there.snapshot()["position"] == 3
         there.restore(here.snapshot())
         assert there.forwards_so_far() == here.forwards_so_far()
-        assert [len(batch) for batch in there.answers().labels] == [8] * there.describe().batches
+        assert [len(batch) for batch in there.answers().labels] == [8] * there.describe().stream.batches
 
 
 @pytest.mark.slow

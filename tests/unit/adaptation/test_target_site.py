@@ -181,8 +181,8 @@ def test_an_expert_of_another_model_is_refused(target: Targets) -> None:
 
 def test_the_description_shows_no_labels(target: Targets) -> None:
     said = TargetSite(target(), experts(), base()).describe()
-    assert said.batches * 8 == said.samples
-    assert said.samples + said.unused == 96
+    assert said.stream.batches * 8 == said.stream.samples
+    assert said.stream.samples + said.stream.unused == 96
     assert said.shown is not None
     assert said.shown.shape == (2, 16, 16, 1)
     assert set(said.rows) >= {"mean", "eam", "expert:north"}

@@ -5,15 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fedmerge.merging.predict import RowInfo
 from fedmerge.report.batch_log import Step
-from fedmerge.report.records import MethodInfo, RunRecord, SiteRow, StreamFacts
+from fedmerge.report.records import RunRecord, SiteRow, StreamFacts
 
 CLASSES = ("bladder", "heart", "liver")
 BATCHES, SIZE = 20, 10
 
 
-def info(kind: str) -> MethodInfo:
-    return MethodInfo("A. Author, 2020", kind, (), False, True, {}, "")
+def info(kind: str) -> RowInfo:
+    return RowInfo("A. Author, 2020", kind, (), False, True, {}, "")
 
 
 def site(name: str, samples: np.ndarray | None) -> SiteRow:

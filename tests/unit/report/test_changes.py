@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedmerge.merging.state import Roster
 from fedmerge.report.pages.run import write
-from fedmerge.report.records import Presence, RunRecord
+from fedmerge.report.records import RunRecord
 from fedmerge.report.summary import right, spans, summarize
 from tests.unit.report.conftest import BATCHES, SIZE, info, steps_of
 
@@ -23,7 +24,7 @@ def changed(record: RunRecord) -> RunRecord:
         replace(step, encoder=(0.25, 0.75), head=(0.5, 0.5)) if step.t < 8 else replace(step, encoder=(1.0,), head=(1.0,))
         for step in record.steps_of("eam")
     ]
-    course = (Presence(0, ("north", "south")), Presence(8, ("south",), "north leaves"))
+    course = (Roster(0, ("north", "south")), Roster(8, ("south",), "north leaves"))
     return replace(record, steps=rest + eam + guest, methods=record.methods | {"guest": info("output")}, course=course)
 
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedmerge.stream.events import Event, Roster, inconsistent, past_end, rosters
+from fedmerge.merging.state import Roster
+from fedmerge.stream.events import Event, inconsistent, past_end, rosters
 
 FOUNDERS = ("north", "south")
 
