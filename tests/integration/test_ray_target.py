@@ -13,10 +13,13 @@ import pytest
 
 from fedmerge.adaptation.ray.actor import RemoteTarget
 from fedmerge.adaptation.target_site import TargetSite
-from fedmerge.adaptation.tasks import TargetTask
+from fedmerge.adaptation.tasks import Contribution, TargetTask
 from fedmerge.errors import DataError, TargetError
 from fedmerge.federated.client.site_log import own_log
+from fedmerge.report.batch_log import Step
+from fedmerge.stream.events import Event
 from tests.targets import base, experts
+from tests.unit.adaptation.test_changes import NORTH, REMEMBERING, SOUTH, exact, same, site, walked
 
 Targets = Callable[..., TargetTask]
 
@@ -68,3 +71,34 @@ def test_a_users_mistake_at_the_target_arrives_as_such(target: Targets, tmp_path
         pass
     assert "gone" not in str(error.value)  # the target is a hospital, too: its own log has the path
     assert f"'{tmp_path / 'gone'}', which does not exist" in own_log(target().site.name).read_text()
+
+
+class Killer:
+    """The target, which is killed before some of its batches."""
+
+    def __init__(self, target: RemoteTarget) -> None:
+        self.target, self.calls = target, 0
+
+    def advance(self, batches: int) -> list[Step]:
+        if self.calls < 3:
+            os.kill(self.target.process(), signal.SIGKILL)
+        self.calls += 1
+        return self.target.advance(batches)
+
+    def change(self, names: list[str], arriving: list[Contribution]) -> None:
+        self.target.change(names, arriving)
+
+
+@pytest.mark.slow
+def test_a_target_that_dies_comes_back_and_goes_on_with_the_same_bits(target: Targets) -> None:
+    """Killed while it waits, while it works, and right after a change; Ray starts it again each time."""
+    task, events = target(*REMEMBERING, "mean", "expert"), (Event(at=4, join="west"), Event(at=8, leave="north"))
+    whole = walked(site(task, "north", "south"), ("north", "south"), *events)
+    with RemoteTarget(exact(task), [NORTH, SOUTH], base(), 120, restarts=3) as there:
+        killer = Killer(there)
+        found = walked(killer, ("north", "south"), *events)
+        same(found, whole)
+        assert there.revival.deaths == [0, 4, 8]
+        os.kill(there.process(), signal.SIGKILL)
+        with pytest.raises(Exception, match="actor is gone"):
+            there.answers()

@@ -1,9 +1,7 @@
-"""Experts come and go at the target: against federations that always, or never, had them; and a target that dies on the way."""
+"""Experts come and go at the target: against federations that always, or never, had them."""
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,9 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedmerge.adaptation.ray.actor import RemoteTarget
 from fedmerge.adaptation.target_site import TargetSite
-from fedmerge.adaptation.tasks import Contribution, TargetTask
+from fedmerge.adaptation.tasks import TargetTask
 from fedmerge.experiment.stream_phase import Walk, at_batch
 from fedmerge.merging.methods._base import load_method
 from fedmerge.report.batch_log import Step
@@ -112,34 +109,3 @@ def test_rows_of_the_table_are_known_from_the_beginning(target: Targets) -> None
     there = site(task, "north", "south")
     assert list(there.describe().rows) == ["mean", "expert:north", "expert:south", "expert:west", "guest"]
     assert {step.method for step in there.advance(1)} == {"mean", "expert:north", "expert:south"}
-
-
-@pytest.mark.slow
-def test_a_target_that_dies_comes_back_and_goes_on_with_the_same_bits(target: Targets) -> None:
-    """Killed while it waits, while it works, and right after a change; Ray starts it again each time."""
-    task, events = target(*REMEMBERING, "mean", "expert"), (Event(at=4, join="west"), Event(at=8, leave="north"))
-    whole = walked(site(task, "north", "south"), ("north", "south"), *events)
-    with RemoteTarget(exact(task), [NORTH, SOUTH], base(), 120, restarts=3) as there:
-        killer = Killer(there)
-        found = walked(killer, ("north", "south"), *events)
-        same(found, whole)
-        assert there.revival.deaths == [0, 4, 8]
-        os.kill(there.process(), signal.SIGKILL)
-        with pytest.raises(Exception, match="actor is gone"):
-            there.answers()
-
-
-class Killer:
-    """The target, which is killed before some of its batches."""
-
-    def __init__(self, target: RemoteTarget) -> None:
-        self.target, self.calls = target, 0
-
-    def advance(self, batches: int) -> list[Step]:
-        if self.calls < 3:
-            os.kill(self.target.process(), signal.SIGKILL)
-        self.calls += 1
-        return self.target.advance(batches)
-
-    def change(self, names: list[str], arriving: list[Contribution]) -> None:
-        self.target.change(names, arriving)

@@ -20,7 +20,6 @@ from fedmerge.errors import FolderError, SiteError, UploadRefused
 from fedmerge.federated.client.site_log import own_log
 from fedmerge.federated.client.worker import answer, seal_of
 from fedmerge.federated.flower.decoding import array_of, reply_of
-from fedmerge.federated.flower.launcher import SimulationBackend
 from fedmerge.federated.messages import Ask, Initial, Job, Reply, Request, SiteTask
 from fedmerge.federated.pool.experts import ExpertPool, fingerprint
 from fedmerge.federated.pool.statistics import StatisticPool
@@ -269,26 +268,6 @@ def test_limits_are_far_from_honest_training(initial: Initial, hospital: Hospita
     assert kinship > 3 * DEFAULT.kinship
     turned = {"steps": torch.tensor(4), "w": torch.ones(3)}
     assert "other integers" in DEFAULT.complaint(turned, {"steps": torch.tensor(3), "w": torch.ones(3)}, ())
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("shared_ray")
-def test_by_flower_keys_never_travel_and_a_site_without_its_key_is_told(
-    keyed: Hospital, hospital: Hospital, job: Jobs, tmp_path: Path
-) -> None:
-    signs, forgets, unsigned = keyed("signs"), keyed("forgets"), hospital("unsigned", runs=1, epochs=1)
-    (tmp_path / "keys" / "forgets.pem").unlink()
-    asked = job(signs, forgets, unsigned)
-    outcomes = SimulationBackend().gather(asked, lambda _: None)
-    assert outcomes["signs"].trained
-    assert outcomes["unsigned"].trained
-    assert "its private key cannot be read" in outcomes["forgets"].reason
-    pool = ExpertPool(asked.pool)
-    assert [pool.load(task).signed for task in (signs, unsigned)] == [True, False]
-    secret = (tmp_path / "keys" / "signs.pem").read_text().splitlines()[1]
-    run = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert run
-    assert not [path for path in run if secret.encode() in path.read_bytes() or b"PRIVATE KEY" in path.read_bytes()]
 
 
 def test_errors_of_a_site_are_the_users(keyed: Hospital, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -13,10 +12,9 @@ from torch import Tensor
 from fedmerge.errors import FolderError
 from fedmerge.federated.client.site_training import admit_images
 from fedmerge.federated.client.worker import answer
-from fedmerge.federated.flower.launcher import SimulationBackend
 from fedmerge.federated.messages import Ask, Job, Reply, Request, SiteTask
 from fedmerge.federated.model import ModelSpec, build
-from fedmerge.federated.pool.experts import Expert, ExpertPool, fingerprint
+from fedmerge.federated.pool.experts import Expert, ExpertPool
 from fedmerge.federated.pool.statistics import StatisticPool
 from fedmerge.federated.server.collect import collect, incomplete
 from fedmerge.federated.server.in_process import LocalBackend
@@ -50,32 +48,6 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.fixture
 def sites(hospital: Hospital) -> tuple[SiteTask, ...]:
     return tuple(asked_for(hospital(name), *ALL) for name in ("north", "south"))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("shared_ray")
-def test_by_flower_by_the_loop_and_asked_for_later_they_are_the_same(sites: tuple[SiteTask, ...], job: Jobs) -> None:
-    here, there, later = job(*sites, folder="local"), job(*sites, folder="flower"), job(*sites, folder="later")
-    LocalBackend().gather(here, lambda _: None)
-    outcomes = SimulationBackend().gather(there, lambda _: None)
-    assert not any(outcome.reason for outcome in outcomes.values())
-    bare = tuple(task.model_copy(update={"uploads": ()}) for task in sites)
-    assert [fingerprint(task) for task in bare] == [fingerprint(task) for task in sites]
-    LocalBackend().gather(replace(later, tasks=bare), lambda _: None)
-    assert [task.site.name for task in incomplete(later)] == ["north", "south"]
-    outcomes = LocalBackend().gather(later, lambda _: None)
-    assert not any(outcome.trained or outcome.reason for outcome in outcomes.values())
-    assert not incomplete(later)
-    for one, two, three in zip(loaded(here), loaded(there), loaded(later), strict=True):
-        assert set(one.statistics) == {"fisher", "gram", "gram_rounds", "soup"}
-        for kind, state in one.statistics.items():
-            assert same(state, two.statistics[kind])
-            assert same(state, three.statistics[kind])
-        shown = {line["item"]: line["bytes"] for line in one.audit if line["kind"] == "gram"}
-        assert shown["gram.head.weight"] == 16 * 16 * 4
-    lines = [[json.loads(line) for line in j.audit.read_text().splitlines()] for j in (here, there, later)]
-    sums = [sum(line["bytes"] for line in said if line["kind"] != "statement") for said in lines]  # one for each message
-    assert sums[0] == sums[1] == sums[2]
 
 
 def test_they_are_of_the_expert_on_the_sites_own_images(sites: tuple[SiteTask, ...], job: Jobs) -> None:

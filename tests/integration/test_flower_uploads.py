@@ -1,0 +1,68 @@
+"""What hospitals send beside weights, by real Flower: keys stay at home, and statistics are those of the plain loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fedmerge.federated.flower.launcher import SimulationBackend
+from fedmerge.federated.messages import Job, SiteTask
+from fedmerge.federated.pool.experts import ExpertPool, fingerprint
+from fedmerge.federated.server.collect import incomplete
+from fedmerge.federated.server.in_process import LocalBackend
+from tests.unit.federated.test_admission import keyed as keyed
+from tests.unit.federated.test_statistics import loaded, same
+from tests.unit.federated.test_statistics import sites as sites
+
+Hospital = Callable[..., SiteTask]
+Jobs = Callable[..., Job]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_by_flower_keys_never_travel_and_a_site_without_its_key_is_told(
+    keyed: Hospital, hospital: Hospital, job: Jobs, tmp_path: Path
+) -> None:
+    signs, forgets, unsigned = keyed("signs"), keyed("forgets"), hospital("unsigned", runs=1, epochs=1)
+    (tmp_path / "keys" / "forgets.pem").unlink()
+    asked = job(signs, forgets, unsigned)
+    outcomes = SimulationBackend().gather(asked, lambda _: None)
+    assert outcomes["signs"].trained
+    assert outcomes["unsigned"].trained
+    assert "its private key cannot be read" in outcomes["forgets"].reason
+    pool = ExpertPool(asked.pool)
+    assert [pool.load(task).signed for task in (signs, unsigned)] == [True, False]
+    secret = (tmp_path / "keys" / "signs.pem").read_text().splitlines()[1]
+    run = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert run
+    assert not [path for path in run if secret.encode() in path.read_bytes() or b"PRIVATE KEY" in path.read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_by_flower_by_the_loop_and_asked_for_later_they_are_the_same(sites: tuple[SiteTask, ...], job: Jobs) -> None:
+    here, there, later = job(*sites, folder="local"), job(*sites, folder="flower"), job(*sites, folder="later")
+    LocalBackend().gather(here, lambda _: None)
+    outcomes = SimulationBackend().gather(there, lambda _: None)
+    assert not any(outcome.reason for outcome in outcomes.values())
+    bare = tuple(task.model_copy(update={"uploads": ()}) for task in sites)
+    assert [fingerprint(task) for task in bare] == [fingerprint(task) for task in sites]
+    LocalBackend().gather(replace(later, tasks=bare), lambda _: None)
+    assert [task.site.name for task in incomplete(later)] == ["north", "south"]
+    outcomes = LocalBackend().gather(later, lambda _: None)
+    assert not any(outcome.trained or outcome.reason for outcome in outcomes.values())
+    assert not incomplete(later)
+    for one, two, three in zip(loaded(here), loaded(there), loaded(later), strict=True):
+        assert set(one.statistics) == {"fisher", "gram", "gram_rounds", "soup"}
+        for kind, state in one.statistics.items():
+            assert same(state, two.statistics[kind])
+            assert same(state, three.statistics[kind])
+        shown = {line["item"]: line["bytes"] for line in one.audit if line["kind"] == "gram"}
+        assert shown["gram.head.weight"] == 16 * 16 * 4
+    lines = [[json.loads(line) for line in j.audit.read_text().splitlines()] for j in (here, there, later)]
+    sums = [sum(line["bytes"] for line in said if line["kind"] != "statement") for said in lines]  # one for each message
+    assert sums[0] == sums[1] == sums[2]
