@@ -16,7 +16,7 @@ import yaml
 from fedmerge.errors import FolderError, Problem, ScenarioError
 from fedmerge.federated.security.signing import key_file, make
 from fedmerge.federated.site import Site
-from fedmerge.system.yaml_loader import check, read_yaml
+from fedmerge.system.yaml_loader import lined, read_as
 
 LINE = re.compile(r"^public_key:[^\n]*\n?", re.MULTILINE)
 NAME = re.compile(r"^name:[^\n]*(\n|\Z)", re.MULTILINE)
@@ -27,7 +27,7 @@ def give_key(file: Path, folder: Path | None, renew: bool) -> tuple[Path, str]:
 
     Raises ScenarioError if the file is no site, FolderError if there is a key already, or no place for one.
     """
-    site = check(Site, read_yaml(file), str(file))
+    site = read_as(Site, file)
     private = key_file(site.name, folder)
     if site.public_key and not renew:
         raise FolderError(f"{file}: found a public_key; expected none. Give --renew to replace it: what it signed is void then")
@@ -69,9 +69,10 @@ def site_outline(file: Path, seed: int) -> str:
 
     Raises ScenarioError if the file is no site, or its images cannot be found.
     """
-    site = check(Site, read_yaml(file), str(file))
+    site = read_as(Site, file)
     if problems := site.source.check():
-        raise ScenarioError([Problem(str(file), f"source.{p.key}".rstrip("."), p.found, p.expected, p.mend) for p in problems])
+        wrong = [Problem(str(file), f"source.{p.key}".rstrip("."), p.found, p.expected, p.mend) for p in problems]
+        raise ScenarioError(lined(wrong, file))
     known: dict[str, Any] = {
         "kind": "remote",
         "labels": list(site.source.classes()),
