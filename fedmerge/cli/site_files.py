@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from ruamel.yaml.tokens import CommentToken
 from ruamel.yaml.util import load_yaml_guess_indent
 
@@ -35,11 +36,9 @@ def give_key(file: Path, folder: Path | None, renew: bool) -> tuple[Path, str]:
     if site.public_key and not renew:
         raise FolderError(f"{file}: found a public_key; expected none. Give --renew to replace it: what it signed is void then")
     text = _read(file)
-    trial = _written(text, "trial")  # before a key is made: a file that cannot take one costs none
-    if yaml.safe_load(trial) != {**yaml.safe_load(text), KEY: "trial"} or _comments(trial) != _comments(text):
-        raise FolderError(
-            f"{file}: found values or comments that rewriting would change; expected plain ones, comments below '---'"
-        )
+    if not _takes_a_key(text):  # asked before a key is made: a file that cannot take one costs none
+        found = "values or comments that rewriting would change"
+        raise FolderError(f"{file}: found {found}; expected plain ones, and no comment above '---'")
     if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
         raise FolderError(f"{file}: cannot be written to; expected a file that can take the public key")
     public = make(private, renew)
@@ -54,6 +53,15 @@ def give_key(file: Path, folder: Path | None, renew: bool) -> tuple[Path, str]:
 def _read(file: Path) -> str:
     with file.open(encoding="utf-8", newline="") as opened:
         return opened.read()
+
+
+def _takes_a_key(text: str) -> bool:
+    """Whether every value and comment is the same after a public key is written."""
+    try:
+        trial = _written(text, "trial")
+    except (YAMLError, ValueError, LookupError):  # values that only PyYAML can read
+        return False
+    return bool(yaml.safe_load(trial) == {**yaml.safe_load(text), KEY: "trial"}) and _comments(trial) == _comments(text)
 
 
 def _comments(text: str) -> list[str]:

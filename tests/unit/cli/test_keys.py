@@ -114,7 +114,8 @@ def test_a_key_is_replaced_only_on_purpose(ward: Path, tmp_path: Path, monkeypat
 
 
 def test_a_file_that_cannot_take_a_key_costs_none(ward: Path, tmp_path: Path) -> None:
-    for odd in ("# lost\n---\nname: ward\nsource: {kind: organ_phantom}", "name: ward\ntitle: ._1\nsource: {kind: organ_phantom}"):
+    rest = "source: {kind: organ_phantom}"
+    for odd in (f"# lost\n---\nname: ward\n{rest}", f"name: ward\ntitle: ._1\n{rest}", f"name: ward\ntitle: -_\n{rest}"):
         ward.write_text(odd)
         with pytest.raises(FolderError, match="values or comments that rewriting would change"):
             give_key(ward, tmp_path / "keys", renew=False)
