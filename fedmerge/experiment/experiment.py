@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,15 +88,16 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
         return value_at(given, FLAT.get(key, key)) == value_at(content, FLAT.get(key, key))
 
     with lines_named(path, same):
-        return _checked(content, path, at_target)
+        return _checked(content, path, same, at_target)
 
 
-def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment:
+def _checked(content: dict[str, Any], path: Path, same: Callable[[str], bool], at_target: bool) -> Experiment:
     """The experiment of a scenario that is read, flattened and overridden. Raises ScenarioError with all problems at once."""
     problems: list[Problem] = []
     scenario: Scenario | None = None
     try:
-        scenario = check(Scenario, content, str(path))
+        with lines_named(path, same):  # now, as a file may have the fields' own names
+            scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
         as_given = {field: key for key, field in BELOW_TARGET.items()}
         problems += [replace(p, key=as_given.get(p.key, p.key)) for p in error.problems]

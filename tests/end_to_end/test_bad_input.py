@@ -168,6 +168,19 @@ def test_a_mistake_is_found_before_anything_starts(what: str, tmp_path: Path) ->
     assert line.lstrip().startswith("- ") if problem.key.endswith("]") else f"{name}:" in line or f"{PARENT.get(what)}:" in line
 
 
+@pytest.mark.parametrize(
+    "text", ["target:\n  site: mercy\n  max_bytes: wrong\n", "target: mercy\nseed: 3\ntarget_max_bytes: wrong\n"]
+)
+def test_what_a_target_has_is_found_where_it_stands(text: str, tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    rest = yaml.safe_dump({key: value for key, value in SCENARIO.items() if key not in ("target", "seed")})
+    file.write_text(text + rest)
+    with pytest.raises(ScenarioError, match=r"tiny\.yaml, line 3: target\.max_bytes: found 'wrong'"):
+        load_experiment(file)
+    with pytest.raises(ScenarioError, match=r"tiny\.yaml: target\.max_bytes: found 'bad'"):
+        load_experiment(file, Overrides(settings=(("target.max_bytes", "bad"),)))
+
+
 def test_who_is_left_out_must_be_there(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     with pytest.raises(ScenarioError, match=r"--without: found 'nort'; expected a site .* did you mean 'north'"):
