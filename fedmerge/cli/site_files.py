@@ -5,21 +5,25 @@ The verb `fedmerge outline`: a hospital's site file as its coordinator may have 
 
 from __future__ import annotations
 
+import io
 import os
-import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.tokens import CommentToken
+from ruamel.yaml.util import load_yaml_guess_indent
 
 from fedmerge.errors import FolderError, Problem, ScenarioError
 from fedmerge.federated.security.signing import key_file, make
 from fedmerge.federated.site import Site
-from fedmerge.system.yaml_loader import check, read_yaml
+from fedmerge.system.yaml_loader import lined, read_as
 
-LINE = re.compile(r"^public_key:[^\n]*\n?", re.MULTILINE)
-NAME = re.compile(r"^name:[^\n]*(\n|\Z)", re.MULTILINE)
+KEY = "public_key"
 
 
 def give_key(file: Path, folder: Path | None, renew: bool) -> tuple[Path, str]:
@@ -27,20 +31,20 @@ def give_key(file: Path, folder: Path | None, renew: bool) -> tuple[Path, str]:
 
     Raises ScenarioError if the file is no site, FolderError if there is a key already, or no place for one.
     """
-    site = check(Site, read_yaml(file), str(file))
+    site = read_as(Site, file)
     private = key_file(site.name, folder)
     if site.public_key and not renew:
         raise FolderError(f"{file}: found a public_key; expected none. Give --renew to replace it: what it signed is void then")
     text = _read(file)
-    trial = yaml.safe_load(_written(file, text, "trial"))  # before a key is made: a file that cannot take one costs none
-    if trial != {**yaml.safe_load(text), "public_key": "trial"}:
-        raise FolderError(f"{file}: 'name' or 'public_key' is not a line of its own; expected 'name: {site.name}' on one line")
+    if not _takes_a_key(text):  # asked before a key is made: a file that cannot take one costs none
+        found = "values or comments that rewriting would change"
+        raise FolderError(f"{file}: found {found}; expected plain ones, and no comment above '---'")
     if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
         raise FolderError(f"{file}: cannot be written to; expected a file that can take the public key")
     public = make(private, renew)
     draft = file.with_name(f".{file.name}.draft")
     with draft.open("w", encoding="utf-8", newline="") as opened:
-        opened.write(_written(file, text, public))
+        opened.write(_written(text, public))
     shutil.copymode(file, draft)
     draft.replace(file)
     return private, public
@@ -51,17 +55,50 @@ def _read(file: Path) -> str:
         return opened.read()
 
 
-def _written(file: Path, text: str, public: str) -> str:
-    """The file's text with its public key: in place of the old one, or below the name. Raises FolderError if neither is there."""
+def _takes_a_key(text: str) -> bool:
+    """Whether every value and comment is the same after a public key is written."""
+    try:
+        trial = _written(text, "trial")
+    except (YAMLError, ValueError, LookupError):  # values that only PyYAML can read
+        return False
+    return bool(yaml.safe_load(trial) == {**yaml.safe_load(text), KEY: "trial"}) and _comments(trial) == _comments(text)
+
+
+def _comments(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.lstrip().startswith("#")]
+
+
+def _written(text: str, public: str) -> str:
+    """The file's text with its public key: in place of the old one, or below the name. Comments, order and quotes stay."""
     end = "\r\n" if "\r\n" in text else "\n"
-    line = f"public_key: {public}{end}"
-    if LINE.search(text):
-        return LINE.sub(lambda _: line, text, count=1)
-    found = NAME.search(text)
-    if found is None:
-        raise FolderError(f"{file}: found no line that begins with 'name:'; expected one, to put the public key below it")
-    gap = "" if found.group().endswith("\n") else end
-    return text[: found.end()] + gap + line + text[found.end() :]
+    both = YAML()
+    both.preserve_quotes, both.width = True, sys.maxsize  # no line is broken
+    mapping, indent, dash = load_yaml_guess_indent(text.replace("\r\n", "\n"), yaml=both)
+    source = mapping["source"]
+    below = 2 if source.fa.flow_style() else source.lc.col
+    both.indent(mapping=below, sequence=indent if dash is not None else below, offset=dash or 0)
+    both.explicit_start = text.startswith("---")
+    if KEY in mapping:
+        mapping[KEY] = public
+    else:
+        mapping.insert(list(mapping).index("name") + 1, KEY, public)
+        _move_comments(mapping)
+    both.dump(mapping, written := io.StringIO())
+    whole = written.getvalue() if text.endswith("\n") else written.getvalue().removesuffix("\n")
+    return whole.replace("\n", end)
+
+
+def _move_comments(mapping: Any) -> None:
+    """Comments below the name belong to what follows; ruamel keeps them with the name, and so above the public key."""
+    kept = mapping.ca.items.get("name")
+    if kept is None or kept[2] is None:
+        return
+    beside, _, below = kept[2].value.partition("\n")
+    if below:
+        mapping.ca.items[KEY] = [None, None, CommentToken(f"\n{below}", kept[2].start_mark), None]
+        kept[2].value = f"{beside}\n"
+    if not beside:
+        del mapping.ca.items["name"]
 
 
 def site_outline(file: Path, seed: int) -> str:
@@ -69,9 +106,10 @@ def site_outline(file: Path, seed: int) -> str:
 
     Raises ScenarioError if the file is no site, or its images cannot be found.
     """
-    site = check(Site, read_yaml(file), str(file))
+    site = read_as(Site, file)
     if problems := site.source.check():
-        raise ScenarioError([Problem(str(file), f"source.{p.key}".rstrip("."), p.found, p.expected, p.mend) for p in problems])
+        wrong = [Problem(str(file), f"source.{p.key}".rstrip("."), p.found, p.expected, p.mend) for p in problems]
+        raise ScenarioError(lined(wrong, file))
     known: dict[str, Any] = {
         "kind": "remote",
         "labels": list(site.source.classes()),

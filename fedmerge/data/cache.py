@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
 
 Arrays = dict[str, NDArray[Any]]
 
 
 def folder() -> Path:
     """`FEDMERGE_CACHE`, else `fedmerge` in the user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "fedmerge"
-    return Path(os.environ.get("FEDMERGE_CACHE") or default).expanduser()
+    given = os.environ.get("FEDMERGE_CACHE")
+    return Path(given).expanduser() if given else user_cache_path("fedmerge", appauthor=False)
 
 
 def cached(owner: str, key: str, make: Callable[[], Arrays]) -> Arrays:

@@ -19,7 +19,7 @@ from fedmerge.federated.site import Site
 from fedmerge.federated.statistics._base import STATISTICS
 from fedmerge.merging.methods._base import Method
 from fedmerge.stream.events import Event, inconsistent
-from fedmerge.system.yaml_loader import check, read_yaml
+from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read_yaml, value_at
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,18 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
 
     at_target: the target's part will be done on this machine, so what only that needs must be there.
     """
-    content = overridden(read_yaml(path), overrides or Overrides())
+    given = read_yaml(path)
+    content = overridden(given, overrides or Overrides())
+
+    def same(key: str) -> bool:
+        return bool(value_at(given, key) == value_at(content, key))
+
+    with lines_named(path, same):
+        return _checked(content, path, at_target)
+
+
+def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment:
+    """The experiment of a scenario that is read and overridden. Raises ScenarioError with all problems at once."""
     problems: list[Problem] = []
     scenario: Scenario | None = None
     try:
@@ -139,13 +150,14 @@ def site_file(name: str, scenario: Path) -> Path:
 def _read_site(name: str, scenario: Path, problems: list[Problem]) -> Site | None:
     file = site_file(name, scenario)
     try:
-        site = check(Site, read_yaml(file), str(file))
+        site = read_as(Site, file)
     except ScenarioError as error:
         problems += error.problems
         return None
     if site.name != file.stem:
-        problems.append(Problem(str(file), "name", f"'{site.name}'", f"'{file.stem}', the name of the file"))
-    wrong = [_at(str(file), "source", problem) for problem in site.source.check()]
+        wrong_name = Problem(str(file), "name", f"'{site.name}'", f"'{file.stem}', the name of the file")
+        problems += lined([wrong_name], file)
+    wrong = lined([_at(str(file), "source", problem) for problem in site.source.check()], file)
     problems += wrong
     return None if wrong else site
 

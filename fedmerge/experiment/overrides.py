@@ -115,7 +115,7 @@ LISTS = ("methods", "uploads", "federated")
 
 
 def parse(text: str) -> tuple[str, tuple[Any, ...]]:
-    """`stream.delta=0.01,0.1` as its key and its values, which are YAML; a comma within brackets or quotes parts nothing.
+    """`stream.delta=0.01,0.1` as its key and its values, which are the items of a list in YAML.
 
     Raises ScenarioError if there is no key, or a value is not YAML.
     """
@@ -123,9 +123,13 @@ def parse(text: str) -> tuple[str, tuple[Any, ...]]:
     if not equals or not key.strip() or not rest.strip():
         raise ScenarioError([Problem(WHERE, "", f"'{text}'", "KEY=VALUE, e.g. stream.batch_size=16")])
     try:
-        return key.strip(), tuple(yaml.safe_load(part) for part in _parts(rest))
-    except yaml.YAMLError:
-        raise ScenarioError([Problem(WHERE, key.strip(), f"'{rest}'", "values in YAML, with commas between them")]) from None
+        values = yaml.safe_load(f"[{rest}\n]")
+    except (yaml.YAMLError, ValueError):
+        values = None
+    if not isinstance(values, list):
+        expected, mend = "values in YAML, with commas between them", "A text with ?, brackets or braces in it needs quotes"
+        raise ScenarioError([Problem(WHERE, key.strip(), f"'{rest}'", expected, mend)])
+    return key.strip(), tuple(values)
 
 
 def single(text: str) -> tuple[str, Any]:
@@ -208,18 +212,3 @@ def _unclear(folder: str, name: str, names: Sequence[str], several: bool) -> Pro
     found = f"'{name}', of which there are {len(names)}" if several else f"'{name}'"
     hint = f"they are: {', '.join(names)}" if several else nearest(name, names) if names else f"there are no {folder}"
     return Problem(WHERE, f"{folder}.{name}", found, f"one of the scenario's {folder}", hint)
-
-
-def _parts(text: str) -> list[str]:
-    depth, quote, parts = 0, "", [""]
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "\"'":
-            quote = letter
-        depth += (letter in "[{") - (letter in "]}") if not quote else 0
-        if letter == "," and depth == 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts

@@ -1,31 +1,36 @@
-"""YAML in, a checked spec out, or every problem at once with its file and key."""
+"""YAML in, a checked spec out, or every problem at once with its file, line and key.
+
+Values are PyYAML's. ruamel.yaml reads the same text for what PyYAML does not tell: lines, and keys that are given twice.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.resolver import VersionedResolver
 
 from fedmerge.errors import Problem, ScenarioError, nearest
 
 S = TypeVar("S", bound=BaseModel)
+ITEM = re.compile(r"\[(\d+)\]")
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, which plain YAML would silently resolve to the last one."""
+class _AllText(VersionedResolver):
+    """Takes no scalar for a number, a date or the like: values are not ruamel's business."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    @property
+    def versioned_resolver(self) -> dict[Any, Any]:
+        return {}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -36,9 +41,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8 text"
         raise ScenarioError([Problem(str(path), "", str(reason), "a readable YAML file", _neighbors(path))]) from None
     try:
-        content = yaml.load(text, Loader=_StrictLoader)
-    except yaml.YAMLError as error:
-        raise ScenarioError([Problem(str(path), *_syntax(error))]) from None
+        content = yaml.safe_load(text)
+        _positions(text)
+    except (yaml.YAMLError, YAMLError) as error:
+        raise ScenarioError([_syntax(error, text, str(path))]) from None
+    except (ValueError, LookupError) as error:  # how PyYAML refuses the 99th of a month
+        raise ScenarioError([Problem(str(path), "", f"a value that is not of its kind ({error})", "YAML")]) from None
     if not isinstance(content, dict):
         found = "an empty file" if content is None else f"a {type(content).__name__}"
         raise ScenarioError([Problem(str(path), "", found, "a mapping of keys to values")])
@@ -51,6 +59,76 @@ def check(model: type[S], content: Any, file: str) -> S:
         return model.model_validate(content)
     except ValidationError as error:
         raise ScenarioError([_problem(detail, content, file) for detail in _causes(error.errors())]) from None
+
+
+def read_as(model: type[S], path: Path) -> S:
+    """What a file says, as a `model`. Raises ScenarioError with all problems, each with its line and key."""
+    content = read_yaml(path)
+    with lines_named(path):
+        return check(model, content, str(path))
+
+
+@contextmanager
+def lines_named(path: Path, same: Callable[[str], bool] = lambda key: True) -> Iterator[None]:
+    """Problems of this file that are raised within get their lines, as by `lined`."""
+    try:
+        yield
+    except ScenarioError as error:
+        raise ScenarioError(lined(error.problems, path, same)) from None
+
+
+def lined(problems: Sequence[Problem], path: Path, same: Callable[[str], bool] = lambda key: True) -> list[Problem]:
+    """The problems; those of this file, with the line of their key. A key that is missing has its parent's line, if that has one.
+
+    same: whether a key has the value that stands in the file, and not one of the command line, which has no line.
+    """
+    mine = [problem.where == str(path) and same(problem.key) for problem in problems]
+    try:
+        tree = _positions(path.read_text(encoding="utf-8")) if any(mine) else None
+    except (OSError, UnicodeDecodeError, YAMLError):  # gone or changed since it was read
+        tree = None
+    lines = [_line(tree, problem.key) if known else None for problem, known in zip(problems, mine, strict=True)]
+    return [replace(p, where=f"{p.where}, line {line}") if line else p for p, line in zip(problems, lines, strict=True)]
+
+
+def value_at(content: Any, key: str) -> tuple[Any, str]:
+    """The value at a path of keys as messages name it, e.g. `methods[0].eam.gamma`; and what of the path it does not have."""
+    *_, (_, _, value, rest) = _walk(content, key)
+    return value, rest
+
+
+def _positions(text: str) -> Any:
+    """The document with all scalars as text, in ruamel's containers, which know their lines. Raises its error for a key twice."""
+    reader = YAML(typ="rt", pure=True)
+    reader.Resolver = _AllText
+    return reader.load(text)
+
+
+def _walk(node: Any, key: str) -> Iterator[tuple[Any, Any, Any, str]]:
+    """Down the path: container, step, the value there, what is left of the path; first the whole."""
+    yield None, None, node, key
+    while key:
+        step: Any = None
+        if isinstance(node, dict):
+            fit = [name for name in node if str(name) == key or key.startswith((f"{name}.", f"{name}["))]
+            step = max(fit, key=lambda name: len(str(name)), default=None)
+            rest = key[len(str(step)) :]
+        elif isinstance(node, list) and (item := ITEM.match(key)) and int(item[1]) < len(node):
+            step, rest = int(item[1]), key[item.end() :]
+        if step is None:
+            return
+        key = rest.removeprefix(".")
+        yield node, step, node[step], key
+        node = node[step]
+
+
+def _line(tree: Any, key: str) -> int | None:
+    line = None
+    for container, step, _, _ in _walk(tree, key):
+        if container is not None:
+            known = container.lc
+            line = (known.item(step) if isinstance(container, list) else known.key(step))[0] + 1
+    return line
 
 
 def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
@@ -102,10 +180,17 @@ def _key(location: tuple[int | str, ...], content: Any) -> str:
     return "".join(parts).lstrip(".")
 
 
-def _syntax(error: yaml.YAMLError) -> tuple[str, str, str]:
-    mark = getattr(error, "problem_mark", None)
-    place = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return place, str(getattr(error, "problem", None) or error), "YAML"
+def _syntax(error: Exception, text: str, file: str) -> Problem:
+    """What either reader says, of the place where it says it; of characters that may not be there PyYAML counts all before."""
+    mark, position = getattr(error, "problem_mark", None), getattr(error, "position", None)
+    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    if isinstance(position, int):
+        place = f", line {text.count(chr(10), 0, position) + 1}"
+    said = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).removeprefix("found ")
+    key, twice, _ = said.removeprefix("duplicate key ").partition('" with value "')
+    if twice:
+        return Problem(f"{file}{place}", "", f"key '{key.strip(chr(34))}' given twice", "every key once")
+    return Problem(f"{file}{place}", "", said, "YAML")
 
 
 def _neighbors(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -131,6 +132,21 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
 }
 
 
+NO_LINE = {"a missing site file", "an event of an unknown hospital", "other classes", "a missing key"}
+"""What does not stand in any line."""
+
+PARENT = {
+    "a drift within one domain": "within",
+    "other rounds than the method's": "regmean_pp",
+    "a flip where left is not right": "eam",
+}
+"""Keys that the file does not have, and the key above them that it has."""
+
+
+def without_lines(error: ScenarioError) -> str:
+    return re.sub(r", line \d+", "", str(error))
+
+
 @pytest.mark.parametrize("what", MISTAKES)
 def test_a_mistake_is_found_before_anything_starts(what: str, tmp_path: Path) -> None:
     edit, words = MISTAKES[what]
@@ -140,9 +156,29 @@ def test_a_mistake_is_found_before_anything_starts(what: str, tmp_path: Path) ->
     file.write_text(yaml.safe_dump(scenario))
     with pytest.raises(ScenarioError) as error:
         load_experiment(file)
-    assert len(error.value.problems) == 1, str(error.value)
+    (problem,) = error.value.problems
     for word in words:
-        assert word in str(error.value)
+        assert word in without_lines(error.value)
+    if what in NO_LINE:
+        assert ", line" not in problem.where
+        return
+    place, _, number = problem.where.rpartition(", line ")
+    line = Path(place).read_text().splitlines()[int(number) - 1]
+    name = re.sub(r"\[\d+\]$", "", problem.key).rpartition(".")[2]
+    assert line.lstrip().startswith("- ") if problem.key.endswith("]") else f"{name}:" in line or f"{PARENT.get(what)}:" in line
+
+
+@pytest.mark.parametrize(
+    "text", ["target:\n  site: mercy\n  max_bytes: wrong\n", "target: mercy\nseed: 3\ntarget_max_bytes: wrong\n"]
+)
+def test_what_a_target_has_is_found_where_it_stands(text: str, tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    rest = yaml.safe_dump({key: value for key, value in SCENARIO.items() if key not in ("target", "seed")})
+    file.write_text(text + rest)
+    with pytest.raises(ScenarioError, match=r"tiny\.yaml, line 3: target\.max_bytes: found 'wrong'"):
+        load_experiment(file)
+    with pytest.raises(ScenarioError, match=r"tiny\.yaml: target\.max_bytes: found 'bad'"):
+        load_experiment(file, Overrides(settings=(("target.max_bytes", "bad"),)))
 
 
 def test_who_is_left_out_must_be_there(tmp_path: Path) -> None:
@@ -165,7 +201,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(scenario))
     with pytest.raises(ScenarioError) as error:
         load_experiment(file)
-    found = str(error.value)
+    found = without_lines(error.value)
     assert "5 problems" in found
     for word in ("seed", "color", "nort.yaml", "eaam", "south.yaml: validation"):
         assert word in found

@@ -13,7 +13,7 @@ from fedmerge.federated.flower.client import Said
 from fedmerge.federated.messages import SiteTask
 from fedmerge.federated.pool.experts import fingerprint
 from fedmerge.federated.site import Site, public_bytes
-from fedmerge.system.yaml_loader import check, read_yaml
+from fedmerge.system.yaml_loader import read_as
 
 KEY = "site"
 SIMULATED = "partition-id"
@@ -75,7 +75,7 @@ def _key(site: Site) -> bytes:
 
 def _read(file: Path) -> Site:
     try:
-        site = check(Site, read_yaml(file), str(file))
+        site = read_as(Site, file)
         if problems := site.source.check():
             raise ScenarioError(problems)
     except ScenarioError as error:

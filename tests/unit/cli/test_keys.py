@@ -59,6 +59,38 @@ def test_other_files_stay_what_they_are(text: str, ward: Path, tmp_path: Path) -
     assert left == text.replace("public_key:\n", "").encode()
 
 
+BLOCKS = """\
+---
+# its name
+"name": 'ward'
+# the title
+
+title: "The ward"  # as it is
+source:
+    kind: organ_phantom
+    planes:
+      - axial  # one
+      - 'coronal'
+# the end
+"""
+
+
+@pytest.mark.parametrize(("indent", "dash"), [("    ", "  "), ("  ", "  "), ("  ", ""), ("    ", "")])
+def test_blocks_comments_and_quotes_stay(indent: str, dash: str, ward: Path, tmp_path: Path) -> None:
+    text = BLOCKS.replace("      - ", f"<<{dash}- ").replace("    ", "<<").replace("<<", indent)
+    ward.write_text(text)
+    _, public = give_key(ward, tmp_path / "keys", renew=False)
+    lines = ward.read_text().splitlines()
+    assert lines[3] == f"public_key: {public}"
+    assert lines[:3] + lines[4:] == text.splitlines()
+
+
+def test_a_site_on_one_line_takes_a_key(ward: Path, tmp_path: Path) -> None:
+    ward.write_text("{name: ward, source: {kind: organ_phantom}}")
+    _, public = give_key(ward, tmp_path / "keys", renew=False)
+    assert ward.read_text() == f"{{name: ward, public_key: {public}, source: {{kind: organ_phantom}}}}"
+
+
 def test_a_key_is_replaced_only_on_purpose(ward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "keys"))
     _, first = give_key(ward, None, renew=False)
@@ -82,9 +114,12 @@ def test_a_key_is_replaced_only_on_purpose(ward: Path, tmp_path: Path, monkeypat
 
 
 def test_a_file_that_cannot_take_a_key_costs_none(ward: Path, tmp_path: Path) -> None:
-    ward.write_text("{name: ward, source: {kind: organ_phantom}}")
-    with pytest.raises(FolderError, match="found no line that begins with 'name:'"):
-        give_key(ward, tmp_path / "keys", renew=False)
+    rest = "source: {kind: organ_phantom}"
+    for odd in (f"# lost\n---\nname: ward\n{rest}", f"name: ward\ntitle: ._1\n{rest}", f"name: ward\ntitle: -_\n{rest}"):
+        ward.write_text(odd)
+        with pytest.raises(FolderError, match="values or comments that rewriting would change"):
+            give_key(ward, tmp_path / "keys", renew=False)
+        assert ward.read_text() == odd
     ward.write_text("title: x")
     with pytest.raises(ScenarioError, match="name"):
         give_key(ward, tmp_path / "keys", renew=False)

@@ -20,7 +20,8 @@ def test_values_are_yaml_with_commas_between() -> None:
     assert parse("stream={kind: iid, batch_size: 8},{kind: iid}") == ("stream", ({"kind": "iid", "batch_size": 8}, {"kind": "iid"}))
     assert parse("question='one, two',three") == ("question", ("one, two", "three"))
     assert parse("methods=[mean, eam]") == ("methods", (["mean", "eam"],))
-    for wrong in ("stream.delta", "=3", "seed=", "seed={"):
+    assert parse("question=it's,'why?',http://x # two") == ("question", ("it's", "why?", "http://x"))
+    for wrong in ("stream.delta", "=3", "seed=", "seed={", "seed=1]", "seed=1],[2", "seed=why?", "seed=2001-99-99"):
         with pytest.raises(ScenarioError):
             parse(wrong)
     with pytest.raises(ScenarioError, match="several are for fedmerge sweep"):
@@ -89,6 +90,8 @@ def test_an_unknown_key_is_told_like_any_mistake(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     with pytest.raises(ScenarioError, match=r"stream.batchsize.*did you mean 'batch_size'"):
         load_experiment(file, Overrides(settings=(("stream.batchsize", 3),)))
+    with pytest.raises(ScenarioError, match=r"tiny\.yaml: seed: found 'x'"):  # no line says so
+        load_experiment(file, Overrides(settings=(("seed", "x"),)))
     plan = load_experiment(file, Overrides(settings=(("stream", {"kind": "iid", "batch_size": 3}),), target="north"))
     assert plan.scenario.stream.kind() == "iid"
     assert (plan.target.name, [site.name for site in plan.sites]) == ("north", ["south"])

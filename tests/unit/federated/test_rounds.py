@@ -379,7 +379,7 @@ def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> No
         with pytest.raises(ScenarioError) as error:
             load_experiment(file)
         said = str(error.value)
-        assert f"tiny.yaml: generalist: found '{named_}'" in said and found in said
+        assert "tiny.yaml, line " in said and f": generalist: found '{named_}'" in said and found in said
         assert "expected a safetensors file, or a row of 'federated': fedavg-2, fednova-5" in said
         assert ("did you mean 'fedavg-2'?" in said) == (named_ == "fedavg-7")
     file.write_text(yaml.safe_dump({**SCENARIO, "methods": ["mean", t3], "generalist": "absent.safetensors"}))

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import yaml
 from pydantic import Field, model_validator
 
-from fedmerge.errors import ScenarioError, nearest
+from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.registry import Spec
-from fedmerge.system.yaml_loader import check, read_yaml
+from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read_yaml
 
 
 class Inner(Spec):
@@ -73,7 +74,7 @@ def test_an_unknown_kind_names_the_nearest() -> None:
 def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "twice.yaml"
     file.write_text("name: a\nseed: 1\nname: b\n")
-    with pytest.raises(ScenarioError, match=r"line 3, column 1.*'name' is given twice"):
+    with pytest.raises(ScenarioError, match=r"twice\.yaml, line 3, column 1: found key 'name' given twice"):
         read_yaml(file)
 
 
@@ -102,3 +103,89 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 
 def test_nearest_lists_what_is_known_when_nothing_is_near() -> None:
     assert nearest("qqq", ["mean", "ties"]) == "known: mean, ties"
+
+
+TEXT = """\
+# A comment.
+name: x
+inner:
+  amount: 0
+  shaer: 3
+many:
+  - amount: 1
+
+  - {amount: 1,
+     "share": 2}
+shape:
+  kind: square
+  sides: 2
+"""
+
+
+def told(file: Path, text: str) -> list[str]:
+    file.write_text(text)
+    with pytest.raises(ScenarioError) as caught:
+        read_as(Outer, file)
+    return [f"{problem.where.removeprefix(str(file))}: {problem.key}" for problem in caught.value.problems]
+
+
+def test_a_problem_names_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    lines = {"inner.amount": 4, "inner.shaer": 5, "many[1].share": 10, "shape.sides": 13}
+    assert told(file, TEXT) == [f", line {line}: {key}" for key, line in lines.items()]
+    assert told(file, TEXT.replace("\n", "\r\n")) == [f", line {line}: {key}" for key, line in lines.items()]
+    assert told(file, "shape: {kind: square}\n") == [": name"]  # nothing is above what is missing
+    assert told(file, "name: 1e-3\nshape:\n  side: 1\n") == [", line 2: shape"]
+    for text, line in {
+        "name: x\n'name': y\n": 2,
+        "name: [\n": 2,
+        "a:\n  b: @\n": 2,
+        "a:\nb: '\x07'": 2,
+        "a: {b: 1,\n b: 2}": 2,
+    }.items():
+        (place,) = told(file, text)
+        assert place.startswith(f", line {line}")
+
+
+def test_only_what_stands_in_the_file_has_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("a.b: 1\na: {c: 2}\n")
+    keys = ("a.b", "a.c", "a.d", "e", "a[0]", "")
+    found = lined([Problem(str(file), key, "1", "2") for key in keys], file)
+    assert [problem.where.removeprefix(str(file)) for problem in found] == [", line 1", ", line 2", ", line 2", "", ", line 2", ""]
+    assert lined(found, file) == found
+    other = [Problem("b.yaml", "a", "1", "2")]
+    assert lined(other, file) == other
+    with pytest.raises(ScenarioError, match=r"a\.yaml: a\.c"), lines_named(file, lambda key: key != "a.c"):
+        raise ScenarioError([Problem(str(file), "a.c", "1", "2")])
+
+
+ROOT = Path(__file__).resolve().parents[3]
+SCALARS = """
+yes no on off Yes NO y n Y N true TRUE ~ null NULL 1e-3 1.e-3 1.0e-3 1.0e3 1e3 1.5e+3 12e03 1E5 .5 5. ._1 0o17 017 08 0x1F 0b11
+1_000 1_0.5 190:20:30 190:20:30.15 1:30 1:60 -1:30 2001-12-14 2001-12-14t21:59:43.10-05:00 .inf -.inf +1 -0 -_ 0b -01 1,000
+'yes' "no" '1' !!str<1 !!int<'3' !!float<3 !!binary<aGk= {a} [1,y] {1:2} {yes:<1} 1e nan x#y |<
+"""
+
+
+@pytest.mark.parametrize("scalar", [scalar.replace("<", " ") for scalar in SCALARS.split()])
+def test_values_are_those_of_plain_yaml(scalar: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(f"a: {scalar}\nb: [{scalar if scalar != '| ' else 1}]\nc: &c {{d: 1}}\ne: {{<<: *c, d: 2}}\n")
+    mine, plain = read_yaml(file), yaml.safe_load(file.read_text())
+    assert repr(mine) == repr(plain)  # 1, 1.0 and True are equal, but do not read the same
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("s[ci]*s/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_files_are_read_like_plain_yaml(file: Path) -> None:
+    mine = read_yaml(file)
+    assert repr(mine) == repr(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "text", ["a: 2001-99-99\n", "a: !!int ''\n", "a: !!python/object:os.x {}\n", "a: &x 1\nb: &x 2\n", "a: =\n"]
+)
+def test_values_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(ScenarioError, match=r"odd\.yaml"):
+        read_yaml(tmp_path / "odd.yaml")
