@@ -32,7 +32,7 @@ import typer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from fedmerge.data.datasets.organ_phantom import ORGANS  # noqa: E402
-from fedmerge.federated.client.worker import (
+from fedmerge.federated.client.worker import (  # noqa: E402
     answer,
     seal_of,
 )

@@ -16,6 +16,7 @@ import yaml
 from fedmerge.errors import FolderError, Problem, ScenarioError
 from fedmerge.federated.security.signing import key_file, make
 from fedmerge.federated.site import Site
+from fedmerge.system.files import atomic
 from fedmerge.system.yaml_loader import check, read_yaml
 
 LINE = re.compile(r"^public_key:[^\n]*\n?", re.MULTILINE)
@@ -38,11 +39,9 @@ def give_key(file: Path, folder: Path | None, renew: bool) -> tuple[Path, str]:
     if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
         raise FolderError(f"{file}: cannot be written to; expected a file that can take the public key")
     public = make(private, renew)
-    draft = file.with_name(f".{file.name}.draft")
-    with draft.open("w", encoding="utf-8", newline="") as opened:
-        opened.write(_written(file, text, public))
-    shutil.copymode(file, draft)
-    draft.replace(file)
+    with atomic(file) as draft:
+        draft.write_bytes(_written(file, text, public).encode())
+        shutil.copymode(file, draft)
     return private, public
 
 

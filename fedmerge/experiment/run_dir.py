@@ -21,6 +21,7 @@ from fedmerge.errors import FolderError
 from fedmerge.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.federated.site import Site
+from fedmerge.system.files import atomic_write
 from fedmerge.system.process import cores
 
 RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
@@ -64,7 +65,7 @@ class RunFolder:
         (self.path / "audit.jsonl").touch()
         _mend_last_line(self.path / "audit.jsonl")
         text = yaml.safe_dump(self.plan.resolved(), sort_keys=False, allow_unicode=True)
-        replace_text(self.path / "scenario.yaml", text)
+        atomic_write(self.path / "scenario.yaml", text)
         self._write()
         return self
 
@@ -88,7 +89,7 @@ class RunFolder:
             self._write()
 
     def _write(self) -> None:
-        replace_text(self.path / "manifest.json", json.dumps(self.manifest, indent=2))
+        atomic_write(self.path / "manifest.json", json.dumps(self.manifest, indent=2))
 
 
 def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -112,13 +113,6 @@ def _mend_last_line(file: Path) -> None:
     content = file.read_bytes()
     if content and not content.endswith(b"\n"):
         file.write_bytes(content[: content.rfind(b"\n") + 1])
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a whole file or leave the old one: never half of either."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def _refuse_other_scenario(path: Path, plan: Experiment) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from fedmerge.federated.security.audit import Item, Seal, Upload, digest, scalar
 from fedmerge.federated.security.signing import signed_by
 from fedmerge.federated.security.statement import contents, parsed
 from fedmerge.federated.site import Site
+from fedmerge.system.files import atomic_folder
 
 TRAINER_VERSION = 1
 """Raise it whenever the same task would train another expert."""
@@ -97,12 +96,6 @@ class ExpertPool:
         """Keep an upload that has passed the audit, and the audit's lines with it."""
         from safetensors.torch import save_file
 
-        entry = self.entry(task)
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
-        save_file({name: tensor.contiguous() for name, tensor in upload.weights.items()}, draft / "expert.safetensors")
-        if upload.samples is not None:
-            save_file({"samples": upload.samples.contiguous()}, draft / "samples.safetensors")
         manifest = {
             "site": upload.site,
             "fingerprint": fingerprint(task),
@@ -115,11 +108,11 @@ class ExpertPool:
             "signature": upload.seal.signature,
         }
         manifest["manifest_sha256"] = _digest(manifest)
-        (draft / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        try:
-            draft.rename(entry)
-        except OSError:  # another process has added the same expert meanwhile
-            shutil.rmtree(draft)
+        with atomic_folder(self.entry(task)) as draft:
+            save_file({name: tensor.contiguous() for name, tensor in upload.weights.items()}, draft / "expert.safetensors")
+            if upload.samples is not None:
+                save_file({"samples": upload.samples.contiguous()}, draft / "samples.safetensors")
+            (draft / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
     def load(self, task: SiteTask) -> Expert:
         """The expert of a task, its digest verified. Raises FolderError if the entry is damaged."""

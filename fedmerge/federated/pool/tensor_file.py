@@ -16,6 +16,7 @@ from fedmerge.errors import CheckpointError, FolderError
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.security.audit import state_digest
 from fedmerge.merging.bank.layout import check_state
+from fedmerge.system.files import atomic
 
 State = dict[str, Tensor]
 OLD = {"sha256", "audit"}
@@ -27,10 +28,9 @@ def put(file: Path, state: State, **words: str) -> None:
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
     arrays = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(arrays, draft, {"digests": f"{state_digest(state)} {_digest(words)}", **words})
-    draft.replace(file)
+    with atomic(file) as draft:
+        save_file(arrays, draft, {"digests": f"{state_digest(state)} {_digest(words)}", **words})
 
 
 def take(file: Path, mend: str) -> tuple[State, dict[str, str]]:
