@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import sys
@@ -13,16 +12,17 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import yaml
+from filelock import FileLock
 
 from fedmerge.errors import FolderError
 from fedmerge.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.federated.site import Site
 from fedmerge.system.files import atomic_write
-from fedmerge.system.process import cores
+from fedmerge.system.process import cores, free_lock
 
 RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
 
@@ -49,17 +49,14 @@ class RunFolder:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "phases_seconds": {},
         }
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> Self:
         _refuse_other_scenario(self.path, self.plan)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise FolderError(f"{self.path}: another process is running here; choose another --out") from None
+        self._lock = free_lock(self.path / ".lock")
+        if self._lock is None:
+            raise FolderError(f"{self.path}: another process is running here; choose another --out")
         if not self.keep:
             (self.path / "audit.jsonl").unlink(missing_ok=True)
         (self.path / "audit.jsonl").touch()
@@ -76,7 +73,7 @@ class RunFolder:
         self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._write()
         if self._lock:
-            self._lock.close()
+            self._lock.release()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
