@@ -122,29 +122,11 @@ def _refuse_other_scenario(path: Path, plan: Experiment) -> None:
         return
     old, new = yaml.safe_load(file.read_text(encoding="utf-8")), json.loads(json.dumps(plan.resolved()))
     differs = sorted(key for key in {*old, *new} - WITHOUT_EFFECT if old.get(key) != new.get(key))
-    if differs and (unknown := _unknown_then(old, new)):
-        raise FolderError(
-            f"{path}: holds the run of an older fedmerge, which did not know {', '.join(unknown)}; what is there stays "
-            "readable. Expected a folder of this version: choose another --out, or delete the folder"
-        )
     if differs:
         raise FolderError(
             f"{path}: holds the run of another scenario (differs in: {', '.join(differs)}); expected "
             f"'{plan.scenario.name}' with the same content. Choose another --out, or delete the folder"
         )
-
-
-def _unknown_then(old: Any, new: Any, key: str = "") -> list[str] | None:
-    """Keys of `new` that `old` lacks, if that is all that differs; None if they differ in more."""
-    if isinstance(old, dict) and isinstance(new, dict) and set(old) <= set(new):
-        lacking = [f"{key}{name}" for name in new if name not in old]
-        inner = [_unknown_then(old[name], new[name], f"{key}{name}.") for name in old]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        at = key.removesuffix(".")
-        lacking, inner = [], [_unknown_then(old[i], new[i], f"{at}[{i}].") for i in range(len(new))]
-    else:
-        return [] if old == new else None
-    return None if None in inner else lacking + [name for names in inner for name in names or ()]
 
 
 def _versions() -> dict[str, str]:

@@ -62,11 +62,11 @@ def fingerprint(task: SiteTask) -> str:
         "initial": task.initial_sha256,
         "head_init": task.head_init,
     }
-    if site.shifts:  # an expert of a time when there were no shifts is as good as ever
+    if site.shifts:  # what a site does not do is left out, so that a new kind of it makes no expert another one
         determined["shifts"] = site.model_dump(mode="json")["shifts"]
     if task.privacy:
         determined["privacy"] = task.privacy.model_dump(mode="json")
-    if site.attack:  # nor has an honest expert changed since some sites attack
+    if site.attack:
         determined["attack"] = site.model_dump(mode="json")["attack"]
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 
@@ -126,7 +126,7 @@ class ExpertPool:
             shown = entry / "samples.safetensors"
             samples = load_file(shown)["samples"] if shown.exists() else None
             scalars: dict[str, float] = manifest["scalars"]
-            seal = Seal(manifest.get("statement", ""), manifest.get("signature", ""))
+            seal = Seal(manifest["statement"], manifest["signature"])
             upload = Upload(task.site.name, weights, scalars, samples, seal=seal)
             _verify(entry, manifest, fingerprint(task), upload)
             check_seal(seal, task.site)
@@ -148,7 +148,7 @@ class ExpertPool:
 
 
 def check_seal(seal: Seal, site: Site) -> None:
-    """Raises ValueError if a signature is not by the key of the site's file. Without one, an entry is older than the key."""
+    """Raises ValueError if a signature is not by the key of the site's file. Without one, the site had no key then."""
     if seal.signature and site.public_key and not signed_by(site.public_key, seal.signed_text, seal.signature):
         raise ValueError("its signature is not by the key that the site's file has now")
 
@@ -159,8 +159,7 @@ def _verify(entry: Path, manifest: dict[str, Any], wanted: str, upload: Upload) 
     pairs += [(name, scalar_digest(value), audited.get(name, "nothing")) for name, value in upload.scalars.items()]
     shown = digest(upload.samples) if upload.samples is not None else "nothing"
     pairs.append(("samples", shown, audited.get("samples", "nothing")))
-    if {"manifest_sha256", "statement"} & set(manifest):  # entries of a time before have neither
-        pairs.append(("manifest", _digest(manifest), manifest["manifest_sha256"]))
+    pairs.append(("manifest", _digest(manifest), manifest["manifest_sha256"]))
     for what, here, there in pairs:
         if here != there:
             mend = "the entry is damaged: delete this folder and the site trains again"

@@ -83,13 +83,18 @@ def test_a_flipped_byte_in_any_file_is_noticed(kept: tuple[ExpertPool, SiteTask,
         pool.load(task)
 
 
-def test_an_entry_of_an_older_version_is_as_good_as_ever(kept: tuple[ExpertPool, SiteTask, Upload]) -> None:
-    pool, task, upload = kept
+@pytest.mark.parametrize("lacking", [["statement", "signature", "manifest_sha256"], ["manifest_sha256"], ["statement"]])
+def test_a_manifest_that_lacks_something_cannot_be_read(lacking: list[str], kept: tuple[ExpertPool, SiteTask, Upload]) -> None:
+    pool, task, _ = kept
     file = pool.entry(task) / "manifest.json"
-    manifest = json.loads(file.read_text())
-    for name in ("statement", "signature", "manifest_sha256"):
-        del manifest[name]
-    file.write_text(json.dumps(manifest))
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in whole.items() if name not in lacking}))
+    with pytest.raises(FolderError, match="delete this folder and the site trains again"):
+        pool.load(task)
+
+
+def test_an_unsigned_entry_stays_good_when_its_site_gets_a_key(kept: tuple[ExpertPool, SiteTask, Upload]) -> None:
+    pool, task, upload = kept
     key = base64.b64encode(bytes(32)).decode()
     signs = task.model_copy(update={"site": task.site.model_copy(update={"public_key": key})})
     for asked in (task, signs):

@@ -32,7 +32,7 @@ PARTS = Parts.of(Net())
 
 
 def integrated(epsilon: float, sensitivity: float, sigma: float) -> float:
-    """The definition of delta, of 40 digits: what the density p of N(sensitivity, sigma^2) has above e^epsilon q, q of N(0, sigma^2).
+    """The definition of delta, to 40 digits: what density p of N(sensitivity, sigma^2) has above e^epsilon q, q of N(0, sigma^2).
 
     p is above from x = sensitivity / 2 + epsilon sigma^2 / sensitivity on.
     """
