@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedmerge.data.scanner import Scanner
 from fedmerge.errors import FolderError
 from fedmerge.federated.messages import Job, Reply, SiteTask
+from fedmerge.federated.pool import tensor_file
 from fedmerge.federated.pool.experts import ExpertPool, fingerprint
 from fedmerge.federated.security.audit import RUN_SCALARS, Upload, inspect, state_digest
 from fedmerge.federated.server.collect import declaration
@@ -101,6 +104,13 @@ def test_an_unsigned_entry_stays_good_when_its_site_gets_a_key(kept: tuple[Exper
         expert = pool.load(asked)
         assert expert.sha256 == state_digest(upload.weights)
         assert not expert.signed
+
+
+@pytest.mark.parametrize("words", [{}, {"audit": "[]"}])
+def test_arrays_without_their_digest_cannot_be_read(words: dict[str, str], tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(3)}, tmp_path / "file.safetensors", words)
+    with pytest.raises(FolderError, match=r"its digest differs\); delete it"):
+        tensor_file.take(tmp_path / "file.safetensors", "delete it")
 
 
 CHANGES: dict[str, Callable[[SiteTask], SiteTask]] = {
