@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 EXTRAS = {
     "report": ["jinja2", "markupsafe", "matplotlib", "sklearn", "torchmetrics"],
-    "privacy": ["opacus"],
     "simulation": [
         *("PIL", "cryptography", "filelock", "flwr", "platformdirs", "ray", "rich", "ruamel", "scipy"),
         *("timm", "torchvision", "typer", "yaml"),

@@ -21,6 +21,7 @@ from ruamel.yaml.util import load_yaml_guess_indent
 from fedmerge.errors import FolderError, Problem, ScenarioError
 from fedmerge.federated.security.signing import key_file, make
 from fedmerge.federated.site import Site
+from fedmerge.system.files import atomic
 from fedmerge.system.yaml_loader import lined, read_as
 
 KEY = "public_key"
@@ -42,11 +43,9 @@ def give_key(file: Path, folder: Path | None, renew: bool) -> tuple[Path, str]:
     if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
         raise FolderError(f"{file}: cannot be written to; expected a file that can take the public key")
     public = make(private, renew)
-    draft = file.with_name(f".{file.name}.draft")
-    with draft.open("w", encoding="utf-8", newline="") as opened:
-        opened.write(_written(text, public))
-    shutil.copymode(file, draft)
-    draft.replace(file)
+    with atomic(file) as draft:
+        draft.write_bytes(_written(text, public).encode())
+        shutil.copymode(file, draft)
     return private, public
 
 

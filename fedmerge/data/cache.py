@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
+
+from fedmerge.system.files import atomic
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -34,12 +35,8 @@ def cached(owner: str, key: str, make: Callable[[], Arrays]) -> Arrays:
             return dict(stored)
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         arrays = make()
-    with suppress(OSError), tempfile.TemporaryDirectory(dir=_made(file.parent), prefix=".draft-") as draft:
-        np.savez(Path(draft) / "arrays.npz", **arrays)  # type: ignore[arg-type] # the stub takes them for options
-        (Path(draft) / "arrays.npz").replace(file)
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(file) as draft, draft.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type] # the stub takes them for options
     return arrays
-
-
-def _made(path: Path) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    return path

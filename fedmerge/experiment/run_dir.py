@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import platform
 import sys
@@ -13,15 +12,17 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import yaml
+from filelock import FileLock
 
 from fedmerge.errors import FolderError
 from fedmerge.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedmerge.experiment.scenario import LIMITS, Scenario
 from fedmerge.federated.site import Site
-from fedmerge.system.process import cores
+from fedmerge.system.files import atomic_write
+from fedmerge.system.process import cores, free_lock
 
 RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
 
@@ -48,23 +49,20 @@ class RunFolder:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "phases_seconds": {},
         }
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
 
     def __enter__(self) -> Self:
         _refuse_other_scenario(self.path, self.plan)
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise FolderError(f"{self.path}: another process is running here; choose another --out") from None
+        self._lock = free_lock(self.path / ".lock")
+        if self._lock is None:
+            raise FolderError(f"{self.path}: another process is running here; choose another --out")
         if not self.keep:
             (self.path / "audit.jsonl").unlink(missing_ok=True)
         (self.path / "audit.jsonl").touch()
         _mend_last_line(self.path / "audit.jsonl")
         text = yaml.safe_dump(self.plan.resolved(), sort_keys=False, allow_unicode=True)
-        replace_text(self.path / "scenario.yaml", text)
+        atomic_write(self.path / "scenario.yaml", text)
         self._write()
         return self
 
@@ -75,7 +73,7 @@ class RunFolder:
         self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._write()
         if self._lock:
-            self._lock.close()
+            self._lock.release()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -88,7 +86,7 @@ class RunFolder:
             self._write()
 
     def _write(self) -> None:
-        replace_text(self.path / "manifest.json", json.dumps(self.manifest, indent=2))
+        atomic_write(self.path / "manifest.json", json.dumps(self.manifest, indent=2))
 
 
 def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
@@ -116,13 +114,6 @@ def _mend_last_line(file: Path) -> None:
         file.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a whole file or leave the old one: never half of either."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
 def _refuse_other_scenario(path: Path, plan: Experiment) -> None:
     file = path / "scenario.yaml"
     if path.exists() and not path.is_dir():
@@ -133,29 +124,11 @@ def _refuse_other_scenario(path: Path, plan: Experiment) -> None:
         return
     old, new = yaml.safe_load(file.read_text(encoding="utf-8")), json.loads(json.dumps(plan.resolved()))
     differs = sorted(key for key in {*old, *new} - WITHOUT_EFFECT if old.get(key) != new.get(key))
-    if differs and (unknown := _unknown_then(old, new)):
-        raise FolderError(
-            f"{path}: holds the run of an older fedmerge, which did not know {', '.join(unknown)}; what is there stays "
-            "readable. Expected a folder of this version: choose another --out, or delete the folder"
-        )
     if differs:
         raise FolderError(
             f"{path}: holds the run of another scenario (differs in: {', '.join(differs)}); expected "
             f"'{plan.scenario.name}' with the same content. Choose another --out, or delete the folder"
         )
-
-
-def _unknown_then(old: Any, new: Any, key: str = "") -> list[str] | None:
-    """Keys of `new` that `old` lacks, if that is all that differs; None if they differ in more."""
-    if isinstance(old, dict) and isinstance(new, dict) and set(old) <= set(new):
-        lacking = [f"{key}{name}" for name in new if name not in old]
-        inner = [_unknown_then(old[name], new[name], f"{key}{name}.") for name in old]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        at = key.removesuffix(".")
-        lacking, inner = [], [_unknown_then(old[i], new[i], f"{at}[{i}].") for i in range(len(new))]
-    else:
-        return [] if old == new else None
-    return None if None in inner else lacking + [name for names in inner for name in names or ()]
 
 
 def _versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from fedmerge.report.batch_log import Ledger, Step
+from fedmerge.system.files import atomic
 
 Snapshot = dict[str, Any]
 """position, forwards_run, and states: method -> name -> array."""
@@ -52,10 +53,8 @@ class Progress:
         facts = {name: value for name, value in snapshot.items() if name != "states"}
         facts |= {"key": self.key, "ledger": self.ledger.mark(), "methods": list(snapshot["states"])}
         file = self.out / "progress" / f"{snapshot['position']:08d}.npz"
-        draft = file.with_suffix(".draft")
-        with draft.open("wb") as opened:
+        with atomic(file) as draft, draft.open("wb") as opened:
             np.savez(opened, facts=json.dumps(facts), **states)
-        draft.replace(file)
         for older in sorted(self.out.glob("progress/*.npz"))[:-KEPT]:
             older.unlink()
         self.snapshot = snapshot

@@ -59,13 +59,19 @@ def core_slot() -> Iterator[None]:
 def _free_slot(slots: list[Path]) -> FileLock:
     while True:
         for slot in slots:
-            lock = FileLock(slot)
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                continue
-            return lock
+            if lock := free_lock(slot):
+                return lock
         time.sleep(GLANCE_S)
+
+
+def free_lock(file: Path) -> FileLock | None:
+    """The lock of a file, taken, if nobody holds it; it ends with this process, however that ends. Raises OSError."""
+    lock = FileLock(file, thread_local=False)  # whichever thread gives it back
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return None
+    return lock
 
 
 def end_with_parent() -> None:

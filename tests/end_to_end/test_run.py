@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -90,16 +89,3 @@ def test_a_folder_of_another_scenario_is_refused(first: tuple[Path, str]) -> Non
     assert "holds the run of another scenario (differs in: seed)" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert read(first[0] / "runs/tiny-3/summary.json")["seed"] == 3
-
-
-def test_a_run_of_an_older_version_is_told_from_another_scenario(first: tuple[Path, str]) -> None:
-    folder, _ = first
-    shutil.copytree(folder / "runs" / "tiny-3", folder / "older")
-    file = folder / "older" / "scenario.yaml"
-    resolved = yaml.safe_load(file.read_text())
-    del resolved["target"]["shifts"], resolved["sites"][1]["shifts"]
-    file.write_text(yaml.safe_dump(resolved))
-    ended = simulate(folder, "--out", "older", "--resume")
-    assert ended.returncode == 2
-    assert "older fedmerge, which did not know sites[1].shifts, target.shifts" in ended.stderr
-    assert file.read_text() == yaml.safe_dump(resolved)

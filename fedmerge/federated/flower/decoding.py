@@ -1,4 +1,4 @@
-"""Arrays as they arrive in a message: read by their header and their bytes, never by pickle, and nothing may be left over.
+"""Arrays as they arrive in a message: read by numpy, never by pickle, as declared, and nothing may be left over.
 
 Flower carries an array as the bytes of numpy's own format (NEP 1), with its type and shape declared beside it.
 """
@@ -24,6 +24,8 @@ PARTS = ("said", "weights", "scalars", "samples")
 STATISTIC = "statistic."
 PLAIN = "biuf"
 """Kinds of numpy types that are plain numbers: booleans, integers, floats. Objects would need pickle."""
+HEADERS = {(1, 0): numpy_format.read_array_header_1_0, (2, 0): numpy_format.read_array_header_2_0}
+"""numpy's readers of a header, by the version of its format."""
 
 
 def reply_of(content: Mapping[str, Any], task: SiteTask, seconds: float) -> Reply:
@@ -65,30 +67,34 @@ def _state(record: Mapping[str, Any], site: str) -> dict[str, Tensor]:
 def array_of(array: Any, where: str) -> Tensor:
     """The tensor of one serialized array: an object with `stype`, `dtype`, `shape` and the bytes `data`.
 
-    Raises UploadRefused unless it is numpy's format, of plain numbers, as declared, and not a byte shorter or longer.
+    Raises UploadRefused unless it is numpy's format, of plain numbers, as declared, and not a byte shorter or longer. The
+    header alone tells all of this, before there is room for a single number.
     """
     data = bytes(array.data)
     if array.stype != "numpy.ndarray" or not data.startswith(numpy_format.MAGIC_PREFIX):
         raise UploadRefused(f"{where}: found bytes that are no array (pickle, archive or text); expected numpy's plain format")
     file = io.BytesIO(data)
     try:
-        version = numpy_format.read_magic(file)
-        read = {(1, 0): numpy_format.read_array_header_1_0, (2, 0): numpy_format.read_array_header_2_0}[version]
-        shape, by_columns, dtype = read(file)
-    except (ValueError, KeyError, SyntaxError, TypeError) as error:
+        shape, _, dtype = HEADERS[numpy_format.read_magic(file)](file)
+    except Exception as error:  # whatever a stranger's bytes break in numpy
         raise UploadRefused(f"{where}: found a header that cannot be read ({str(error)[:100]}); expected numpy's") from None
+    if reason := _complaint(array, shape, dtype, len(data) - file.tell()):
+        raise UploadRefused(f"{where}: found {reason}")
+    file.seek(0)
+    return torch.from_numpy(np.asarray(numpy_format.read_array(file, allow_pickle=False), order="C"))
+
+
+def _complaint(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any], left: int) -> str:
+    """Why a header cannot be that of a declared array, or nothing. left: bytes after it."""
     if dtype.kind not in PLAIN or not dtype.isnative:
         kind = "objects, which only pickle could read" if dtype.hasobject else f"numbers of type {dtype}"
-        raise UploadRefused(f"{where}: found {kind}; expected plain numbers")
+        return f"{kind}; expected plain numbers"
     if str(dtype) != array.dtype or tuple(shape) != tuple(array.shape):
-        declared = f"{array.dtype} {tuple(array.shape)}"
-        raise UploadRefused(f"{where}: found {dtype} {tuple(shape)} in the bytes; declared {declared}")
-    left, declared_bytes = len(data) - file.tell(), math.prod(shape) * dtype.itemsize
-    if left != declared_bytes or any(side < 0 for side in shape):
-        what = "cut off" if left < declared_bytes else "more than it declares"
-        raise UploadRefused(f"{where}: found {left} bytes of numbers, {what}; expected {declared_bytes}")
-    flat = np.frombuffer(data, dtype, offset=file.tell())
-    return torch.from_numpy(flat.reshape(shape, order="F" if by_columns else "C").copy(order="C"))
+        return f"{dtype} {tuple(shape)} in the bytes; declared {array.dtype} {tuple(array.shape)}"
+    declared = math.prod(shape) * dtype.itemsize
+    if left != declared or any(side < 0 for side in shape):
+        return f"{left} bytes of numbers, {'cut off' if left < declared else 'more than it declares'}; expected {declared}"
+    return ""
 
 
 _GONE = re.compile(r"\b(ActorDiedError|ActorUnavailableError|NodeDiedError|WorkerCrashedError)\b")

@@ -13,6 +13,7 @@ from fedmerge.errors import FedmergeError
 from fedmerge.federated.flower.progress_files import begun
 from fedmerge.federated.messages import Backend, Initial, Job, SiteTask
 from fedmerge.federated.security.limits import Limits
+from fedmerge.system.files import atomic_write
 
 What = Literal["gather", "probe", "compete"]
 
@@ -62,8 +63,7 @@ def carry_out(folder: Path, what: What, job: Job, backend: Backend) -> None:
             said["sha256"] = probed.sha256
     except FedmergeError as error:
         said["failure"] = str(error)
-    (folder / "said.draft").write_text(json.dumps(said), encoding="utf-8")
-    (folder / "said.draft").replace(folder / "said.json")
+    atomic_write(folder / "said.json", json.dumps(said))
 
 
 def last_word(folder: Path) -> dict[str, Any] | None:

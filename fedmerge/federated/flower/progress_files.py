@@ -10,14 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fedmerge.federated.messages import Tick
+from fedmerge.system.files import atomic_write
 
 
 def leave_progress(folder: Path, tick: Tick) -> None:
     """Leave this site's progress where the coordinator looks."""
     with suppress(OSError):
-        draft = folder / f"{tick.site}.draft"
-        draft.write_text(json.dumps(asdict(tick)), encoding="utf-8")
-        draft.replace(folder / f"{tick.site}.json")
+        atomic_write(folder / f"{tick.site}.json", json.dumps(asdict(tick)))
 
 
 def begin(folder: Path, site: str) -> None:

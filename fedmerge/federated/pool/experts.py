@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from fedmerge.federated.security.audit import Item, Seal, Upload, digest, scalar
 from fedmerge.federated.security.signing import signed_by
 from fedmerge.federated.security.statement import contents, parsed
 from fedmerge.federated.site import Site
+from fedmerge.system.files import atomic_folder
 
 TRAINER_VERSION = 1
 """Raise it whenever the same task would train another expert."""
@@ -63,11 +62,11 @@ def fingerprint(task: SiteTask) -> str:
         "initial": task.initial_sha256,
         "head_init": task.head_init,
     }
-    if site.shifts:  # an expert of a time when there were no shifts is as good as ever
+    if site.shifts:  # what a site does not do is left out, so that a new kind of it makes no expert another one
         determined["shifts"] = site.model_dump(mode="json")["shifts"]
     if task.privacy:
         determined["privacy"] = task.privacy.model_dump(mode="json")
-    if site.attack:  # nor has an honest expert changed since some sites attack
+    if site.attack:
         determined["attack"] = site.model_dump(mode="json")["attack"]
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 
@@ -97,12 +96,6 @@ class ExpertPool:
         """Keep an upload that has passed the audit, and the audit's lines with it."""
         from safetensors.torch import save_file
 
-        entry = self.entry(task)
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
-        save_file({name: tensor.contiguous() for name, tensor in upload.weights.items()}, draft / "expert.safetensors")
-        if upload.samples is not None:
-            save_file({"samples": upload.samples.contiguous()}, draft / "samples.safetensors")
         manifest = {
             "site": upload.site,
             "fingerprint": fingerprint(task),
@@ -115,11 +108,11 @@ class ExpertPool:
             "signature": upload.seal.signature,
         }
         manifest["manifest_sha256"] = _digest(manifest)
-        (draft / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        try:
-            draft.rename(entry)
-        except OSError:  # another process has added the same expert meanwhile
-            shutil.rmtree(draft)
+        with atomic_folder(self.entry(task)) as draft:
+            save_file({name: tensor.contiguous() for name, tensor in upload.weights.items()}, draft / "expert.safetensors")
+            if upload.samples is not None:
+                save_file({"samples": upload.samples.contiguous()}, draft / "samples.safetensors")
+            (draft / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
     def load(self, task: SiteTask) -> Expert:
         """The expert of a task, its digest verified. Raises FolderError if the entry is damaged."""
@@ -133,7 +126,7 @@ class ExpertPool:
             shown = entry / "samples.safetensors"
             samples = load_file(shown)["samples"] if shown.exists() else None
             scalars: dict[str, float] = manifest["scalars"]
-            seal = Seal(manifest.get("statement", ""), manifest.get("signature", ""))
+            seal = Seal(manifest["statement"], manifest["signature"])
             upload = Upload(task.site.name, weights, scalars, samples, seal=seal)
             _verify(entry, manifest, fingerprint(task), upload)
             check_seal(seal, task.site)
@@ -155,7 +148,7 @@ class ExpertPool:
 
 
 def check_seal(seal: Seal, site: Site) -> None:
-    """Raises ValueError if a signature is not by the key of the site's file. Without one, an entry is older than the key."""
+    """Raises ValueError if a signature is not by the key of the site's file. Without one, the site had no key then."""
     if seal.signature and site.public_key and not signed_by(site.public_key, seal.signed_text, seal.signature):
         raise ValueError("its signature is not by the key that the site's file has now")
 
@@ -166,8 +159,7 @@ def _verify(entry: Path, manifest: dict[str, Any], wanted: str, upload: Upload) 
     pairs += [(name, scalar_digest(value), audited.get(name, "nothing")) for name, value in upload.scalars.items()]
     shown = digest(upload.samples) if upload.samples is not None else "nothing"
     pairs.append(("samples", shown, audited.get("samples", "nothing")))
-    if {"manifest_sha256", "statement"} & set(manifest):  # entries of a time before have neither
-        pairs.append(("manifest", _digest(manifest), manifest["manifest_sha256"]))
+    pairs.append(("manifest", _digest(manifest), manifest["manifest_sha256"]))
     for what, here, there in pairs:
         if here != there:
             mend = "the entry is damaged: delete this folder and the site trains again"

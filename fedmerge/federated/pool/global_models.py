@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from fedmerge.federated.messages import SiteTask
 from fedmerge.federated.pool.experts import fingerprint
 from fedmerge.federated.security.audit import Item, state_digest, write_audit
 from fedmerge.federated.strategies._base import Strategy
+from fedmerge.system.files import atomic_folder
 
 State = dict[str, Tensor]
 THETA, MEMORY = "theta.", "memory."
@@ -127,9 +127,7 @@ class GlobalPool:
             if time.time() - left.stat().st_mtime > STALE_S:
                 shutil.rmtree(left, ignore_errors=True)
         write_audit(entry / "audit.jsonl", list(items))
-        draft = Path(tempfile.mkdtemp(prefix=".round-", dir=entry))
         whole = {**{THETA + name: t for name, t in stand.theta.items()}, **{MEMORY + name: t for name, t in stand.memory.items()}}
-        save_file({name: tensor.contiguous() for name, tensor in whole.items()}, draft / "model.safetensors")
         told: dict[str, Any] = {
             "strategy": strategy.fields(),
             "sha256": state_digest(stand.theta),
@@ -138,11 +136,9 @@ class GlobalPool:
             "turns": [asdict(turn) for turn in stand.turns],
             "absences": [asdict(absence) for absence in stand.absences],
         }
-        (draft / "manifest.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
-        try:
-            draft.rename(entry / f"round-{stand.rounds:04d}")
-        except OSError:  # another process has done the same round
-            shutil.rmtree(draft)
+        with atomic_folder(entry / f"round-{stand.rounds:04d}") as draft:
+            save_file({name: tensor.contiguous() for name, tensor in whole.items()}, draft / "model.safetensors")
+            (draft / "manifest.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
         for number, folder in self._rounds(entry):
             if number < stand.rounds:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+
+from fedmerge.system.process import free_lock
 
 PAUSE_S = 0.2
 
@@ -36,9 +36,8 @@ def turns(pool: Path, awaited: Sequence[Awaited], deadline_s: float, on_wait: Ca
         for _, one in sorted(folders.items()):
             file = pool / "turns" / f"{one.entry.name}.lock"
             file.parent.mkdir(parents=True, exist_ok=True)
-            opened = held.enter_context(file.open("w"))
             told = False
-            while not one.there() and not _taken(opened) and time.monotonic() - began < deadline_s:
+            while not one.there() and not _taken(file, held) and time.monotonic() - began < deadline_s:
                 if not told:
                     on_wait(one.name)
                     told = True
@@ -46,9 +45,8 @@ def turns(pool: Path, awaited: Sequence[Awaited], deadline_s: float, on_wait: Ca
         yield
 
 
-def _taken(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _taken(file: Path, held: ExitStack) -> bool:
+    lock = free_lock(file)
+    if lock is not None:
+        held.callback(lock.release)
+    return lock is not None

@@ -53,7 +53,7 @@ class StatisticPool:
         file, mend = self._file(task, statistic), "delete this file and the site computes it again"
         state, words = tensor_file.take(file, mend)
         try:
-            for seal in (Seal(**one) for one in json.loads(words.get("seals", "[]"))):
+            for seal in (Seal(**one) for one in json.loads(words["seals"])):
                 check_seal(seal, task.site)
                 statement = parsed(seal, task.site.name)
                 part = {name: state[name] for name in statement.layers or state}

@@ -16,10 +16,9 @@ from fedmerge.errors import CheckpointError, FolderError
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.security.audit import state_digest
 from fedmerge.merging.bank.layout import check_state
+from fedmerge.system.files import atomic
 
 State = dict[str, Tensor]
-OLD = {"sha256", "audit"}
-"""Words in files of a time when only arrays had a digest, or nothing had."""
 
 
 def put(file: Path, state: State, **words: str) -> None:
@@ -27,27 +26,20 @@ def put(file: Path, state: State, **words: str) -> None:
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
     arrays = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(arrays, draft, {"digests": f"{state_digest(state)} {_digest(words)}", **words})
-    draft.replace(file)
+    with atomic(file) as draft:
+        save_file(arrays, draft, {"digests": f"{state_digest(state)} {_digest(words)}", **words})
 
 
 def take(file: Path, mend: str) -> tuple[State, dict[str, str]]:
-    """Arrays and words of a file, verified; files of older versions by as much as they have.
-
-    Raises FolderError with `mend` if it cannot be read or is not what was written.
-    """
+    """Arrays and words of a file, verified. Raises FolderError with `mend` if it cannot be read or is not what was written."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as opened:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             words = dict(opened.metadata() or {})
-        digests = words.pop("digests", None)
-        if digests is None and set(words) <= OLD:  # written by an older version
-            digests = f"{words.pop('sha256', state_digest(state))} {_digest(words)}"
-        if digests != f"{state_digest(state)} {_digest(words)}":
+        if words.pop("digests", None) != f"{state_digest(state)} {_digest(words)}":
             raise ValueError("its digest differs")
     except (OSError, ValueError, SafetensorError) as error:
         raise FolderError(f"{file}: cannot be read ({error}); {mend}") from None

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedmerge.errors import FolderError, Problem, UserError
-from fedmerge.system.files import write_secret
+from fedmerge.system.files import atomic, write_secret
 
 AUTHORITY = "ca"
 AUTHORITY_VALID = timedelta(days=3650)
@@ -140,17 +140,17 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 
 def _write_pair(certificate: Path, signed: x509.Certificate, key: Path, secret: ec.EllipticCurvePrivateKey) -> None:
     """The certificate waits beside its place until the key is in its own: what cannot be written leaves the old pair."""
-    draft, before = certificate.with_name(f".{certificate.name}.{os.getpid()}.new"), key.read_bytes() if key.exists() else None
+    before = key.read_bytes() if key.exists() else None
     try:
-        draft.write_bytes(signed.public_bytes(Encoding.PEM))
-        write_secret(key, _pem(secret))
-        try:
-            draft.replace(certificate)
-        except OSError:
-            key.unlink() if before is None else write_secret(key, before)
-            raise
-    finally:
-        draft.unlink(missing_ok=True)
+        with atomic(certificate) as draft:
+            draft.write_bytes(signed.public_bytes(Encoding.PEM))
+            write_secret(key, _pem(secret))
+    except OSError:
+        if before is None:
+            key.unlink(missing_ok=True)
+        elif key.read_bytes() != before:
+            write_secret(key, before)
+        raise
 
 
 def _builder(

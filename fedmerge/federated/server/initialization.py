@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,6 +25,7 @@ from fedmerge.federated.security.audit import state_digest
 from fedmerge.merging.bank.layout import check_state, head_names
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
+from fedmerge.system.files import atomic
 
 VERSION = 1
 """Raise it whenever the same specification would give other weights."""
@@ -114,9 +114,8 @@ def keep_theta_0(initial: Initial, folder: Path) -> None:
     file = _file_of(initial.sha256, folder)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(f".{os.getpid()}.draft")
-        save_file({name: tensor.contiguous() for name, tensor in initial.weights.items()}, draft)
-        draft.replace(file)
+        with atomic(file) as draft:
+            save_file({name: tensor.contiguous() for name, tensor in initial.weights.items()}, draft)
 
 
 def kept_theta_0(sha256: str, folder: Path) -> dict[str, Tensor] | None:

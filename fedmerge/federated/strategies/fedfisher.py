@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from fedmerge.federated.statistics._base import STATISTICS, State, Statistic
@@ -49,12 +49,6 @@ class FedFisher(Strategy):
         if info.data.get("information") == "kfac" and value == "fb_compat":
             raise ValueError("fb_compat is a way to the diagonal; with information: kfac, expected exact or mc")
         return value
-
-    @model_serializer(mode="wrap")
-    def _add_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `information` where it is the diagonal: models of a time when there was no other are as good as ever."""
-        fields = super()._add_kind(handler)
-        return {name: value for name, value in fields.items() if (name, value) != ("information", "diagonal")}
 
     @property
     def key(self) -> str:

@@ -17,6 +17,7 @@ from fedmerge.errors import FolderError
 from fedmerge.report.metrics.entropy_trust import Trust, ratios
 from fedmerge.report.pages._render import fill
 from fedmerge.report.summary import influence
+from fedmerge.system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,9 +96,7 @@ def write_diagnosis(run: Path, d: Diagnosis) -> None:
     page = fill(
         "diagnose", {"percent": lambda x: f"{x:.0%}", "signed": _signed}, d=d, plots=inline, effective=effective, parts=PARTS
     )
-    draft = run / ".diagnose.html.draft"
-    draft.write_text(page, encoding="utf-8")
-    draft.replace(run / "diagnose.html")
+    atomic_write(run / "diagnose.html", page)
 
 
 def scatter(d: Diagnosis) -> Figure:

@@ -19,6 +19,7 @@ from fedmerge.report.plots.run import draw
 from fedmerge.report.records import RunRecord
 from fedmerge.report.summary import predictions, summarize
 from fedmerge.report.terminal import p_value
+from fedmerge.system.files import atomic, atomic_write
 
 PIXELS = 96
 """Side of a sample image on the page; small images are enlarged without smoothing."""
@@ -133,19 +134,12 @@ def _size(count: float) -> str:
 def write(out: Path, record: RunRecord) -> dict[str, Any]:
     """Write `summary.json`, `predictions.npz`, `plots/` and `report.html` into `out`; returns the summary."""
     summary = summarize(record)
-    _replace(out / "summary.json", json.dumps(summary, indent=2).encode())
-    with (out / ".predictions.draft").open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **predictions(record))
-    (out / ".predictions.draft").replace(out / "predictions.npz")
+    atomic_write(out / "summary.json", json.dumps(summary, indent=2))
+    with atomic(out / "predictions.npz") as draft, draft.open("wb") as opened:
+        np.savez_compressed(opened, allow_pickle=False, **predictions(record))
     (out / "plots").mkdir(exist_ok=True)
     plots = draw(record, summary)
     for name, svg in plots.items():
-        _replace(out / "plots" / f"{name}.svg", svg.encode())
-    _replace(out / "report.html", render(record, summary, plots).encode())
+        atomic_write(out / "plots" / f"{name}.svg", svg)
+    atomic_write(out / "report.html", render(record, summary, plots))
     return summary
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(content)
-    draft.replace(path)

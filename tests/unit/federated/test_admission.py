@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import sys
 import warnings
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -254,6 +256,32 @@ def test_every_array_survives_the_road() -> None:
             data = TABLE.npy(plain)
 
         assert torch.equal(array_of(Sent, "x"), tensor)
+
+
+def test_an_array_by_columns_arrives_by_rows() -> None:
+    plain = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+
+    class Sent:
+        dtype, shape, stype = "float32", (2, 3), "numpy.ndarray"
+        data = TABLE.npy(plain)
+
+    assert array_of(Sent, "x").is_contiguous()
+    assert torch.equal(array_of(Sent, "x"), torch.from_numpy(plain.copy()))
+
+
+@pytest.mark.parametrize("sides", [(1 << 40,), (1 << 20, 1 << 20), (-1,), (-2, -3), (1 << 32, 1 << 32)])
+def test_a_header_that_promises_more_than_there_is_costs_no_memory(sides: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Declared beside as in the header, so that only the bytes can tell."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": sides})
+
+    class Sent:
+        dtype, shape, stype = "float32", sides, "numpy.ndarray"
+        data = head.getvalue() + bytes(24)
+
+    monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("numbers were read"))
+    with pytest.raises(UploadRefused, match="site 'a': head: found 24 bytes of numbers"):
+        array_of(Sent, "site 'a': head")
 
 
 def test_limits_are_far_from_honest_training(initial: Initial, hospital: Hospital) -> None:

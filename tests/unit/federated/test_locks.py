@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 from fedmerge.federated.messages import SiteTask
 from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.pool.locks import Awaited, turns
+from fedmerge.system.process import free_lock
 
 Hospitals = Callable[..., SiteTask]
 
@@ -56,3 +59,25 @@ def test_who_waits_goes_on_when_the_expert_is_there(tmp_path: Path, hospital: Ho
         (pool.entry(task) / "manifest.json").write_text("{}")
         assert entered.wait(10)
     second.join(10)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fedmerge.system.process import free_lock
+lock = free_lock(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    file = tmp_path / "north.lock"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(file)], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        assert free_lock(file) is None
+        child.kill()
+    lock = free_lock(file)
+    assert lock is not None
+    lock.release()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fedmerge.data.scanner import Scanner
 from fedmerge.errors import FolderError
 from fedmerge.federated.messages import Job, Reply, SiteTask
+from fedmerge.federated.pool import tensor_file
 from fedmerge.federated.pool.experts import ExpertPool, fingerprint
 from fedmerge.federated.security.audit import RUN_SCALARS, Upload, inspect, state_digest
 from fedmerge.federated.server.collect import declaration
@@ -83,19 +86,31 @@ def test_a_flipped_byte_in_any_file_is_noticed(kept: tuple[ExpertPool, SiteTask,
         pool.load(task)
 
 
-def test_an_entry_of_an_older_version_is_as_good_as_ever(kept: tuple[ExpertPool, SiteTask, Upload]) -> None:
-    pool, task, upload = kept
+@pytest.mark.parametrize("lacking", [["statement", "signature", "manifest_sha256"], ["manifest_sha256"], ["statement"]])
+def test_a_manifest_that_lacks_something_cannot_be_read(lacking: list[str], kept: tuple[ExpertPool, SiteTask, Upload]) -> None:
+    pool, task, _ = kept
     file = pool.entry(task) / "manifest.json"
-    manifest = json.loads(file.read_text())
-    for name in ("statement", "signature", "manifest_sha256"):
-        del manifest[name]
-    file.write_text(json.dumps(manifest))
+    whole = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in whole.items() if name not in lacking}))
+    with pytest.raises(FolderError, match="delete this folder and the site trains again"):
+        pool.load(task)
+
+
+def test_an_unsigned_entry_stays_good_when_its_site_gets_a_key(kept: tuple[ExpertPool, SiteTask, Upload]) -> None:
+    pool, task, upload = kept
     key = base64.b64encode(bytes(32)).decode()
     signs = task.model_copy(update={"site": task.site.model_copy(update={"public_key": key})})
     for asked in (task, signs):
         expert = pool.load(asked)
         assert expert.sha256 == state_digest(upload.weights)
         assert not expert.signed
+
+
+@pytest.mark.parametrize("words", [{}, {"audit": "[]"}])
+def test_arrays_without_their_digest_cannot_be_read(words: dict[str, str], tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(3)}, tmp_path / "file.safetensors", words)
+    with pytest.raises(FolderError, match=r"its digest differs\); delete it"):
+        tensor_file.take(tmp_path / "file.safetensors", "delete it")
 
 
 CHANGES: dict[str, Callable[[SiteTask], SiteTask]] = {

@@ -1,0 +1,67 @@
+"""Files and folders appear whole or not at all, and leave nothing behind when they fail."""
+
+from __future__ import annotations
+
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from fedmerge.system.files import atomic, atomic_folder, atomic_write, write_secret
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_replaced_and_text_keeps_its_line_ends(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    atomic_write(file, b"old")
+    atomic_write(file, "n\u00f6rth\r\n")
+    assert file.read_bytes() == "n\u00f6rth\r\n".encode()
+    assert names(tmp_path) == ["site.yaml"]
+
+
+def test_what_fails_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    file = tmp_path / "summary.json"
+    atomic_write(file, "old")
+    with pytest.raises(ValueError, match="stop"), atomic(file) as draft:
+        draft.write_text("half")
+        raise ValueError("stop")
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["summary.json"]
+    with pytest.raises(OSError, match="never"), atomic(tmp_path / "never" / "file") as draft:
+        draft.write_text("no folder")
+
+
+def test_a_secret_is_its_owners_before_it_has_a_byte(tmp_path: Path) -> None:
+    with atomic(tmp_path / "token", 0o600) as draft:
+        assert (stat.S_IMODE(draft.stat().st_mode), draft.stat().st_size) == (0o600, 0)
+        draft.write_bytes(b"secret")
+    write_secret(tmp_path / "keys" / "key.pem", b"secret")
+    for file in (tmp_path / "token", tmp_path / "keys" / "key.pem"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert file.read_bytes() == b"secret"
+
+
+def test_many_writers_of_one_file_leave_one_of_theirs(tmp_path: Path) -> None:
+    file, contents = tmp_path / "said.json", [str(number) * 50_000 for number in range(8)]
+    threads = [threading.Thread(target=atomic_write, args=(file, content)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert file.read_text() in contents
+    assert names(tmp_path) == ["said.json"]
+
+
+def test_a_folder_appears_whole_and_the_first_stays(tmp_path: Path) -> None:
+    for content in ("first", "second"):
+        with atomic_folder(tmp_path / "expert") as draft:
+            (draft / "manifest.json").write_text(content)
+            assert draft.parent == tmp_path
+    assert (tmp_path / "expert" / "manifest.json").read_text() == "first"
+    with pytest.raises(ValueError, match="stop"), atomic_folder(tmp_path / "other") as draft:
+        raise ValueError("stop")
+    assert names(tmp_path) == ["expert"]
