@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from fedmerge.errors import Problem
 from fedmerge.federated.defenses._base import DEFENSES
@@ -113,6 +113,20 @@ class Scenario(Spec):
     )
     jobs: int | None = Field(None, ge=1, description="worker processes of backend local; 1: this one; default: one for each core")
     target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat_limits(cls, value: Any) -> Any:
+        """`target_max_bytes` and its like, as they were written once, stand below `target` now."""
+        flat = {f"target_{key}": key for key in LIMITS}
+        if (
+            not isinstance(value, dict)
+            or not flat.keys() & value.keys()
+            or not isinstance(target := _named(value.get("target")), dict)
+        ):
+            return value
+        nested = {flat[key]: item for key, item in value.items() if key in flat and item is not None}
+        return {key: item for key, item in value.items() if key not in flat} | {"target": nested | target}
 
 
 def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:

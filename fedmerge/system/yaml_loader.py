@@ -33,6 +33,20 @@ class _AllText(VersionedResolver):
         return {}
 
 
+class _OneOfAKey(yaml.SafeLoader):
+    """Refuses keys that only their values show to be the same, such as `yes` and `true`."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.tag != "tag:yaml.org,2002:merge":
+                key = self.construct_object(name)  # type: ignore[no-untyped-call]
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"found key '{name.value}' given twice", name.start_mark)
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ScenarioError if it is missing, not YAML, not a mapping, or repeats a key."""
     try:
@@ -41,8 +55,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8 text"
         raise ScenarioError([Problem(str(path), "", str(reason), "a readable YAML file", _neighbors(path))]) from None
     try:
-        content = yaml.safe_load(text)
         _positions(text)
+        content = yaml.load(text, _OneOfAKey)
     except (yaml.YAMLError, YAMLError) as error:
         raise ScenarioError([_syntax(error, text, str(path))]) from None
     except (ValueError, LookupError) as error:  # how PyYAML refuses the 99th of a month

@@ -169,13 +169,18 @@ def test_a_mistake_is_found_before_anything_starts(what: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["target:\n  site: mercy\n  max_bytes: wrong\n", "target: mercy\nseed: 3\ntarget_max_bytes: wrong\n"]
+    ("text", "where"),
+    [
+        ("target:\n  site: mercy\n  max_bytes: wrong\n", ", line 3"),
+        ("target: mercy\nseed: 3\ntarget_max_bytes: wrong\n", ", line 1"),
+    ],
 )
-def test_what_a_target_has_is_found_where_it_stands(text: str, tmp_path: Path) -> None:
+def test_what_a_target_has_is_found_where_it_stands(text: str, where: str, tmp_path: Path) -> None:
+    """By the key that it has now; an older one has the line of what it stands below now."""
     file = world(tmp_path / "here")
     rest = yaml.safe_dump({key: value for key, value in SCENARIO.items() if key not in ("target", "seed")})
     file.write_text(text + rest)
-    with pytest.raises(ScenarioError, match=r"tiny\.yaml, line 3: target\.max_bytes: found 'wrong'"):
+    with pytest.raises(ScenarioError, match=rf"tiny\.yaml{where}: target\.max_bytes: found 'wrong'"):
         load_experiment(file)
     with pytest.raises(ScenarioError, match=r"tiny\.yaml: target\.max_bytes: found 'bad'"):
         load_experiment(file, Overrides(settings=(("target.max_bytes", "bad"),)))

@@ -142,7 +142,7 @@ def test_a_cluster_that_does_not_let_us_in_is_one_message(tmp_path: Path, monkey
     ray_address()  # starts before there is talk of a token
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
-    ended = simulate(tmp_path / "here", "--experts-only")
+    ended = simulate(tmp_path / "here", "--experts-only", "--backend", "simulation")
     assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
     assert "RAY_AUTH_TOKEN_PATH is set but file cannot be opened" in ended.stderr
     assert "expected a cluster that lets this command in. Where its nodes have a token" in ended.stderr

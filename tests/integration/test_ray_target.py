@@ -43,7 +43,7 @@ def test_what_the_target_told_outlives_its_cluster(target: Targets) -> None:
     """Ray hands out views of its shared memory, which other jobs of a cluster overwrite after this one has left."""
     with RemoteTarget(target(), experts(), base(), 60) as there:
         steps, told, answers, snapshot = there.advance(2), there.describe(), there.answers(), there.snapshot()
-    arrays = [told.truth, *answers.labels, *answers.domains, *[step.probabilities for step in steps]]
+    arrays = [told.stream.truth, *answers.labels, *answers.domains, *[step.probabilities for step in steps]]
     arrays += [value for state in snapshot["states"].values() for value in state.values()]
     assert all(array.flags.owndata and array.flags.writeable for array in arrays)
 

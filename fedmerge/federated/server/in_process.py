@@ -117,14 +117,11 @@ class _Workers:
 
     def end(self) -> None:
         """No worker outlives this call."""
-        if self.executor is not None:
-            processes = list((self.executor._processes or {}).values())
-            self.executor.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
+        executor, self.executor = self.executor, None
+        if executor is not None:
+            for process in list((executor._processes or {}).values()):
                 process.kill()
-            for process in processes:
-                process.join()
-            self.executor = None
+            executor.shutdown(cancel_futures=True)  # waits for its own thread, which alone may wait for its processes
 
     def _started(self) -> ProcessPoolExecutor:
         if self.executor is None:

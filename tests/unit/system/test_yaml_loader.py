@@ -189,3 +189,11 @@ def test_values_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text(text)
     with pytest.raises(ScenarioError, match=r"odd\.yaml"):
         read_yaml(tmp_path / "odd.yaml")
+
+
+@pytest.mark.parametrize("text", ["yes: a\ntrue: b\n", "1: a\n0x1: b\n", "a: {no: 1, off: 2}\n"])
+def test_keys_that_only_their_values_show_to_be_the_same_are_refused(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(ScenarioError, match="given twice"):
+        read_yaml(file)
