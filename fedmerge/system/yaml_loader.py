@@ -40,7 +40,7 @@ class _OneOfAKey(yaml.SafeLoader):
         seen: set[Any] = set()
         for name, _ in node.value:
             if isinstance(name, yaml.ScalarNode) and name.tag != "tag:yaml.org,2002:merge":
-                key = self.construct_object(name)  # type: ignore[no-untyped-call]
+                key = self.construct_object(name)
                 if key in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"found key '{name.value}' given twice", name.start_mark)
                 seen.add(key)
@@ -55,8 +55,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8 text"
         raise ScenarioError([Problem(str(path), "", str(reason), "a readable YAML file", _neighbors(path))]) from None
     try:
-        _positions(text)
         content = yaml.load(text, _OneOfAKey)
+        _positions(text)
     except (yaml.YAMLError, YAMLError) as error:
         raise ScenarioError([_syntax(error, text, str(path))]) from None
     except (ValueError, LookupError) as error:  # how PyYAML refuses the 99th of a month
