@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,8 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
         terminal.say(f"experts {number + 1} of {len(sets)}: {cell.name}")
         if said := _simulate(sweep, cell, "--experts-only"):
             failed[cell.name] = said
-    with _cluster(), ThreadPoolExecutor(sweep.jobs) as workers:
+    needed = any(plans[cell.name].scenario.backend != "local" for cell in left)
+    with _cluster() if needed else nullcontext(), ThreadPoolExecutor(sweep.jobs) as workers:
         going = [cell for cell in left if not failed]
         results = workers.map(lambda cell: _simulate(sweep, cell, "--threads", str(max(1, cores() // sweep.jobs))), going)
         for number, (cell, said) in enumerate(zip(going, results, strict=True)):
