@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedmerge.errors import FolderError, UploadRefused
 from fedmerge.federated.messages import SiteTask
-from fedmerge.federated.security.audit import Item, Seal, Upload, digest, scalar_digest, state_digest
+from fedmerge.federated.security.audit import Item, Seal, Upload, digest, scalar_digest
 from fedmerge.federated.security.signing import signed_by
 from fedmerge.federated.security.statement import contents, parsed
 from fedmerge.federated.site import Site
@@ -99,7 +99,7 @@ class ExpertPool:
         manifest = {
             "site": upload.site,
             "fingerprint": fingerprint(task),
-            "sha256": state_digest(upload.weights),
+            "sha256": upload.sha256,
             "scalars": upload.scalars,
             "seconds": round(seconds, 3),
             "audit": [item.as_line() for item in items],
@@ -155,7 +155,7 @@ def check_seal(seal: Seal, site: Site) -> None:
 
 def _verify(entry: Path, manifest: dict[str, Any], wanted: str, upload: Upload) -> None:
     weights, audited = upload.weights, {line["item"]: line["sha256"] for line in manifest["audit"]}
-    pairs = [("fingerprint", manifest["fingerprint"], wanted), ("sha256", state_digest(weights), manifest["sha256"])]
+    pairs = [("fingerprint", manifest["fingerprint"], wanted), ("sha256", upload.sha256, manifest["sha256"])]
     pairs += [(name, scalar_digest(value), audited.get(name, "nothing")) for name, value in upload.scalars.items()]
     shown = digest(upload.samples) if upload.samples is not None else "nothing"
     pairs.append(("samples", shown, audited.get("samples", "nothing")))

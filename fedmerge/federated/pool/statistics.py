@@ -37,11 +37,19 @@ class StatisticPool:
         """Whether nothing has to be asked of the site of this task."""
         return self.pool.has(task) and not any(task in self.lacking(statistic) for statistic in task.uploads)
 
-    def add(self, task: SiteTask, statistic: Statistic, state: State, items: list[Item], seals: Sequence[Seal] = ()) -> None:
-        """Keep what has passed the audit, with what the site has signed; the file appears whole or not at all."""
+    def add(
+        self,
+        task: SiteTask,
+        statistic: Statistic,
+        state: State,
+        items: list[Item],
+        seals: Sequence[Seal] = (),
+        digest: str = "",
+    ) -> None:
+        """Keep what has passed the audit, with what the site has signed, and its digest if known; whole or not at all."""
         audit = json.dumps([item.as_line() for item in items])
         sealed = json.dumps([asdict(seal) for seal in seals if seal.text])
-        tensor_file.put(self._file(task, statistic), state, audit=audit, seals=sealed)
+        tensor_file.put(self._file(task, statistic), state, digest=digest, audit=audit, seals=sealed)
 
     def with_statistics(self, expert: Expert, task: SiteTask) -> Expert:
         """The expert with its statistics and their lines of the audit. Raises FolderError if a file is damaged."""
@@ -51,13 +59,13 @@ class StatisticPool:
 
     def _load(self, task: SiteTask, statistic: Statistic) -> tuple[State, list[dict[str, Any]]]:
         file, mend = self._file(task, statistic), "delete this file and the site computes it again"
-        state, words = tensor_file.take(file, mend)
+        state, words, digest = tensor_file.take(file, mend)
         try:
             for seal in (Seal(**one) for one in json.loads(words["seals"])):
                 check_seal(seal, task.site)
                 statement = parsed(seal, task.site.name)
-                part = {name: state[name] for name in statement.layers or state}
-                if statement.statistics.get(statistic.kind()) != state_digest(part):
+                here = state_digest({name: state[name] for name in statement.layers}) if statement.layers else digest
+                if statement.statistics.get(statistic.kind()) != here:
                     raise ValueError("it is not what the site has stated")
             return state, json.loads(words["audit"])
         except (ValueError, KeyError, TypeError, UploadRefused) as error:

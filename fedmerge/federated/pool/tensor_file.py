@@ -1,7 +1,4 @@
-"""Arrays on disk with their own digest: what comes out is what went in, or there is an error.
-
-Weights from a user's file.
-"""
+"""Arrays on disk: our own with their digest, so that what comes out is what went in, and weights from a user's file."""
 
 from __future__ import annotations
 
@@ -21,29 +18,30 @@ from fedmerge.system.files import atomic
 State = dict[str, Tensor]
 
 
-def put(file: Path, state: State, **words: str) -> None:
-    """Write a safetensors file, whole or not at all, with the digests of its arrays and of the words beside them."""
+def put(file: Path, state: State, *, digest: str = "", **words: str) -> None:
+    """Write a safetensors file, whole or not at all, with the digests of its arrays (`digest` if known) and of the words."""
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: tensor.contiguous() for name, tensor in state.items()}
     with atomic(file) as draft:
-        save_file(arrays, draft, {"digests": f"{state_digest(state)} {_digest(words)}", **words})
+        save_file(arrays, draft, {"digests": f"{digest or state_digest(state)} {_digest(words)}", **words})
 
 
-def take(file: Path, mend: str) -> tuple[State, dict[str, str]]:
-    """Arrays and words of a file, verified. Raises FolderError with `mend` if it cannot be read or is not what was written."""
+def take(file: Path, mend: str) -> tuple[State, dict[str, str], str]:
+    """Arrays, words and the arrays' digest, verified. Raises FolderError with `mend` if they cannot be read, or were changed."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, "pt") as opened:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             words = dict(opened.metadata() or {})
-        if words.pop("digests", None) != f"{state_digest(state)} {_digest(words)}":
+        digest = state_digest(state)
+        if words.pop("digests", None) != f"{digest} {_digest(words)}":
             raise ValueError("its digest differs")
     except (OSError, ValueError, SafetensorError) as error:
         raise FolderError(f"{file}: cannot be read ({error}); {mend}") from None
-    return state, words
+    return state, words, digest
 
 
 def _digest(words: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,26 @@ class Upload:
     statistics: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     seal: Seal = Seal()
+
+    @cached_property
+    def sha256(self) -> str:
+        """The digest of the weights, computed once in each process: it is not pickled, for nobody's word is taken for it."""
+        return state_digest(self.weights)
+
+    @cached_property
+    def statistics_sha256(self) -> dict[str, str]:
+        """The digest of every statistic, by kind, computed once as that of the weights."""
+        return {kind: state_digest(state) for kind, state in self.statistics.items()}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all arrays."""
+        tensors = [tensor for state in (self.weights, *self.statistics.values()) for tensor in state.values()]
+        tensors += [] if self.samples is None else [self.samples]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name in self.__dataclass_fields__}
 
 
 @dataclass(frozen=True)
@@ -141,7 +162,8 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
     """sha256 over the names, shapes, dtypes and bytes of a state dict, in order of names."""
     whole = hashlib.sha256()
     for name in sorted(state):
-        whole.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode() + _bytes(state[name]))
+        whole.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
+        whole.update(_bytes(state[name]))
     return whole.hexdigest()
 
 
@@ -188,5 +210,5 @@ def _same(site: str, what: str, found: object, expected: object) -> None:
     raise UploadRefused(f"site '{site}': {what}: found {found}; expected {expected}")
 
 
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")

@@ -59,13 +59,12 @@ class Statement(Spec):
 
 def contents(upload: Upload) -> dict[str, Any]:
     """The part of a statement that follows from what was sent."""
-    states = [upload.weights, *upload.statistics.values(), {} if upload.samples is None else {"samples": upload.samples}]
     return {
-        "size": sum(tensor.numel() * tensor.element_size() for state in states for tensor in state.values()),
-        "weights": state_digest(upload.weights) if upload.weights else "",
+        "size": upload.size,
+        "weights": upload.sha256 if upload.weights else "",
         "scalars": dict(upload.scalars),
         "samples": state_digest({"samples": upload.samples}) if upload.samples is not None else "",
-        "statistics": {kind: state_digest(state) for kind, state in upload.statistics.items()},
+        "statistics": upload.statistics_sha256,
     }
 
 

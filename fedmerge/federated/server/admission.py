@@ -7,17 +7,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from fedmerge.errors import UploadRefused
 from fedmerge.federated.client.worker import asked_of
 from fedmerge.federated.messages import Job, Reply, Request
 from fedmerge.federated.pool.experts import ExpertPool
-from fedmerge.federated.security.audit import Declaration, Item, Seal, Upload, inspect, state_digest, write_audit
+from fedmerge.federated.security.audit import Declaration, Item, Seal, Upload, inspect, write_audit
 from fedmerge.federated.security.signing import signed_by
 from fedmerge.federated.security.statement import WORDS, Statement, contents, parsed, shown
-
-ASKED = ("site", "what", "layers", "task", "initial", "classes")
 
 
 def admit(reply: Reply, request: Request, declared: Declaration, job: Job) -> list[Item]:
@@ -42,7 +38,7 @@ def refuse(job: Job, site: str, reason: str, upload: Upload | None = None) -> No
     """A line of the audit for what was not let in."""
     size, sha256 = 0, ""
     if upload is not None:
-        size, sha256 = contents(upload)["size"], state_digest(upload.weights)
+        size, sha256 = upload.size, upload.sha256
     write_audit(job.audit, [Item(site, "upload", "upload", (), "", size, sha256, verdict="refused", reason=reason)])
 
 
@@ -69,7 +65,7 @@ def _admitted(upload: Upload, request: Request, declared: Declaration, job: Job)
         if wrong := job.limits.complaint(state, theta_0, job.initial.heads) if noised is None else noised:
             raise UploadRefused(f"site '{site}': {kind + ': ' if kind else ''}{wrong}")
     if request.what == "train":
-        _own(upload.weights, site, job)
+        _own(upload.sha256, site, job)
     return items
 
 
@@ -92,9 +88,9 @@ def _compare(site: str, statement: Statement, facts: dict[str, Any], form: str) 
         raise UploadRefused(f"site '{site}': {WORDS[name]}: {form.format(here=shown(here), there=shown(there))}")
 
 
-def _own(weights: dict[str, Tensor], site: str, job: Job) -> None:
+def _own(sha256: str, site: str, job: Job) -> None:
     """Raises UploadRefused if another site of the job has sent the same bits: one of the two has copied."""
-    pool, sha256 = ExpertPool(job.pool), state_digest(weights)
+    pool = ExpertPool(job.pool)
     others: Iterable[str] = (t.site.name for t in job.tasks if t.site.name != site and pool.sha256(t) == sha256)
     if twin := next(iter(others), None):
         raise UploadRefused(f"site '{site}': weights: found those of site '{twin}', bit for bit; expected an expert of its own")

@@ -100,5 +100,6 @@ def _admit(reply: Reply, request: Request, job: Job, pool: ExpertPool) -> Outcom
     pool.add(task, reply.upload, [item for item in items if item.kind not in kinds], reply.seconds)
     known = StatisticPool(pool, job.tasks)
     for kind, state in reply.upload.statistics.items():
-        known.add(task, kinds[kind], state, [item for item in items if item.kind == kind], [reply.upload.seal])
+        own, digest = [item for item in items if item.kind == kind], reply.upload.statistics_sha256[kind]
+        known.add(task, kinds[kind], state, own, [reply.upload.seal], digest)
     return Outcome(name, True)

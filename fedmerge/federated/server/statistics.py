@@ -25,10 +25,11 @@ from fedmerge.merging.curvature.gram import linear_layers, merge_layers
 
 @dataclass(frozen=True)
 class Record:
-    """How a statistic came: lines of the audit, and what the site has signed, once for each message."""
+    """How a statistic came: lines of the audit, and what the site has signed, once for each message; the last one's digest."""
 
     items: list[Item] = field(default_factory=list)
     seals: list[Seal] = field(default_factory=list)
+    digest: str = ""
 
 
 def gather_statistics(job: Job, ask: Ask) -> dict[str, str]:
@@ -55,7 +56,7 @@ def at_once(job: Job, statistic: Statistic, lacking: list[SiteTask], ask: Ask) -
         if reason:
             failed[task.site.name] = reason
         else:
-            known.add(task, statistic, state, record.items, record.seals)
+            known.add(task, statistic, state, record.items, record.seals, record.digest)
     return failed
 
 
@@ -109,7 +110,8 @@ def _measured(
             yield task, {}, Record(), f"its upload was refused: {refusal}"
             continue
         assert reply.upload is not None
-        yield task, reply.upload.statistics[kind], Record(items, [reply.upload.seal]), ""
+        record = Record(items, [reply.upload.seal], reply.upload.statistics_sha256[kind])
+        yield task, reply.upload.statistics[kind], record, ""
     for request in waiting.values():
         yield request.task, {}, Record(), f"{kind}: {job.silence}"
 

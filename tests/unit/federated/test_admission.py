@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +27,7 @@ from fedmerge.federated.flower.decoding import array_of, reply_of
 from fedmerge.federated.messages import Ask, Initial, Job, Reply, Request, SiteTask
 from fedmerge.federated.pool.experts import ExpertPool, fingerprint
 from fedmerge.federated.pool.statistics import StatisticPool
-from fedmerge.federated.security.audit import Seal, Upload
+from fedmerge.federated.security.audit import Seal, Upload, state_digest
 from fedmerge.federated.security.limits import DEFAULT, measured
 from fedmerge.federated.security.signing import VARIABLE, make
 from fedmerge.federated.server.authentication import Claim, introduced, judge
@@ -130,6 +132,36 @@ def test_without_a_misdeed_it_is_admitted(keyed: Hospital, job: Jobs, trained: d
     expert = ExpertPool(asked.pool).load(task)
     assert expert.signed
     assert [line["dtype"] for line in expert.audit if line["kind"] == "statement"] == ["signed"]
+
+
+def test_weights_are_hashed_once_on_each_side(keyed: Hospital, job: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the client's answer to the loaded expert: by the client, on arrival, and when it is read from disk."""
+    task, found = keyed("good", "gram"), Counter[str]()
+    asked = job(task)
+    initial = state_digest(asked.initial.weights)
+
+    def counted(state: Mapping[str, torch.Tensor]) -> str:
+        found[once := state_digest(state)] += 1
+        return once
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fedmerge.") and hasattr(module, "state_digest"):
+            monkeypatch.setattr(module, "state_digest", counted)
+    reply = answer(Request("train", task, asked.initial.weights), lambda _: None)
+    arrived = pickle.loads(pickle.dumps(reply))
+    assert collect(asked, replies(arrived))["good"].trained
+    known = StatisticPool(ExpertPool(asked.pool), [task])
+    expert = known.with_statistics(known.pool.load(task), task)
+    assert found.pop(initial) == 2  # theta_0, by both sides: what the client was sent, and what it should have been sent
+    assert found == {expert.sha256: 3, state_digest(expert.statistics["gram"]): 3}
+
+
+def test_a_digest_that_was_computed_before_is_not_believed(trained: dict[str, Upload]) -> None:
+    """Neither of a pickled upload nor of a changed copy."""
+    upload = next(iter(trained.values()))
+    honest_digest = upload.sha256
+    assert "sha256" not in vars(pickle.loads(pickle.dumps(upload)))
+    assert replace(upload, weights={name: tensor + 1 for name, tensor in upload.weights.items()}).sha256 != honest_digest
 
 
 def test_a_second_reply_is_refused_and_the_first_kept(keyed: Hospital, job: Jobs, trained: dict[str, Upload]) -> None:
