@@ -89,7 +89,7 @@ EXPLAINED = """\
 # What happens when things break
 
 Made by `python benchmarks/faults.py --page docs/faults.md`: a tiny model, hospitals of the phantom, a stream of 8 images a batch
-with methods that remember (and `per_sample: rows`, since the two ways differ in the last bits, and the rule looks at the number of rows), in which one hospital
+with methods that remember (and `per_sample: rows`, since the ways differ in the last bits), in which one hospital
 joins and one leaves. Everything is broken with SIGKILL at a random moment. A run of the driver is given again with `--resume`;
 after the death of the target's actor or of a client nothing is done.
 

@@ -17,7 +17,7 @@ from fedmerge.adaptation.ray.waiting import wait
 from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import TargetTask
 from fedmerge.errors import ScenarioError
-from tests.front_door import ray_address, simulate, world
+from tests.front_door import command, ray_address, world
 from tests.targets import base, experts
 from tests.unit.adaptation.test_shards import alike, spread
 
@@ -139,10 +139,10 @@ def test_a_host_that_can_be_none_is_one_message(monkeypatch: pytest.MonkeyPatch)
 def test_a_cluster_that_does_not_let_us_in_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the front door, since it is Ray that refuses: it is told of a token that is nowhere."""
     world(tmp_path / "here")
-    ray_address()  # starts before there is talk of a token
+    monkeypatch.setenv("RAY_ADDRESS", ray_address())  # starts before there is talk of a token
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
-    ended = simulate(tmp_path / "here", "--experts-only", "--backend", "simulation")
+    ended = command(tmp_path / "here", "--experts-only", "--backend", "simulation")
     assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)
     assert "RAY_AUTH_TOKEN_PATH is set but file cannot be opened" in ended.stderr
     assert "expected a cluster that lets this command in. Where its nodes have a token" in ended.stderr
