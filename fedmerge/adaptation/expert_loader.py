@@ -165,7 +165,8 @@ class Holding:
         else:
             self._shelf.add(expert.site, tensors(expert.weights))
         spare = self.budget.on_disk or self.shards is not None
-        kept = {kind: state for kind, state in expert.statistics.items() if not spare or kind in self._asked()}
+        asked = {*FLAT, *BY_LAYER} & {kind for method in self.task.methods for kind in method.needed}
+        kept = {kind: state for kind, state in expert.statistics.items() if not spare or kind in asked}
         copies = {kind: {name: np.array(array) for name, array in state.items()} for kind, state in kept.items()}
         self.came.append(Contribution(expert.site, {}, expert.n, expert.temperature, copies))
 
@@ -194,9 +195,6 @@ class Holding:
         if self.shards:
             return SpreadBank.over(self.shards, self._shelf, names, anchors)
         return Bank.on(self._shelf, names, anchors)
-
-    def _asked(self) -> set[str]:
-        return {*FLAT, *BY_LAYER} & {kind for method in self.task.methods for kind in method.needed}
 
     def _mapped(self, count: int) -> Mapped:
         place = folder() / "banks"

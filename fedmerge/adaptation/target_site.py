@@ -1,8 +1,7 @@
 """The target site: owns its images, consumes its stream batch by batch, and lets every method predict each batch.
 
-The experts' logits are computed once per batch and shared; static methods merge once; labels reach no method.
-
-Global models that strategies have made in rounds, as rows of the table: one forward for each batch, and nothing is merged.
+The experts' logits are computed once per batch and shared; static methods merge once; labels reach no method. Global models that
+strategies have made in rounds are rows too: one forward for each batch, and nothing is merged.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.adaptation.expert_loader import Holding
-from fedmerge.adaptation.tasks import Arrays, Contribution, Description, Federated, TargetTask
+from fedmerge.adaptation.tasks import Arrays, Contribution, Description, Federated, TargetTask, tensors
 from fedmerge.data.corrupted_images import Gallery
 from fedmerge.data.images import to_batch
 from fedmerge.federated.model import build, normalization
@@ -217,5 +216,5 @@ def info(model: Federated) -> RowInfo:
 def fixed_model(federated: Federated, task: TargetTask, device: str) -> nn.Module:
     """The model in evaluation mode."""
     model = build(task.model, len(task.classes), seed=task.seed)
-    model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in federated.weights.items()})
+    model.load_state_dict(tensors(federated.weights))
     return model.to(device).eval()

@@ -61,14 +61,8 @@ class Diversity(Spec):
 
 
 Strength = Literal["none", "light", "full"]
-
-
 LearningRate = Literal["constant", "cosine"]
-
-
 AnyStatistic: Any = STATISTICS.union()
-
-
 AnyStrategy: Any = STRATEGIES.union()
 
 

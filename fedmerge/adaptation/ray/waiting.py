@@ -1,7 +1,5 @@
-"""Waiting for an actor: never without a deadline, never for a cluster that is gone, and Ray's errors as ours.
-
-Whether Ray's head is still there: without it nothing is started again, and Ray itself would end this process after a minute.
-"""
+"""Waiting for an actor: never without a deadline, and Ray's errors as ours. Nor for a cluster whose head is gone: without it
+nothing is started again, and Ray itself would end this process after a minute."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""What lies in an image folder `<root>/<domain>/<class>/*` (the layout of DomainBed), without opening any image.
-
-Decoding image files, and naming those that cannot be decoded.
-"""
+"""What lies in an image folder `<root>/<domain>/<class>/*` (the layout of DomainBed), found without opening any image; and
+decoding the images, with names for those that cannot be decoded."""
 
 from __future__ import annotations
 

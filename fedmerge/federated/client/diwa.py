@@ -1,7 +1,4 @@
-"""Hyper-parameters of diverse runs: the defaults first, then independent draws (Rame et al., DiWA, NeurIPS 2022, appendix).
-
-What a site makes of its runs: the best of them, the mean of all, or a greedy soup.
-"""
+"""What a site makes of its runs (Rame et al., DiWA, NeurIPS 2022): the best of them, the mean of all, or a greedy soup."""
 
 from __future__ import annotations
 

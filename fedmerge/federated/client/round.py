@@ -39,7 +39,7 @@ class Share:
 
 def train_round(task: SiteTask, theta: State, layers: tuple[str, ...], on_progress: OnProgress) -> Upload:
     """One round. layers: the strategy's key and the number of the round. The weights after its last step are sent."""
-    strategy = strategy_of(task, layers[0])
+    strategy: Strategy = next(one for one in task.federated if one.key == layers[0])
     number, (ward, model) = int(layers[1]), open_ward(task)
     hyper = task.training.diversity.hyper_parameters(0, task.site.name, task.seed)
     if hyper["dropout"]:
@@ -74,9 +74,3 @@ def recipe(strategy: Strategy, share: Share, task: SiteTask, hyper: dict[str, fl
         before=share.before,
         whole=share.whole,
     )
-
-
-def strategy_of(task: SiteTask, key: str) -> Strategy:
-    """The strategy of that key among those of the task."""
-    found: Strategy = next(one for one in task.federated if one.key == key)
-    return found

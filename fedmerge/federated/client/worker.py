@@ -49,14 +49,10 @@ def answer(request: Request, on_tick: OnTick, runs: Sequence[Run] | None = None)
     """
     began = time.perf_counter()
     site = request.task.site.name
-
-    def on_progress(done: int, total: int, text: str) -> None:
-        on_tick(Tick(site, 100 * done // total, 100, text))
-
     with kept_privately(site):
         try:
             private_key(request.task.site)  # a key that is missing is told before the site trains, not after
-            upload: Upload | None = _upload(request, on_progress, runs)
+            upload: Upload | None = _upload(request, _in_hundredths(site, on_tick), runs)
             assert upload is not None
             reason, upload = "", replace(upload, seal=seal_of(request, upload))  # last: what is changed after this is refused
         except Exception as error:  # whatever it is, its text may hold what must not leave
@@ -67,16 +63,16 @@ def answer(request: Request, on_tick: OnTick, runs: Sequence[Run] | None = None)
 def one_run(request: Request, number: int, on_tick: OnTick) -> Run | str:
     """One run of a request to train, or what the site tells of the error that ended it."""
     site = request.task.site.name
-
-    def on_progress(done: int, total: int, text: str) -> None:
-        on_tick(Tick(site, 100 * done // total, 100, text))
-
     with kept_privately(site):
         try:
             private_key(request.task.site)
-            return train_run(request.task, request.weights, number, on_progress)
+            return train_run(request.task, request.weights, number, _in_hundredths(site, on_tick))
         except Exception as error:
             return tell_site_log(site, error)
+
+
+def _in_hundredths(site: str, on_tick: OnTick) -> OnProgress:
+    return lambda done, total, text: on_tick(Tick(site, 100 * done // total, 100, text))
 
 
 def _upload(request: Request, on_progress: OnProgress, runs: Sequence[Run] | None) -> Upload:

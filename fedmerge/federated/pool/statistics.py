@@ -38,13 +38,7 @@ class StatisticPool:
         return self.pool.has(task) and not any(task in self.lacking(statistic) for statistic in task.uploads)
 
     def add(
-        self,
-        task: SiteTask,
-        statistic: Statistic,
-        state: State,
-        items: list[Item],
-        seals: Sequence[Seal] = (),
-        digest: str = "",
+        self, task: SiteTask, statistic: Statistic, state: State, items: list[Item], seals: Sequence[Seal] = (), digest: str = ""
     ) -> None:
         """Keep what has passed the audit, with what the site has signed, and its digest if known; whole or not at all."""
         audit = json.dumps([item.as_line() for item in items])

@@ -144,7 +144,7 @@ def _write_pair(certificate: Path, signed: x509.Certificate, key: Path, secret: 
     try:
         with atomic(certificate) as draft:
             draft.write_bytes(signed.public_bytes(Encoding.PEM))
-            write_secret(key, _pem(secret))
+            write_secret(key, secret.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     except OSError:
         if before is None:
             key.unlink(missing_ok=True)
@@ -180,7 +180,3 @@ def _is_ip(address: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

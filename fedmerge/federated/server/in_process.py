@@ -39,29 +39,29 @@ class LocalBackend:
 
     def gather(self, job: Job, on_tick: OnTick) -> dict[str, Outcome]:
         """Experts and statistics into the pool; how asking each site ended."""
-        with _threads_restored(), self._workers(on_tick) as ask:
+        with self._workers(on_tick) as ask:
             return collect(job, ask)
 
     def probe(self, job: Job, on_tick: OnTick) -> Initial:
         """theta_0 with a head from federated linear probing. Raises SiteError."""
-        with _threads_restored(), self._workers(on_tick) as ask:
+        with self._workers(on_tick) as ask:
             return probe_head(job, ask)
 
     def compete(self, job: Job, on_tick: OnTick) -> dict[str, str]:
         """Global models of federated strategies into the pool; why there is none, by the strategy's key."""
-        with _threads_restored(), self._workers(on_tick) as ask:
+        with self._workers(on_tick) as ask:
             return compete(job, ask)
 
     @contextmanager
     def _workers(self, on_tick: OnTick) -> Iterator[Any]:
-        if self.jobs == 1:
-            yield lambda requests, deadline_s: (answer(request, on_tick) for request in requests)
-            return
-        workers = _Workers(self.jobs, on_tick)
+        """A way to ask hospitals. One sets its own number of threads; afterwards this process gets its own back."""
+        threads, workers = torch.get_num_threads(), _Workers(self.jobs, on_tick)
         try:
-            yield workers.ask
+            alone = self.jobs == 1
+            yield (lambda requests, deadline_s: (answer(one, on_tick) for one in requests)) if alone else workers.ask
         finally:
             workers.end()
+            torch.set_num_threads(threads)
 
 
 class _Workers:
@@ -154,13 +154,3 @@ def _answered(request: Request, runs: Sequence[Run] | None = None) -> Reply:
 
 def _run(request: Request, number: int) -> Run | str:
     return one_run(request, number, lambda tick: _ticks.put((number, tick)))
-
-
-class _threads_restored:  # noqa: N801 - reads as a statement
-    """A site sets its own number of threads; this process gets its own back."""
-
-    def __enter__(self) -> None:
-        self.threads = torch.get_num_threads()
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self.threads)

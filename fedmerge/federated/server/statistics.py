@@ -1,7 +1,5 @@
-"""What the coordinator does about statistics that the scenario asks for: whom to ask, in which rounds, what to admit.
-
-Which layers are merged together when a statistic comes in rounds, and what each site is sent for the next round.
-"""
+"""What the coordinator does about statistics that the scenario asks for: whom to ask, what to admit, and what to merge where
+they come in rounds, so that each site can be sent the next model."""
 
 from __future__ import annotations
 
@@ -132,9 +130,9 @@ class Rounds:
     def __iter__(self) -> Iterator[tuple[tuple[str, ...], list[State]]]:
         """For each round its linear weights, and one state for each site: merged up to the block, the site's own from there on."""
         for number, (_, layers) in enumerate(self.blocks):
-            own = tuple(prefix for prefix, _ in self.blocks[number:])
+            own = tuple(f"{prefix}." for prefix, _ in self.blocks[number:])
             merged = self.bank.state_dict(self.theta)
-            yield layers, [{n: expert[n] if _below(n, own) else merged[n] for n in expert} for expert in self.experts]
+            yield layers, [{n: expert[n] if n.startswith(own) else merged[n] for n in expert} for expert in self.experts]
 
     def merge(self, G: Sequence[Mapping[str, Tensor]]) -> None:
         """End a round: merge its block with what K sites have sent."""
@@ -162,7 +160,3 @@ def _prefix(name: str) -> str:
     parts = name.split(".")[:-1]
     numbers = [position for position, part in enumerate(parts) if part.isdigit()]
     return ".".join(parts[: numbers[-1] + 1] if numbers else parts)
-
-
-def _below(name: str, prefixes: tuple[str, ...]) -> bool:
-    return any(name.startswith(f"{prefix}.") for prefix in prefixes)

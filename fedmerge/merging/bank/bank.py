@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -141,12 +141,12 @@ class Bank:
             bank.temperatures = torch.as_tensor(temperatures, dtype=dtype, device=bank.rows.device)
         return bank
 
-    @staticmethod
-    def on(shelf: Shelf, names: Sequence[str], anchors: Sequence[str] = (), variance: str = "linear") -> Bank:
+    @classmethod
+    def on(cls, shelf: Shelf, names: Sequence[str], anchors: Sequence[str] = (), variance: str = "linear") -> Self:
         """A bank of the states that a shelf has been filled with: the experts `names`, then the anchors."""
         rows, buffers = shelf.rows, shelf.buffers(len(names), variance)
         skeleton = copy.deepcopy(shelf.model).to(device=rows.device, dtype=rows.dtype).eval().requires_grad_(False)
-        bank = Bank(skeleton, shelf.parts, rows, buffers, names, anchors)
+        bank = cls(skeleton, shelf.parts, rows, buffers, names, anchors)
         bank.mapped = shelf.mapped
         return bank
 

@@ -1,7 +1,5 @@
-"""The rows of a bank, filled one state at a time: in memory, or in a file of which only a part is resident at any moment.
-
-The sum that every linear merge is: rows by their coefficients, without a copy of any of them.
-"""
+"""The rows of a bank, filled one state at a time, in memory or in a file of which only a part is resident at any moment, and
+their weighted sum, which every linear merge is, without a copy of any of them."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ those of one bank, but for the rounding of sums.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -61,9 +60,7 @@ class SpreadBank(Bank):
     @staticmethod
     def over(shards: Shards, shelf: Shelf, names: Sequence[str], anchors: Sequence[str]) -> SpreadBank:
         """shelf: what the experts have beside their parameters, and then the anchors whole."""
-        rows, buffers = shelf.rows, shelf.buffers(len(names), "linear")
-        skeleton = copy.deepcopy(shelf.model).to(device=rows.device, dtype=rows.dtype).eval().requires_grad_(False)
-        bank = SpreadBank(skeleton, shelf.parts, rows, buffers, names, anchors)
+        bank = SpreadBank.on(shelf, names, anchors)
         bank.shards = shards
         ends = list(accumulate(shards.experts))
         bank.spans = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]

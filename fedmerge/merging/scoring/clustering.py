@@ -13,7 +13,7 @@ from torch import Tensor
 EDGE = 1e-6
 """Rows are kept this far inside the simplex, where densities are finite."""
 
-TOLERANCE, ITERATIONS = 1e-4, 1000
+TOLERANCE, ITERATIONS, RESTARTS = 1e-4, 1000, 3
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,14 @@ class Clusters:
         return self.centers[self.member]
 
 
-def kmeans(rows: Tensor, count: int, seed: int, restarts: int = 3) -> Clusters:
+def kmeans(rows: Tensor, count: int, seed: int, restarts: int = RESTARTS) -> Clusters:
     """The best of some runs of Lloyd's algorithm from k-means++ starts; at most as many clusters as distinct rows."""
     count = min(count, _distinct(rows))
-    best: tuple[float, Clusters] | None = None
-    for restart in range(restarts):
-        found = _lloyd(rows, _spread_starts(rows, count, seed + restart))
-        inertia = float(((rows - found.rows) ** 2).sum())
-        if best is None or inertia < best[0]:
-            best = (inertia, found)
-    assert best is not None
-    return best[1]
+    runs = [_lloyd(rows, _spread_starts(rows, count, seed + restart)) for restart in range(restarts)]
+    return min(runs, key=lambda found: float(((rows - found.rows) ** 2).sum()))
 
 
-def mixture(rows: Tensor, count: int, seed: int, restarts: int = 3) -> Clusters:
+def mixture(rows: Tensor, count: int, seed: int) -> Clusters:
     """A Dirichlet mixture by EM with moment matching, for K = 2 the paper's Beta mixture; membership by posterior.
 
     E: log g_im = log pi_m + log Dir(x_i; alpha_m). M: pi = mean g; m, v = weighted mean and variance of the rows;
@@ -52,27 +46,27 @@ def mixture(rows: Tensor, count: int, seed: int, restarts: int = 3) -> Clusters:
     x = rows.clamp(EDGE, 1 - EDGE)
     x = x / x.sum(1, keepdim=True)
     count = min(count, _distinct(x))
-    best: tuple[float, Clusters] | None = None
-    for restart in range(restarts):
-        start = kmeans(x, count, seed + restart, restarts=1)
-        g = torch.nn.functional.one_hot(start.member, len(start.centers)).double()
-        likelihood = -torch.inf
-        for _ in range(ITERATIONS):
-            pi, m, alpha = _moments(x, g)
-            log_g = pi.log() + _log_dirichlet(x[:, None], alpha)
-            before, likelihood = likelihood, float(log_g.logsumexp(1).mean())
-            g = log_g.softmax(1)
-            if abs(likelihood - before) < TOLERANCE:
-                break
-        if best is None or likelihood > best[0]:
-            best = (likelihood, Clusters(m, log_g.argmax(1)))
-    assert best is not None
-    return best[1]
+    runs = [_fitted(x, kmeans(x, count, seed + restart, restarts=1)) for restart in range(RESTARTS)]
+    return max(runs, key=lambda run: run[0])[1]
 
 
 def nearest_center(rows: Tensor, centers: Tensor) -> Tensor:
     """The nearest center of each row (N,)."""
     return torch.cdist(rows, centers).argmin(1)
+
+
+def _fitted(x: Tensor, start: Clusters) -> tuple[float, Clusters]:
+    """One run of EM: its likelihood and its clusters."""
+    g = torch.nn.functional.one_hot(start.member, len(start.centers)).double()
+    likelihood = -torch.inf
+    for _ in range(ITERATIONS):
+        pi, m, alpha = _moments(x, g)
+        log_g = pi.log() + _log_dirichlet(x[:, None], alpha)
+        before, likelihood = likelihood, float(log_g.logsumexp(1).mean())
+        g = log_g.softmax(1)
+        if abs(likelihood - before) < TOLERANCE:
+            break
+    return likelihood, Clusters(m, log_g.argmax(1))
 
 
 def _log_dirichlet(x: Tensor, alpha: Tensor) -> Tensor:

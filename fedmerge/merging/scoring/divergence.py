@@ -1,10 +1,5 @@
-"""Entropy, divergence and confidence of class probabilities: the only copies. Natural logarithms, classes on the last axis.
-
-How much an expert's prediction of an image agrees with that of an augmented view: 1 is the same, 0 is the opposite.
-
-The paper (Ambekar et al. 2026) asks for "invariance of predicted class probabilities under label-preserving augmentations"
-and gives no formula. All of these are in [0, 1].
-"""
+"""Entropy, divergence, confidence and consistency of class probabilities: the only copies. Natural logarithms, classes on the
+last axis."""
 
 from __future__ import annotations
 
@@ -47,7 +42,11 @@ Consistency = Literal["jsd", "tv", "cos", "agree", "kl"]
 
 
 def consistency(name: Consistency, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Agreement (...) of predictions log p and log q (..., C) of an image and its view."""
+    """Agreement (...) of predictions log p and log q (..., C) of an image and its view: 1 is the same, 0 is the opposite.
+
+    The paper (Ambekar et al. 2026) asks for "invariance of predicted class probabilities under label-preserving augmentations"
+    and gives no formula.
+    """
     match name:
         case "jsd":
             return 1 - jsd(log_p, log_q) / math.log(2)
