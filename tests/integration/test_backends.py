@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -48,19 +46,3 @@ def test_worker_processes_give_the_bits_of_one(first: tuple[Path, str], tmp_path
     world(tmp_path / "there")
     done(tmp_path / "there", "--jobs", "2", by=command)
     same(first[0], tmp_path / "there")
-
-
-def test_local_needs_neither_flower_nor_ray(first: tuple[Path, str]) -> None:
-    """In an interpreter that cannot import them, and in which nothing else has been imported."""
-    code = (
-        "import sys; sys.modules.update(flwr=None, ray=None)\n"
-        "import fedmerge, json\n"
-        "result = fedmerge.run('scenarios/tiny.yaml', out='runs/alone', quiet=True)\n"
-        "print(json.dumps([result.table[0]['method'], str(result.report_path), result.summary['seed']]))"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], cwd=first[0], capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0, ended.stderr
-    best, report, seed = json.loads(ended.stdout)
-    assert (report, seed) == ("runs/alone/report.html", 3)
-    assert best in read(first[0] / "runs" / "tiny-3" / "summary.json")["methods"]
-    assert same_predictions(first[0] / "runs" / "alone", first[0] / "runs" / "tiny-3")
