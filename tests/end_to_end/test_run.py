@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
+import fedmerge
 from fedmerge.report.batch_log import Step
-from tests.front_door import done, read, simulate, without_times, world
+from tests.front_door import done, read, same_predictions, simulate, without_times, world
 
 pytestmark = pytest.mark.slow
 
@@ -89,3 +91,16 @@ def test_a_folder_of_another_scenario_is_refused(first: tuple[Path, str]) -> Non
     assert "holds the run of another scenario (differs in: seed)" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert read(first[0] / "runs/tiny-3/summary.json")["seed"] == 3
+
+
+def test_a_notebook_gets_the_run_of_the_command(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    with contextlib.chdir(folder):
+        result = fedmerge.run("scenarios/tiny.yaml", out="runs/notebook", quiet=True)
+        assert result.report_path.is_file()
+        with pytest.raises(fedmerge.FedmergeError, match="did you mean 'epochs'"):
+            fedmerge.run("scenarios/tiny.yaml", settings={"training.epoch": 3}, out="runs/wrong")
+    assert same_predictions(folder / "runs" / "notebook", folder / "runs" / "tiny-3")
+    accuracies = [row["accuracy"] for row in result.table]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert {row["method"] for row in result.table} == set(result.summary["methods"])
