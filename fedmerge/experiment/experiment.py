@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedmerge.data.corruptions._base import mismatched
-from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.errors import Problem, ScenarioError
 from fedmerge.experiment.overrides import Overrides as Overrides
 from fedmerge.experiment.overrides import overridden
-from fedmerge.experiment.scenario import Scenario, unfit, unprotected
-from fedmerge.experiment.validation import generalist_nowhere, of_one_name
+from fedmerge.experiment.scenario import Scenario
+from fedmerge.experiment.validation import (
+    agreement_problems,
+    event_problems,
+    generalist_nowhere,
+    method_problems,
+    name_problems,
+    of_one_name,
+    placed,
+    unfit,
+    unprotected,
+)
 from fedmerge.federated.site import Site
-from fedmerge.federated.statistics._base import STATISTICS
-from fedmerge.merging.methods._base import Method
-from fedmerge.stream.events import Event, inconsistent
 from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read_yaml, value_at
 
 
@@ -101,15 +107,15 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys([*names, *joining])}
     target = _read_site(target_name, path, problems) if target_name else None
     found = [site for site in sites.values() if site]
-    problems += _names(str(path), names, joining, target_name)
-    problems += _agreement(found + ([target] if target else []), scenario.events if scenario else ())
-    problems += _events(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
+    problems += name_problems(str(path), names, joining, target_name)
+    problems += agreement_problems(found + ([target] if target else []), scenario.events if scenario else ())
+    problems += event_problems(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
     if scenario and target:
         channels = scenario.model.geometry.channels
         in_stream = scenario.stream.check(target.source.domains()) + mismatched(scenario.stream.conditions(), channels, "families")
-        problems += [_at(str(path), "stream", problem) for problem in in_stream]
-        problems += [_at(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
-        problems += _methods(str(path), scenario, [site.name for site in found], [*found, target])
+        problems += [placed(str(path), "stream", problem) for problem in in_stream]
+        problems += [placed(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
+        problems += method_problems(str(path), scenario, [site.name for site in found], [*found, target])
         problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names))
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
@@ -157,100 +163,6 @@ def _read_site(name: str, scenario: Path, problems: list[Problem]) -> Site | Non
     if site.name != file.stem:
         wrong_name = Problem(str(file), "name", f"'{site.name}'", f"'{file.stem}', the name of the file")
         problems += lined([wrong_name], file)
-    wrong = lined([_at(str(file), "source", problem) for problem in site.source.check()], file)
+    wrong = lined([placed(str(file), "source", problem) for problem in site.source.check()], file)
     problems += wrong
     return None if wrong else site
-
-
-def _at(where: str, key: str, problem: Problem) -> Problem:
-    inner = ".".join(part for part in (key, problem.key) if part)
-    return Problem(where, inner, problem.found, problem.expected, problem.mend)
-
-
-def _names(where: str, names: list[str], joining: list[str], target: str | None) -> list[Problem]:
-    stems = [Path(name).stem for name in names]
-    problems = [
-        Problem(where, "sites", f"'{stem}' {stems.count(stem)} times", "every site once")
-        for stem in dict.fromkeys(stems)
-        if stems.count(stem) > 1
-    ]
-    if target and Path(target).stem in [*stems, *(Path(name).stem for name in joining)]:
-        expected = "a hospital that trained nothing: the target must be unseen"
-        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected))
-    return problems
-
-
-def _events(where: str, scenario: Scenario, founders: list[str]) -> list[Problem]:
-    """Who comes and goes must be able to; how long the stream is, nobody knows before the target's images are there."""
-    problems = [_at(where, "", problem) for problem in inconsistent(founders, scenario.events)]
-    total = len({*founders, *(event.arrives for event in scenario.events if event.arrives)})
-    if scenario.min_sites and scenario.min_sites > total:
-        problems.append(Problem(where, "min_sites", str(scenario.min_sites), f"at most {total}, the number of sites"))
-    for statistic in scenario.uploads if scenario.events else ():
-        if statistic.starts_from == "rounds":
-            expected = "statistics that each site computes alone: the rounds go through all experts, which change with events"
-            problems.append(Problem(where, "uploads", f"'{statistic.kind()}' beside events", expected))
-    return problems
-
-
-def _agreement(sites: list[Site], events: tuple[Event, ...]) -> list[Problem]:
-    """Sites must have the same classes in the same order, and no image in common, but with whom they replace."""
-    problems: list[Problem] = []
-    classes = {site.name: site.source.classes() for site in sites}
-    usual = Counter(classes.values()).most_common(1)[0][0] if classes else ()
-    for name, here in classes.items():
-        if here != usual:
-            missing, extra = sorted(set(usual) - set(here)), sorted(set(here) - set(usual))
-            found = f"classes {', '.join(here)}" if not (missing or extra) else f"missing {missing}, extra {extra}"
-            expected = f"the classes of '{next(other for other in classes if classes[other] == usual)}'"
-            problems.append(Problem(f"site '{name}'", "source", found, expected, f"They are: {', '.join(usual)}"))
-    held = [(site.name, site.source.holdings(site.name)) for site in sites]
-    for index, (name, items) in enumerate(held):
-        for other, theirs in held[:index]:
-            renewed = any({event.departs, event.arrives} == {name, other} for event in events)
-            if name != other and not renewed and items and theirs and (shared := items & theirs):
-                found = f"{len(shared)} images that '{other}' has too, e.g. {min(shared)}"
-                mend = "Give them different domains, or different parts of one split"
-                problems.append(Problem(f"site '{name}'", "source", found, "images of its own", mend))
-    return problems
-
-
-def _methods(where: str, scenario: Scenario, names: list[str], sites: list[Site]) -> list[Problem]:
-    kinds = [statistic.kind() for statistic in scenario.uploads]
-    problems = [
-        Problem(where, "uploads", f"'{kind}' {kinds.count(kind)} times", "every statistic once")
-        for kind in dict.fromkeys(kinds)
-        if kinds.count(kind) > 1
-    ]
-    for number, method in enumerate(scenario.methods):
-        at = f"methods[{number}]"
-        problems += _needs(where, at, method, scenario)
-        site = getattr(method, "site", None)
-        if site is not None and site not in names:
-            problems.append(Problem(where, f"{at}.site", f"'{site}'", "a site of the scenario", nearest(site, names)))
-        if "hflip" in getattr(method, "augs", ()) and not all(item.source.flips for item in sites):
-            expected = "views that preserve the label: a flip turns a left organ into a right one here"
-            problems.append(Problem(where, f"{at}.augs", "'hflip'", expected, "Use 'shift' instead"))
-    return problems
-
-
-def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Problem]:
-    """What a method needs from sites must be among the uploads, and computed as the method wants it."""
-    problems = []
-    uploads = {statistic.kind(): statistic for statistic in scenario.uploads}
-    for kind in sorted(method.needed & set(STATISTICS.names)):
-        if kind not in uploads:
-            found = f"'{method.key}', which needs the statistic '{kind}' of every site"
-            expected = f"'{kind}' among the scenario's uploads"
-            mend = f"Add the line 'uploads: [{', '.join([*uploads, kind])}]', or leave the method out"
-            problems.append(Problem(where, at, found, expected, mend))
-            continue
-        for field in sorted({"ratio", "ridge"} & set(type(uploads[kind]).model_fields)):
-            here, there = getattr(method, field), getattr(uploads[kind], field)
-            if here != there:
-                expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
-                problems.append(Problem(where, f"{at}.{field}", str(here), expected))
-    if "generalist" in method.needed and scenario.generalist is None:
-        expected = "a key 'generalist': the path of a safetensors file, or the name of a federated model"
-        problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))
-    return problems

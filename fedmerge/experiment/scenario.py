@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema, model_validator
 
-from fedmerge.errors import Problem
 from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.federated.messages import Training
 from fedmerge.federated.model import ModelSpec
@@ -127,50 +125,6 @@ class Scenario(Spec):
             return value
         nested = {flat[key]: item for key, item in value.items() if key in flat and item is not None}
         return {key: item for key, item in value.items() if key not in flat} | {"target": nested | target}
-
-
-def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
-    """What would leave hospitals without noise, or what noised uploads lack, where the scenario asks for privacy."""
-    if scenario.privacy is None:
-        return []
-    problems = []
-    if scenario.uploads:
-        kinds = ", ".join(statistic.kind() for statistic in scenario.uploads)
-        problems.append(Problem(where, "uploads", kinds, "none with privacy: statistics carry no noise"))
-    if scenario.federated:
-        kinds = ", ".join(strategy.key for strategy in scenario.federated)
-        problems.append(Problem(where, "federated", kinds, "none with privacy: what hospitals send in rounds carries no noise"))
-    if scenario.initialization.head_init == "fed_lp":
-        problems.append(Problem(where, "initialization.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
-    problems += [
-        Problem(
-            where, f"methods[{number}]", f"'{method.key}', which needs image counts", "methods without: noised uploads tell none"
-        )
-        for number, method in enumerate(scenario.methods)
-        if "counts" in method.needed
-    ]
-    shown = [site for site in sites if site.samples]
-    return problems + [
-        Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with privacy: images that are shown carry no noise")
-        for site in shown
-    ]
-
-
-def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
-    """Federated strategies that could not be run among so many hospitals."""
-    fewest = min(founders, scenario.min_sites or founders)  # the run goes on with so few, and their rounds must be possible
-    as_few = ", which min_sites lets be all," if fewest < founders else ""
-    problems = []
-    for number, strategy in enumerate(scenario.federated):
-        at, key = f"federated[{number}]", strategy.key
-        asked = strategy.chosen(fewest)
-        if asked < 1:
-            found = f"{strategy.fraction:g}, which of {fewest} hospitals{as_few} selects none"
-            problems.append(Problem(where, f"{at}.fraction", found, f"at least {1 / fewest:.3g}"))
-        elif asked < strategy.least:
-            found = f"'{key}', which would ask {asked} hospitals{as_few} in a round"
-            problems.append(Problem(where, at, found, f"at least {strategy.least}"))
-    return problems
 
 
 def json_schema(kind: str) -> dict[str, Any]:

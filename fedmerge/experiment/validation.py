@@ -1,11 +1,155 @@
-"""What the rows of a scenario's table are called, and what else in it names one of them."""
+"""What a scenario and its sites say that does not fit together: each function gives the problems of one kind."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from fedmerge.errors import Problem, nearest
 from fedmerge.experiment.scenario import Scenario
+from fedmerge.federated.site import Site
+from fedmerge.federated.statistics._base import STATISTICS
+from fedmerge.merging.methods._base import Method
+from fedmerge.stream.events import Event, inconsistent
+
+
+def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
+    """What would leave hospitals without noise, or what noised uploads lack, where the scenario asks for privacy."""
+    if scenario.privacy is None:
+        return []
+    problems = []
+    if scenario.uploads:
+        kinds = ", ".join(statistic.kind() for statistic in scenario.uploads)
+        problems.append(Problem(where, "uploads", kinds, "none with privacy: statistics carry no noise"))
+    if scenario.federated:
+        kinds = ", ".join(strategy.key for strategy in scenario.federated)
+        problems.append(Problem(where, "federated", kinds, "none with privacy: what hospitals send in rounds carries no noise"))
+    if scenario.initialization.head_init == "fed_lp":
+        problems.append(Problem(where, "initialization.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
+    problems += [
+        Problem(
+            where, f"methods[{number}]", f"'{method.key}', which needs image counts", "methods without: noised uploads tell none"
+        )
+        for number, method in enumerate(scenario.methods)
+        if "counts" in method.needed
+    ]
+    shown = [site for site in sites if site.samples]
+    return problems + [
+        Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with privacy: images that are shown carry no noise")
+        for site in shown
+    ]
+
+
+def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
+    """Federated strategies that could not be run among so many hospitals."""
+    fewest = min(founders, scenario.min_sites or founders)  # the run goes on with so few, and their rounds must be possible
+    as_few = ", which min_sites lets be all," if fewest < founders else ""
+    problems = []
+    for number, strategy in enumerate(scenario.federated):
+        at, key = f"federated[{number}]", strategy.key
+        asked = strategy.chosen(fewest)
+        if asked < 1:
+            found = f"{strategy.fraction:g}, which of {fewest} hospitals{as_few} selects none"
+            problems.append(Problem(where, f"{at}.fraction", found, f"at least {1 / fewest:.3g}"))
+        elif asked < strategy.least:
+            found = f"'{key}', which would ask {asked} hospitals{as_few} in a round"
+            problems.append(Problem(where, at, found, f"at least {strategy.least}"))
+    return problems
+
+
+def placed(where: str, key: str, problem: Problem) -> Problem:
+    inner = ".".join(part for part in (key, problem.key) if part)
+    return Problem(where, inner, problem.found, problem.expected, problem.mend)
+
+
+def name_problems(where: str, names: list[str], joining: list[str], target: str | None) -> list[Problem]:
+    stems = [Path(name).stem for name in names]
+    problems = [
+        Problem(where, "sites", f"'{stem}' {stems.count(stem)} times", "every site once")
+        for stem in dict.fromkeys(stems)
+        if stems.count(stem) > 1
+    ]
+    if target and Path(target).stem in [*stems, *(Path(name).stem for name in joining)]:
+        expected = "a hospital that trained nothing: the target must be unseen"
+        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected))
+    return problems
+
+
+def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[Problem]:
+    """Who comes and goes must be able to; how long the stream is, nobody knows before the target's images are there."""
+    problems = [placed(where, "", problem) for problem in inconsistent(founders, scenario.events)]
+    total = len({*founders, *(event.arrives for event in scenario.events if event.arrives)})
+    if scenario.min_sites and scenario.min_sites > total:
+        problems.append(Problem(where, "min_sites", str(scenario.min_sites), f"at most {total}, the number of sites"))
+    for statistic in scenario.uploads if scenario.events else ():
+        if statistic.starts_from == "rounds":
+            expected = "statistics that each site computes alone: the rounds go through all experts, which change with events"
+            problems.append(Problem(where, "uploads", f"'{statistic.kind()}' beside events", expected))
+    return problems
+
+
+def agreement_problems(sites: list[Site], events: tuple[Event, ...]) -> list[Problem]:
+    """Sites must have the same classes in the same order, and no image in common, but with whom they replace."""
+    problems: list[Problem] = []
+    classes = {site.name: site.source.classes() for site in sites}
+    usual = Counter(classes.values()).most_common(1)[0][0] if classes else ()
+    for name, here in classes.items():
+        if here != usual:
+            missing, extra = sorted(set(usual) - set(here)), sorted(set(here) - set(usual))
+            found = f"classes {', '.join(here)}" if not (missing or extra) else f"missing {missing}, extra {extra}"
+            expected = f"the classes of '{next(other for other in classes if classes[other] == usual)}'"
+            problems.append(Problem(f"site '{name}'", "source", found, expected, f"They are: {', '.join(usual)}"))
+    held = [(site.name, site.source.holdings(site.name)) for site in sites]
+    for index, (name, items) in enumerate(held):
+        for other, theirs in held[:index]:
+            renewed = any({event.departs, event.arrives} == {name, other} for event in events)
+            if name != other and not renewed and items and theirs and (shared := items & theirs):
+                found = f"{len(shared)} images that '{other}' has too, e.g. {min(shared)}"
+                mend = "Give them different domains, or different parts of one split"
+                problems.append(Problem(f"site '{name}'", "source", found, "images of its own", mend))
+    return problems
+
+
+def method_problems(where: str, scenario: Scenario, names: list[str], sites: list[Site]) -> list[Problem]:
+    kinds = [statistic.kind() for statistic in scenario.uploads]
+    problems = [
+        Problem(where, "uploads", f"'{kind}' {kinds.count(kind)} times", "every statistic once")
+        for kind in dict.fromkeys(kinds)
+        if kinds.count(kind) > 1
+    ]
+    for number, method in enumerate(scenario.methods):
+        at = f"methods[{number}]"
+        problems += _needs(where, at, method, scenario)
+        site = getattr(method, "site", None)
+        if site is not None and site not in names:
+            problems.append(Problem(where, f"{at}.site", f"'{site}'", "a site of the scenario", nearest(site, names)))
+        if "hflip" in getattr(method, "augs", ()) and not all(item.source.flips for item in sites):
+            expected = "views that preserve the label: a flip turns a left organ into a right one here"
+            problems.append(Problem(where, f"{at}.augs", "'hflip'", expected, "Use 'shift' instead"))
+    return problems
+
+
+def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Problem]:
+    """What a method needs from sites must be among the uploads, and computed as the method wants it."""
+    problems = []
+    uploads = {statistic.kind(): statistic for statistic in scenario.uploads}
+    for kind in sorted(method.needed & set(STATISTICS.names)):
+        if kind not in uploads:
+            found = f"'{method.key}', which needs the statistic '{kind}' of every site"
+            expected = f"'{kind}' among the scenario's uploads"
+            mend = f"Add the line 'uploads: [{', '.join([*uploads, kind])}]', or leave the method out"
+            problems.append(Problem(where, at, found, expected, mend))
+            continue
+        for field in sorted({"ratio", "ridge"} & set(type(uploads[kind]).model_fields)):
+            here, there = getattr(method, field), getattr(uploads[kind], field)
+            if here != there:
+                expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
+                problems.append(Problem(where, f"{at}.{field}", str(here), expected))
+    if "generalist" in method.needed and scenario.generalist is None:
+        expected = "a key 'generalist': the path of a safetensors file, or the name of a federated model"
+        problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))
+    return problems
 
 
 def of_one_name(where: str, scenario: Scenario, sites: Sequence[str]) -> list[Problem]:
