@@ -180,8 +180,3 @@ def methods(
         typer.echo(describe(name))
     else:
         method_table()
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    app()

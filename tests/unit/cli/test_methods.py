@@ -29,7 +29,7 @@ def test_every_method_has_its_row_and_its_page(name: str) -> None:
 
 def test_the_verb_prints_them_and_helps_with_a_typo() -> None:
     def said(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from fedmerge.cli.main import main; main()", "methods", *words]
+        command = [sys.executable, "-m", "fedmerge", "methods", *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
 
     whole = said()
