@@ -10,11 +10,14 @@ IN_POOL = {True: "in the pool", False: "trains", None: "known when theta_0 is th
 
 def show_preview(found: Preview) -> None:
     """Print sites, stream, rows and cost."""
-    plan, cost = found.plan, found.cost
+    experiment, cost = found.experiment, found.cost
     out = console()
-    out.print(f"{plan.scenario.name}, seed {plan.scenario.seed}: {plan.scenario.question}", markup=False)
+    out.print(f"{experiment.scenario.name}, seed {experiment.scenario.seed}: {experiment.scenario.question}", markup=False)
     millions = found.parameters / 1e6
-    out.print(f"model {plan.scenario.model.name}, {millions:.2f} million parameters, {len(plan.classes)} classes", markup=False)
+    out.print(
+        f"model {experiment.scenario.model.name}, {millions:.2f} million parameters, {len(experiment.classes)} classes",
+        markup=False,
+    )
     rows = []
     for one in (*found.sites, found.target):
         trains = one is not found.target
@@ -32,15 +35,15 @@ def show_preview(found: Preview) -> None:
         )
     out.print(site_table(rows))
     mix = found.mix
-    kind = plan.scenario.stream.kind()
+    kind = experiment.scenario.stream.kind()
     out.print(
         f"stream: {kind}, {len(mix.classes)} batches, {mix.samples} images, {mix.unused} unused; time goes from left to right"
     )
-    for line in [*stripes(mix.domain_names, mix.domains), "", *stripes(plan.classes, mix.classes)]:
+    for line in [*stripes(mix.domain_names, mix.domains), "", *stripes(experiment.classes, mix.classes)]:
         out.print(f"  {line}", markup=False)
-    for event in sorted(plan.scenario.events, key=lambda event: event.at):
+    for event in sorted(experiment.scenario.events, key=lambda event: event.at):
         out.print(f"before batch {event.at}: {event.words}", markup=False)
-    names = ", ".join(method.key for method in plan.scenario.methods)
+    names = ", ".join(method.key for method in experiment.scenario.methods)
     out.print(f"methods: {names}", markup=False)
     for strategy in found.rounds:
         count = f"{strategy.rounds} round{'s' if strategy.rounds > 1 else ''}"

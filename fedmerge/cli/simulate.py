@@ -93,13 +93,13 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     settings = tuple(single(text) for text in setting or ())
     where = backend.value if backend else None
     overrides = Overrides(seed, names, tuple(add_site or ()), settings, target, tuple(without or ()), where, jobs)
-    plan = load_experiment(scenario, overrides)
-    folder = out or plan.run_dir
-    request = RunOptions(out=folder, pool=pool, resume=resume, quiet=quiet, threads=threads)
+    experiment = load_experiment(scenario, overrides)
+    folder = out or experiment.run_dir
+    options = RunOptions(out=folder, pool=pool, resume=resume, quiet=quiet, threads=threads)
     if experts_only:
-        prepare(plan, request)
+        prepare(experiment, options)
     else:
-        run_experiment(plan, request)
+        run_experiment(experiment, options)
 
 
 def simulate_alone() -> None:

@@ -78,23 +78,23 @@ def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = 
 
 def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weights:
     """Load the run's own experts, and look between them."""
-    plan, manifest = reopened(run)
-    scenario, held = plan.scenario, ExpertPool(pool)
+    experiment, manifest = reopened(run)
+    scenario, held = experiment.scenario, ExpertPool(pool)
     base = kept_theta_0(manifest.get("initial_sha256", ""), pool)
     if base is None:
         raise _missing(run, pool, "theta_0")
     initial = Initial(base, manifest["initial_sha256"], scenario.initialization.head_init, "")
     gone = manifest.get("vetting", {}).get("left_out", {})
-    tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
+    tasks = [site_task(experiment, number, initial) for number in range(len(experiment.sites))]
     tasks = [task for task in tasks if task.site.name in manifest["experts"] and task.site.name not in gone]
     lacking = [task.site.name for task in tasks if not held.has(task)]
     if lacking:
         raise _missing(run, pool, f"the expert of {', '.join(lacking)}")
     experts = [held.load(task) for task in tasks]
     states = {expert.site: expert.weights for expert in experts}
-    bank = Bank.of(build(scenario.model, len(plan.classes), seed=scenario.seed), states, base)
+    bank = Bank.of(build(scenario.model, len(experiment.classes), seed=scenario.seed), states, base)
     threads = cores()
-    task = TargetTask(plan.target, scenario.model, plan.classes, scenario.stream, (), scenario.seed, threads)
+    task = TargetTask(experiment.target, scenario.model, experiment.classes, scenario.stream, (), scenario.seed, threads)
     with terminal.progress("losses between experts, on the target's images") as bars:
 
         def tick(done: int, total: int) -> None:

@@ -65,7 +65,7 @@ class Cost:
 class Preview:
     """What `fedmerge plan` shows. trained: site -> whether its expert is in the pool; None while theta_0 is not there."""
 
-    plan: Experiment
+    experiment: Experiment
     sites: tuple[Census, ...]
     target: Census
     trained: dict[str, bool | None]
@@ -75,57 +75,57 @@ class Preview:
     rounds: tuple[Ahead, ...] = ()
 
 
-def preview(plan: Experiment, pool: Path, cores: int) -> Preview:
+def preview(experiment: Experiment, pool: Path, cores: int) -> Preview:
     """Count, look, and time a few steps; nothing is trained, and nothing written but caches of images and an untrained theta_0.
 
     Raises DataError if images cannot be used, and ScenarioError if an event comes after the end of the stream.
     """
-    scenario, everyone = plan.scenario, [*plan.sites, plan.target]
+    scenario, everyone = experiment.scenario, [*experiment.sites, experiment.target]
     geometry = scenario.model.geometry
     with owners(min(cores, len(everyone)), tasks_each=1) as workers:
-        mixed = workers.submit(mix_of, plan)
-        counted = [workers.submit(census, site, geometry, scenario.seed, site is not plan.target) for site in everyone]
+        mixed = workers.submit(mix_of, experiment)
+        counted = [workers.submit(census, site, geometry, scenario.seed, site is not experiment.target) for site in everyone]
         found = [one.result() for one in counted]
         mix = mixed.result()
     if late := past_end(scenario.events, len(mix.classes), f"scenario '{scenario.name}'"):
         raise ScenarioError(late)
-    initial = known_start(plan, pool)
-    trained = in_pool(plan, pool, initial)
-    rounds = ahead(plan, pool, initial, found[:-1])
-    model = build(scenario.model, len(plan.classes), seed=scenario.seed)
+    initial = known_start(experiment, pool)
+    trained = in_pool(experiment, pool, initial)
+    rounds = ahead(experiment, pool, initial, found[:-1])
+    model = build(scenario.model, len(experiment.classes), seed=scenario.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     left = [one for one in found[:-1] if not trained[one.site]]
-    cost = estimate(plan, model, found[:-1], Left(proxy_steps(plan, pool), left, rounds), mix, cores)
-    return Preview(plan, tuple(found[:-1]), found[-1], trained, mix, parameters, cost, rounds)
+    cost = estimate(experiment, model, found[:-1], Left(proxy_steps(experiment, pool), left, rounds), mix, cores)
+    return Preview(experiment, tuple(found[:-1]), found[-1], trained, mix, parameters, cost, rounds)
 
 
-def mix_of(plan: Experiment) -> Mix:
+def mix_of(experiment: Experiment) -> Mix:
     """The stream as the target will see it, in numbers."""
-    scenario, target = plan.scenario, plan.target
+    scenario, target = experiment.scenario, experiment.target
     loaded = target.source.load(scenario.model.geometry, target.name, scenario.seed)
     images = Gallery(loaded, scenario.stream.conditions(), target.name, scenario.seed)
     stream = Stream(images, scenario.stream, target.name, scenario.seed)
-    classes = np.stack([np.bincount(labels, minlength=len(plan.classes)) / len(labels) for labels in stream.answers().labels])
+    classes = np.stack([np.bincount(labels, minlength=len(experiment.classes)) / len(labels) for labels in stream.answers().labels])
     return Mix(classes, stream.truth, images.domain_names, stream.samples, stream.unused, stream.index_sha256)
 
 
-def known_start(plan: Experiment, pool: Path) -> Initial | None:
+def known_start(experiment: Experiment, pool: Path) -> Initial | None:
     """theta_0, unless it has to be trained first."""
-    if plan.scenario.initialization.head_init == "fed_lp" or proxy_steps(plan, pool):
+    if experiment.scenario.initialization.head_init == "fed_lp" or proxy_steps(experiment, pool):
         return None
-    return make_theta_0(plan, RunOptions(out=pool, pool=pool), Terminal(quiet=True))
+    return make_theta_0(experiment, RunOptions(out=pool, pool=pool), Terminal(quiet=True))
 
 
-def in_pool(plan: Experiment, pool: Path, initial: Initial | None) -> dict[str, bool | None]:
+def in_pool(experiment: Experiment, pool: Path, initial: Initial | None) -> dict[str, bool | None]:
     """Which experts are there. Which one a site needs depends on theta_0, so nobody knows while that has to be trained."""
     if initial is None:
-        return dict.fromkeys([site.name for site in plan.sites])
-    return {site.name: ExpertPool(pool).has(site_task(plan, number, initial)) for number, site in enumerate(plan.sites)}
+        return dict.fromkeys([site.name for site in experiment.sites])
+    return {site.name: ExpertPool(pool).has(site_task(experiment, number, initial)) for number, site in enumerate(experiment.sites)}
 
 
-def proxy_steps(plan: Experiment, pool: Path) -> int:
+def proxy_steps(experiment: Experiment, pool: Path) -> int:
     """Training steps of theta_0 that have still to be done."""
-    scenario = plan.scenario
+    scenario = experiment.scenario
     spec = scenario.initialization
     if not isinstance(spec, Proxy) or kept_proxy(spec, scenario.model, scenario.seed, pool).exists():
         return 0
@@ -142,9 +142,9 @@ class Left:
     rounds: Sequence[Ahead]
 
 
-def estimate(plan: Experiment, model: torch.nn.Module, sites: Sequence[Census], left: Left, mix: Mix, cores: int) -> Cost:
+def estimate(experiment: Experiment, model: torch.nn.Module, sites: Sequence[Census], left: Left, mix: Mix, cores: int) -> Cost:
     """From a few timed steps on random images; hospitals train side by side. What strategies ask beside steps is not in it."""
-    scenario = plan.scenario
+    scenario = experiment.scenario
     training = scenario.training
     size, channels = scenario.model.geometry
     step = _seconds(model, training.batch_size, (channels, size, size))
@@ -162,8 +162,8 @@ def estimate(plan: Experiment, model: torch.nn.Module, sites: Sequence[Census], 
     trains = left.first_steps * step + side_by_side(own)
     for one in left.rounds:
         trains += side_by_side([steps * step + one.asked * validation[site] for site, steps in one.left.items()])
-    forwards = (len(plan.sites) * 3 + len(scenario.methods) + len(scenario.federated)) * len(mix.classes)
-    rows = (len(plan.sites) + 2 + len(scenario.federated)) * sum(parameter.numel() for parameter in model.parameters()) * 4
+    forwards = (len(experiment.sites) * 3 + len(scenario.methods) + len(scenario.federated)) * len(mix.classes)
+    rows = (len(experiment.sites) + 2 + len(scenario.federated)) * sum(parameter.numel() for parameter in model.parameters()) * 4
     pixels = mix.samples * size * size * channels
     busy = max([1, len(left.sites), *(len(one.left) for one in left.rounds if one.asked)])
     return Cost(trains, forwards * forward, rows * 2 + pixels + WORKER_BYTES * (4 + min(at_once, busy)))
@@ -211,13 +211,14 @@ class Ahead:
         return f"{self.done} of {self.rounds} rounds in the pool" if self.done else "to train"
 
 
-def ahead(plan: Experiment, pool: Path, initial: Initial | None, sites: Sequence[Census]) -> tuple[Ahead, ...]:
+def ahead(experiment: Experiment, pool: Path, initial: Initial | None, sites: Sequence[Census]) -> tuple[Ahead, ...]:
     """All strategies. initial: theta_0, if it is there. sites: what every hospital holds; those that join take no part."""
-    founders = [site for site in sites if site.site in plan.founders]
-    tasks = [site_task(plan, number, initial) for number in range(len(founders))] if initial else []
+    founders = [site for site in sites if site.site in experiment.founders]
+    tasks = [site_task(experiment, number, initial) for number in range(len(founders))] if initial else []
     known = GlobalPool(pool, tasks) if tasks else None
     return tuple(
-        _ahead(one, known.done(one) if known else None, plan.scenario.training, founders) for one in plan.scenario.federated
+        _ahead(one, known.done(one) if known else None, experiment.scenario.training, founders)
+        for one in experiment.scenario.federated
     )
 
 

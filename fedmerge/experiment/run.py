@@ -36,37 +36,39 @@ from fedmerge.report.records import RunRecord, SiteRow
 from fedmerge.report.terminal import Terminal, shown_path
 
 
-def prepare(plan: Experiment, request: RunOptions, backend: Backend | None = None) -> None:
+def prepare(experiment: Experiment, options: RunOptions, backend: Backend | None = None) -> None:
     """Only the hospitals' part: afterwards all experts and global models are in the pool, with what `uploads` ask for."""
-    refuse_late_events(plan)
-    with RunFolder(request.out, plan, keep=request.resume) as folder:
-        terminal = Terminal(request.quiet)
-        if backend is None and plan.scenario.backend == "simulation":
+    refuse_late_events(experiment)
+    with RunFolder(options.out, experiment, keep=options.resume) as folder:
+        terminal = Terminal(options.quiet)
+        if backend is None and experiment.scenario.backend == "simulation":
             preflight(Wanted(hospitals=True))
-        backend = backend or backend_of(plan.scenario)
-        initial, tasks, _ = hospitals(plan, request, folder, terminal, backend)
-        rounds(plan, tasks, initial, request, folder, terminal, backend)
+        backend = backend or backend_of(experiment.scenario)
+        initial, tasks, _ = hospitals(experiment, options, folder, terminal, backend)
+        rounds(experiment, tasks, initial, options, folder, terminal, backend)
 
 
-def refuse_what_has_no_place(plan: Experiment) -> None:
+def refuse_what_has_no_place(experiment: Experiment) -> None:
     """Before anybody trains. Raises ScenarioError for what does not go into the target's memory, its shards, or Ray's nodes."""
-    scenario, shards = plan.scenario, plan.scenario.target.shards or 1
-    check_shards(shards, len(plan.sites), scenario.methods, scenario.per_sample, scenario.target.max_bytes)
+    scenario, shards = experiment.scenario, experiment.scenario.target.shards or 1
+    check_shards(shards, len(experiment.sites), scenario.methods, scenario.per_sample, scenario.target.max_bytes)
     anchors, limit = 1 + (scenario.generalist is not None), scenario.target.max_bytes
-    check_limit(limit, len(plan.sites), scenario.model, len(plan.classes), scenario.methods, len(scenario.federated), anchors)
+    check_limit(
+        limit, len(experiment.sites), scenario.model, len(experiment.classes), scenario.methods, len(scenario.federated), anchors
+    )
     if scenario.backend != "local":
         preflight(Wanted(scenario.target.gpus, scenario.target.resource, shards, hospitals=True))
 
 
 def hospitals(
-    plan: Experiment, request: RunOptions, folder: RunFolder, terminal: Terminal, backend: Backend
+    experiment: Experiment, options: RunOptions, folder: RunFolder, terminal: Terminal, backend: Backend
 ) -> tuple[Initial, list[SiteTask], dict[str, Outcome]]:
     """theta_0 to all sites, and their experts into the pool; the tasks of those that have one now. Raises SiteError."""
     with folder.phase("initialization"):
-        initial = make_theta_0(plan, request, terminal, backend)
-    tasks = [site_task(plan, number, initial) for number in range(len(plan.sites))]
+        initial = make_theta_0(experiment, options, terminal, backend)
+    tasks = [site_task(experiment, number, initial) for number in range(len(experiment.sites))]
     with folder.phase("hospitals"):
-        outcomes = train_sites(plan, tasks, initial, request, terminal, backend)
+        outcomes = train_sites(experiment, tasks, initial, options, terminal, backend)
     folder.manifest["trained"] = {name: outcome.trained for name, outcome in outcomes.items()}
     folder.manifest["absent"] = {name: outcome.reason for name, outcome in outcomes.items() if outcome.reason}
     folder.manifest["asked_again"] = {name: outcome.tries - 1 for name, outcome in outcomes.items() if outcome.tries > 1}
@@ -74,19 +76,19 @@ def hospitals(
 
 
 def rounds(
-    plan: Experiment,
+    experiment: Experiment,
     tasks: list[SiteTask],
     initial: Initial,
-    request: RunOptions,
+    options: RunOptions,
     folder: RunFolder,
     terminal: Terminal,
     backend: Backend,
 ) -> tuple[GlobalModel, ...]:
     """The models of federated strategies, and what they cost each hospital, into the manifest."""
-    if not plan.scenario.federated:
+    if not experiment.scenario.federated:
         return ()
     with folder.phase("federated"):
-        models = run_strategies(plan, tasks, initial, request, terminal, backend)
+        models = run_strategies(experiment, tasks, initial, options, terminal, backend)
     folder.manifest["federated"] = {model.strategy.key: model.as_record() for model in models}
     return models
 
@@ -163,40 +165,44 @@ def run(
     """
     own = {name: options.pop(name) for name in ("resume", "quiet", "threads") if name in options}
     changes = Overrides(seed=seed, backend=backend, methods=tuple(methods), settings=tuple((settings or {}).items()), **options)
-    plan = load_experiment(Path(scenario), changes)
-    folder = Path(out) if out is not None else plan.run_dir
-    return RunResult(folder, run_experiment(plan, RunOptions(out=folder, pool=Path(pool), **own)))
+    experiment = load_experiment(Path(scenario), changes)
+    folder = Path(out) if out is not None else experiment.run_dir
+    return RunResult(folder, run_experiment(experiment, RunOptions(out=folder, pool=Path(pool), **own)))
 
 
-def run_experiment(plan: Experiment, request: RunOptions) -> dict[str, Any]:
+def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
     began = time.perf_counter()
-    terminal = Terminal(request.quiet)
-    refuse_late_events(plan)
-    with RunFolder(request.out, plan, keep=request.resume) as folder:
-        terminal.say(f"{plan.scenario.name}: {len(plan.sites)} sites, target '{plan.target.name}', seed {plan.scenario.seed}")
-        for site in plan.sites:
+    terminal = Terminal(options.quiet)
+    refuse_late_events(experiment)
+    with RunFolder(options.out, experiment, keep=options.resume) as folder:
+        scenario = experiment.scenario
+        target = experiment.target.name
+        terminal.say(f"{scenario.name}: {len(experiment.sites)} sites, target '{target}', seed {scenario.seed}")
+        for site in experiment.sites:
             if site.attack:
                 terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
-        refuse_what_has_no_place(plan)
-        generalist, backend = read_generalist(plan), backend_of(plan.scenario)
-        initial, tasks, outcomes = hospitals(plan, request, folder, terminal, backend)
-        experts = load_experts(tasks, request)
+        refuse_what_has_no_place(experiment)
+        generalist, backend = read_generalist(experiment), backend_of(experiment.scenario)
+        initial, tasks, outcomes = hospitals(experiment, options, folder, terminal, backend)
+        experts = load_experts(tasks, options)
         folder.manifest["initial_sha256"] = initial.sha256
-        federated = rounds(plan, tasks, initial, request, folder, terminal, backend)
+        federated = rounds(experiment, tasks, initial, options, folder, terminal, backend)
         down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
-        folder.manifest["one_shot"] = {"steps": own_steps(plan, experts), "down": down}
-        named = next((model.stand.theta for model in federated if model.strategy.key == str(plan.scenario.generalist)), generalist)
-        if plan.scenario.privacy:
-            folder.manifest["privacy"] = plan.scenario.privacy.report()
+        folder.manifest["one_shot"] = {"steps": own_steps(experiment, experts), "down": down}
+        named = next(
+            (model.stand.theta for model in federated if model.strategy.key == str(experiment.scenario.generalist)), generalist
+        )
+        if experiment.scenario.privacy:
+            folder.manifest["privacy"] = experiment.scenario.privacy.report()
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
         terminal.experts(folder.manifest["experts"], folder.manifest["trained"])
         with folder.phase("defenses"):
-            vetting = vetted(plan, initial, experts, request, terminal)
+            vetting = vetted(experiment, initial, experts, options, terminal)
         folder.manifest["vetting"] = vetting.as_record()
         with folder.phase("stream"):
-            progress, seen = consume(plan, initial, Sent(vetting.experts, named, federated), request, terminal)
+            progress, seen = consume(experiment, initial, Sent(vetting.experts, named, federated), options, terminal)
         folder.manifest["course"] = [asdict(roster) for roster in seen.course]
         folder.manifest["target_deaths"] = [f"after batch {t}" for t in seen.deaths]
         folder.manifest["index_sha256"] = seen.description.stream.index_sha256
@@ -204,15 +210,15 @@ def run_experiment(plan: Experiment, request: RunOptions) -> dict[str, Any]:
         folder.manifest["per_sample"] = seen.per_sample
         folder.manifest["bank"] = seen.description.bank
         with folder.phase("report"):
-            summary = write(request.out, record_of(plan, initial, experts, outcomes, progress.ledger, seen, folder))
+            summary = write(options.out, record_of(experiment, initial, experts, outcomes, progress.ledger, seen, folder))
             progress.close()
     terminal.summary(summary)
-    terminal.say(f"report: {shown_path(request.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
+    terminal.say(f"report: {shown_path(options.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
     return summary
 
 
 def record_of(
-    plan: Experiment,
+    experiment: Experiment,
     initial: Initial,
     experts: list[Expert],
     outcomes: dict[str, Outcome],
@@ -222,15 +228,15 @@ def record_of(
 ) -> RunRecord:
     """All that the report may show."""
     description = seen.description
-    sites, done = {site.name: site for site in plan.sites}, set(steps.methods)
+    sites, done = {site.name: site for site in experiment.sites}, set(steps.methods)
     return RunRecord(
-        scenario=plan.scenario.name,
-        question=plan.scenario.question,
-        seed=plan.scenario.seed,
-        classes=plan.classes,
+        scenario=experiment.scenario.name,
+        question=experiment.scenario.question,
+        seed=experiment.scenario.seed,
+        classes=experiment.classes,
         sites=[_site_row(expert, sites[expert.site], outcomes[expert.site].trained, folder.manifest) for expert in experts],
-        target=plan.target.name,
-        target_title=plan.target.title,
+        target=experiment.target.name,
+        target_title=experiment.target.title,
         target_samples=description.shown,
         initialization=initial.description,
         stream=description.stream,

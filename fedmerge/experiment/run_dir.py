@@ -35,15 +35,15 @@ class RunFolder:
     Raises FolderError if the folder holds another scenario's run, or another process is running there.
     """
 
-    def __init__(self, path: Path, plan: Experiment, keep: bool = False) -> None:
-        self.path, self.plan, self.keep = path, plan, keep
+    def __init__(self, path: Path, experiment: Experiment, keep: bool = False) -> None:
+        self.path, self.experiment, self.keep = path, experiment, keep
         self.manifest: dict[str, Any] = {
             "status": "running",
-            "scenario": plan.scenario.name,
-            "scenario_sha256": plan.sha256(),
-            "seed": plan.scenario.seed,
-            "backend": plan.scenario.backend,
-            "classes": list(plan.classes),
+            "scenario": experiment.scenario.name,
+            "scenario_sha256": experiment.sha256(),
+            "seed": experiment.scenario.seed,
+            "backend": experiment.scenario.backend,
+            "classes": list(experiment.classes),
             "versions": _versions(),
             "machine": _machine(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -52,7 +52,7 @@ class RunFolder:
         self._lock: FileLock | None = None
 
     def __enter__(self) -> Self:
-        _refuse_other_scenario(self.path, self.plan)
+        _refuse_other_scenario(self.path, self.experiment)
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = free_lock(self.path / ".lock")
         if self._lock is None:
@@ -61,7 +61,7 @@ class RunFolder:
             (self.path / "audit.jsonl").unlink(missing_ok=True)
         (self.path / "audit.jsonl").touch()
         _mend_last_line(self.path / "audit.jsonl")
-        text = yaml.safe_dump(self.plan.resolved(), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(self.experiment.resolved(), sort_keys=False, allow_unicode=True)
         atomic_write(self.path / "scenario.yaml", text)
         self._write()
         return self
@@ -114,7 +114,7 @@ def _mend_last_line(file: Path) -> None:
         file.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-def _refuse_other_scenario(path: Path, plan: Experiment) -> None:
+def _refuse_other_scenario(path: Path, experiment: Experiment) -> None:
     file = path / "scenario.yaml"
     if path.exists() and not path.is_dir():
         raise FolderError(f"{path}: found a file; expected a folder for the run. Choose another --out")
@@ -122,12 +122,12 @@ def _refuse_other_scenario(path: Path, plan: Experiment) -> None:
         if path.is_dir() and any(item.name != ".lock" for item in path.iterdir()):
             raise FolderError(f"{path}: found files that are no run; expected an empty folder. Choose another --out")
         return
-    old, new = yaml.safe_load(file.read_text(encoding="utf-8")), json.loads(json.dumps(plan.resolved()))
+    old, new = yaml.safe_load(file.read_text(encoding="utf-8")), json.loads(json.dumps(experiment.resolved()))
     differs = sorted(key for key in {*old, *new} - WITHOUT_EFFECT if old.get(key) != new.get(key))
     if differs:
         raise FolderError(
             f"{path}: holds the run of another scenario (differs in: {', '.join(differs)}); expected "
-            f"'{plan.scenario.name}' with the same content. Choose another --out, or delete the folder"
+            f"'{experiment.scenario.name}' with the same content. Choose another --out, or delete the folder"
         )
 
 

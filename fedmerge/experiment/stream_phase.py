@@ -66,18 +66,18 @@ class Sent:
         return found
 
 
-def read_generalist(plan: Experiment) -> dict[str, Any] | None:
+def read_generalist(experiment: Experiment) -> dict[str, Any] | None:
     """The scenario's generalist, if it is a file. Raises CheckpointError if it does not fit the model."""
-    scenario, keys = plan.scenario, [strategy.key for strategy in plan.scenario.federated]
+    scenario, keys = experiment.scenario, [strategy.key for strategy in experiment.scenario.federated]
     if scenario.generalist is None or str(scenario.generalist) in keys:
         return None
-    return read_state(scenario.generalist, "generalist", scenario.model, len(plan.classes))
+    return read_state(scenario.generalist, "generalist", scenario.model, len(experiment.classes))
 
 
-def consume(plan: Experiment, initial: Initial, sent: Sent, request: RunOptions, terminal: Terminal) -> tuple[Progress, Seen]:
+def consume(experiment: Experiment, initial: Initial, sent: Sent, options: RunOptions, terminal: Terminal) -> tuple[Progress, Seen]:
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
-    task, scenario = target_task(plan, initial, sent, request), plan.scenario
-    course = course_of(plan, task.experts)
+    task, scenario = target_task(experiment, initial, sent, options), experiment.scenario
+    course = course_of(experiment, task.experts)
     experts = {expert.site: contribution(expert) for expert in sent.experts}
     first = [experts[name] for name in course[0].experts]
     base = _arrays(initial.weights)
@@ -85,7 +85,7 @@ def consume(plan: Experiment, initial: Initial, sent: Sent, request: RunOptions,
         description = target.describe()
         key = {"index": description.stream.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}
         key |= sent.digests()
-        progress = Progress.open(request.out, key, request.resume)
+        progress = Progress.open(options.out, key, options.resume)
         walk = Walk(target, course, experts, terminal)
         if progress.snapshot:
             walk.change(progress.snapshot["experts"])
@@ -125,17 +125,17 @@ def _in_this_process(task: TargetTask, experts: Sequence[Contribution], base: Ar
         torch.set_num_threads(threads)
 
 
-def target_task(plan: Experiment, initial: Initial, sent: Sent, request: RunOptions) -> TargetTask:
+def target_task(experiment: Experiment, initial: Initial, sent: Sent, options: RunOptions) -> TargetTask:
     """What the target is given beside the experts."""
-    scenario = plan.scenario
+    scenario = experiment.scenario
     return TargetTask(
-        site=plan.target,
+        site=experiment.target,
         model=scenario.model,
-        classes=plan.classes,
+        classes=experiment.classes,
         schedule=scenario.stream,
-        methods=usable(plan, sent.experts),
+        methods=usable(experiment, sent.experts),
         seed=scenario.seed,
-        threads=request.threads or cores(),
+        threads=options.threads or cores(),
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
         generalist=_arrays(sent.generalist) if sent.generalist else None,
@@ -149,11 +149,11 @@ def target_task(plan: Experiment, initial: Initial, sent: Sent, request: RunOpti
     )
 
 
-def usable(plan: Experiment, experts: list[Expert]) -> tuple[Any, ...]:
+def usable(experiment: Experiment, experts: list[Expert]) -> tuple[Any, ...]:
     """The methods without those that name an expert which was left out."""
     there = {expert.site for expert in experts}
-    gone = {site.name for site in plan.sites} - there
-    return tuple(method for method in plan.scenario.methods if getattr(method, "site", None) not in gone)
+    gone = {site.name for site in experiment.sites} - there
+    return tuple(method for method in experiment.scenario.methods if getattr(method, "site", None) not in gone)
 
 
 def _row(model: GlobalModel) -> Federated:
@@ -194,22 +194,22 @@ class Consumer(Protocol):
     def change(self, names: Sequence[str], arriving: Sequence[Contribution] = ()) -> None: ...
 
 
-def refuse_late_events(plan: Experiment) -> None:
+def refuse_late_events(experiment: Experiment) -> None:
     """Raises ScenarioError if an event comes after the end of the stream, before anybody trains for it."""
-    scenario = plan.scenario
+    scenario = experiment.scenario
     if scenario.events:
-        batches = count_batches(plan.target, scenario.model.geometry, scenario.stream, scenario.seed)
+        batches = count_batches(experiment.target, scenario.model.geometry, scenario.stream, scenario.seed)
         if problems := past_end(scenario.events, batches, f"scenario '{scenario.name}'"):
             raise ScenarioError(problems)
 
 
-def course_of(plan: Experiment, there: Sequence[str]) -> list[Roster]:
+def course_of(experiment: Experiment, there: Sequence[str]) -> list[Roster]:
     """Every set of experts with its first batch, of those hospitals that have sent one.
 
     Raises SiteError if at some batch none of them would be there.
     """
-    missing = {site.name for site in plan.sites} - set(there)
-    course = rosters(plan.founders, plan.scenario.events, missing)
+    missing = {site.name for site in experiment.sites} - set(there)
+    course = rosters(experiment.founders, experiment.scenario.events, missing)
     for roster in course:
         if not roster.experts:
             raise SiteError(f"without {', '.join(sorted(missing))} no expert would be there at batch {roster.start}")

@@ -150,18 +150,18 @@ def _row(cell: Cell, folder: Path) -> dict[str, Any]:
     return {"seed": cell.seed, "target": cell.target, "settings": dict(cell.settings), "methods": summary["methods"]}
 
 
-def _done(folder: Path, plan: Experiment) -> bool:
+def _done(folder: Path, experiment: Experiment) -> bool:
     """Whether the folder holds a finished run of this very scenario."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    same = manifest.get("scenario_sha256") == plan.sha256()
+    same = manifest.get("scenario_sha256") == experiment.sha256()
     return bool(same and manifest.get("status") == "done" and (folder / "summary.json").exists())
 
 
-def _experts_key(plan: Experiment) -> str:
-    resolved = {key: value for key, value in plan.resolved().items() if key not in OF_THE_TARGET}
+def _experts_key(experiment: Experiment) -> str:
+    resolved = {key: value for key, value in experiment.resolved().items() if key not in OF_THE_TARGET}
     return json.dumps(resolved, sort_keys=True)
 
 

@@ -45,31 +45,33 @@ def backend_of(scenario: Scenario) -> Backend:
             return ProcessesBackend()
 
 
-def make_theta_0(plan: Experiment, request: RunOptions, terminal: Terminal, backend: Backend | None = None) -> Initial:
+def make_theta_0(experiment: Experiment, options: RunOptions, terminal: Terminal, backend: Backend | None = None) -> Initial:
     """theta_0, with a head from federated linear probing if the scenario asks for one."""
-    scenario = plan.scenario
+    scenario = experiment.scenario
     with terminal.progress("initialization: theta_0, which all sites share") as bars:
         initial = initialize(
             scenario.initialization,
             scenario.model,
-            len(plan.classes),
+            len(experiment.classes),
             scenario.seed,
-            request.pool,
+            options.pool,
             lambda done, total, text: bars.tick("coordinator", done, total, text),
         )
         if initial.head_init == "fed_lp":
-            tasks = tuple(site_task(plan, n, initial) for n in range(len(plan.founders)))
+            tasks = tuple(site_task(experiment, n, initial) for n in range(len(experiment.founders)))
             backend = backend or backend_of(scenario)
-            initial = backend.probe(job_of(plan, tasks, initial, request), lambda t: bars.tick(t.site, t.done, t.total, t.text))
-    keep_theta_0(initial, request.pool)
+            initial = backend.probe(
+                job_of(experiment, tasks, initial, options), lambda t: bars.tick(t.site, t.done, t.total, t.text)
+            )
+    keep_theta_0(initial, options.pool)
     return initial
 
 
 def train_sites(
-    plan: Experiment,
+    experiment: Experiment,
     tasks: list[SiteTask],
     initial: Initial,
-    request: RunOptions,
+    options: RunOptions,
     terminal: Terminal,
     backend: Backend,
 ) -> dict[str, Outcome]:
@@ -78,27 +80,27 @@ def train_sites(
     Where `min_sites` of them are enough, those without one are reported, and the run goes on with the others. An expert that
     another run is having trained in the same pool is waited for.
     """
-    pool, deadline_s = ExpertPool(request.pool), plan.scenario.training.deadline_s + START_GRACE_S
+    pool, deadline_s = ExpertPool(options.pool), experiment.scenario.training.deadline_s + START_GRACE_S
     awaited = [Awaited(task.site.name, pool.entry(task), partial(pool.has, task)) for task in tasks]
     say = terminal.say
     with turns(pool.path, awaited, deadline_s, lambda site: say(f"hospitals: {site} trains for another run; waiting for it")):
-        return _gather(plan, job_of(plan, tuple(tasks), initial, request), terminal, backend)
+        return _gather(experiment, job_of(experiment, tuple(tasks), initial, options), terminal, backend)
 
 
-def _gather(plan: Experiment, job: Job, terminal: Terminal, backend: Backend) -> dict[str, Outcome]:
+def _gather(experiment: Experiment, job: Job, terminal: Terminal, backend: Backend) -> dict[str, Outcome]:
     pool = ExpertPool(job.pool)
     untrained = [task.site.name for task in job.tasks if not pool.has(task)]
     asked = [task.site.name for task in incomplete(job)]
     title = "hospitals: every expert is in the pool; nobody trains"
     if asked:
-        kinds = ", ".join(statistic.kind() for statistic in plan.scenario.uploads)
+        kinds = ", ".join(statistic.kind() for statistic in experiment.scenario.uploads)
         title = f"hospitals: {', '.join(untrained)} train" if untrained else f"hospitals: {', '.join(asked)} compute {kinds}"
     began = time.time()
     with terminal.progress(title) as bars:
         outcomes = backend.gather(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
     failed = [f"site '{name}': {outcome.reason}{where(name, began)}" for name, outcome in outcomes.items() if outcome.reason]
     there = len(outcomes) - len(failed)
-    if failed and there >= (plan.scenario.min_sites or len(outcomes)):
+    if failed and there >= (experiment.scenario.min_sites or len(outcomes)):
         for line in failed:
             terminal.say(f"  {line}; the run goes on without it")
     elif failed:
@@ -108,10 +110,10 @@ def _gather(plan: Experiment, job: Job, terminal: Terminal, backend: Backend) ->
 
 
 def run_strategies(
-    plan: Experiment,
+    experiment: Experiment,
     tasks: list[SiteTask],
     initial: Initial,
-    request: RunOptions,
+    options: RunOptions,
     terminal: Terminal,
     backend: Backend,
 ) -> tuple[GlobalModel, ...]:
@@ -120,17 +122,17 @@ def run_strategies(
     Raises SiteError with every strategy that came to no end; the rounds that were done are kept. A model that another run is
     having made in the same pool is waited for.
     """
-    founders = [task for task in tasks if task.site.name in plan.founders]
-    if not plan.scenario.federated or not founders:
+    founders = [task for task in tasks if task.site.name in experiment.founders]
+    if not experiment.scenario.federated or not founders:
         return ()
-    pool, strategies = GlobalPool(request.pool, founders), plan.scenario.federated
+    pool, strategies = GlobalPool(options.pool, founders), experiment.scenario.federated
     awaited = [Awaited(one.key, pool.entry(one), partial(pool.has, one)) for one in strategies]
-    deadline_s = sum(one.rounds for one in strategies) * plan.scenario.training.deadline_s + START_GRACE_S
-    with turns(request.pool, awaited, deadline_s, lambda key: terminal.say(f"federated: {key} in another run; waiting for it")):
+    deadline_s = sum(one.rounds for one in strategies) * experiment.scenario.training.deadline_s + START_GRACE_S
+    with turns(options.pool, awaited, deadline_s, lambda key: terminal.say(f"federated: {key} in another run; waiting for it")):
         missing = [one.key for one in strategies if not pool.has(one)]
         title = f"federated: {', '.join(missing)} in rounds" if missing else "federated: every model is in the pool"
         with terminal.progress(title) as bars:
-            job = job_of(plan, tuple(founders), initial, request)
+            job = job_of(experiment, tuple(founders), initial, options)
             failed = backend.compete(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
     if failed:
         said = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
@@ -142,30 +144,30 @@ def run_strategies(
     return models
 
 
-def own_steps(plan: Experiment, experts: list[Expert]) -> dict[str, int]:
+def own_steps(experiment: Experiment, experts: list[Expert]) -> dict[str, int]:
     """Local steps of every site's own training, all runs together; of those that tell how many images they have."""
-    training = plan.scenario.training
+    training = experiment.scenario.training
     return {one.site: training.runs * steps_of(training, one.n)[1] for one in experts if one.n is not None}
 
 
-def load_experts(tasks: list[SiteTask], request: RunOptions) -> list[Expert]:
+def load_experts(tasks: list[SiteTask], options: RunOptions) -> list[Expert]:
     """Every site's expert, with the statistics that came with it."""
-    pool = ExpertPool(request.pool)
+    pool = ExpertPool(options.pool)
     known = StatisticPool(pool, tasks)
     return [known.with_statistics(pool.load(task), task) for task in tasks]
 
 
-def vetted(plan: Experiment, initial: Initial, experts: list[Expert], request: RunOptions, terminal: Terminal) -> Vetting:
+def vetted(experiment: Experiment, initial: Initial, experts: list[Expert], options: RunOptions, terminal: Terminal) -> Vetting:
     """The scenario's defenses at the coordinator; what they do goes into the audit. Raises DataError for public images."""
-    scenario = plan.scenario
+    scenario = experiment.scenario
     needed = len(experts) >= FEWEST and any(defense.probe for defense in scenario.defenses)
-    probe = probe_of(scenario.initialization, scenario.probe, scenario.model, plan.classes, scenario.seed) if needed else None
-    model = build(scenario.model, len(plan.classes), seed=scenario.seed)
+    probe = probe_of(scenario.initialization, scenario.probe, scenario.model, experiment.classes, scenario.seed) if needed else None
+    model = build(scenario.model, len(experiment.classes), seed=scenario.seed)
     looks = nullcontext() if len(experts) < MANY else terminal.progress(f"defenses: {len(experts)} experts on public images")
     with looks as bars:
         tick = (lambda done, total: bars.tick("coordinator", done, total, "looks at experts")) if bars else lambda done, total: None
         found = vet(experts, initial.weights, model, scenario.defenses, probe, tick)
-    write_audit(request.out / "audit.jsonl", found.audit())
+    write_audit(options.out / "audit.jsonl", found.audit())
     for one in found.done:
         terminal.say(f"DEFENSE {one.check}: the expert of '{one.site}' is {one.what}: {one.why}")
     for remark in found.remarks:
@@ -173,14 +175,14 @@ def vetted(plan: Experiment, initial: Initial, experts: list[Expert], request: R
     return found
 
 
-def site_task(plan: Experiment, number: int, initial: Initial) -> SiteTask:
+def site_task(experiment: Experiment, number: int, initial: Initial) -> SiteTask:
     """What one site is asked."""
-    scenario = plan.scenario
+    scenario = experiment.scenario
     return SiteTask(
-        site=plan.sites[number],
+        site=experiment.sites[number],
         model=scenario.model,
         training=scenario.training,
-        classes=plan.classes,
+        classes=experiment.classes,
         seed=scenario.seed,
         initial_sha256=initial.sha256,
         head_init=initial.head_init,
@@ -190,8 +192,8 @@ def site_task(plan: Experiment, number: int, initial: Initial) -> SiteTask:
     )
 
 
-def job_of(plan: Experiment, tasks: tuple[SiteTask, ...], initial: Initial, request: RunOptions) -> Job:
+def job_of(experiment: Experiment, tasks: tuple[SiteTask, ...], initial: Initial, options: RunOptions) -> Job:
     """What is gathered from the sites, and where it goes."""
-    scenario = plan.scenario
-    audit, deadline_s = request.out / "audit.jsonl", scenario.training.deadline_s
-    return Job(tasks, initial, request.pool, audit, deadline_s, scenario.min_sites, scenario.limits)
+    scenario = experiment.scenario
+    audit, deadline_s = options.out / "audit.jsonl", scenario.training.deadline_s
+    return Job(tasks, initial, options.pool, audit, deadline_s, scenario.min_sites, scenario.limits)

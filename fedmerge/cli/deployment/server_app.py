@@ -39,15 +39,15 @@ def conduct(grid: Any, config: Mapping[str, Any], simulated: bool) -> None:
     root = Path(str(config["root"])).expanduser() if config["root"] else None
     if root and not root.is_absolute():
         raise ScenarioError([Problem("--run-config", "root", f"'{root}'", "an absolute folder, or nothing")])
-    plan = load_experiment(
+    experiment = load_experiment(
         (root or APP) / str(config["scenario"]), at_target=False
     )  # a generalist is for the merges, which are not done here
-    out = str(config["out"]) or f"runs/{plan.scenario.name}-{plan.scenario.seed}"
+    out = str(config["out"]) or f"runs/{experiment.scenario.name}-{experiment.scenario.seed}"
     here = root or Path.cwd()
-    request = RunOptions(out=here / out, pool=here / (str(config["pool"]) or "pool"))
-    print(f"fedmerge: pool {request.pool}, run folder {request.out}", flush=True)
-    prepare(plan, request, GridBackend(grid, _seconds(config["connect-s"]), "assigned" if simulated else "come"))
-    print(f"fedmerge: experts are in {request.pool}", flush=True)
+    options = RunOptions(out=here / out, pool=here / (str(config["pool"]) or "pool"))
+    print(f"fedmerge: pool {options.pool}, run folder {options.out}", flush=True)
+    prepare(experiment, options, GridBackend(grid, _seconds(config["connect-s"]), "assigned" if simulated else "come"))
+    print(f"fedmerge: experts are in {options.pool}", flush=True)
 
 
 def _seconds(given: Any) -> float:

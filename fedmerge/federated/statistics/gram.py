@@ -20,8 +20,9 @@ class Gram(Statistic):
         return {name: (layer.in_features, layer.in_features) for name, layer in linear_layers(model).items()}
 
     def measure(self, ground: Ground) -> State:
-        """G by weight."""
-        found = grams(ground.model, torch.split(ground.draw(self.samples), 128))
+        """G by weight: of the round's layers where there are rounds, else of all."""
+        only = set(ground.layers).__contains__ if ground.layers else linear_layers(ground.model).__contains__
+        found = grams(ground.model, torch.split(ground.draw(self.samples), 128), only)
         return {name: G.cpu() for name, G in found.items()}
 
     def refuses(self, name: str, tensor: Tensor) -> str:
