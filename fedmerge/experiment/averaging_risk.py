@@ -40,15 +40,14 @@ class Federation:
 
 def federations(pool: Path) -> list[Federation]:
     """Every set of two experts or more that share a model and theta_0. Raises FolderError if there is none."""
-    groups: dict[str, list[SiteTask]] = {}
+    groups: dict[str, dict[str, tuple[SiteTask, Path]]] = {}
     for manifest in sorted(pool.glob("experts/*/manifest.json")):
         task = _task(manifest)
         key = json.dumps([task.model.model_dump(mode="json"), task.classes, task.seed, task.initial_sha256])
-        if all(other.site.name != task.site.name for other in groups.setdefault(key, [])):
-            groups[key].append(task)
-    found = [_federation(pool, tasks) for tasks in groups.values() if len(tasks) > 1]
+        groups.setdefault(key, {}).setdefault(task.site.name, (task, manifest.parent))
+    found = [_federation(pool, [*entries.values()]) for entries in groups.values() if len(entries) > 1]
     if not found:
-        held = sum(len(tasks) for tasks in groups.values())
+        held = sum(len(entries) for entries in groups.values())
         raise FolderError(f"{pool}: found {held} experts, no two of which share theta_0; expected the pool of a run, e.g. 'pool'")
     return found
 
@@ -133,8 +132,8 @@ def _numbers(of: Drift) -> dict[str, Any]:
     return {"blocks": of.blocks} | {field: getattr(of, field).tolist() for field in fields}
 
 
-def _federation(pool: Path, tasks: Sequence[SiteTask]) -> Federation:
-    experts = [ExpertPool(pool).load(task) for task in tasks]
+def _federation(pool: Path, entries: Sequence[tuple[SiteTask, Path]]) -> Federation:
+    tasks, experts = [task for task, _ in entries], [ExpertPool(pool).load(task, entry) for task, entry in entries]
     base = kept_theta_0(tasks[0].initial_sha256, pool)
     model = build(tasks[0].model, len(tasks[0].classes), seed=tasks[0].seed)
     bank = Bank.of(model, {expert.site: expert.weights for expert in experts}, base)

@@ -84,13 +84,19 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
     if base is None:
         raise _missing(run, pool, "theta_0")
     initial = Initial(base, manifest["initial_sha256"], scenario.initialization.head_init, "")
+    target = experiment.target
+    seen = manifest.get("inputs", {}).get(f"site {target.name}")
+    if seen and seen != target.source.identity(target.name, scenario.seed):
+        found = f"other images of the target '{target.name}' than that run has seen"
+        raise FolderError(f"{run}: found {found}; expected the same: leave out what needs them with --predictions-only")
     gone = manifest.get("vetting", {}).get("left_out", {})
     tasks = [site_task(experiment, number, initial) for number in range(len(experiment.sites))]
     tasks = [task for task in tasks if task.site.name in manifest["experts"] and task.site.name not in gone]
-    lacking = [task.site.name for task in tasks if not held.has(task)]
+    entries = [held.entry_of(task.site.name, manifest["experts"][task.site.name]) for task in tasks]
+    lacking = [task.site.name for task, entry in zip(tasks, entries, strict=True) if entry is None]
     if lacking:
-        raise _missing(run, pool, f"the expert of {', '.join(lacking)}")
-    experts = [held.load(task) for task in tasks]
+        raise _missing(run, pool, f"expert of {', '.join(lacking)}")
+    experts = [held.load(task, entry) for task, entry in zip(tasks, entries, strict=True)]
     states = {expert.site: expert.weights for expert in experts}
     bank = Bank.of(build(scenario.model, len(experiment.classes), seed=scenario.seed), states, base)
     threads = cores()

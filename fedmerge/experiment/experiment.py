@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from fedmerge.experiment.validation import (
     unfit,
     unprotected,
 )
+from fedmerge.federated.server.initialization import PUBLIC
 from fedmerge.federated.site import Site
+from fedmerge.system.files import file_digest
 from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read_yaml, value_at
 
 
@@ -71,6 +74,20 @@ class Experiment:
             "sites": founders,
             **({"joining": joining} if joining else {}),
             "target": {**self.target.model_dump(mode="json"), **self.scenario.target.limits},
+        }
+
+    def inputs(self) -> dict[str, str]:
+        """A sha256 of every input that the scenario only names: all images, and the files of weights that can be read."""
+        scenario = self.scenario
+        start = scenario.initialization
+        found = {f"site {site.name}": site.source.identity(site.name, scenario.seed) for site in (*self.sites, self.target)}
+        public = {"initialization": getattr(start, "source", None), "probe": scenario.probe}
+        found |= {key: source.identity(PUBLIC, scenario.seed) for key, source in public.items() if source}
+        files = {"initialization": getattr(start, "path", None), "generalist": scenario.generalist}
+        return found | {
+            key: digest
+            for key, path in files.items()
+            if path and (digest := file_digest(Path(os.path.expandvars(path)).expanduser()))
         }
 
     def sha256(self) -> str:

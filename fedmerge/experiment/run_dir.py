@@ -44,6 +44,7 @@ class RunFolder:
             "seed": experiment.scenario.seed,
             "backend": experiment.scenario.backend,
             "classes": list(experiment.classes),
+            "inputs": experiment.inputs(),
             "versions": _versions(),
             "machine": _machine(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -84,7 +84,7 @@ def consume(experiment: Experiment, initial: Initial, sent: Sent, options: RunOp
     with target_of(task, first, base, scenario) as target:
         description = target.describe()
         key = {"index": description.stream.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}
-        key |= sent.digests()
+        key |= {**sent.digests(), "images": experiment.target.source.identity(experiment.target.name, scenario.seed)}
         progress = Progress.open(options.out, key, options.resume)
         walk = Walk(target, course, experts, terminal)
         if progress.snapshot:

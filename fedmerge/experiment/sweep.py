@@ -151,13 +151,14 @@ def _row(cell: Cell, folder: Path) -> dict[str, Any]:
 
 
 def _done(folder: Path, experiment: Experiment) -> bool:
-    """Whether the folder holds a finished run of this very scenario."""
+    """Whether the folder holds a finished run of this very scenario, on the images and weights that are there now."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    ended = manifest.get("status") == "done" and (folder / "summary.json").exists()
     same = manifest.get("scenario_sha256") == experiment.sha256()
-    return bool(same and manifest.get("status") == "done" and (folder / "summary.json").exists())
+    return bool(ended and same and manifest.get("inputs") == experiment.inputs())
 
 
 def _experts_key(experiment: Experiment) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -11,6 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MODE = 0o600
+
+
+def file_digest(file: Path) -> str:
+    """A sha256 of the file's bytes, or nothing if it cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class Geometry(NamedTuple):
 
 
 class Source(Plugin):
-    """Images of one site, as its YAML describes them. Everything but `load` is cheap and reads no pixel."""
+    """Images of one site, as its YAML describes them. Everything but `load` is cheap and decodes no pixel."""
 
     if TYPE_CHECKING:  # every source has it: as a class variable if it is a fact, as a field if the user must say it
 
@@ -40,7 +40,7 @@ class Source(Plugin):
 
     @abstractmethod
     def identity(self, owner: str, seed: int) -> str:
-        """A sha256 of all that determines the images: fields, names and sizes of files, owner, seed, version."""
+        """A sha256 of all that determines the images: fields, names and contents of files, owner, seed, version."""
 
     @abstractmethod
     def holdings(self, owner: str) -> frozenset[str] | None:

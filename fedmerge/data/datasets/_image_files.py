@@ -23,7 +23,11 @@ LAYOUT = "a folder with the layout <root>/<domain>/<class>/<image>"
 
 
 class ImageFile(NamedTuple):
-    """One entry of a class folder. path: relative to the root, with forward slashes; regular: an ordinary file."""
+    """One entry of a class folder. path: relative to the root, with forward slashes; regular: an ordinary file.
+
+    device, inode: which file of this machine it is, whatever it is called; 0 where the system does not say. modified, changed: when
+    its bytes were last written, and when it last changed at all, in ns: many programs set back the one, none the other.
+    """
 
     domain: str
     label: str
@@ -31,6 +35,9 @@ class ImageFile(NamedTuple):
     size: int
     modified: int
     regular: bool
+    device: int = 0
+    inode: int = 0
+    changed: int = 0
 
 
 def locate(root: str, hint: str) -> Path | Problem:
@@ -89,7 +96,9 @@ def _item(domain: str, label: str, entry: os.DirEntry[str]) -> ImageFile:
         found = entry.stat()
     except OSError:  # a link to nowhere: named among the broken files when the images are loaded
         return ImageFile(domain, label, path, 0, 0, False)
-    return ImageFile(domain, label, path, found.st_size, found.st_mtime_ns, stat.S_ISREG(found.st_mode))
+    regular = stat.S_ISREG(found.st_mode)
+    size, modified, place = found.st_size, found.st_mtime_ns, (found.st_dev, found.st_ino)
+    return ImageFile(domain, label, path, size, modified, regular, *place, found.st_ctime_ns)
 
 
 def _folders(path: Path) -> tuple[str, ...]:

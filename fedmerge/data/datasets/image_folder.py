@@ -13,6 +13,7 @@ from pydantic import Field
 from fedmerge.data.cache import cached
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Source
+from fedmerge.data.datasets._contents import digests
 from fedmerge.data.datasets._image_files import decode_all
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
@@ -61,9 +62,10 @@ class ImageFolder(Source):
         return self.folders or _image_files.domains_of(self._root())
 
     def identity(self, owner: str, seed: int) -> str:
-        """A sha256 of the files' names and sizes and of the classes; the same files give the same images to any owner."""
+        """A sha256 of the files' names and contents and of the classes; the same files give the same images to any owner."""
         root = self._root()
-        files = [(item.path, item.size) for item in self._items(root)]
+        items = self._items(root)
+        files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
         determined = [VERSION, self.domains(), self.classes(), self.flips, files]
         return hashlib.sha256(json.dumps(determined).encode()).hexdigest()
 
@@ -79,7 +81,7 @@ class ImageFolder(Source):
         """
         root, domains, classes = self._root(), self.domains(), self.classes()
         items = self._items(root)
-        files = [(item.path, item.size, item.modified) for item in items]
+        files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
         key = hashlib.sha256(json.dumps([VERSION, str(root.resolve()), geometry, files]).encode()).hexdigest()
         decoded = cached(owner, key, lambda: decode_all([root / item.path for item in items], geometry))
         broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]

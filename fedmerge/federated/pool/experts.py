@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,24 @@ class ExpertPool:
                 save_file({"samples": upload.samples.contiguous()}, draft / "samples.safetensors")
             (draft / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
-    def load(self, task: SiteTask) -> Expert:
-        """The expert of a task, its digest verified. Raises FolderError if the entry is damaged."""
+    def entry_of(self, site: str, sha256: str) -> Path | None:
+        """The folder of an expert that a run has used, whatever images the site has now."""
+        for manifest in sorted(self.path.glob(f"experts/{site}-*/manifest.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                if json.loads(manifest.read_text(encoding="utf-8"))["sha256"] == sha256:
+                    return manifest.parent
+        return None
+
+    def load(self, task: SiteTask, entry: Path | None = None) -> Expert:
+        """The expert of a task, its digest verified. Raises FolderError if the entry is damaged.
+
+        entry: its folder, where it may be of images that the site has no more.
+        """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        entry = self.entry(task)
+        wanted = "" if entry else fingerprint(task)
+        entry = entry or self.entry(task)
         try:
             manifest = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
             weights = load_file(entry / "expert.safetensors")
@@ -128,7 +141,7 @@ class ExpertPool:
             scalars: dict[str, float] = manifest["scalars"]
             seal = Seal(manifest["statement"], manifest["signature"])
             upload = Upload(task.site.name, weights, scalars, samples, seal=seal)
-            _verify(entry, manifest, fingerprint(task), upload)
+            _verify(entry, manifest, wanted or manifest["fingerprint"], upload)
             check_seal(seal, task.site)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, UploadRefused) as error:
             raise FolderError(f"{entry}: cannot be read ({error}); delete this folder and the site trains again") from None
