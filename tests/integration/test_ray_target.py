@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +38,7 @@ def test_the_actor_does_what_the_loop_does(target: Targets) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_what_the_target_told_outlives_its_cluster(target: Targets) -> None:
     """Ray hands out views of its shared memory, which other jobs of a cluster overwrite after this one has left."""
     with RemoteTarget(target(), experts(), base(), 60) as there:
@@ -49,19 +49,19 @@ def test_what_the_target_told_outlives_its_cluster(target: Targets) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_target_that_dies_or_stays_silent_is_an_error_and_no_hang(target: Targets) -> None:
     waited = r"waited 0.01 s for the target's answer to 'advance'"
     with pytest.raises(TargetError, match=waited), RemoteTarget(target(images=2400), experts(), base(), 0.01) as there:
         there.advance(1000)
-    began = time.monotonic()
     with RemoteTarget(target(), experts(), base(), 60) as there:
         os.kill(there.process(), signal.SIGKILL)
         with pytest.raises(TargetError, match="actor is gone"):
             there.advance(1)
-    assert time.monotonic() - began < 60
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_users_mistake_at_the_target_arrives_as_such(target: Targets, tmp_path: Path) -> None:
     source = {"kind": "image_folder", "root": str(tmp_path / "gone")}
     with (
@@ -90,6 +90,7 @@ class Killer:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_target_that_dies_comes_back_and_goes_on_with_the_same_bits(target: Targets) -> None:
     """Killed while it waits, while it works, and right after a change; Ray starts it again each time."""
     task, events = target(*REMEMBERING, "mean", "expert"), (Event(at=4, join="west"), Event(at=8, leave="north"))

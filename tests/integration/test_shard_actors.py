@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -64,11 +63,9 @@ def test_shards_in_processes_of_their_own_predict_the_same_and_survive_deaths(ta
         assert there.revival.deaths == [0, 4]
         assert there.snapshot()["experts"] == ["south", "west"]
         os.kill(processes(there)[0], signal.SIGKILL)
-        began = time.monotonic()
         there.restore(there.snapshot() | {"position": 0})
         with pytest.raises(TargetError, match="a shard of the experts' bank is gone"):
             there.advance(1)
-        assert time.monotonic() - began < 60
 
 
 def test_an_expert_that_does_not_fit_is_refused_by_its_shard(target: Targets) -> None:
