@@ -110,7 +110,9 @@ class Scenario(Spec):
         "deployment: a SuperLink and a SuperNode for each site as processes of this machine. The results are the same bits",
     )
     jobs: int | None = Field(None, ge=1, description="worker processes of backend local; 1: this one; default: one for each core")
-    target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
+    target_deadline_s: float = Field(
+        600, gt=0, description="longest wait for a sign of life from the target, seconds; each batch is one"
+    )
 
     @model_validator(mode="before")
     @classmethod
