@@ -21,7 +21,7 @@ from fedmerge.errors import FolderError
 from fedmerge.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedmerge.experiment.scenario import LIMITS, Scenario
 from fedmerge.federated.site import Site
-from fedmerge.system.files import atomic_write
+from fedmerge.system.files import atomic_write, see_that_writable
 from fedmerge.system.process import cores, free_lock
 
 RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
@@ -53,7 +53,7 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         _refuse_other_scenario(self.path, self.experiment)
-        self.path.mkdir(parents=True, exist_ok=True)
+        see_that_writable(self.path, "--out")
         self._lock = free_lock(self.path / ".lock")
         if self._lock is None:
             raise FolderError(f"{self.path}: another process is running here; choose another --out")

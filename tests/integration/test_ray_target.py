@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from fedmerge.adaptation.ray.actor import RemoteTarget
 from fedmerge.adaptation.target_site import TargetSite
@@ -25,6 +26,9 @@ Targets = Callable[..., TargetTask]
 
 @pytest.mark.slow
 def test_the_actor_does_what_the_loop_does(target: Targets) -> None:
+    """In the Ray of who calls, as in a notebook: it is there afterwards, with all that it holds."""
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    own = ray.put("own")
     here = TargetSite(target(), experts(), base())
     with RemoteTarget(target(), experts(), base(), 60) as there:
         assert there.describe().stream.index_sha256 == here.stream.index_sha256
@@ -35,6 +39,8 @@ def test_the_actor_does_what_the_loop_does(target: Targets) -> None:
         there.restore(here.snapshot())
         assert there.forwards_so_far() == here.forwards_so_far()
         assert [len(batch) for batch in there.answers().labels] == [8] * there.describe().stream.batches
+    assert ray.get(own) == "own"
+    ray.shutdown()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from fedmerge.adaptation.ray.cluster import nodes, start_ray
+from fedmerge.adaptation.ray.cluster import nodes, started_ray
 from fedmerge.adaptation.ray.placement import Wanted
 from fedmerge.adaptation.ray.restart import Revival
 from fedmerge.adaptation.ray.shards import ShardActors
@@ -63,7 +63,8 @@ class RemoteTarget:
     def __enter__(self) -> Self:
         import ray
 
-        start_ray(ray)
+        self._ray = started_ray(ray)
+        self._ray.__enter__()
         try:
             place = self._wanted.place(nodes(ray))
             self._wanted = self._wanted.at(place)
@@ -82,7 +83,7 @@ class RemoteTarget:
             ray.kill(self._actor)
             self._actor = None
         self._shards.end()
-        ray.shutdown()
+        self._ray.__exit__(None, None, None)
 
     def _hand_over(self, experts: Sequence[Contribution]) -> None:
         """The experts one at a time, so that neither Ray's object store nor the actor holds more than one beside the bank."""

@@ -29,16 +29,21 @@ def put(file: Path, state: State, *, digest: str = "", **words: str) -> None:
 
 
 def take(file: Path, mend: str) -> tuple[State, dict[str, str], str]:
-    """Arrays, words and the arrays' digest, verified. Raises FolderError with `mend` if they cannot be read, or were changed."""
+    """Arrays, words and the arrays' digest, verified. Raises FolderError with `mend` if they were changed, or torn; and where this
+    user may not read them."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        with file.open("rb"):  # safetensors says "no such file" of one that may not be read
+            pass
         with safe_open(file, "pt") as opened:
             state = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             words = dict(opened.metadata() or {})
         digest = state_digest(state)
         if words.pop("digests", None) != f"{digest} {_digest(words)}":
             raise ValueError("its digest differs")
+    except PermissionError as error:
+        raise FolderError(f"{file}: this user may not read it ({error.strerror}); ask its owner for the right to") from None
     except (OSError, ValueError, SafetensorError) as error:
         raise FolderError(f"{file}: cannot be read ({error}); {mend}") from None
     return state, words, digest
