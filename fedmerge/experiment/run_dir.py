@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -141,10 +141,23 @@ def _installed() -> list[str]:
 
 
 def _machine() -> dict[str, Any]:
-    """What may explain a difference in timing; nothing that names the machine or its user."""
+    """What may explain a difference in timing and in the last bits; nothing that names the machine or its user."""
+    import torch
+
     return {
         "system": platform.system(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "architecture": platform.machine(),
         "cores": cores(),
         "byte_order": sys.byteorder,
     }
+
+
+def _processor() -> str:
+    """The processor's kind: sums are added up in another order on another, and a run gives other last bits."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -23,7 +23,7 @@ from fedmerge.errors import Problem, ScenarioError, SiteError
 from fedmerge.experiment.experiment import Experiment, Overrides, load_experiment
 from fedmerge.experiment.overrides import parse
 from fedmerge.report.pages.sweep import write_grid
-from fedmerge.report.sweep_table import Grid, plainly
+from fedmerge.report.sweep_table import MAJORITY, Grid, plainly
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.system.process import cores
 from fedmerge.system.yaml_loader import read_yaml
@@ -149,7 +149,9 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
 
 def _row(cell: Cell, folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return {"seed": cell.seed, "target": cell.target, "settings": dict(cell.settings), "methods": summary["methods"]}
+    always = {MAJORITY: summary["majority_class"]} if "majority_class" in summary else {}  # a cell of an older version has none
+    methods = {**summary["methods"], **always}
+    return {"seed": cell.seed, "target": cell.target, "settings": dict(cell.settings), "methods": methods}
 
 
 def _done(folder: Path, experiment: Experiment) -> bool:

@@ -249,3 +249,11 @@ def test_mcnemar_and_holm_are_those_of_statsmodels(a: int, b: int, ps: list[floa
     assert significance.mcnemar(a, b) == pytest.approx(mcnemar([[7, a], [b, 9]], exact=True).pvalue, abs=1e-12)
     assert significance.holm(ps) == pytest.approx(multipletests(ps, method="holm")[1].tolist(), abs=1e-12)
     gc.unfreeze()
+
+
+def test_the_commonest_class_alone_is_told_and_never_ranked(record: RunRecord) -> None:
+    """By hand: a stream of 7 of one class and 3 of another, of three that there are."""
+    labels = [np.array([1] * 7 + [2] * 3)] * len(record.labels)
+    found = summarize(replace(record, labels=labels))
+    assert found["majority_class"] == {"class": "heart", "accuracy": 0.7, "balanced_accuracy": 0.5, "ranked": False}
+    assert "majority_class" not in found["methods"]
