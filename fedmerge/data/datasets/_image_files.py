@@ -1,22 +1,13 @@
-"""What lies in an image folder `<root>/<domain>/<class>/*` (the layout of DomainBed), found without opening any image; and
-decoding the images, with names for those that cannot be decoded."""
+"""What lies in an image folder `<root>/<domain>/<class>/*` (the layout of DomainBed), found without opening any image."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-import struct
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
-
-from fedmerge.data.datasets._base import Geometry
 from fedmerge.errors import Problem, nearest
 
 LAYOUT = "a folder with the layout <root>/<domain>/<class>/<image>"
@@ -95,43 +86,3 @@ def _item(domain: str, label: str, entry: os.DirEntry[str]) -> ImageFile:
 def _folders(path: Path) -> tuple[str, ...]:
     with os.scandir(path) as entries:
         return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
-
-
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises for a file that is truncated, no image, or too large to be one."""
-
-
-def decode(path: Path, geometry: Geometry) -> NDArray[np.uint8]:
-    """One image (size, size, channels), turned as its EXIF says, in gray or color, resized with antialiasing.
-
-    The whole image is stretched to a square, as in DomainBed. Raises one of DAMAGE.
-    """
-    with Image.open(path) as opened:
-        upright: Any = ImageOps.exif_transpose(opened)
-        if upright.mode.startswith("I"):  # 16 bits: keep the upper eight
-            upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-        image = upright.convert("L" if geometry.channels == 1 else "RGB")
-        image = image.resize((geometry.size, geometry.size), Image.Resampling.BICUBIC)
-    return np.asarray(image, np.uint8).reshape(geometry.size, geometry.size, geometry.channels)
-
-
-def decode_all(paths: Sequence[Path], geometry: Geometry) -> dict[str, NDArray[Any]]:
-    """pixels (n, size, size, channels) of the files that can be decoded, `good` (n,) their positions in `paths`,
-
-    and for the others `broken` (m,) their positions and `reasons` (m,) in words.
-    """
-    pixels: list[NDArray[np.uint8]] = []
-    good: list[int] = []
-    broken: list[tuple[int, str]] = []
-    for position, path in enumerate(paths):
-        try:
-            pixels.append(decode(path, geometry))
-            good.append(position)
-        except DAMAGE as error:
-            broken.append((position, "no image" if isinstance(error, UnidentifiedImageError) else str(error)))
-    return {
-        "pixels": np.stack(pixels) if pixels else np.empty((0, geometry.size, geometry.size, geometry.channels), np.uint8),
-        "good": np.array(good, np.int64),
-        "broken": np.array([position for position, _ in broken], np.int64),
-        "reasons": np.array([reason for _, reason in broken], np.str_),
-    }

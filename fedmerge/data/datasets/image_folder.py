@@ -6,22 +6,32 @@ import hashlib
 import json
 import logging
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field, FiniteFloat
 
 from fedmerge.data.cache import cached
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Source
-from fedmerge.data.datasets._image_files import decode_all
+from fedmerge.data.datasets._decode import MOST_PIXELS, Reading, decode_all, shortened
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
 from fedmerge.errors import DataError, Problem
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever the same files would give other pixels."""
 
 log = logging.getLogger(__name__)
+
+
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError("expected [black, white] with black below white")
+    return bounds
+
+
+Bounds = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]
 
 
 class ImageFolder(Source):
@@ -32,6 +42,19 @@ class ImageFolder(Source):
     split: Split | None = Field(None, description="the part of these domains that this hospital holds; default everything")
     flips: bool = Field(False, description="whether a horizontal flip preserves the label")
     max_broken: int = Field(3, ge=0, description="files that may be truncated or no image; they are named and left out")
+    gray_range: Bounds | None = Field(
+        None,
+        description="[black, white] of images of more than 8 bits, in the files' own values; the same at all hospitals and "
+        "the target if their values mean the same. Default: 0 to the most that 8, 10, 12, 14 or 16 bits hold (0 to 1 for "
+        "fractions), the fewest that hold all images here; values below 0 need a range. Images of 8 bits stay as they are",
+    )
+    background: Literal["black", "white"] = Field("black", description="what shows through transparent pixels")
+    page: int | None = Field(
+        None, ge=1, description="which page, frame or slice of files that hold several, from 1; default the first, with a warning"
+    )
+    max_pixels: int = Field(
+        MOST_PIXELS, ge=1, description="most pixels of an image; larger ones would fill the memory, and are refused"
+    )
     hint: str = Field("", description="where to get the data; part of the message if the folder is not there")
 
     def check(self) -> list[Problem]:
@@ -64,7 +87,7 @@ class ImageFolder(Source):
         """A sha256 of the files' names and sizes and of the classes; the same files give the same images to any owner."""
         root = self._root()
         files = [(item.path, item.size) for item in self._items(root)]
-        determined = [VERSION, self.domains(), self.classes(), self.flips, files]
+        determined = [VERSION, self.domains(), self.classes(), self.flips, self._reading()[:-1], files]
         return hashlib.sha256(json.dumps(determined).encode()).hexdigest()
 
     def holdings(self, owner: str) -> frozenset[str]:
@@ -75,13 +98,15 @@ class ImageFolder(Source):
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
         """Images (N, size, size, channels) uint8, sorted by path within each domain.
 
-        Raises DataError, with their names, if more than `max_broken` entries are truncated or no image.
+        Raises DataError, with their names, if more than `max_broken` entries are truncated or no image, and if any cannot be read.
         """
-        root, domains, classes = self._root(), self.domains(), self.classes()
+        root, domains, classes, reading = self._root(), self.domains(), self.classes(), self._reading()
         items = self._items(root)
         files = [(item.path, item.size, item.modified) for item in items]
-        key = hashlib.sha256(json.dumps([VERSION, str(root.resolve()), geometry, files]).encode()).hexdigest()
-        decoded = cached(owner, key, lambda: decode_all([root / item.path for item in items], geometry))
+        key = hashlib.sha256(json.dumps([VERSION, str(root.resolve()), geometry, reading[:-1], files]).encode()).hexdigest()
+        decoded = cached(owner, key, lambda: decode_all(root, [item.path for item in items], geometry, reading, owner))
+        for note in decoded["notes"]:
+            log.warning("site '%s': %s: %s", owner, root, note)
         broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]
         self._report(owner, root, broken + [f"{path} (no regular file)" for path in self._irregular(root)])
         good = [items[at] for at in decoded["good"]]
@@ -96,6 +121,9 @@ class ImageFolder(Source):
                 log.warning("site '%s': domain '%s' holds no image of %s", owner, domain, ", ".join(absent))
         groups = np.arange(len(good), dtype=np.int64)
         return Images(decoded["pixels"], labels, sides, groups, classes, domains, flips=self.flips)
+
+    def _reading(self) -> Reading:
+        return Reading(self.gray_range, self.background, self.page, self.max_pixels)
 
     def _root(self) -> Path:
         root = _image_files.locate(self.root, self.hint)
@@ -121,7 +149,7 @@ class ImageFolder(Source):
     def _report(self, owner: str, root: Path, broken: list[str]) -> None:
         if not broken:
             return
-        shown = "; ".join(broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
+        shown = shortened(broken)
         if len(broken) > self.max_broken:
             raise DataError(
                 f"site '{owner}': {root}: found {len(broken)} files that are no image: {shown}; expected at most "
