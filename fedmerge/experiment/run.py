@@ -26,6 +26,7 @@ from fedmerge.experiment.training_phase import (
     train_sites,
     vetted,
 )
+from fedmerge.federated.client.site_log import written_since
 from fedmerge.federated.messages import Backend, Initial, Outcome, SiteTask
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.pool.global_models import GlobalModel
@@ -172,7 +173,7 @@ def run(
 
 def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
-    began = time.perf_counter()
+    began, started = time.perf_counter(), time.time()
     terminal = Terminal(options.quiet)
     refuse_late_events(experiment)
     with RunFolder(options.out, experiment, keep=options.resume) as folder:
@@ -213,6 +214,9 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
             summary = write(options.out, record_of(experiment, initial, experts, outcomes, progress.ledger, seen, folder))
             progress.close()
     terminal.summary(summary)
+    for site in (*experiment.sites, experiment.target):
+        if log := written_since(site.name, started):
+            terminal.say(f"site '{site.name}' has a remark in its own log: {log}")
     terminal.say(f"report: {shown_path(options.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
     return summary
 

@@ -33,8 +33,8 @@ MOST_PIXELS = 178_956_970
 TOPS = (255, 1023, 4095, 16383, 65535)
 """The brightest values of detectors of 8, 10, 12, 14 and 16 bits."""
 
-FEW_LEVELS = 17
-"""Gray levels that 12-bit values keep where 16-bit ones are expected; a picture of so few is black to the eye."""
+FEW_LEVELS = 24
+"""Gray levels of a picture that is black to the eye: values of 12 bits keep 17 where 16 bits are expected, beside a few dots."""
 
 SAMPLED = 65_536
 """Pixels of an image, at most, whose gray levels are counted."""
@@ -103,7 +103,10 @@ class Extent(NamedTuple):
     floating: bool
 
 
-def read(path: Path, how: Reading = Reading()) -> Opened:  # noqa: B008 # a tuple
+PLAIN = Reading()
+
+
+def read(path: Path, how: Reading = PLAIN) -> Opened:
     """One picture of a file, at its full depth. Raises one of DAMAGE, or Refused."""
     with _page(path, how) as (opened, pages):
         if (raw := _raw_mode(opened)) in STEPS and "transparency" in opened.info:
@@ -307,7 +310,7 @@ def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Readin
 
     Raises DataError for files that cannot be read or are too large, and for gray values that no range fits.
     """
-    seen, where = _Seen(), f"site '{owner}': {root}"
+    seen, where, given = _Seen(), f"site '{owner}': {root}", how.gray_range is not None
     for at, name in enumerate(names):
         with seen.faults_of(at, name, root / name):
             if seen.refused:  # there will be no pixels: only find out what else is wrong
@@ -333,7 +336,7 @@ def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Readin
         "good": np.array(good, np.int64),
         "broken": np.array(sorted(seen.broken), np.int64),
         "reasons": np.array([seen.broken[at] for at in sorted(seen.broken)], np.str_),
-        "notes": np.array(_notes(seen, how), np.str_),
+        "notes": np.array(_notes(seen, how, given), np.str_),
     }
 
 
@@ -389,8 +392,8 @@ def _refuse(seen: _Seen, how: Reading, where: str, names: Sequence[str]) -> None
         mend = f"Set gray_range: [black, white] in the source, {ALIKE}"
         lost = shortened([names[at] for at in sorted(seen.nearly_lost)])
         raise DataError(
-            f"{where}: found {len(seen.nearly_lost)} images of which {_range_words(seen, how)} leaves {FEW_LEVELS} gray levels or "
-            f"fewer: {lost}; expected a range that fits the values. {mend}",
+            f"{where}: found {len(seen.nearly_lost)} images of {FEW_LEVELS} gray levels or fewer by {_range_words(seen, how)}: "
+            f"{lost}; expected a range that fits the values. {mend}",
             f"source.gray_range: found a range that leaves most images {FEW_LEVELS} gray levels or fewer; expected one that fits "
             f"the values. {mend}",
         )
@@ -398,15 +401,16 @@ def _refuse(seen: _Seen, how: Reading, where: str, names: Sequence[str]) -> None
 
 def _range_words(seen: _Seen, how: Reading) -> str:
     found, (black, white) = _values(seen.extents.values()), how.gray_range or (0, 255)
-    return f"the range {black:g} (black) to {white:g} (white), for values from {found.low:g} to {found.high:g},"
+    return f"the range {black:g} (black) to {white:g} (white), for values from {found.low:g} to {found.high:g}"
 
 
-def _notes(seen: _Seen, how: Reading) -> list[str]:
-    """What is done to images that are not simply shown as they are."""
+def _notes(seen: _Seen, how: Reading, given: bool) -> list[str]:
+    """What is done to images that are not simply shown as they are. given: the range was."""
     notes: list[str] = []
     if seen.extents:
         rest = f"; {n} of 8 bits stay as they are" if (n := len(seen.pixels.keys() - seen.extents.keys())) else ""
-        notes.append(f"{len(seen.extents)} images of more than 8 bits: {_range_words(seen, how)} is used (gray_range){rest}")
+        fix = "" if given else f". To fix it, set gray_range, {ALIKE}"
+        notes.append(f"{len(seen.extents)} images of more than 8 bits are shown by {_range_words(seen, how)}{rest}{fix}")
     if seen.nearly_lost:
         notes.append(f"of {len(seen.nearly_lost)} of these images that range leaves {FEW_LEVELS} gray levels or fewer")
     if seen.transparent:
