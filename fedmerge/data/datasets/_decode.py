@@ -261,11 +261,12 @@ def _shown(deep: Deep, bounds: tuple[float, float], orientation: int) -> Image.I
 
 
 def _nearly_lost(deep: Deep, bounds: tuple[float, float]) -> bool:
-    """Whether an image of many values keeps only a few gray levels."""
+    """Whether an image of several values keeps a few gray levels only: of many values few, or levels that the eye cannot tell."""
     values = deep.values.reshape(-1)
     sample = deep._replace(values=values[:: max(1, values.size // SAMPLED)])
-    kept = len(np.unique(_mapped(sample, bounds)))
-    return kept <= FEW_LEVELS and len(np.unique(sample.values)) >= 4 * kept
+    levels, before = np.unique(_mapped(sample, bounds)), len(np.unique(sample.values))
+    alike = int(levels[-1]) - int(levels[0]) < FEW_LEVELS and before > 1
+    return alike or (len(levels) <= FEW_LEVELS and before >= 4 * len(levels))
 
 
 @dataclass
@@ -288,9 +289,8 @@ class _Seen:
         except Refused as error:
             self.refused.setdefault(error.key, []).append(f"{name} ({error})")
         except DAMAGE as error:
-            number = error.errno if isinstance(error, OSError) else None
-            if number and number != errno.EINVAL:  # EINVAL: a damaged file names a place in it that cannot be
-                self.refused.setdefault("root", []).append(f"{name} ({os.strerror(number)})")
+            if failure := _failure_to_read(path, error):
+                self.refused.setdefault("root", []).append(f"{name} ({os.strerror(failure)})")
             else:
                 self.broken[at] = _reason(error, path)
 
@@ -338,6 +338,23 @@ def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Readin
         "reasons": np.array([seen.broken[at] for at in sorted(seen.broken)], np.str_),
         "notes": np.array(_notes(seen, how, given), np.str_),
     }
+
+
+def _failure_to_read(path: Path, error: Exception) -> int | None:
+    """The system's number of what keeps a file from being read; None where its content is at fault.
+
+    Decoders in C lose that number, and a damaged file that names a place outside of itself gives EINVAL: both are settled by
+    reading the file once more.
+    """
+    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+        return error.errno
+    try:
+        with path.open("rb") as file:
+            while file.read(1 << 24):
+                pass
+    except OSError as failure:
+        return failure.errno
+    return None
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -220,6 +220,7 @@ def test_values_without_a_natural_range_need_one(values: NDArray[Any], tmp_path:
         (BITS_12, (1e5, 1e6)),
         (np.where(SPOT == 1, 65535, BITS_12).astype(np.uint16), None),
         ((SPOT * 1.5).astype(np.float32), None),
+        (BITS_12 % 4, None),
     ],
 )
 def test_a_range_that_leaves_few_gray_levels_is_refused(
