@@ -20,6 +20,7 @@ from fedmerge.experiment.validation import (
     method_problems,
     name_problems,
     of_one_name,
+    once,
     placed,
     unfit,
     unprotected,
@@ -120,7 +121,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
     if problems or scenario is None or target is None:
-        raise ScenarioError(problems)
+        raise ScenarioError(once(problems))
     return Experiment(scenario, tuple(found), target, target.source.classes())
 
 

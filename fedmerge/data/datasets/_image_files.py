@@ -16,14 +16,37 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fedmerge.data.datasets._base import Geometry
-from fedmerge.errors import Problem, nearest
+from fedmerge.data.datasets._base import Geometry, same_names
+from fedmerge.errors import Problem, folded, nearest, quoted
 
 LAYOUT = "a folder with the layout <root>/<domain>/<class>/<image>"
 
+LEFTOVERS = frozenset(
+    (
+        *("__macosx", "icon\r", "network trash folder", "temporary items", "thevolumesettingsfolder"),  # macOS
+        *("thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),  # Windows
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),
+        *("lost+found", "__pycache__"),
+        *(
+            "@eadir",
+            "@recycle",
+            "@recently-snapshot",
+            "@sharebin",
+            "@tmp",
+            "#recycle",
+            "#snapshot",
+            "~snapshot",
+        ),  # disks in a network
+    )
+)
+"""What operating systems, network disks and tools leave in folders, in small letters; no image of anybody's."""
+
+PARTS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout"))
+"""Names of the parts of a data set, which are no classes."""
+
 
 class ImageFile(NamedTuple):
-    """One entry of a class folder. path: relative to the root, with forward slashes; regular: an ordinary file."""
+    """One entry below a class folder. path: relative to the root, with forward slashes; regular: an ordinary file."""
 
     domain: str
     label: str
@@ -69,18 +92,33 @@ def items_of(root: Path, domain: str) -> list[ImageFile]:
     for label in _folders(root / domain):
         with os.scandir(root / domain / label) as entries:
             for entry in entries:
-                if not entry.name.startswith("."):
+                if not passed_over(entry.name):
                     items.append(_item(domain, label, entry))
     return sorted(items, key=lambda item: item.path)
+
+
+def passed_over(name: str) -> bool:
+    """Whether an entry of a folder is hidden, or is what an operating system leaves there: it is neither read nor counted."""
+    return name.startswith(".") or name.casefold() in LEFTOVERS
 
 
 def unknown(folders: tuple[str, ...], known: tuple[str, ...]) -> list[Problem]:
     """Folders that are not there or named twice."""
     problems = [
-        Problem("", "folders", f"'{name}'", "a domain of the root", nearest(name, known)) for name in folders if name not in known
+        Problem("", "folders", quoted(name), "a domain of the root", nearest(name, known)) for name in folders if name not in known
     ]
     twice = sorted({name for name in folders if folders.count(name) > 1})
     return problems + [Problem("", "folders", f"'{name}' twice", "every domain once") for name in twice]
+
+
+def alike(root: Path, folders: tuple[str, ...]) -> list[Problem]:
+    """Domains and classes of one root whose names a person would take for the same. folders: the domains that are held."""
+    domains = domains_of(root)
+    held = {folded(name) for name in folders or domains}
+    places = {name: root / name for name in domains if folded(name) in held}
+    labels = {label: root / domain / label for domain in reversed(domains) for label in _folders(root / domain)}
+    mend = "Rename the folders, so that it has one name wherever it stands"
+    return same_names("root", "domain", places, mend) + same_names("root", "class", labels, mend)
 
 
 def _item(domain: str, label: str, entry: os.DirEntry[str]) -> ImageFile:
@@ -94,7 +132,7 @@ def _item(domain: str, label: str, entry: os.DirEntry[str]) -> ImageFile:
 
 def _folders(path: Path) -> tuple[str, ...]:
     with os.scandir(path) as entries:
-        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")))
+        return tuple(sorted(entry.name for entry in entries if entry.is_dir() and not passed_over(entry.name)))
 
 
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)

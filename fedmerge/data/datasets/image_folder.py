@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fedmerge.data.datasets._base import Geometry, Source
 from fedmerge.data.datasets._image_files import decode_all
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
-from fedmerge.errors import DataError, Problem
+from fedmerge.errors import DataError, Problem, quoted
 
 VERSION = 1
 """Raise it whenever the same files would give other pixels."""
@@ -41,7 +42,7 @@ class ImageFolder(Source):
             return [root]
         try:
             known = _image_files.domains_of(root)
-            if wrong := _image_files.unknown(self.folders, known):
+            if wrong := _image_files.unknown(self.folders, known) or _image_files.alike(root, self.folders):
                 return wrong
             held = sorted({item.label for item in self._items(root)})
         except OSError as error:
@@ -55,6 +56,12 @@ class ImageFolder(Source):
     def classes(self) -> tuple[str, ...]:
         """Class folders of all domains in the root, sorted."""
         return _image_files.classes_of(self._root())
+
+    def how_to_add(self, classes: Sequence[str]) -> str:
+        """Empty folders."""
+        each = " and ".join(quoted(name) for name in classes)
+        what = f"an empty folder {each}" if len(classes) == 1 else f"empty folders {each}"
+        return f"Make {what} in {quoted(self._root() / self.domains()[0])} for what it has no image of"
 
     def domains(self) -> tuple[str, ...]:
         """The chosen domains, in the order given; otherwise all, sorted."""
