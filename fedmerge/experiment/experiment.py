@@ -63,6 +63,14 @@ class Experiment:
         """Where its run is kept, unless somebody says otherwise."""
         return Path("runs") / f"{self.scenario.name}-{self.scenario.seed}"
 
+    def remarks(self) -> list[str]:
+        """What is left out of the images, by site, and classes that nobody has an image of, as far as that is seen from here."""
+        everyone = [*self.sites, self.target]
+        said = [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
+        shown = [site.source.shown() for site in everyone]
+        nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
+        return said + ([f"classes that no site has an image of: {', '.join(nobody)}"] if nobody else [])
+
     def resolved(self) -> dict[str, Any]:
         """All that was asked for, with every default written out. joining: sites that only events name, if there are any."""
         sites = [site.model_dump(mode="json") for site in self.sites]

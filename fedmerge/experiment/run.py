@@ -64,6 +64,9 @@ def hospitals(
     experiment: Experiment, options: RunOptions, folder: RunFolder, terminal: Terminal, backend: Backend
 ) -> tuple[Initial, list[SiteTask], dict[str, Outcome]]:
     """theta_0 to all sites, and their experts into the pool; the tasks of those that have one now. Raises SiteError."""
+    folder.manifest["remarks"] = experiment.remarks()
+    for remark in folder.manifest["remarks"]:
+        terminal.say(remark)
     with folder.phase("initialization"):
         initial = make_theta_0(experiment, options, terminal, backend)
     tasks = [site_task(experiment, number, initial) for number in range(len(experiment.sites))]

@@ -56,6 +56,14 @@ class Source(Plugin):
     def domains(self) -> tuple[str, ...]:
         """Domain names in domain order."""
 
+    def remarks(self) -> list[str]:
+        """What readers of a run should know of these images, such as how many are left out. No name of a file: it is shown."""
+        return []
+
+    def shown(self) -> frozenset[str] | None:
+        """Classes of which there is an image, or None if that cannot be told without loading them."""
+        return None
+
     @abstractmethod
     def identity(self, owner: str, seed: int) -> str:
         """A sha256 of all that determines the images: fields, names and sizes of files, owner, seed, version."""
