@@ -29,7 +29,7 @@ ROOT = (
     "A relative one is looked for in the folder where the command is given"
 )
 
-NO_FILES = "no files, but links to nowhere or in a circle, pipes or the like"
+NO_FILES = "no files but links to nowhere or in a circle, pipes or the like"
 
 log = logging.getLogger(__name__)
 
@@ -83,11 +83,7 @@ class ImageFolder(Source):
         with self._opened() as root:
             left, odd, items = _image_files.loose(root, self.domains()), len(self._irregular(root)), self._items(root)
         said = [f"images left out, for they lie in no class folder: {left}"] if left else []
-        said += (
-            [f"entries left out, for they are no files but links to nowhere or in a circle, pipes or the like: {odd}"]
-            if odd
-            else []
-        )
+        said += [f"entries left out, for they are {NO_FILES}: {odd}"] if odd else []
         folders: dict[str, set[str]] = {}
         for item in items:
             folders.setdefault(item.label, set()).add(item.path.split("/")[2])
