@@ -20,6 +20,7 @@ from fedmerge.experiment.validation import (
     method_problems,
     name_problems,
     of_one_name,
+    once,
     placed,
     unfit,
     unprotected,
@@ -61,6 +62,14 @@ class Experiment:
     def run_dir(self) -> Path:
         """Where its run is kept, unless somebody says otherwise."""
         return Path("runs") / f"{self.scenario.name}-{self.scenario.seed}"
+
+    def remarks(self) -> list[str]:
+        """What is left out of the images, by site, and classes that nobody has an image of, as far as that is seen from here."""
+        everyone = [*self.sites, self.target]
+        said = [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
+        shown = [site.source.shown() for site in everyone]
+        nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
+        return said + ([f"classes that no site has an image of: {', '.join(nobody)}"] if nobody else [])
 
     def resolved(self) -> dict[str, Any]:
         """All that was asked for, with every default written out. joining: sites that only events name, if there are any."""
@@ -120,7 +129,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
     if problems or scenario is None or target is None:
-        raise ScenarioError(problems)
+        raise ScenarioError(once(problems))
     return Experiment(scenario, tuple(found), target, target.source.classes())
 
 

@@ -275,3 +275,42 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "here" / "thesis" / "chapter-1.tex").write_text("x")
     assert "found files that are no run" in refused(run(tmp_path / "here", "scenarios/tiny.yaml", "--out", "thesis"))
     assert [path.name for path in (tmp_path / "here" / "thesis").iterdir()] == ["chapter-1.tex"]
+
+
+def albums(here: Path, **classes: str) -> Path:
+    """A scenario whose hospitals and target have roots of their own, with these classes."""
+    file = world(here)
+    for name, labels in classes.items():
+        for number, label in enumerate(labels.split()):
+            (here / name / "ward" / label).mkdir(parents=True)
+            Image.new("L", (16, 16), 20 * number).save(here / name / "ward" / label / "0.png")
+        site(name, source={"kind": "image_folder", "root": str(here / name)})(here, {})
+    file.write_text(yaml.safe_dump({**SCENARIO, "stream": {"kind": "iid"}}))
+    return file
+
+
+def test_a_class_that_one_hospital_lacks_or_writes_otherwise(tmp_path: Path) -> None:
+    """What to do is said, for a hospital and for the target."""
+    for name in ("south", "mercy"):
+        three = dict.fromkeys(("north", "south", "mercy"), "ham mel n\u00e4vus")
+        for number, (labels, words) in enumerate(
+            {
+                "ham mel": f"Make an empty folder 'n\u00e4vus' in '{tmp_path}/{name}0/{name}/ward'",
+                "ham mel na\u0308vus": "as 'north' calls it: the names differ in Unicode form only",
+                "Ham mel n\u00e4vus": "Rename 'Ham' to 'ham', as 'north' calls it: the names differ in case only",
+                "ham mel n\u00e4vus other": "the others need them too",
+            }.items()
+        ):
+            file = albums(tmp_path / f"{name}{number}", **{**three, name: labels})
+            with pytest.raises(ScenarioError, match=f"site '{name}'") as error:
+                load_experiment(file)
+            assert len(error.value.problems) == 1
+            assert words in str(error.value)
+
+
+def test_a_mistake_that_several_sites_have_is_told_once(tmp_path: Path) -> None:
+    file = albums(tmp_path / "here", north="ham mel", south="ham mel", mercy="ham mel")
+    for name in ("north", "south", "mercy"):
+        site(name, source={"kind": "image_folder", "root": "gone"})(tmp_path / "here", {})
+    with pytest.raises(ScenarioError, match=r"1 problem\n.*north.yaml, line \d \(and 2 more files\): source.root: found"):
+        load_experiment(file)

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 
 from fedmerge.federated.client.site_log import own_log
-from tests.front_door import SCENARIO, done
+from tests.front_door import SCENARIO, done, read
 
 
 def test_how_values_of_12_bits_are_shown_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +30,8 @@ def test_how_values_of_12_bits_are_shown_is_said(tmp_path: Path, monkeypatch: py
     (tmp_path / "scenarios" / "tiny.yaml").write_text(yaml.safe_dump(SCENARIO | changes))
     told = done(tmp_path, "--out", "run", "--pool", "pool")
     assert told.count("has a remark in its own log") == 2
+    remarks = read(tmp_path / "run" / "manifest.json")["remarks"]
+    assert remarks == [f"site '{name}' has a remark in its own log" for name in ("north", "mercy")]
     for name in ("north", "mercy"):
         assert f"site '{name}' has a remark in its own log" in told
         said = own_log(name).read_text()

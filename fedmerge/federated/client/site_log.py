@@ -94,5 +94,5 @@ def _write(site: str, text: str) -> None:
     """A log that cannot be written is no error."""
     with suppress(OSError):
         own_log(site).parent.mkdir(parents=True, exist_ok=True)
-        with own_log(site).open("a", encoding="utf-8") as file:
+        with own_log(site).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}")
