@@ -22,6 +22,7 @@ from fedmerge.experiment.validation import (
     of_one_name,
     once,
     placed,
+    shown_otherwise,
     unfit,
     unprotected,
 )
@@ -64,11 +65,12 @@ class Experiment:
         return Path("runs") / f"{self.scenario.name}-{self.scenario.seed}"
 
     def remarks(self) -> list[str]:
-        """What is left out of the images, by site, and classes that nobody has an image of, as far as that is seen from here."""
+        """What is left out of the images, by site, what differs between sites, and classes that nobody shows, as seen from here."""
         everyone = [*self.sites, self.target]
         said = [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
         shown = [site.source.shown() for site in everyone]
         nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
+        said += shown_otherwise(everyone)
         return said + ([f"classes that no site has an image of: {', '.join(nobody)}"] if nobody else [])
 
     def resolved(self) -> dict[str, Any]:

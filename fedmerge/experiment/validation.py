@@ -218,3 +218,21 @@ def generalist_nowhere(where: str, scenario: Scenario) -> list[Problem]:
     rows = f", or a row of 'federated': {', '.join(keys)}" if keys else ""
     hint = nearest(str(given), keys) if keys else ""
     return [Problem(where, "generalist", found, f"a safetensors file{rows}", hint if hint.endswith("?") else "")]
+
+
+def shown_otherwise(sites: Sequence[Site]) -> list[str]:
+    """Remarks on keys for the values of image files that differ between sites: the same values are then not the same pixels."""
+    said: list[str] = []
+    for key in ("gray_range", "background", "page"):
+        where: dict[str, list[str]] = {}
+        for site in sites:
+            if key in type(site.source).model_fields:
+                given = getattr(site.source, key)
+                words = (
+                    f"[{given[0]:g}, {given[1]:g}]" if isinstance(given, tuple) else "not given" if given is None else str(given)
+                )
+                where.setdefault(words, []).append(site.name)
+        if len(where) > 1:
+            each = "; ".join(f"{given} at {', '.join(names)}" for given, names in where.items())
+            said.append(f"source.{key} differs: {each}")
+    return said

@@ -24,14 +24,16 @@ def test_how_values_of_12_bits_are_shown_is_said(tmp_path: Path, monkeypatch: py
             for number in range(12):
                 picture = rng.integers(0, top, (16, 16)).astype(np.uint8 if top == 255 else np.uint16)
                 Image.fromarray(picture).save(tmp_path / "album" / name / label / f"{number}.png")
-        site = {"name": name, "source": {"kind": "image_folder", "root": "album", "folders": [name]}}
+        source = {"kind": "image_folder", "root": "album", "folders": [name]}
+        site = {"name": name, "source": source | ({"gray_range": [0, 4095]} if name == "north" else {})}
         (tmp_path / "sites" / f"{name}.yaml").write_text(yaml.safe_dump(site))
     changes = {"stream": {"kind": "iid", "batch_size": 8}, "methods": ["mean"], "training": {"runs": 1, "epochs": 1}}
     (tmp_path / "scenarios" / "tiny.yaml").write_text(yaml.safe_dump(SCENARIO | changes))
     told = done(tmp_path, "--out", "run", "--pool", "pool")
     assert told.count("has a remark in its own log") == 2
     remarks = read(tmp_path / "run" / "manifest.json")["remarks"]
-    assert remarks == [f"site '{name}' has a remark in its own log" for name in ("north", "mercy")]
+    assert remarks[0] == "source.gray_range differs: [0, 4095] at north; not given at south, mercy"
+    assert remarks[1:] == [f"site '{name}' has a remark in its own log" for name in ("north", "mercy")]
     for name in ("north", "mercy"):
         assert f"site '{name}' has a remark in its own log" in told
         said = own_log(name).read_text()
