@@ -428,6 +428,8 @@ def _notes(seen: _Seen, how: Reading, given: bool) -> list[str]:
         rest = f"; {n} of 8 bits stay as they are" if (n := len(seen.pixels.keys() - seen.extents.keys())) else ""
         fix = "" if given else f". To fix it, set gray_range, {ALIKE}"
         notes.append(f"{len(seen.extents)} images of more than 8 bits are shown by {_range_words(seen, how)}{rest}{fix}")
+    elif given:
+        notes.append("no image has more than 8 bits, so that gray_range changes nothing")
     if seen.nearly_lost:
         notes.append(f"of {len(seen.nearly_lost)} of these images that range leaves {FEW_LEVELS} gray levels or fewer")
     if seen.transparent:

@@ -183,6 +183,13 @@ def test_one_range_holds_for_a_whole_source_and_8_bits_stay(tmp_path: Path) -> N
     assert explicit.reshape(3, -1).max(1).tolist() == [255, 255, 90]
 
 
+def test_a_range_that_nothing_needs_is_said(tmp_path: Path) -> None:
+    pillow(tmp_path / "8.png", (SPOT * 90).astype(np.uint8))
+    found = decoded(tmp_path, Reading((0, 90)))
+    assert found["pixels"].max() == 90
+    assert found["notes"].tolist() == ["no image has more than 8 bits, so that gray_range changes nothing"]
+
+
 def test_what_is_white_is_white(tmp_path: Path) -> None:
     tiff(tmp_path / "0.tif", (SPOT * 4095).astype(np.uint16), photometric=0)
     tiff(tmp_path / "1.tif", (SPOT * 4095).astype(np.uint16))
@@ -290,7 +297,7 @@ CLEAR: dict[str, Any] = {
 def test_transparent_pixels_show_the_background(name: str, channels: int, tmp_path: Path) -> None:
     CLEAR[name](tmp_path / name)
     for background, level in (("black", 0), ("white", 255)):
-        found = decoded(tmp_path, Reading((0, 65535), background), Geometry(SIDE, channels))
+        found = decoded(tmp_path, Reading((0, 65535) if "deep" in name else None, background), Geometry(SIDE, channels))
         pixels = found["pixels"][0]
         assert np.unique(pixels[:, : SIDE // 2 - 2]).tolist() == [level]
         assert f"1 images with transparency are shown on {background} (background)" in found["notes"]
