@@ -10,6 +10,7 @@ import errno
 import os
 import struct
 import sys
+import warnings
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +25,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.errors import DataError
 
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error)
+DAMAGE = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
+    *(RuntimeError, SystemError),  # of decoders in C
+)
 """What Pillow raises for a file that is truncated or no image."""
 
 MOST_PIXELS = 178_956_970
@@ -311,6 +315,22 @@ def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Readin
     Raises DataError for files that cannot be read or are too large, and for gray values that no range fits.
     """
     seen, where, given = _Seen(), f"site '{owner}': {root}", how.gray_range is not None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # what matters of it is said by files' names, or in `notes`
+        how = _look(seen, root, names, geometry, how, where)
+    _refuse(seen, how, where, names)
+    good, empty = sorted(seen.pixels), np.empty((0, geometry.size, geometry.size, geometry.channels), np.uint8)
+    return {
+        "pixels": np.stack([seen.pixels[at] for at in good]) if good else empty,
+        "good": np.array(good, np.int64),
+        "broken": np.array(sorted(seen.broken), np.int64),
+        "reasons": np.array([seen.broken[at] for at in sorted(seen.broken)], np.str_),
+        "notes": np.array(_notes(seen, how, given), np.str_),
+    }
+
+
+def _look(seen: _Seen, root: Path, names: Sequence[str], geometry: Geometry, how: Reading, where: str) -> Reading:
+    """Fill in what is seen: images of 8 bits at once, and deeper ones when the values of all of them are known; the range used."""
     for at, name in enumerate(names):
         with seen.faults_of(at, name, root / name):
             if seen.refused:  # there will be no pixels: only find out what else is wrong
@@ -329,15 +349,7 @@ def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Readin
                 seen.add(at, found, geometry, how)
                 if isinstance(found.picture, Deep) and how.gray_range and _nearly_lost(found.picture, how.gray_range):
                     seen.nearly_lost.add(at)
-    _refuse(seen, how, where, names)
-    good, empty = sorted(seen.pixels), np.empty((0, geometry.size, geometry.size, geometry.channels), np.uint8)
-    return {
-        "pixels": np.stack([seen.pixels[at] for at in good]) if good else empty,
-        "good": np.array(good, np.int64),
-        "broken": np.array(sorted(seen.broken), np.int64),
-        "reasons": np.array([seen.broken[at] for at in sorted(seen.broken)], np.str_),
-        "notes": np.array(_notes(seen, how, given), np.str_),
-    }
+    return how
 
 
 def _failure_to_read(path: Path, error: Exception) -> int | None:

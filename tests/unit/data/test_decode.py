@@ -5,13 +5,14 @@ from __future__ import annotations
 import struct
 import sys
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, features
 
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets._decode import Deep, Reading, decode_all, pixels_of, read
@@ -362,6 +363,27 @@ def test_what_pillow_cannot_read_is_told_by_its_kind(tmp_path: Path) -> None:
     (tmp_path / "c.png").write_text("no image")
     kinds = ["a TIFF of a kind that Pillow cannot read", "DICOM", "no image"]
     assert [reason.startswith(kind) for reason, kind in zip(decoded(tmp_path)["reasons"], kinds, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize("name", [*DEEP, *CLEAR, "photo.avif"])
+def test_damaged_files_are_named_and_nothing_else_happens(name: str, tmp_path: Path) -> None:
+    if name in DEEP:
+        DEEP[name][0](tmp_path / name, DEEP[name][1])
+    elif name in CLEAR:
+        CLEAR[name](tmp_path / name)
+    elif features.check("avif"):
+        Image.fromarray(CUT_OUT).save(tmp_path / name)
+    else:
+        pytest.skip("this Pillow reads no AVIF")
+    whole, rng = (tmp_path / name).read_bytes(), np.random.default_rng(0)
+    for trial in range(24):
+        damaged = bytearray(whole[: len(whole) * (trial + 1) // 24])
+        for at in rng.integers(0, min(len(damaged), 200), 3) if trial % 2 else []:
+            damaged[at] = rng.integers(256)
+        (tmp_path / name).write_bytes(damaged)
+        with suppress(DataError):  # values and sizes that damage made up
+            found = decode_all(tmp_path, [name], GRAY, Reading((-3000, 65535)), "x")
+            assert len(found["good"]) + len(found["broken"]) == 1
 
 
 def test_a_file_that_has_vanished_is_not_broken(tmp_path: Path) -> None:
