@@ -22,6 +22,7 @@ from fedmerge.experiment.validation import (
     of_one_name,
     once,
     placed,
+    public_problems,
     shown_otherwise,
     unfit,
     unprotected,
@@ -121,6 +122,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
     problems += name_problems(str(path), names, joining, target_name)
     problems += agreement_problems(found + ([target] if target else []), scenario.events if scenario else ())
     problems += event_problems(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
+    problems += public_problems(str(path), scenario) if scenario else []
     if scenario and target:
         channels = scenario.model.geometry.channels
         in_stream = scenario.stream.check(target.source.domains()) + mismatched(scenario.stream.conditions(), channels, "families")

@@ -147,6 +147,12 @@ def once(problems: Sequence[Problem]) -> list[Problem]:
     return found
 
 
+def public_problems(where: str, scenario: Scenario) -> list[Problem]:
+    """Public images that cannot be used: of the proxy, and of the checks."""
+    sources = {"initialization.source": getattr(scenario.initialization, "source", None), "probe": scenario.probe}
+    return [placed(where, key, problem) for key, source in sources.items() if source for problem in source.check()]
+
+
 def method_problems(where: str, scenario: Scenario, names: list[str], sites: list[Site]) -> list[Problem]:
     kinds = [statistic.kind() for statistic in scenario.uploads]
     problems = [
