@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -37,6 +39,9 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
 
     @functools.wraps(verb)
     def run(*args: A.args, **kwargs: A.kwargs) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a name that a terminal cannot show ends no run
         try:
             with extras_named(), ending_as_interrupt():
                 verb(*args, **kwargs)

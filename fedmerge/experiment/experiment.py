@@ -20,7 +20,10 @@ from fedmerge.experiment.validation import (
     method_problems,
     name_problems,
     of_one_name,
+    once,
     placed,
+    public_problems,
+    shown_otherwise,
     unfit,
     unprotected,
 )
@@ -61,6 +64,15 @@ class Experiment:
     def run_dir(self) -> Path:
         """Where its run is kept, unless somebody says otherwise."""
         return Path("runs") / f"{self.scenario.name}-{self.scenario.seed}"
+
+    def remarks(self) -> list[str]:
+        """What is left out of the images, by site, what differs between sites, and classes that nobody shows, as seen from here."""
+        everyone = [*self.sites, self.target]
+        said = [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
+        shown = [site.source.shown() for site in everyone]
+        nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
+        said += shown_otherwise(everyone)
+        return said + ([f"classes that no site has an image of: {', '.join(nobody)}"] if nobody else [])
 
     def resolved(self) -> dict[str, Any]:
         """All that was asked for, with every default written out. joining: sites that only events name, if there are any."""
@@ -110,6 +122,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
     problems += name_problems(str(path), names, joining, target_name)
     problems += agreement_problems(found + ([target] if target else []), scenario.events if scenario else ())
     problems += event_problems(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
+    problems += public_problems(str(path), scenario) if scenario else []
     if scenario and target:
         channels = scenario.model.geometry.channels
         in_stream = scenario.stream.check(target.source.domains()) + mismatched(scenario.stream.conditions(), channels, "families")
@@ -120,7 +133,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
     if problems or scenario is None or target is None:
-        raise ScenarioError(problems)
+        raise ScenarioError(once(problems))
     return Experiment(scenario, tuple(found), target, target.source.classes())
 
 

@@ -124,6 +124,8 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
     plans = {cell.name: load_experiment(sweep.scenario, cell.overrides(sweep.methods)) for cell in sweep.cells}
     left = [cell for cell in sweep.cells if not _done(sweep.out / "cells" / cell.name, plans[cell.name])]
     terminal.say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} of them done before; {sweep.jobs} at a time")
+    for remark in dict.fromkeys(remark for cell in left for remark in plans[cell.name].remarks()):
+        terminal.say(remark)
     failed: dict[str, str] = {}
     sets = {_experts_key(plans[cell.name]): cell for cell in reversed(left)}
     for number, cell in enumerate(sets.values()):
