@@ -28,6 +28,7 @@ from fedmerge.experiment.validation import (
     unprotected,
 )
 from fedmerge.federated.site import Site
+from fedmerge.system.files import is_there
 from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read_yaml, value_at
 
 
@@ -160,10 +161,10 @@ def site_file(name: str, scenario: Path) -> Path:
     """Where a site's YAML is: a path as given, else `sites/` beside the scenario's folder, in it, or in this folder."""
     if name.endswith((".yaml", ".yml")):
         given = Path(name)
-        return given if given.is_absolute() or given.exists() else scenario.parent / given
+        return given if given.is_absolute() or is_there(given) else scenario.parent / given
     folders = [scenario.resolve().parent.parent / "sites", scenario.resolve().parent / "sites", Path("sites")]
     candidates = [folder / f"{name}.yaml" for folder in folders]
-    return next((item for item in candidates if item.exists()), candidates[0])
+    return next((item for item in candidates if is_there(item)), candidates[0])
 
 
 def _read_site(name: str, scenario: Path, problems: list[Problem]) -> Site | None:

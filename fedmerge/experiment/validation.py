@@ -136,10 +136,11 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def once(problems: Sequence[Problem]) -> list[Problem]:
-    """Each problem once, where several files have it, such as sites that share a folder."""
+    """What is wrong with a folder of images that several sites share, once: their files are named by the first."""
     places: dict[Problem, list[str]] = {}
     for problem in problems:
-        places.setdefault(replace(problem, where=""), []).append(problem.where)
+        shared = problem.key.startswith("source.")
+        places.setdefault(replace(problem, where="") if shared else problem, []).append(problem.where)
     found = []
     for problem, where in places.items():
         more = len(set(where)) - 1

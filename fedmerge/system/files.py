@@ -86,3 +86,11 @@ def write_secret(file: Path, content: bytes) -> None:
     """Write `content` to `file`, whole or not at all, readable by its owner alone from the first byte on. Raises OSError."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     atomic_write(file, content, SECRET)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path, as far as this user may look."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

@@ -351,3 +351,16 @@ def test_a_name_that_is_not_utf_8_is_refused_by_every_verb(tmp_path: Path) -> No
         said = refused(fedmerge(tmp_path / "here", *words))
         assert said.count("ward/n\\xe4vus'; expected folders with names in UTF-8") == 1
     assert not (tmp_path / "here" / "pool").exists()
+
+
+def test_a_folder_of_sites_that_may_not_be_read(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    sites = tmp_path / "here" / "sites"
+    sites.chmod(0)
+    try:
+        if os.access(sites, os.X_OK):
+            pytest.skip("this user may read every folder")
+        with pytest.raises(ScenarioError, match=r"sites/north\.yaml: found Permission denied"):
+            load_experiment(file)
+    finally:
+        sites.chmod(0o700)

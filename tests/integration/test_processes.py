@@ -13,7 +13,7 @@ from fedmerge.federated.messages import Job, SiteTask, Tick
 from fedmerge.federated.pool.experts import ExpertPool
 from tests.front_door import command, done, same_predictions, world
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 def experts(pool: Path) -> dict[str, bytes]:

@@ -23,16 +23,7 @@ LEFTOVERS = frozenset(
         *("thumbs.db", "thumbs.db:encryptable", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"),  # Windows
         *("$recycle.bin", "recycler", "recycled", "system volume information", "found.000"),
         *("lost+found", "__pycache__"),
-        *(
-            "@eadir",
-            "@recycle",
-            "@recently-snapshot",
-            "@sharebin",
-            "@tmp",
-            "#recycle",
-            "#snapshot",
-            "~snapshot",
-        ),  # disks in a network
+        *("@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot", "~snapshot"),  # network disks
     )
 )
 """What operating systems, network disks and tools leave in folders, in small letters; no image of anybody's."""
@@ -118,9 +109,8 @@ def items_of(root: Path, domain: str) -> list[ImageFile]:
 def _below(root: Path, domain: str, label: str) -> Iterator[ImageFile]:
     """All files of one class, whatever folders they lie in. Links to folders are followed after all folders, each place once."""
     top = root / domain / label
-    read = {
-        _place(folder) for folder in (*top.absolute().parents, *top.resolve().parents)
-    }  # a link up there would read all classes
+    above = (*top.absolute().parents, *top.resolve().parents)
+    read = {_place(folder) for folder in above}  # a link that leads there would read all classes
     left: deque[tuple[Path, str]] = deque([(top, f"{domain}/{label}")])
     while left:
         folder, path = left.popleft()
@@ -196,9 +186,8 @@ def _unwritable(folders: Sequence[Path]) -> list[Problem]:
         return []
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     expected = "folders with names in UTF-8, without control characters"
-    return [
-        Problem("", "root", f"{quoted(wrong[0])}{more}", expected, "Rename it; for names from Windows: convmv -f latin1 -t utf8")
-    ]
+    mend = "Rename it; for names from Windows: convmv -f latin1 -t utf8"
+    return [Problem("", "root", f"{quoted(wrong[0])}{more}", expected, mend)]
 
 
 def _parts(classes: Mapping[str, Path]) -> list[Problem]:

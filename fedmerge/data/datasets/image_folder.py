@@ -80,17 +80,11 @@ class ImageFolder(Source):
             known = _image_files.domains_of(root, self.folders)
             if wrong := _image_files.unknown(root, self.folders, known) or _image_files.unfit_names(root, self.folders):
                 return wrong
-            if (odd := len(self._irregular(root))) > self.max_broken:
-                return [
-                    Problem(
-                        "",
-                        "max_broken",
-                        f"{odd} entries that are {NO_FILES}",
-                        f"at most {self.max_broken}",
-                        "Remove them, or raise it",
-                    )
-                ]
-            held = sorted({item.label for item in self._items(root)})
+            items, odd = self._listed(root)
+            if len(odd) > self.max_broken:
+                found, mend = f"{len(odd)} entries that are {NO_FILES}", "Remove them, or raise max_broken to leave them out"
+                return [Problem("", "max_broken", found, f"at most {self.max_broken}", mend)]
+            held = sorted({item.label for item in items})
             if len(held) > 1:
                 return []
             left = _image_files.loose(root, self.domains())
@@ -104,20 +98,16 @@ class ImageFolder(Source):
     def remarks(self) -> list[str]:
         """What is left out, in counts, and what else may not be as its owner thinks."""
         with self._opened() as root:
-            left, odd, items = _image_files.loose(root, self.domains()), len(self._irregular(root)), self._items(root)
+            left, (items, odd) = _image_files.loose(root, self.domains()), self._listed(root)
         said = [f"images left out, for they lie in no class folder: {left}"] if left else []
-        said += [f"entries left out, for they are {NO_FILES}: {odd}"] if odd else []
-        folders: dict[str, set[str]] = {}
+        said += [f"entries left out, for they are {NO_FILES}: {len(odd)}"] if odd else []
+        below = {item.label: set[str]() for item in items}
         for item in items:
-            folders.setdefault(item.label, set()).add(item.path.split("/")[2])
-        first = next(iter(folders.values()), set())
-        if (
-            len(folders) > 1
-            and all(those == first for those in folders.values())
-            and all(item.path.count("/") > 2 for item in items)
-        ):
+            below[item.label].add(item.path.split("/", 3)[2] if item.path.count("/") > 2 else "")
+        first = next(iter(below.values()), {""})
+        if len(below) > 1 and "" not in first and all(those == first for those in below.values()):
             said.append(
-                f"in all classes ({', '.join(folders)}) images lie in the same folders below: is the root one folder too high?"
+                f"images of all classes ({', '.join(below)}) lie in the same folders below: is the root one folder too high?"
             )
         return said
 
@@ -161,14 +151,14 @@ class ImageFolder(Source):
         """
         domains, classes, reading = self.domains(), self.classes(), self._reading()
         with self._opened() as root:
-            items, irregular = self._items(root), self._irregular(root)
+            items, odd = self._listed(root)
         files = [(item.path, item.size, item.modified) for item in items]
         key = hashlib.sha256(json.dumps([VERSION, str(root.resolve()), geometry, reading[:-1], files]).encode()).hexdigest()
         decoded = cached(owner, key, lambda: decode_all(root, [item.path for item in items], geometry, reading, owner))
         for note in decoded["notes"]:
             log.warning("site '%s': %s: %s", owner, root, note)
         broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]
-        self._report(owner, root, broken + [f"{path} (no regular file)" for path in irregular])
+        self._report(owner, root, broken + [f"{path} (no regular file)" for path in odd])
         good = [items[at] for at in decoded["good"]]
         labels = np.array([classes.index(item.label) for item in good], np.int64)
         sides = np.array([domains.index(item.domain) for item in good], np.int64)
@@ -203,17 +193,20 @@ class ImageFolder(Source):
 
     def _items(self, root: Path) -> list[_image_files.ImageFile]:
         """The regular files of this part, domain after domain."""
+        return self._listed(root)[0]
+
+    def _listed(self, root: Path) -> tuple[list[_image_files.ImageFile], list[str]]:
+        """The regular files of this part, and paths of all else: never opened, for a pipe would wait for ever."""
         held: list[_image_files.ImageFile] = []
+        odd: list[str] = []
         for domain in self.folders or _image_files.domains_of(root):
-            items = [item for item in _image_files.items_of(root, domain) if item.regular]
+            found = _image_files.items_of(root, domain)
+            odd += [item.path for item in found if not item.regular]
+            items = [item for item in found if item.regular]
             names, labels = np.unique([item.label for item in items], return_inverse=True)
             part = self.split.indices(labels.astype(np.int64), domain) if self.split and len(names) else range(len(items))
             held += [items[at] for at in part]
-        return held
-
-    def _irregular(self, root: Path) -> list[str]:
-        """Folders, pipes and dangling links in place of a file: never opened, for a pipe would wait for ever."""
-        return [item.path for domain in self.domains() for item in _image_files.items_of(root, domain) if not item.regular]
+        return held, odd
 
     def _report(self, owner: str, root: Path, broken: list[str]) -> None:
         if not broken:
