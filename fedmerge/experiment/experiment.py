@@ -24,6 +24,7 @@ from fedmerge.experiment.validation import (
     unfit,
     unprotected,
 )
+from fedmerge.federated.model import try_out
 from fedmerge.federated.site import Site
 from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read_yaml, value_at
 
@@ -121,6 +122,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += generalist_nowhere(str(path), scenario) if at_target else []
     if problems or scenario is None or target is None:
         raise ScenarioError(problems)
+    try_out(scenario.model, len(target.source.classes()))
     return Experiment(scenario, tuple(found), target, target.source.classes())
 
 
