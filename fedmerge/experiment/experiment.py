@@ -27,6 +27,7 @@ from fedmerge.experiment.validation import (
     unfit,
     unprotected,
 )
+from fedmerge.federated.model import try_out
 from fedmerge.federated.site import Site
 from fedmerge.system.files import is_there
 from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read_yaml, value_at
@@ -69,7 +70,8 @@ class Experiment:
     def remarks(self) -> list[str]:
         """What is left out of the images, by site, what differs between sites, and classes that nobody shows, as seen from here."""
         everyone = [*self.sites, self.target]
-        said = [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
+        said = try_out(self.scenario.model, len(self.classes))
+        said += [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
         shown = [site.source.shown() for site in everyone]
         nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
         said += shown_otherwise(everyone)
@@ -135,6 +137,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += generalist_nowhere(str(path), scenario) if at_target else []
     if problems or scenario is None or target is None:
         raise ScenarioError(once(problems))
+    try_out(scenario.model, len(target.source.classes()))
     return Experiment(scenario, tuple(found), target, target.source.classes())
 
 

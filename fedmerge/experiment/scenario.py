@@ -44,7 +44,7 @@ class Target(Spec):
     site: str = Field(description="name of a file in sites/, or a path")
     max_bytes: ByteSize | None = Field(None, gt=0, description="memory that the target may take, e.g. 2GB")
     shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over")
-    gpus: float | None = Field(None, ge=0, allow_inf_nan=False, description="GPUs of its process; default: one if there is one")
+    gpus: float | None = Field(None, ge=0, description="GPUs of its process; default: one if there is one")
     resource: str | None = Field(
         None, min_length=1, description="resource of a Ray cluster that marks its machine; default 'target' if one declares it"
     )

@@ -185,7 +185,9 @@ def _train_proxy(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgre
     net = build(model, len(images.classes), seed=seed)
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     steps = spec.epochs * max(1, len(images) // spec.batch_size)
-    recipe = Recipe(spec.lr, 0.0, steps, spec.batch_size, "adamw", "cosine", "light", images.flips)
+    recipe = Recipe(
+        spec.lr, 0.0, steps, spec.batch_size, "adamw", "cosine", "light", images.flips, name="the proxy", lr_key="initialization.lr"
+    )
     fit(net, data, recipe, seed_of(seed, "proxy"), lambda step: on_progress(step, steps, "proxy on public images"))
     heads = head_names(net)
     return {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items() if name not in heads}
