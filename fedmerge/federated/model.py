@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.merging.bank.layout import tied
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
 from fedmerge.system.offline import silence
@@ -101,6 +102,16 @@ def try_out(spec: ModelSpec, classes: int) -> list[str]:
         expected = f"(1, {classes}), one row of logits for an image"
         raise ScenarioError([Problem("scenario", "model.kwargs", f"a model whose output is {shape}", expected)])
     return [f"model: its patches do not divide {side} pixels, so the last {rim} rows and columns are not seen"] if rim else []
+
+
+def ties_of(spec: ModelSpec) -> dict[str, str]:
+    """Names of the parameters that the model ties to others, and theirs."""
+    return _ties_of(spec.model_dump_json())
+
+
+@cache
+def _ties_of(spec: str) -> dict[str, str]:
+    return tied(build(ModelSpec.model_validate_json(spec), 2).state_dict())
 
 
 def _rim(model: nn.Module, side: int) -> int:
