@@ -27,7 +27,7 @@ Targets = Callable[..., TargetTask]
 @pytest.mark.slow
 def test_the_actor_does_what_the_loop_does(target: Targets) -> None:
     """In the Ray of who calls, as in a notebook: it is there afterwards, with all that it holds."""
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     own = ray.put("own")
     here = TargetSite(target(), experts(), base())
     with RemoteTarget(target(), experts(), base(), 60) as there:
