@@ -16,6 +16,7 @@ FedmergeError
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -133,6 +134,38 @@ class TargetError(FedmergeError):
     """The target's actor died, or a wait for it reached its deadline."""
 
 
+def folded(name: str) -> str:
+    """A name without what people do not see, or take for the same: case, blanks, and the form in which Unicode is written.
+
+    >>> folded("Mel ") == folded("mel")
+    True
+    """
+    return _composed(_unspaced(_composed(name)).casefold())
+
+
+def difference(name: str, other: str) -> str:
+    """In what two names differ that are the same when folded."""
+    for what, plain in (("Unicode form", _composed), ("case", str.casefold), ("blanks", _unspaced)):
+        if plain(name) == plain(other):
+            return what
+    return "case, blanks or Unicode form"
+
+
+def quoted(name: object) -> str:
+    """A name or path in quotes, with escapes for bytes that are no UTF-8, and for what cannot be told from another name."""
+    text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return f"'{text}'" if unicodedata.is_normalized("NFC", text) and text.isprintable() else ascii(text)
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFKC", name)
+
+
+def _unspaced(name: str) -> str:
+    """Without blanks, line ends, and characters that have no width."""
+    return "".join(letter for letter in name if unicodedata.category(letter) not in ("Zs", "Zl", "Zp", "Cc", "Cf"))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` for the closest of `known`, or the list of what is known.
 
@@ -140,5 +173,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "did you mean 'ties'?"
     """
     options = sorted(known)
-    close = difflib.get_close_matches(name, options, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(options)}"
+    close = [other for other in options if folded(other) == folded(name)] or difflib.get_close_matches(name, options, n=1)
+    return f"did you mean {quoted(close[0])}?" if close else f"known: {', '.join(options)}"

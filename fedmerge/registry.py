@@ -42,7 +42,7 @@ Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,63}$")]
 class Spec(BaseModel):
     """What a YAML mapping may say: unknown keys are errors, and values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
     @model_validator(mode="wrap")
     @classmethod

@@ -12,7 +12,6 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's own 15, clients starve beside another test
 pytest_plugins = ["tests.banks", "tests.front_door", "tests.hospitals", "tests.targets"]
 settings.register_profile("house", deadline=None, derandomize=True)  # the same examples everywhere; a busy machine is no failure
 settings.load_profile("house")

@@ -34,6 +34,8 @@ def show_preview(found: Preview) -> None:
             }
         )
     out.print(site_table(rows))
+    for remark in experiment.remarks():
+        out.print(remark, markup=False)
     mix = found.mix
     kind = experiment.scenario.stream.kind()
     out.print(

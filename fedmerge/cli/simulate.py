@@ -1,12 +1,15 @@
 """The front door: `python -m fedmerge.simulate SCENARIO`.
 
-Exit status: 0 done; 2 the user's mistake, with one clear message and no traceback; 1 ours; 130 interrupted.
+Exit status: 0 done; 2 the user's mistake, with one clear message and no traceback; 1 ours; 130 interrupted; 143 ended by SIGTERM,
+129 by SIGHUP.
 """
 
 from __future__ import annotations
 
 import errno
 import functools
+import io
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -15,8 +18,11 @@ from typing import Annotated, ParamSpec
 import typer
 
 from fedmerge.errors import FedmergeError, extras_named
+from fedmerge.system.process import Terminated, ending_as_interrupt
 
 A = ParamSpec("A")
+INTERRUPTED = 130
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -33,16 +39,24 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
 
     @functools.wraps(verb)
     def run(*args: A.args, **kwargs: A.kwargs) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # a name that a terminal cannot show ends no run
         try:
-            with extras_named():
+            with extras_named(), ending_as_interrupt():
                 verb(*args, **kwargs)
         except FedmergeError as error:
             typer.echo(f"fedmerge: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
-        except KeyboardInterrupt:
-            typer.echo("fedmerge: interrupted; experts that have arrived are in the pool", err=True)
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as ended:
+            said = str(ended) or "interrupted"
+            typer.echo(f"fedmerge: {said}; experts that have arrived are in the pool", err=True)
+            raise typer.Exit(ended.exit_code if isinstance(ended, Terminated) else INTERRUPTED) from None
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
+                mend = "mend its rights, or choose another place"
+                typer.echo(f"fedmerge: '{error.filename}' may not be used by this user ({error.strerror}); {mend}", err=True)
+                raise typer.Exit(2) from None
             if not _is_full(error):
                 raise
             mend = "free some space, and give the same command again, with --resume for a run"

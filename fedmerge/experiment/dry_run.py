@@ -22,6 +22,7 @@ from fedmerge.experiment.experiment import Experiment, RunOptions
 from fedmerge.experiment.training_phase import make_theta_0, site_task
 from fedmerge.federated.client.dataset_summary import Census, census
 from fedmerge.federated.client.round import Share
+from fedmerge.federated.client.site_log import kept_privately
 from fedmerge.federated.client.site_training import steps_of
 from fedmerge.federated.messages import Initial, Training
 from fedmerge.federated.model import build
@@ -102,7 +103,8 @@ def preview(experiment: Experiment, pool: Path, cores: int) -> Preview:
 def mix_of(experiment: Experiment) -> Mix:
     """The stream as the target will see it, in numbers."""
     scenario, target = experiment.scenario, experiment.target
-    loaded = target.source.load(scenario.model.geometry, target.name, scenario.seed)
+    with kept_privately(target.name):  # `census` tells the same
+        loaded = target.source.load(scenario.model.geometry, target.name, scenario.seed)
     images = Gallery(loaded, scenario.stream.conditions(), target.name, scenario.seed)
     stream = Stream(images, scenario.stream, target.name, scenario.seed)
     classes = np.stack([np.bincount(labels, minlength=len(experiment.classes)) / len(labels) for labels in stream.answers().labels])

@@ -21,13 +21,17 @@ from fedmerge.experiment.validation import (
     method_problems,
     name_problems,
     of_one_name,
+    once,
     placed,
+    public_problems,
+    shown_otherwise,
     unfit,
     unprotected,
 )
+from fedmerge.federated.model import try_out
 from fedmerge.federated.server.initialization import PUBLIC
 from fedmerge.federated.site import Site
-from fedmerge.system.files import file_digest
+from fedmerge.system.files import file_digest, is_there
 from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read_yaml, value_at
 
 
@@ -64,6 +68,16 @@ class Experiment:
     def run_dir(self) -> Path:
         """Where its run is kept, unless somebody says otherwise."""
         return Path("runs") / f"{self.scenario.name}-{self.scenario.seed}"
+
+    def remarks(self) -> list[str]:
+        """What is left out of the images, by site, what differs between sites, and classes that nobody shows, as seen from here."""
+        everyone = [*self.sites, self.target]
+        said = try_out(self.scenario.model, len(self.classes))
+        said += [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
+        shown = [site.source.shown() for site in everyone]
+        nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
+        said += shown_otherwise(everyone)
+        return said + ([f"classes that no site has an image of: {', '.join(nobody)}"] if nobody else [])
 
     def resolved(self) -> dict[str, Any]:
         """All that was asked for, with every default written out. joining: sites that only events name, if there are any."""
@@ -127,6 +141,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
     problems += name_problems(str(path), names, joining, target_name)
     problems += agreement_problems(found + ([target] if target else []), scenario.events if scenario else ())
     problems += event_problems(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
+    problems += public_problems(str(path), scenario) if scenario else []
     if scenario and target:
         channels = scenario.model.geometry.channels
         in_stream = scenario.stream.check(target.source.domains()) + mismatched(scenario.stream.conditions(), channels, "families")
@@ -137,7 +152,8 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
     if problems or scenario is None or target is None:
-        raise ScenarioError(problems)
+        raise ScenarioError(once(problems))
+    try_out(scenario.model, len(target.source.classes()))
     return Experiment(scenario, tuple(found), target, target.source.classes())
 
 
@@ -164,10 +180,10 @@ def site_file(name: str, scenario: Path) -> Path:
     """Where a site's YAML is: a path as given, else `sites/` beside the scenario's folder, in it, or in this folder."""
     if name.endswith((".yaml", ".yml")):
         given = Path(name)
-        return given if given.is_absolute() or given.exists() else scenario.parent / given
+        return given if given.is_absolute() or is_there(given) else scenario.parent / given
     folders = [scenario.resolve().parent.parent / "sites", scenario.resolve().parent / "sites", Path("sites")]
     candidates = [folder / f"{name}.yaml" for folder in folders]
-    return next((item for item in candidates if item.exists()), candidates[0])
+    return next((item for item in candidates if is_there(item)), candidates[0])
 
 
 def _read_site(name: str, scenario: Path, problems: list[Problem]) -> Site | None:

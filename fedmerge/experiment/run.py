@@ -26,6 +26,7 @@ from fedmerge.experiment.training_phase import (
     train_sites,
     vetted,
 )
+from fedmerge.federated.client.site_log import written_since
 from fedmerge.federated.messages import Backend, Initial, Outcome, SiteTask
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.pool.global_models import GlobalModel
@@ -64,6 +65,9 @@ def hospitals(
     experiment: Experiment, options: RunOptions, folder: RunFolder, terminal: Terminal, backend: Backend
 ) -> tuple[Initial, list[SiteTask], dict[str, Outcome]]:
     """theta_0 to all sites, and their experts into the pool; the tasks of those that have one now. Raises SiteError."""
+    folder.manifest["remarks"] = experiment.remarks()
+    for remark in folder.manifest["remarks"]:
+        terminal.say(remark)
     with folder.phase("initialization"):
         initial = make_theta_0(experiment, options, terminal, backend)
     tasks = [site_task(experiment, number, initial) for number in range(len(experiment.sites))]
@@ -172,7 +176,7 @@ def run(
 
 def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
-    began = time.perf_counter()
+    began, started = time.perf_counter(), time.time()
     terminal = Terminal(options.quiet)
     refuse_late_events(experiment)
     with RunFolder(options.out, experiment, keep=options.resume) as folder:
@@ -209,10 +213,15 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         folder.manifest["device"] = seen.description.device
         folder.manifest["per_sample"] = seen.per_sample
         folder.manifest["bank"] = seen.description.bank
+        logs = {site.name: written_since(site.name, started) for site in (*experiment.sites, experiment.target)}
+        told = {f"site '{name}' has a remark in its own log": log for name, log in logs.items() if log}
+        folder.manifest["remarks"] += list(told)
         with folder.phase("report"):
             summary = write(options.out, record_of(experiment, initial, experts, outcomes, progress.ledger, seen, folder))
             progress.close()
     terminal.summary(summary)
+    for remark, log in told.items():
+        terminal.say(f"{remark}: {log}")
     terminal.say(f"report: {shown_path(options.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
     return summary
 

@@ -7,7 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ from fedmerge.errors import FolderError
 from fedmerge.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedmerge.experiment.scenario import LIMITS, Scenario
 from fedmerge.federated.site import Site
-from fedmerge.system.files import atomic_write
+from fedmerge.system.files import atomic_write, see_that_writable
 from fedmerge.system.process import cores, free_lock
 
 RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
@@ -54,7 +54,7 @@ class RunFolder:
 
     def __enter__(self) -> Self:
         _refuse_other_scenario(self.path, self.experiment)
-        self.path.mkdir(parents=True, exist_ok=True)
+        see_that_writable(self.path, "--out")
         self._lock = free_lock(self.path / ".lock")
         if self._lock is None:
             raise FolderError(f"{self.path}: another process is running here; choose another --out")
@@ -142,10 +142,23 @@ def _installed() -> list[str]:
 
 
 def _machine() -> dict[str, Any]:
-    """What may explain a difference in timing; nothing that names the machine or its user."""
+    """What may explain a difference in timing and in the last bits; nothing that names the machine or its user."""
+    import torch
+
     return {
         "system": platform.system(),
+        "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "architecture": platform.machine(),
         "cores": cores(),
         "byte_order": sys.byteorder,
     }
+
+
+def _processor() -> str:
+    """The processor's kind: sums are added up in another order on another, and a run gives other last bits."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -44,7 +44,7 @@ class Target(Spec):
     site: str = Field(description="name of a file in sites/, or a path")
     max_bytes: ByteSize | None = Field(None, gt=0, description="memory that the target may take, e.g. 2GB")
     shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over")
-    gpus: float | None = Field(None, ge=0, allow_inf_nan=False, description="GPUs of its process; default: one if there is one")
+    gpus: float | None = Field(None, ge=0, description="GPUs of its process; default: one if there is one")
     resource: str | None = Field(
         None, min_length=1, description="resource of a Ray cluster that marks its machine; default 'target' if one declares it"
     )
@@ -110,7 +110,9 @@ class Scenario(Spec):
         "deployment: a SuperLink and a SuperNode for each site as processes of this machine. The results are the same bits",
     )
     jobs: int | None = Field(None, ge=1, description="worker processes of backend local; 1: this one; default: one for each core")
-    target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batches, seconds")
+    target_deadline_s: float = Field(
+        600, gt=0, description="longest wait for a sign of life from the target, seconds; each batch is one"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -7,6 +7,7 @@ The course of the stream: who is there from which batch on, and the walk through
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -183,7 +184,10 @@ def _count(site: Site, geometry: Geometry, schedule: Schedule, seed: int) -> int
 
 
 BATCHES_AT_A_TIME = 4
-"""Batches between two signs of life from the target, and between two snapshots; fewer before a change."""
+"""At most so many batches between two signs of life from the target, and between two snapshots."""
+
+SIGN_S = 1.0
+"""Batches that take longer than this, seconds, come one at a time: each is a sign of life, and is kept as soon as it is done."""
 
 
 class Consumer(Protocol):
@@ -228,6 +232,7 @@ class Walk:
         self.target, self.course, self.experts, self.terminal = target, course, experts, terminal
         self.there = course[0].experts
         self.done = 0
+        self.at_a_time = 1
 
     def change(self, names: Sequence[str]) -> None:
         """Let the target have the experts of these names, if it has others."""
@@ -243,8 +248,11 @@ class Walk:
                 self.change(now.experts)
                 self.terminal.say(f"  before batch {now.start}: {now.change}")
             left = [roster.start - self.done for roster in self.course if roster.start > self.done]
-            steps = self.target.advance(min([BATCHES_AT_A_TIME, *left]))
+            began = time.monotonic()
+            steps = self.target.advance(min([self.at_a_time, *left]))
             if not steps:
                 return
+            batch_s = (time.monotonic() - began) / (steps[-1].t + 1 - self.done)
+            self.at_a_time = min(BATCHES_AT_A_TIME, max(1, int(SIGN_S / max(batch_s, 1e-9))))
             self.done = steps[-1].t + 1
             yield steps

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from fedmerge.errors import Problem, ScenarioError, SiteError
 from fedmerge.experiment.experiment import Experiment, Overrides, load_experiment
 from fedmerge.experiment.overrides import parse
 from fedmerge.report.pages.sweep import write_grid
-from fedmerge.report.sweep_table import Grid, plainly
+from fedmerge.report.sweep_table import MAJORITY, Grid, plainly
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.system.process import cores
 from fedmerge.system.yaml_loader import read_yaml
@@ -91,6 +91,7 @@ class Sweep:
     out: Path
     pool: Path
     jobs: int
+    running: set[subprocess.Popen[str]] = field(default_factory=set, compare=False)
 
 
 def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targets: str) -> tuple[Cell, ...]:
@@ -123,18 +124,21 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
     plans = {cell.name: load_experiment(sweep.scenario, cell.overrides(sweep.methods)) for cell in sweep.cells}
     left = [cell for cell in sweep.cells if not _done(sweep.out / "cells" / cell.name, plans[cell.name])]
     terminal.say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} of them done before; {sweep.jobs} at a time")
+    for remark in dict.fromkeys(remark for cell in left for remark in plans[cell.name].remarks()):
+        terminal.say(remark)
     failed: dict[str, str] = {}
     sets = {_experts_key(plans[cell.name]): cell for cell in reversed(left)}
     for number, cell in enumerate(sets.values()):
         terminal.say(f"experts {number + 1} of {len(sets)}: {cell.name}")
-        if said := _simulate(sweep, cell, "--experts-only"):
+        if said := _simulate(sweep, cell, "--experts-only", quiet=quiet):
             failed[cell.name] = said
+            terminal.say(f"  failed: {said}")
     needed = any(plans[cell.name].scenario.backend != "local" for cell in left)
-    with _cluster() if needed else nullcontext(), ThreadPoolExecutor(sweep.jobs) as workers:
+    with _cluster() if needed else nullcontext(), ThreadPoolExecutor(sweep.jobs) as workers, _ended_with(sweep.running, workers):
         going = [cell for cell in left if not failed]
         results = workers.map(lambda cell: _simulate(sweep, cell, "--threads", str(max(1, cores() // sweep.jobs))), going)
         for number, (cell, said) in enumerate(zip(going, results, strict=True)):
-            terminal.say(f"cell {number + 1} of {len(going)}: {cell.name}{' failed' if said else ''}")
+            terminal.say(f"cell {number + 1} of {len(going)}: {cell.name}{f' failed: {said}' if said else ''}")
             if said:
                 failed[cell.name] = said
     if failed:
@@ -147,7 +151,9 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
 
 def _row(cell: Cell, folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return {"seed": cell.seed, "target": cell.target, "settings": dict(cell.settings), "methods": summary["methods"]}
+    always = {MAJORITY: summary["majority_class"]} if "majority_class" in summary else {}  # a cell of an older version has none
+    methods = {**summary["methods"], **always}
+    return {"seed": cell.seed, "target": cell.target, "settings": dict(cell.settings), "methods": methods}
 
 
 def _done(folder: Path, experiment: Experiment) -> bool:
@@ -166,14 +172,35 @@ def _experts_key(experiment: Experiment) -> str:
     return json.dumps(resolved, sort_keys=True)
 
 
-def _simulate(sweep: Sweep, cell: Cell, *options: str) -> str:
-    """Run one cell in a process of its own; what it said if it failed."""
-    where = ["--out", str(sweep.out / "cells" / cell.name), "--pool", str(sweep.pool), "--quiet", "--resume"]
+def _simulate(sweep: Sweep, cell: Cell, *options: str, quiet: bool = True) -> str:
+    """Run one cell in a process of its own, which shows its progress here unless it is quiet; what it said if it failed."""
+    where = ["--out", str(sweep.out / "cells" / cell.name), "--pool", str(sweep.pool), "--resume", *["--quiet"] * quiet]
     command = [sys.executable, "-m", "fedmerge.simulate", str(sweep.scenario), *cell.options(sweep.methods), *where, *options]
-    ended = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if ended.returncode == 0:
+    shown = subprocess.DEVNULL if quiet else None
+    with subprocess.Popen(command, stdout=shown, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as process:
+        sweep.running.add(process)
+        try:
+            said = process.communicate()[1].strip().splitlines()
+        except BaseException:
+            process.terminate()  # it keeps what is done, and cleans up
+            raise
+        finally:
+            sweep.running.discard(process)
+    if process.returncode == 0:
         return ""
-    return (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1 if ended.returncode == 1 else 0]
+    return (said or [f"exit status {process.returncode}"])[-1 if process.returncode == 1 else 0]
+
+
+@contextmanager
+def _ended_with(running: set[subprocess.Popen[str]], workers: ThreadPoolExecutor) -> Iterator[None]:
+    """Cells that have begun end when the block is interrupted, and no other begins."""
+    try:
+        yield
+    except BaseException:
+        workers.shutdown(wait=False, cancel_futures=True)
+        for process in list(running):
+            process.terminate()
+        raise
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.federated.server.initialization import initialize, keep_theta_0
 from fedmerge.federated.server.screening import Vetting, probe_of, vet
 from fedmerge.report.terminal import Terminal
+from fedmerge.system.files import see_that_writable
 from fedmerge.system.process import cores
 
 MANY = 20
@@ -93,6 +94,7 @@ def _gather(experiment: Experiment, job: Job, terminal: Terminal, backend: Backe
     asked = [task.site.name for task in incomplete(job)]
     title = "hospitals: every expert is in the pool; nobody trains"
     if asked:
+        see_that_writable(job.pool, "--pool")
         kinds = ", ".join(statistic.kind() for statistic in experiment.scenario.uploads)
         title = f"hospitals: {', '.join(untrained)} train" if untrained else f"hospitals: {', '.join(asked)} compute {kinds}"
     began = time.time()
@@ -130,6 +132,8 @@ def run_strategies(
     deadline_s = sum(one.rounds for one in strategies) * experiment.scenario.training.deadline_s + START_GRACE_S
     with turns(options.pool, awaited, deadline_s, lambda key: terminal.say(f"federated: {key} in another run; waiting for it")):
         missing = [one.key for one in strategies if not pool.has(one)]
+        if missing:
+            see_that_writable(options.pool, "--pool")
         title = f"federated: {', '.join(missing)} in rounds" if missing else "federated: every model is in the pool"
         with terminal.progress(title) as bars:
             job = job_of(experiment, tuple(founders), initial, options)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from fedmerge.errors import Problem, nearest
+from fedmerge.errors import Problem, difference, folded, nearest, quoted
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.federated.site import Site
 from fedmerge.federated.statistics._base import STATISTICS
@@ -91,15 +92,7 @@ def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[
 
 def agreement_problems(sites: list[Site], events: tuple[Event, ...]) -> list[Problem]:
     """Sites must have the same classes in the same order, and no image in common, but with whom they replace."""
-    problems: list[Problem] = []
-    classes = {site.name: site.source.classes() for site in sites}
-    usual = Counter(classes.values()).most_common(1)[0][0] if classes else ()
-    for name, here in classes.items():
-        if here != usual:
-            missing, extra = sorted(set(usual) - set(here)), sorted(set(here) - set(usual))
-            found = f"classes {', '.join(here)}" if not (missing or extra) else f"missing {missing}, extra {extra}"
-            expected = f"the classes of '{next(other for other in classes if classes[other] == usual)}'"
-            problems.append(Problem(f"site '{name}'", "source", found, expected, f"They are: {', '.join(usual)}"))
+    problems = _other_classes(sites)
     held = [(site.name, site.source.holdings(site.name)) for site in sites]
     for index, (name, items) in enumerate(held):
         for other, theirs in held[:index]:
@@ -109,6 +102,56 @@ def agreement_problems(sites: list[Site], events: tuple[Event, ...]) -> list[Pro
                 mend = "Give them different domains, or different parts of one split"
                 problems.append(Problem(f"site '{name}'", "source", found, "images of its own", mend))
     return problems
+
+
+def _other_classes(sites: list[Site]) -> list[Problem]:
+    """Sites whose classes are not those that most have. Names that only look the same are told from those that are not there."""
+    classes = {site.name: site.source.classes() for site in sites}
+    usual = Counter(classes.values()).most_common(1)[0][0] if classes else ()
+    problems = []
+    for site in sites:
+        here = classes[site.name]
+        if here == usual:
+            continue
+        other = next(name for name in classes if classes[name] == usual)
+        missing, extra = sorted(set(usual) - set(here)), sorted(set(here) - set(usual))
+        written = {folded(name): name for name in missing}
+        same = [(name, written[folded(name)]) for name in extra if folded(name) in written]
+        found = f"classes {', '.join(here)}" if not (missing or extra) else f"missing {_listed(missing)}, extra {_listed(extra)}"
+        mend = [
+            f"Rename {quoted(name)} to {quoted(theirs)}, as '{other}' calls it: the names differ in {difference(name, theirs)} only"
+            for name, theirs in same
+        ]
+        if lacking := [name for name in missing if name not in dict(same).values()]:
+            mend.append(site.source.how_to_add(lacking))
+        elif len(extra) > len(same):
+            mend.append("If they are right, the others need them too, if without an image")
+        mend += [f"They are: {', '.join(usual)}"]
+        problems.append(Problem(f"site '{site.name}'", "source", found, f"the classes of '{other}'", ". ".join(filter(None, mend))))
+    return problems
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"[{', '.join(quoted(name) for name in names)}]"
+
+
+def once(problems: Sequence[Problem]) -> list[Problem]:
+    """What is wrong with a folder of images that several sites share, once: their files are named by the first."""
+    places: dict[Problem, list[str]] = {}
+    for problem in problems:
+        shared = problem.key.startswith("source.")
+        places.setdefault(replace(problem, where="") if shared else problem, []).append(problem.where)
+    found = []
+    for problem, where in places.items():
+        more = len(set(where)) - 1
+        found.append(replace(problem, where=where[0] + (f" (and {more} more file{'s' if more > 1 else ''})" if more else "")))
+    return found
+
+
+def public_problems(where: str, scenario: Scenario) -> list[Problem]:
+    """Public images that cannot be used: of the proxy, and of the checks."""
+    sources = {"initialization.source": getattr(scenario.initialization, "source", None), "probe": scenario.probe}
+    return [placed(where, key, problem) for key, source in sources.items() if source for problem in source.check()]
 
 
 def method_problems(where: str, scenario: Scenario, names: list[str], sites: list[Site]) -> list[Problem]:
@@ -182,3 +225,21 @@ def generalist_nowhere(where: str, scenario: Scenario) -> list[Problem]:
     rows = f", or a row of 'federated': {', '.join(keys)}" if keys else ""
     hint = nearest(str(given), keys) if keys else ""
     return [Problem(where, "generalist", found, f"a safetensors file{rows}", hint if hint.endswith("?") else "")]
+
+
+def shown_otherwise(sites: Sequence[Site]) -> list[str]:
+    """Remarks on keys for the values of image files that differ between sites: the same values are then not the same pixels."""
+    said: list[str] = []
+    for key in ("gray_range", "background", "page"):
+        where: dict[str, list[str]] = {}
+        for site in sites:
+            if key in type(site.source).model_fields:
+                given = getattr(site.source, key)
+                words = (
+                    f"[{given[0]:g}, {given[1]:g}]" if isinstance(given, tuple) else "not given" if given is None else str(given)
+                )
+                where.setdefault(words, []).append(site.name)
+        if len(where) > 1:
+            each = "; ".join(f"{given} at {', '.join(names)}" for given, names in where.items())
+            said.append(f"source.{key} differs: {each}")
+    return said

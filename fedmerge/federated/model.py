@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from functools import cache
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, ConfigDict, Field, with_config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import TypedDict
 
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.merging.bank.layout import tied
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
 from fedmerge.system.offline import silence
+
+
+def _side(value: Any) -> Any:
+    """timm itself takes two sides, too; images are squares here."""
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
+        return value[0]
+    return value
+
+
+@with_config(ConfigDict(extra="allow"))
+class Arguments(TypedDict, total=False):
+    """What a model's constructor is given; what is not named here, timm knows."""
+
+    img_size: Annotated[int, BeforeValidator(_side), Field(ge=8, le=1024)]
+    in_chans: Literal[1, 3]
 
 
 class ModelSpec(Spec):
     """A timm classifier and what its constructor is given."""
 
     name: str = Field(description="timm's name of the model, e.g. vit_base_patch32_224")
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the model's constructor")
+    kwargs: Arguments = Field(default_factory=lambda: Arguments(), description="arguments of the model's constructor")
     size: int | None = Field(None, ge=8, le=1024, description="side of the input image; default kwargs.img_size, else 224")
 
     @property
     def geometry(self) -> Geometry:
         """Side and channels of the input."""
-        return Geometry(self.size or int(self.kwargs.get("img_size", 224)), int(self.kwargs.get("in_chans", 3)))
+        return Geometry(self.size or self.kwargs.get("img_size", 224), self.kwargs.get("in_chans", 3))
 
 
 def build(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: bool = False, seed: int = 0) -> nn.Module:
@@ -47,10 +66,65 @@ def build(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: bool 
             model: nn.Module = timm.create_model(
                 spec.name, pretrained=pretrained, num_classes=classes, drop_rate=dropout, **spec.kwargs
             )
-        except (TypeError, AssertionError, ValueError) as error:
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if pretrained:  # of weights that cannot be had, the caller knows more
+                raise
             expected = f"arguments that {spec.name} accepts"
-            raise ScenarioError([Problem("scenario", "model.kwargs", f"{spec.kwargs} ({error})", expected)]) from None
+            raise ScenarioError([Problem("scenario", "model.kwargs", f"{spec.kwargs} ({_first_line(error)})", expected)]) from None
     return model.float()
+
+
+@cache
+def _tried(name: str, arguments: str, side: int, channels: int, classes: int) -> tuple[str, str, int]:
+    """What one forward of one black image gave: why it failed, the shape of its output otherwise, and rows of pixels left over."""
+    model = build(ModelSpec(name=name, kwargs=json.loads(arguments), size=side), classes).eval()
+    try:
+        with torch.no_grad():
+            output = model(torch.zeros(1, channels, side, side))
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        return _first_line(error), "", 0
+    return "", str(tuple(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__, _rim(model, side)
+
+
+def try_out(spec: ModelSpec, classes: int) -> list[str]:
+    """See that the model takes its images, by one forward of a black one; what a reader should know of it.
+
+    Raises ScenarioError that names the key, before anything is computed by a model that does not.
+    """
+    side, channels = spec.geometry
+    arguments = json.dumps(spec.kwargs, sort_keys=True)
+    failure, shape, rim = _tried(spec.name, arguments, side, channels, classes)
+    if failure:
+        key = "model.size" if spec.size else "model.kwargs.img_size"
+        mend = f"A model that is built for one size is told it by kwargs: {{img_size: {side}}}" if "match" in failure else ""
+        raise ScenarioError([Problem("scenario", key, f"{side} ({failure.rstrip('.')})", f"a size that {spec.name} takes", mend)])
+    if shape != f"(1, {classes})":
+        expected = f"(1, {classes}), one row of logits for an image"
+        raise ScenarioError([Problem("scenario", "model.kwargs", f"a model whose output is {shape}", expected)])
+    return [f"model: its patches do not divide {side} pixels, so the last {rim} rows and columns are not seen"] if rim else []
+
+
+def ties_of(spec: ModelSpec) -> dict[str, str]:
+    """Names of the parameters that the model ties to others, and theirs."""
+    return _ties_of(spec.model_dump_json())
+
+
+@cache
+def _ties_of(spec: str) -> dict[str, str]:
+    return tied(build(ModelSpec.model_validate_json(spec), 2).state_dict())
+
+
+def _rim(model: nn.Module, side: int) -> int:
+    """Rows of pixels that no patch covers."""
+    embed = getattr(model, "patch_embed", None)
+    patch = getattr(embed, "patch_size", None)
+    if patch is None or getattr(embed, "dynamic_img_pad", False):
+        return 0
+    return int(side % (patch[0] if isinstance(patch, tuple | list) else patch))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def normalization(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -12,16 +12,20 @@ from fedmerge.report.metrics.significance import over_seeds
 
 REFERENCE = "mean"
 
+MAJORITY = "majority class"
+"""The commonest class of the stream for every image: what a table of accuracies is to be read against."""
+
 
 @dataclass(frozen=True)
 class Line:
-    """One method under one setting. accuracies: one for each seed. gains: less the mean merge's; empty for the mean."""
+    """One method under one setting. accuracies, balanced: one for each seed. gains: less the mean merge's; empty for the mean."""
 
     target: str
     settings: dict[str, Any]
     method: str
     seeds: tuple[int, ...]
     accuracies: tuple[float, ...]
+    balanced: tuple[float, ...]
     gains: tuple[float, ...]
     ranked: bool
 
@@ -60,7 +64,7 @@ class Grid:
     def header(self) -> list[str]:
         """Names of the columns; low and high are the ends of 95% intervals over seeds."""
         swept = [*(["target"] if self.targets else []), *self.keys]
-        return [*swept, "method", "seeds", "accuracy", "low", "high", "minus mean", "minus mean low", "minus mean high"]
+        return [*swept, "method", "seeds", "accuracy", "low", "high", "balanced", "minus mean", "minus mean low", "minus mean high"]
 
     def cells(self) -> list[list[str]]:
         """The table's rows as text, accuracies and differences in points; no interval over one seed."""
@@ -71,6 +75,7 @@ class Grid:
                 line.method if line.ranked else f"{line.method} (not ranked)",
                 str(len(line.seeds)),
                 *_with_interval(line.accuracies, ""),
+                f"{100 * sum(line.balanced) / len(line.balanced):.1f}",
                 *_with_interval(line.gains, "+"),
             ]
             for line in self.lines
@@ -114,7 +119,7 @@ LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{
 
 def _line(group: Sequence[Mapping[str, Any]], name: str) -> Line:
     values = [row["methods"][name]["accuracy"] for row in group]
-    compared = name != REFERENCE and all(REFERENCE in row["methods"] for row in group)
+    compared = name not in (REFERENCE, MAJORITY) and all(REFERENCE in row["methods"] for row in group)
     gains = [row["methods"][name]["accuracy"] - row["methods"][REFERENCE]["accuracy"] for row in group] if compared else []
     return Line(
         target=str(group[0]["target"] or ""),
@@ -122,6 +127,7 @@ def _line(group: Sequence[Mapping[str, Any]], name: str) -> Line:
         method=name,
         seeds=tuple(row["seed"] for row in group),
         accuracies=tuple(values),
+        balanced=tuple(row["methods"][name]["balanced_accuracy"] for row in group),
         gains=tuple(gains),
         ranked=bool(group[0]["methods"][name]["ranked"]),
     )

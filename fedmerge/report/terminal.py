@@ -66,10 +66,10 @@ class Terminal:
             yield shown
 
     def summary(self, summary: dict[str, Any]) -> None:
-        """The final table: accuracy with its interval, and the difference to the mean."""
+        """The final table: accuracy with its interval, the difference to the mean, and the commonest class alone."""
         table = Table(title=f"{summary['scenario']}, seed {summary['seed']} (one seed; 95% intervals over batches)")
         table.add_column("method", no_wrap=True)
-        for name in ("accuracy", "95% interval", "against the mean", "NLL", "forwards"):
+        for name in ("accuracy", "95% interval", "against the mean", "balanced", "NLL", "forwards"):
             table.add_column(name, justify="right")
         for name, row in sorted(summary["methods"].items(), key=lambda item: (not item[1]["ranked"], -item[1]["accuracy"])):
             low, high = row["ci95"]
@@ -78,7 +78,12 @@ class Terminal:
             cells = [f"{100 * row['accuracy']:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", gain]
             part = ", ".join(f"{a}-{b}" for a, b in row["covers"] or [])
             marked = f"{name} (batches {part})" if part else name if row["ranked"] else f"{name} (not ranked)"
-            table.add_row(marked, *cells, f"{row['nll']:.2f}", f"{row['forwards_per_batch']:g}")
+            cells += [f"{100 * row['balanced_accuracy']:.1f}", f"{row['nll']:.2f}", f"{row['forwards_per_batch']:g}"]
+            table.add_row(marked, *cells)
+        always = summary["majority_class"]
+        table.add_section()
+        said = f"majority class, {always['class']}"
+        table.add_row(said, f"{100 * always['accuracy']:.1f}", "", "", f"{100 * always['balanced_accuracy']:.1f}", "", "")
         self.console.print(table)
 
     def quarter(self, key: str, done: int, total: int, text: str) -> None:

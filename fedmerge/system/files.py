@@ -6,12 +6,17 @@ import hashlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MODE = 0o600
+from fedmerge.errors import FolderError
+
+SECRET = 0o600
+FOR_ALL = 0o666
+"""Modes of files, of which the umask takes its share."""
 
 
 def file_digest(file: Path) -> str:
@@ -24,23 +29,24 @@ def file_digest(file: Path) -> str:
 
 
 @contextmanager
-def atomic(file: Path, mode: int | None = None) -> Iterator[Path]:
+def atomic(file: Path, mode: int = FOR_ALL) -> Iterator[Path]:
     """A draft beside `file`, which takes its place when the block ends, and is removed if anything fails.
 
-    mode: of the draft from its first byte on; None leaves it to whoever creates it. No two drafts have the same name, so that
-    threads and processes may write the same file: one of them wins.
+    mode: of the draft from its first byte on, less what the umask takes; a library that writes it anew does not change it. No two
+    drafts have the same name, so that threads and processes may write the same file: one of them wins.
     """
-    draft = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}.draft")
+    draft = _draft_of(file)
     try:
-        if mode is not None:
-            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        draft.touch(mode, exist_ok=False)
+        allowed = stat.S_IMODE(draft.stat().st_mode)
         yield draft
+        draft.chmod(allowed)
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def atomic_write(file: Path, content: str | bytes, mode: int | None = None) -> None:
+def atomic_write(file: Path, content: str | bytes, mode: int = FOR_ALL) -> None:
     """Write `content` to `file`, text as UTF-8 with the line ends it has; mode: of a file that is not for all. Raises OSError."""
     with atomic(file, mode) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -48,11 +54,18 @@ def atomic_write(file: Path, content: str | bytes, mode: int | None = None) -> N
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A draft beside `folder`, which becomes it when the block ends; where another process was first, its folder stays."""
+    """A draft beside `folder`, which becomes it when the block ends; where another process was first, its folder stays.
+
+    Whoever may read the folder, as the umask has it, may read the files in it: safetensors writes them for their owner alone.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft = _draft_of(folder)
+    draft.mkdir()
     try:
         yield draft
+        allowed = stat.S_IMODE(draft.stat().st_mode) & FOR_ALL
+        for file in draft.iterdir():
+            file.chmod(allowed)
         try:
             draft.rename(folder)
         except OSError:
@@ -62,7 +75,32 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def see_that_writable(folder: Path, name: str) -> None:
+    """Make a folder, if it is not there, and see that files can be written into it, before anything is computed for them.
+
+    Raises FolderError that calls it `name`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FolderError(f"{name}: '{folder}' cannot be written ({error.strerror}); choose another, or mend its rights") from None
+
+
+def _draft_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}-{os.getpid()}-{secrets.token_hex(4)}.draft")
+
+
 def write_secret(file: Path, content: bytes) -> None:
     """Write `content` to `file`, whole or not at all, readable by its owner alone from the first byte on. Raises OSError."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    atomic_write(file, content, MODE)
+    atomic_write(file, content, SECRET)
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path, as far as this user may look."""
+    try:
+        return path.exists()
+    except OSError:
+        return False

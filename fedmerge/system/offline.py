@@ -36,6 +36,8 @@ def silence() -> None:
     if not os.environ.get("RAY_ADDRESS"):
         # A Ray of our own talks over loopback and listens nowhere else. The name is misleading: it works on Linux, too.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        # Ray would run its workers at niceness 15: beside any other work on the machine the target starves.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         # If this process is killed, two of Ray's daemons wait so long for a head that is gone, by default a minute.
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "15")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

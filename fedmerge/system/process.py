@@ -17,11 +17,60 @@ from filelock import FileLock, Timeout
 
 STDIN = 0
 
+ENDING = ("SIGTERM", "SIGHUP")
+"""Signals that ask a command to end: `docker stop`, a cluster's scheduler, a lost connection. Windows has but the first."""
+
 SLOTS = "FEDMERGE_CORE_SLOTS"
 """Names the folder of a federation's slots to its processes; it is set by who starts them, and nobody else."""
 
 GLANCE_S = 0.05
 """Between two looks at slots that are all taken."""
+
+
+class Terminated(KeyboardInterrupt):
+    """One of the signals that ask this process to end has come: whatever cleans up after Ctrl-C cleans up after it, too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def ending_as_interrupt() -> Iterator[None]:
+    """Raises Terminated where a signal asks to end, while the block runs. One that is ignored (`nohup`) stays ignored.
+
+    A second signal during the clean-up is not heard: the first has said it all, and SIGKILL is there for the impatient.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in ENDING if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def end(number: int, _: object) -> None:
+        for other in ours:
+            signal.signal(other, signal.SIG_IGN)
+        raise Terminated(number)
+
+    ours = [number for number, handler in before.items() if handler == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """What this process does at SIGTERM is afterwards what it did before: Ray sets an answer of its own as it starts."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def cores() -> int:

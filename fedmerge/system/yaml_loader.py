@@ -5,6 +5,7 @@ Values are PyYAML's. ruamel.yaml reads the same text for what PyYAML does not te
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from ruamel.yaml.error import YAMLError
 from ruamel.yaml.resolver import VersionedResolver
 
 from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.system.files import is_there
 
 S = TypeVar("S", bound=BaseModel)
 ITEM = re.compile(r"\[(\d+)\]")
@@ -208,5 +210,7 @@ def _syntax(error: Exception, text: str, file: str) -> Problem:
 
 
 def _neighbors(path: Path) -> str:
-    siblings = [item.name for item in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    if not os.access(path.parent, os.R_OK | os.X_OK) and is_there(path.parent):
+        return f"Give this user the right to read {path.parent}"
+    siblings = [item.name for item in path.parent.glob("*.yaml")] if is_there(path.parent) else []
     return nearest(path.name, siblings) if siblings else f"the folder {path.parent} has no YAML file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ from fedmerge.experiment.experiment import load_experiment
 from fedmerge.experiment.overrides import Overrides
 from fedmerge.federated.model import ModelSpec, build
 from tests.conftest import TINY
-from tests.front_door import SCENARIO, world
+from tests.front_door import SCENARIO, done, fedmerge, world
 
 Edit = Callable[[Path, dict[str, Any]], None]
 
@@ -124,6 +125,10 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "rounds beside events": (
         change(events=[{"at": 1, "join": "east"}], uploads=["gram_rounds"]),
         ("tiny.yaml: uploads", "'gram_rounds' beside events"),
+    ),
+    "public images that are not there": (
+        change(probe={"kind": "image_folder", "root": "/gone/from/here"}),
+        ("tiny.yaml: probe.root", "found '/gone/from/here', which does not exist"),
     ),
     "an unknown schedule": (change(stream={"kind": "idd"}), ("tiny.yaml: stream", "did you mean 'iid'?")),
     "a flip where left is not right": (change(methods=[{"eam": {"augs": ["hflip"]}}]), ("augs", "left organ")),
@@ -275,3 +280,87 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "here" / "thesis" / "chapter-1.tex").write_text("x")
     assert "found files that are no run" in refused(run(tmp_path / "here", "scenarios/tiny.yaml", "--out", "thesis"))
     assert [path.name for path in (tmp_path / "here" / "thesis").iterdir()] == ["chapter-1.tex"]
+
+
+def albums(here: Path, **classes: str) -> Path:
+    """A scenario whose hospitals and target have roots of their own, with these classes."""
+    file = world(here)
+    for name, labels in classes.items():
+        for number, label in enumerate(labels.split()):
+            (here / name / "ward" / label).mkdir(parents=True)
+            Image.new("L", (16, 16), 20 * number).save(here / name / "ward" / label / "0.png")
+        site(name, source={"kind": "image_folder", "root": str(here / name)})(here, {})
+    file.write_text(yaml.safe_dump({**SCENARIO, "stream": {"kind": "iid"}}))
+    return file
+
+
+def test_a_class_that_one_hospital_lacks_or_writes_otherwise(tmp_path: Path) -> None:
+    """What to do is said, for a hospital and for the target."""
+    for name in ("south", "mercy"):
+        three = dict.fromkeys(("north", "south", "mercy"), "ham mel n\u00e4vus")
+        for number, (labels, words) in enumerate(
+            {
+                "ham mel": f"Make an empty folder 'n\u00e4vus' in '{tmp_path}/{name}0/{name}/ward'",
+                "ham mel na\u0308vus": "as 'north' calls it: the names differ in Unicode form only",
+                "Ham mel n\u00e4vus": "Rename 'Ham' to 'ham', as 'north' calls it: the names differ in case only",
+                "ham mel n\u00e4vus other": "the others need them too",
+            }.items()
+        ):
+            file = albums(tmp_path / f"{name}{number}", **{**three, name: labels})
+            with pytest.raises(ScenarioError, match=f"site '{name}'") as error:
+                load_experiment(file)
+            assert len(error.value.problems) == 1
+            assert words in str(error.value)
+
+
+def test_a_mistake_that_several_sites_have_is_told_once(tmp_path: Path) -> None:
+    file = albums(tmp_path / "here", north="ham mel", south="ham mel", mercy="ham mel")
+    for name in ("north", "south", "mercy"):
+        site(name, source={"kind": "image_folder", "root": "gone"})(tmp_path / "here", {})
+    with pytest.raises(ScenarioError, match=r"1 problem\n.*north.yaml, line \d \(and 2 more files\): source.root: found"):
+        load_experiment(file)
+
+
+def test_what_is_left_out_is_counted_on_the_terminal_and_in_the_report(tmp_path: Path) -> None:
+    file = albums(tmp_path / "here", north="ham mel odd", south="ham mel odd", mercy="ham mel odd")
+    for name in ("north", "south", "mercy"):
+        (tmp_path / "here" / name / "ward" / "odd" / "0.png").unlink()
+        for label in ("ham", "mel"):
+            (tmp_path / "here" / name / "ward" / label / "patient").mkdir()
+            for number in range(16):
+                Image.new("L", (16, 16), 9 * number).save(tmp_path / "here" / name / "ward" / label / "patient" / f"{number}.png")
+    Image.new("L", (16, 16)).save(tmp_path / "here" / "south" / "ward" / "beside.png")
+    file.write_text(yaml.safe_dump({**SCENARIO, "stream": {"kind": "iid"}}))
+    said = done(tmp_path / "here", "--out", "run")
+    assert "site 'south': images left out, for they lie in no class folder: 1\n" in said
+    assert "classes that no site has an image of: odd\n" in said
+    page = html.unescape((tmp_path / "here" / "run" / "report.html").read_text())
+    assert "site 'south': images left out, for they lie in no class folder: 1; classes that no site has an image of: odd" in page
+
+
+def test_a_name_that_is_not_utf_8_is_refused_by_every_verb(tmp_path: Path) -> None:
+    file = albums(tmp_path / "here", **dict.fromkeys(("north", "south", "mercy"), "ham nev"))
+    nev = tmp_path / "here" / "mercy" / "ward" / "nev"
+    nev.rename(nev.with_name(os.fsdecode(b"n\xe4vus")))
+    for words in (
+        ["simulate", str(file)],
+        ["plan", str(file)],
+        ["sweep", str(file)],
+        ["outline", str(file.parents[1] / "sites" / "mercy.yaml")],
+    ):
+        said = refused(fedmerge(tmp_path / "here", *words))
+        assert said.count("ward/n\\xe4vus'; expected folders with names in UTF-8") == 1
+    assert not (tmp_path / "here" / "pool").exists()
+
+
+def test_a_folder_of_sites_that_may_not_be_read(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    sites = tmp_path / "here" / "sites"
+    sites.chmod(0)
+    try:
+        if os.access(sites, os.X_OK):
+            pytest.skip("this user may read every folder")
+        with pytest.raises(ScenarioError, match=r"sites/north\.yaml: found Permission denied"):
+            load_experiment(file)
+    finally:
+        sites.chmod(0o700)

@@ -34,7 +34,11 @@ def test_a_sweep_shares_experts_and_goes_on_where_it_stopped(first: tuple[Path, 
     out = folder / "runs" / "tiny-sweep"
     with (out / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
-    wanted = {(kind, method) for kind in ("iid, batch_size 8", "temporal, batch_size 8") for method in ("mean", "eam")}
+    wanted = {
+        (kind, method)
+        for kind in ("iid, batch_size 8", "temporal, batch_size 8")
+        for method in ("mean", "eam", "majority class (not ranked)")
+    }
     assert {(row["stream"], row["method"]) for row in rows} == wanted
     assert "data:image/svg+xml" in (out / "sweep.html").read_text()
     assert sorted((folder / "pool" / "experts").iterdir()) == before

@@ -17,7 +17,7 @@ import yaml
 
 from tests.front_door import SCENARIO, command, done, read, same_predictions, world
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1200)]
 
 ONLY_TRAINING = ("--out", "runs/lost", "--experts-only")
 
@@ -102,8 +102,8 @@ def test_a_hospital_on_a_lost_machine_trains_again_on_the_one_that_takes_its_pla
 
 @pytest.fixture
 def longer(tmp_path: Path) -> Path:
-    """The small federation with hospitals that train for some seconds."""
-    training = {**SCENARIO["training"], "epochs": 300, "retries": 5}
+    """The small federation with hospitals that train much longer than they differ in when they begin."""
+    training = {**SCENARIO["training"], "epochs": 600, "retries": 5}
     world(tmp_path / "here").write_text(yaml.safe_dump({**SCENARIO, "training": training}))
     return tmp_path / "here"
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from fedmerge.system.process import core_slot, make_core_slots
 
 RUNS = (
     "import sys, time; from pathlib import Path; from fedmerge.system.process import core_slot\n"
+    "Path(sys.argv[1]).touch()\n"
     "for number in range(int(sys.argv[2])):\n"
     "    with core_slot():\n"
     "        with Path(sys.argv[1]).open('a') as log: log.write(f'{time.time()} {number} in\\n')\n"
@@ -32,19 +34,25 @@ def runs(log: Path, environment: dict[str, str], count: int, seconds: float) -> 
 
 
 def test_three_hospitals_keep_two_cores_busy_to_the_end(tmp_path: Path) -> None:
-    """Five runs each of 0.2 s: two cores need 8 times that; whoever takes all of the first two before the third needs 10."""
+    """Five runs each, all begun together: nobody is left with many runs of its own when another is done."""
     environment = make_core_slots(tmp_path / "slots", 2)
     logs = [tmp_path / f"{name}.log" for name in "abc"]
-    for process in [runs(log, environment, 5, 0.2) for log in logs]:
+    with FileLock(tmp_path / "slots" / "queue"):
+        processes = [runs(log, environment, 5, 0.1) for log in logs]
+        while not all(log.exists() for log in logs):
+            time.sleep(0.02)
+        time.sleep(0.5)  # from the touch to the queue
+    for process in processes:
         assert process.wait(60) == 0
-    events = sorted(tuple(line.split()) for log in logs for line in log.read_text().splitlines())
+    events = sorted((*line.split(), log.name) for log in logs for line in log.read_text().splitlines())
     active, most = 0, 0
-    for _, _, what in events:
+    for _, _, what, _ in events:
         active += 1 if what == "in" else -1
         most = max(most, active)
     assert most == 2
-    ends = [float(log.read_text().splitlines()[-1].split()[0]) for log in logs]
-    assert max(ends) - min(ends) < 4 * 0.2  # nobody is left with runs of its own when the others are done
+    done = [(name, number) for _, number, what, name in events if what == "out"]
+    first = next(place for place, (_, number) in enumerate(done) if number == "4")
+    assert first >= 10  # of 15: whoever takes all of two before the third is done after 9
 
 
 def test_a_slot_of_a_process_that_was_killed_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,20 +60,18 @@ def test_a_slot_of_a_process_that_was_killed_is_free(tmp_path: Path, monkeypatch
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     holder = runs(tmp_path / "log", environment, 1, 300)
-    while not (tmp_path / "log").exists():
+    while not (tmp_path / "log").exists() or not (tmp_path / "log").read_text():
         time.sleep(0.02)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    began = time.monotonic()
-    with core_slot():
-        assert time.monotonic() - began < 5
+    with core_slot():  # waits for ever otherwise
+        pass
 
 
 def test_without_a_federation_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDMERGE_CORE_SLOTS", raising=False)
-    began = time.monotonic()
-    with core_slot(), core_slot():
-        assert time.monotonic() - began < 5
+    with core_slot(), core_slot():  # the second waits for ever otherwise
+        pass
 
 
 @given(st.integers(1, 300), st.integers(1, 128))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from fedmerge.adaptation.ray.cluster import nodes, start_ray
+from fedmerge.adaptation.ray.cluster import nodes, started_ray
 from fedmerge.adaptation.ray.placement import Wanted
 from fedmerge.adaptation.ray.restart import Revival
 from fedmerge.adaptation.ray.shards import ShardActors
@@ -21,6 +21,9 @@ from fedmerge.adaptation.worker import Host
 from fedmerge.errors import ScenarioError, TargetError
 from fedmerge.report.batch_log import Step
 from fedmerge.stream.stream import Answers
+
+PATIENCE = 20.0
+"""A batch may take so many times as long as the slowest before it, whatever the deadline: the machine may have got other work."""
 
 LOST_S = 60.0
 """How long a cluster may be without a place for the target before the run ends, seconds; a node may come back."""
@@ -55,11 +58,13 @@ class RemoteTarget:
         self._shards = ShardActors(task, base, deadline_s)
         self._wanted = Wanted(task.gpus, task.resource, task.shards)
         self._lost: float | None = None
+        self._slowest_s = 0.0
 
     def __enter__(self) -> Self:
         import ray
 
-        start_ray(ray)
+        self._ray = started_ray(ray)
+        self._ray.__enter__()
         try:
             place = self._wanted.place(nodes(ray))
             self._wanted = self._wanted.at(place)
@@ -78,7 +83,7 @@ class RemoteTarget:
             ray.kill(self._actor)
             self._actor = None
         self._shards.end()
-        ray.shutdown()
+        self._ray.__exit__(None, None, None)
 
     def _hand_over(self, experts: Sequence[Contribution]) -> None:
         """The experts one at a time, so that neither Ray's object store nor the actor holds more than one beside the bank."""
@@ -108,8 +113,15 @@ class RemoteTarget:
     def advance(self, batches: int) -> list[Step]:
         """Every method's step on each of the next batches; empty when the stream is over."""
         steps: list[Step]
-        steps, self._snapshot = self.revival.surely(lambda: self._ask("advance", batches))
+        steps, self._snapshot = self.revival.surely(lambda: self._advanced(batches))
         return steps
+
+    def _advanced(self, batches: int) -> Any:
+        """The first batch has the whole deadline to itself, and tells how long the next may take."""
+        began = time.monotonic()
+        answer = self._ask("advance", batches, deadline_s=max(self.deadline_s, PATIENCE * self._slowest_s * batches))
+        self._slowest_s = max(self._slowest_s, (time.monotonic() - began) / batches)
+        return answer
 
     def change(self, names: Sequence[str], arriving: Sequence[Contribution] = ()) -> None:
         """Go on with the experts of these names, in this order; those who are not there yet are among the arriving."""
@@ -155,9 +167,10 @@ class RemoteTarget:
     def _call(self, name: str, *arguments: Any) -> Any:
         return self.revival.surely(lambda: self._ask(name, *arguments))[0]
 
-    def _ask(self, name: str, *arguments: Any) -> Any:
+    def _ask(self, name: str, *arguments: Any, deadline_s: float | None = None) -> Any:
         """A copy: arrays in Ray's shared memory are overwritten once this process has left a cluster that stays."""
-        return copy.deepcopy(wait(self._actor.call.remote(name, *arguments), f"the target's answer to '{name}'", self.deadline_s))
+        called = self._actor.call.remote(name, *arguments)
+        return copy.deepcopy(wait(called, f"the target's answer to '{name}'", deadline_s or self.deadline_s))
 
     def _open(self) -> None:
         """Give the actor its task, its experts, and where it stood, if it stood anywhere."""

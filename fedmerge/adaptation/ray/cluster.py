@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fedmerge.adaptation.ray.placement import Nodes, Wanted
@@ -15,10 +18,16 @@ from fedmerge.adaptation.ray.tls_check import disagreements
 from fedmerge.adaptation.ray.waiting import knock
 from fedmerge.errors import Problem, ScenarioError, TargetError
 from fedmerge.system.offline import sealed
-from fedmerge.system.process import cores
+from fedmerge.system.process import cores, own_signals
 
 START_ATTEMPTS = 3
 """How often Ray is started before that counts as a failure."""
+
+SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
+"""Of the path of a socket, on this system."""
+
+SOCKET = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+"""The longest path that Ray makes below the folder for temporary files."""
 
 ADDRESS = re.compile(r"([^\s:/\[\]]+|\[[0-9a-f:.]+\]):([0-9]+)", re.IGNORECASE)
 """HOST:PORT, with an IPv6 address in brackets."""
@@ -32,15 +41,13 @@ def preflight(wanted: Wanted) -> None:
     """Before anybody trains: whether there is a place for everything. Raises ScenarioError that names what is not there."""
     wanted = replace(wanted, each=_of_each_hospital())
     if not os.environ.get("RAY_ADDRESS"):
+        see_to_sockets()
         wanted.place([_this_machine()])
         return
     import ray
 
-    start_ray(ray)
-    try:
+    with started_ray(ray):
         wanted.place(nodes(ray))
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -48,11 +55,44 @@ def shared_ray() -> Iterator[str]:
     """A Ray of this process, and the address at which other processes reach it. Raises TargetError."""
     import ray
 
+    with started_ray(ray):
+        yield str(ray.get_runtime_context().gcs_address)
+
+
+@contextmanager
+def started_ray(ray: Any) -> Iterator[None]:
+    """A Ray to work with: that of the caller, as a notebook has one, which stays; else one that ends with the block."""
+    if ray.is_initialized():
+        yield
+        return
     start_ray(ray)
     try:
-        yield str(ray.get_runtime_context().gcs_address)
+        yield
     finally:
         ray.shutdown()
+
+
+def see_to_sockets() -> None:
+    """Raises ScenarioError if a Ray of our own cannot make its sockets, since the folder for temporary files is too deep or locked.
+
+    Ray itself says so after minutes, in a log.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if name in os.environ), "")
+    if not name:
+        return
+    folder = Path(os.environ[name])
+    length, most = len(os.fsencode(folder.absolute())), SOCKET_BYTES - len(SOCKET)
+    mend = "Set RAY_TMPDIR=/tmp, or another short folder: Ray keeps its sockets there"
+    if length > most:
+        found, expected = f"a path of {length} characters", f"at most {most}, since Ray's sockets allow no more"
+        raise ScenarioError([Problem(name, "", found, expected, mend)])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        found = f"'{folder}', which cannot be written ({error.strerror})"
+        raise ScenarioError([Problem(name, "", found, "a folder for temporary files", mend)]) from None
 
 
 def start_ray(ray: Any) -> None:
@@ -63,11 +103,13 @@ def start_ray(ray: Any) -> None:
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "namespace": f"fedmerge-{uuid.uuid4().hex[:12]}"}
     given = os.environ.get("RAY_ADDRESS")
     outside = head_at(given) if given else ""
+    if not outside:
+        see_to_sockets()
     own: dict[str, Any] = {"address": "local", "num_cpus": cores(), "include_dashboard": False}
     where = {"address": outside} if outside else own
     for attempt in range(START_ATTEMPTS):
         try:
-            with nullcontext() if outside else sealed():
+            with own_signals(), nullcontext() if outside else sealed():
                 ray.init(**where, **quiet)
             return
         except Exception as error:  # a bare Exception is what Ray raises where its daemons are too slow to start

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fedmerge.data.images import Images
-from fedmerge.errors import Problem
+from fedmerge.errors import Problem, difference, folded, quoted
 from fedmerge.registry import Folder, Plugin
 
 
@@ -15,6 +16,19 @@ class Geometry(NamedTuple):
 
     size: int
     channels: int
+
+
+def same_names(key: str, kind: str, places: Mapping[str, object], mend: str) -> list[Problem]:
+    """Names that a person would take for one, each group once. places: every name, and what to call it by in the message."""
+    ways: dict[str, list[str]] = {}
+    for name in sorted(places):
+        ways.setdefault(folded(name), []).append(name)
+    problems = []
+    for first, *others in (names for names in ways.values() if len(names) > 1):
+        found = " and ".join(quoted(places[name]) for name in (first, *others))
+        differ = " or ".join(dict.fromkeys(difference(first, other) for other in others))
+        problems.append(Problem("", key, f"{found}, which differ in {differ} only", f"one name for one {kind}", mend))
+    return problems
 
 
 class Source(Plugin):
@@ -34,9 +48,21 @@ class Source(Plugin):
     def classes(self) -> tuple[str, ...]:
         """Class names in label order."""
 
+    def how_to_add(self, classes: Sequence[str]) -> str:
+        """How its owner makes it know classes that it has no image of."""
+        return ""
+
     @abstractmethod
     def domains(self) -> tuple[str, ...]:
         """Domain names in domain order."""
+
+    def remarks(self) -> list[str]:
+        """What readers of a run should know of these images, such as how many are left out. No name of a file: it is shown."""
+        return []
+
+    def shown(self) -> frozenset[str] | None:
+        """Classes of which there is an image, or None if that cannot be told without loading them."""
+        return None
 
     @abstractmethod
     def identity(self, owner: str, seed: int) -> str:

@@ -5,87 +5,162 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field, FiniteFloat
 
 from fedmerge.data.cache import cached
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Source
 from fedmerge.data.datasets._contents import digests
-from fedmerge.data.datasets._image_files import decode_all
+from fedmerge.data.datasets._decode import MOST_PIXELS, Reading, decode_all, shortened
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
-from fedmerge.errors import DataError, Problem
+from fedmerge.errors import DataError, Problem, quoted
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever the same files would give other pixels."""
+
+ROOT = (
+    "the folder; may begin with ~ and name environment variables as ${NAME}. "
+    "A relative one is looked for in the folder where the command is given"
+)
+
+NO_FILES = "no files but links to nowhere or in a circle, pipes or the like"
 
 log = logging.getLogger(__name__)
 
 
-class ImageFolder(Source):
-    """Every image is a group of its own: files say nothing about patients. Hidden files are left alone."""
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError("expected [black, white] with black below white")
+    return bounds
 
-    root: str = Field(min_length=1, description="the folder; may name environment variables as ${NAME}")
+
+Bounds = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]
+
+
+class ImageFolder(Source):
+    """Every image is a group of its own: files say nothing about patients.
+
+    Folders below a class, such as one for each patient, are read, too. Hidden files, and what operating systems leave in folders
+    (`__MACOSX`, `@eaDir`, `Thumbs.db`, ...), are left alone.
+    """
+
+    root: str = Field(min_length=1, description=ROOT)
     folders: tuple[str, ...] = Field((), description="domains that this hospital holds: subfolders of the root; default all")
     split: Split | None = Field(None, description="the part of these domains that this hospital holds; default everything")
     flips: bool = Field(False, description="whether a horizontal flip preserves the label")
     max_broken: int = Field(3, ge=0, description="files that may be truncated or no image; they are named and left out")
+    gray_range: Bounds | None = Field(
+        None,
+        description="[black, white] of images of more than 8 bits, in the files' own values; the same at all hospitals and "
+        "the target if their values mean the same. Default: 0 to the most that 8, 10, 12, 14 or 16 bits hold (0 to 1 for "
+        "fractions), the fewest that hold all images here; values below 0 need a range. Images of 8 bits stay as they are",
+    )
+    background: Literal["black", "white"] = Field("black", description="what shows through transparent pixels")
+    page: int | None = Field(
+        None, ge=1, description="which page, frame or slice of files that hold several, from 1; default the first, with a warning"
+    )
+    max_pixels: int = Field(
+        MOST_PIXELS, ge=1, description="most pixels of an image; larger ones would fill the memory, and are refused"
+    )
     hint: str = Field("", description="where to get the data; part of the message if the folder is not there")
 
     def check(self) -> list[Problem]:
-        """A folder that is not there, unknown domains, and a part without two classes."""
+        """A folder that is not there or may not be read, unknown domains, names that cannot be, and a part without two classes."""
         root = _image_files.locate(self.root, self.hint)
         if isinstance(root, Problem):
             return [root]
         try:
-            known = _image_files.domains_of(root)
-            if wrong := _image_files.unknown(self.folders, known):
+            known = _image_files.domains_of(root, self.folders)
+            if wrong := _image_files.unknown(root, self.folders, known) or _image_files.unfit_names(root, self.folders):
                 return wrong
-            held = sorted({item.label for item in self._items(root)})
+            items, odd = self._listed(root)
+            if len(odd) > self.max_broken:
+                found, mend = f"{len(odd)} entries that are {NO_FILES}", "Remove them, or raise max_broken to leave them out"
+                return [Problem("", "max_broken", found, f"at most {self.max_broken}", mend)]
+            held = sorted({item.label for item in items})
+            if len(held) > 1:
+                return []
+            left = _image_files.loose(root, self.domains())
         except OSError as error:
-            return [Problem("", "root", f"'{root}', which cannot be read ({error.strerror})", _image_files.LAYOUT)]
-        if len(held) > 1:
-            return []
+            return [_image_files.unreadable(error, root)]
         found = f"images of one class only ({held[0]})" if held else f"no image in '{root}'"
+        found += f", and {left} that lie in no class folder" if left else ""
         mend = "Take another part or seed, or a larger alpha" if self.split else self.hint
         return [Problem("", "split" if self.split else "root", found, f"two classes or more in {_image_files.LAYOUT}", mend)]
 
+    def remarks(self) -> list[str]:
+        """What is left out, in counts, and what else may not be as its owner thinks."""
+        with self._opened() as root:
+            left, (items, odd) = _image_files.loose(root, self.domains()), self._listed(root)
+        said = [f"images left out, for they lie in no class folder: {left}"] if left else []
+        said += [f"entries left out, for they are {NO_FILES}: {len(odd)}"] if odd else []
+        below = {item.label: set[str]() for item in items}
+        for item in items:
+            below[item.label].add(item.path.split("/", 3)[2] if item.path.count("/") > 2 else "")
+        first = next(iter(below.values()), {""})
+        if len(below) > 1 and "" not in first and all(those == first for those in below.values()):
+            said.append(
+                f"images of all classes ({', '.join(below)}) lie in the same folders below: is the root one folder too high?"
+            )
+        return said
+
+    def shown(self) -> frozenset[str]:
+        """Classes of the files that are held."""
+        with self._opened() as root:
+            return frozenset(item.label for item in self._items(root))
+
     def classes(self) -> tuple[str, ...]:
-        """Class folders of all domains in the root, sorted."""
-        return _image_files.classes_of(self._root())
+        """Class folders of all domains in the root that can be read, sorted."""
+        with self._opened() as root:
+            return tuple(_image_files.classes_of(root, self.folders))
+
+    def how_to_add(self, classes: Sequence[str]) -> str:
+        """Empty folders."""
+        each = " and ".join(quoted(name) for name in classes)
+        what = f"an empty folder {each}" if len(classes) == 1 else f"empty folders {each}"
+        return f"Make {what} in {quoted(self._root() / self.domains()[0])} for what it has no image of"
 
     def domains(self) -> tuple[str, ...]:
         """The chosen domains, in the order given; otherwise all, sorted."""
-        return self.folders or _image_files.domains_of(self._root())
+        with self._opened() as root:
+            return self.folders or _image_files.domains_of(root)
 
     def identity(self, owner: str, seed: int) -> str:
         """A sha256 of the files' names and contents and of the classes; the same files give the same images to any owner."""
-        root = self._root()
-        items = self._items(root)
-        files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
-        determined = [VERSION, self.domains(), self.classes(), self.flips, files]
+        with self._opened() as root:
+            items = self._items(root)
+            files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
+        determined = [VERSION, self.domains(), self.classes(), self.flips, self._reading()[:-1], files]
         return hashlib.sha256(json.dumps(determined).encode()).hexdigest()
 
     def holdings(self, owner: str) -> frozenset[str]:
         """Full paths of the images of this part."""
-        root = self._root().resolve()
-        return frozenset(str(root / item.path) for item in self._items(root))
+        with self._opened() as root:
+            return frozenset(str(root.resolve() / item.path) for item in self._items(root))
 
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
         """Images (N, size, size, channels) uint8, sorted by path within each domain.
 
-        Raises DataError, with their names, if more than `max_broken` entries are truncated or no image.
+        Raises DataError, with their names, if more than `max_broken` entries are truncated or no image, and if any cannot be read.
         """
-        root, domains, classes = self._root(), self.domains(), self.classes()
-        items = self._items(root)
-        files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
-        key = hashlib.sha256(json.dumps([VERSION, str(root.resolve()), geometry, files]).encode()).hexdigest()
-        decoded = cached(owner, key, lambda: decode_all([root / item.path for item in items], geometry))
+        domains, classes, reading = self.domains(), self.classes(), self._reading()
+        with self._opened() as root:
+            items, odd = self._listed(root)
+            files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
+        key = hashlib.sha256(json.dumps([VERSION, str(root.resolve()), geometry, reading[:-1], files]).encode()).hexdigest()
+        decoded = cached(owner, key, lambda: decode_all(root, [item.path for item in items], geometry, reading, owner))
+        for note in decoded["notes"]:
+            log.warning("site '%s': %s: %s", owner, root, note)
         broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]
-        self._report(owner, root, broken + [f"{path} (no regular file)" for path in self._irregular(root)])
+        self._report(owner, root, broken + [f"{path} (no regular file)" for path in odd])
         good = [items[at] for at in decoded["good"]]
         labels = np.array([classes.index(item.label) for item in good], np.int64)
         sides = np.array([domains.index(item.domain) for item in good], np.int64)
@@ -99,31 +174,46 @@ class ImageFolder(Source):
         groups = np.arange(len(good), dtype=np.int64)
         return Images(decoded["pixels"], labels, sides, groups, classes, domains, flips=self.flips)
 
+    def _reading(self) -> Reading:
+        return Reading(self.gray_range, self.background, self.page, self.max_pixels)
+
     def _root(self) -> Path:
         root = _image_files.locate(self.root, self.hint)
         if isinstance(root, Problem):
-            text = str(Problem("image_folder", root.key, root.found, root.expected, root.mend))
-            raise DataError(text, f"source.root: cannot be used; expected {root.expected}")
+            raise DataError(str(replace(root, where="image_folder")), f"source.root: cannot be used; expected {root.expected}")
         return root
+
+    @contextmanager
+    def _opened(self) -> Iterator[Path]:
+        """The root. Raises DataError where it, or what it holds of this part, cannot be read."""
+        root = self._root()
+        try:
+            yield root
+        except OSError as error:
+            text = str(replace(_image_files.unreadable(error, root), where="image_folder"))
+            raise DataError(text, "source.root: cannot be read; expected folders that this user may read") from None
 
     def _items(self, root: Path) -> list[_image_files.ImageFile]:
         """The regular files of this part, domain after domain."""
+        return self._listed(root)[0]
+
+    def _listed(self, root: Path) -> tuple[list[_image_files.ImageFile], list[str]]:
+        """The regular files of this part, and paths of all else: never opened, for a pipe would wait for ever."""
         held: list[_image_files.ImageFile] = []
+        odd: list[str] = []
         for domain in self.folders or _image_files.domains_of(root):
-            items = [item for item in _image_files.items_of(root, domain) if item.regular]
+            found = _image_files.items_of(root, domain)
+            odd += [item.path for item in found if not item.regular]
+            items = [item for item in found if item.regular]
             names, labels = np.unique([item.label for item in items], return_inverse=True)
             part = self.split.indices(labels.astype(np.int64), domain) if self.split and len(names) else range(len(items))
             held += [items[at] for at in part]
-        return held
-
-    def _irregular(self, root: Path) -> list[str]:
-        """Folders, pipes and dangling links in place of a file: never opened, for a pipe would wait for ever."""
-        return [item.path for domain in self.domains() for item in _image_files.items_of(root, domain) if not item.regular]
+        return held, odd
 
     def _report(self, owner: str, root: Path, broken: list[str]) -> None:
         if not broken:
             return
-        shown = "; ".join(broken[:5]) + (f"; and {len(broken) - 5} more" if len(broken) > 5 else "")
+        shown = shortened(broken)
         if len(broken) > self.max_broken:
             raise DataError(
                 f"site '{owner}': {root}: found {len(broken)} files that are no image: {shown}; expected at most "

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fedmerge.data.datasets._base import Geometry, Source
+from fedmerge.data.datasets._base import Geometry, Source, same_names
 from fedmerge.data.images import Images
 from fedmerge.errors import DataError, Problem
 
@@ -22,8 +22,10 @@ class Remote(Source):
     flips: bool = Field(False, description="whether a horizontal flip preserves the label")
 
     def check(self) -> list[Problem]:
-        """Nothing can be seen from here."""
-        return []
+        """Names that a person would take for one; more cannot be seen from here."""
+        mend = "Ask the hospital to rename its folders, and for a new outline"
+        labels, parts = ({name: name for name in names} for names in (self.labels, self.parts))
+        return same_names("labels", "class", labels, mend) + same_names("parts", "domain", parts, mend)
 
     def classes(self) -> tuple[str, ...]:
         """As the hospital tells."""

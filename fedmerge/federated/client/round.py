@@ -51,14 +51,20 @@ def train_round(task: SiteTask, theta: State, layers: tuple[str, ...], on_progre
     text = f"{strategy.key}, round {number}/{strategy.rounds}"
     # The seed knows no strategy: those that ask the same of a hospital get the same bits.
     seed = seed_of(task.seed, "round", task.site.name, number)
-    fit(model, ward.train, recipe(strategy, share, task, hyper, ward), seed, lambda step: on_progress(step, share.steps, text))
+    fit(
+        model,
+        ward.train,
+        recipe(strategy, number, share, task, hyper, ward),
+        seed,
+        lambda step: on_progress(step, share.steps, text),
+    )
     state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     scalars = {"n": float(len(ward.train.y)), "steps": float(share.steps), "validation_accuracy": seen}
     told = {one.kind(): measured_statistic(task, one, model, ward, lambda: [state]) for one in strategy.statistics}
     return Upload(task.site.name, state, scalars, statistics=told, classes=ward.images.classes)
 
 
-def recipe(strategy: Strategy, share: Share, task: SiteTask, hyper: dict[str, float], ward: Ward) -> Recipe:
+def recipe(strategy: Strategy, number: int, share: Share, task: SiteTask, hyper: dict[str, float], ward: Ward) -> Recipe:
     """The scenario's training with what the strategy says otherwise."""
     training = task.training
     return Recipe(
@@ -73,4 +79,6 @@ def recipe(strategy: Strategy, share: Share, task: SiteTask, hyper: dict[str, fl
         proximal=strategy.proximal,
         before=share.before,
         whole=share.whole,
+        name=f"{strategy.key}, round {number}",
+        lr_key=f"{strategy.key}.lr" if strategy.lr else "training.diversity.lr",
     )

@@ -66,13 +66,19 @@ def discreet(target: str) -> Iterator[None]:
             raise TargetError(f"target '{target}': {tell_site_log(target, error)}") from None
 
 
-def where(site: str, since: float) -> str:
-    """Words that lead to the site's own log, if it has been written to since (seconds of the epoch) on this machine."""
+def written_since(site: str, since: float) -> Path | None:
+    """The site's own log, if it has been written to since (seconds of the epoch) on this machine."""
     file = own_log(site)
     with suppress(OSError):
         if file.stat().st_mtime >= since:
-            return f" (in full, at the site: {file})"
-    return ""
+            return file
+    return None
+
+
+def where(site: str, since: float) -> str:
+    """Words that lead to the site's own log, if it has been written to since on this machine."""
+    file = written_since(site, since)
+    return f" (in full, at the site: {file})" if file else ""
 
 
 class _ToOwnLog(logging.Handler):
@@ -88,5 +94,5 @@ def _write(site: str, text: str) -> None:
     """A log that cannot be written is no error."""
     with suppress(OSError):
         own_log(site).parent.mkdir(parents=True, exist_ok=True)
-        with own_log(site).open("a", encoding="utf-8") as file:
+        with own_log(site).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {text}")

@@ -155,7 +155,7 @@ def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progr
 
     recipe = Recipe(
         hyper["lr"], hyper["weight_decay"], steps, training.batch_size, training.optimizer, training.schedule,
-        training.augment, ward.images.flips,
+        training.augment, ward.images.flips, name=f"run {number + 1}",
     )  # fmt: skip
     with core_slot():
         fit(model, ward.train, recipe, seed_of(task.seed, "run", task.site.name, number), visit)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedmerge.errors import SiteError
 from fedmerge.federated.client.augmentation import augment
 from fedmerge.federated.messages import LearningRate, Strength
 from fedmerge.federated.model import train_mode
@@ -22,7 +23,8 @@ class Recipe:
 
     proximal: mu of a term mu/2 ||theta - theta_0||^2 in the loss (Li et al., FedProx, MLSys 2020, eq. 2), theta_0 the weights that
     the run starts from. before, whole: where these steps are a part of more, how many came before, and all; the schedule of the
-    learning rate goes through all of them.
+    learning rate goes through all of them. name: what is trained. lr_key: where its learning rate stands in a scenario. Both for
+    the message of a training that diverges.
     """
 
     lr: float
@@ -37,6 +39,13 @@ class Recipe:
     proximal: float = 0.0
     before: int = 0
     whole: int | None = None
+    name: str = "a run"
+    lr_key: str = "training.diversity.lr"
+
+    def diverged(self, step: int) -> SiteError:
+        """What to say of a loss or weights that are no numbers any more; nothing of it is of an image."""
+        said = f"training diverged in {self.name}, step {step} (lr {self.lr:g}): lower {self.lr_key}"
+        return SiteError(said, told=said)
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,7 @@ def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit:
     """Train in place for `recipe.steps` steps; `visit(step)` is called after every step, counted from 1.
 
     Dropout draws from torch's global generator, which is forked here, so that nothing outside changes.
+    Raises SiteError as soon as the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     device = next(model.parameters()).device
@@ -71,11 +81,15 @@ def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit:
             if anchors:
                 away = [(p - anchor).pow(2).sum() for p, anchor in zip(model.parameters(), anchors, strict=True)]
                 loss = loss + recipe.proximal / 2 * torch.stack(away).sum()
+            if not torch.isfinite(loss):
+                raise recipe.diverged(step)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
             rate.step()
+            if step == recipe.steps and not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+                raise recipe.diverged(step)
             visit(step)
 
 

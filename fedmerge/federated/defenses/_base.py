@@ -9,17 +9,18 @@ import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.merging.bank.layout import Parts, StateDict
 from fedmerge.merging.bank.row_storage import flatten
+from fedmerge.merging.bank.stateless import Stateless
 from fedmerge.registry import Folder, Plugin
 
 FEWEST = 3
@@ -81,6 +82,11 @@ class Exhibit:
         parts, skeleton = Parts.of(model), copy.deepcopy(model).eval().requires_grad_(False)
         return Exhibit(skeleton, parts, flatten(theta_0, parts, "cpu", torch.float32), tuple(experts), probe, on_tick)
 
+    @cached_property
+    def call(self) -> Stateless:
+        """The model as a function of its state."""
+        return Stateless(self.model)
+
     def without(self, site: str) -> Exhibit:
         """The others."""
         return replace(self, experts=tuple(expert for expert in self.experts if expert.site != site))
@@ -125,7 +131,7 @@ class Exhibit:
 
     def _run(self, expert: Expert, batch: Tensor) -> Tensor:
         names = (*self.parts.encoder, *self.parts.head, *self.parts.beside)
-        logits: Tensor = functional_call(self.model, {name: expert.weights[name] for name in names}, (batch,))
+        logits: Tensor = self.call({name: expert.weights[name] for name in names}, batch)
         return logits
 
 

@@ -39,10 +39,8 @@ MOST_EPSILON = 500.0
 class Privacy(Spec):
     """Clipping and noise of every hospital's upload. Left out, uploads are exact."""
 
-    clip: float = Field(
-        gt=0, allow_inf_nan=False, description="largest L2 norm C of a hospital's task vector, all parameters together"
-    )
-    noise_multiplier: float = Field(gt=0, allow_inf_nan=False, description="z: standard deviation of the noise, in units of C")
+    clip: float = Field(gt=0, description="largest L2 norm C of a hospital's task vector, all parameters together")
+    noise_multiplier: float = Field(gt=0, description="z: standard deviation of the noise, in units of C")
     delta: float = Field(1e-5, gt=1e-15, lt=1, description="probability with which epsilon may fail to hold")
     noise_from: Literal["seed", "system"] = Field(
         "seed",

@@ -10,10 +10,12 @@ from typing import Any
 from fedmerge.errors import UploadRefused
 from fedmerge.federated.client.worker import asked_of
 from fedmerge.federated.messages import Job, Reply, Request
+from fedmerge.federated.model import ties_of
 from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.security.audit import Declaration, Item, Seal, Upload, inspect, write_audit
 from fedmerge.federated.security.signing import signed_by
 from fedmerge.federated.security.statement import WORDS, Statement, contents, parsed, shown
+from fedmerge.merging.bank.layout import untied
 
 
 def admit(reply: Reply, request: Request, declared: Declaration, job: Job) -> list[Item]:
@@ -59,8 +61,10 @@ def _admitted(upload: Upload, request: Request, declared: Declaration, job: Job)
     _compare(site, statement, contents(upload), "found {there}; declared {here}")
     kinds = {statistic.kind(): statistic for statistic in task.uploads}
     whole = [("", upload.weights), *((kind, state) for kind, state in upload.statistics.items() if kinds[kind].is_state)]
-    theta_0 = job.initial.weights
+    theta_0, ties = job.initial.weights, ties_of(task.model)
     for kind, state in whole if request.what != "probe" else []:
+        if wrong := "; ".join(untied(state, ties)):
+            raise UploadRefused(f"site '{site}': {kind + ': ' if kind else ''}{wrong}")
         noised = task.privacy.complaint(state, theta_0) if task.privacy else None
         if wrong := job.limits.complaint(state, theta_0, job.initial.heads) if noised is None else noised:
             raise UploadRefused(f"site '{site}': {kind + ': ' if kind else ''}{wrong}")

@@ -25,7 +25,7 @@ from fedmerge.federated.security.audit import state_digest
 from fedmerge.merging.bank.layout import check_state, head_names
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
-from fedmerge.system.files import atomic
+from fedmerge.system.files import atomic, see_that_writable
 
 VERSION = 1
 """Raise it whenever the same specification would give other weights."""
@@ -158,6 +158,7 @@ def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, on_progress: O
     """The proxy's encoder from disk, or trained now, under a head of the target's number of classes."""
     file = kept_proxy(spec, model, seed, folder)
     if not file.exists():
+        see_that_writable(folder, "--pool")
         tensor_file.put(file, _train_proxy(spec, model, seed, on_progress))
     fresh = build(model, classes, seed=seed).state_dict()
     return {**fresh, **tensor_file.take(file, "delete this file and the proxy is trained again")[0]}
@@ -184,7 +185,9 @@ def _train_proxy(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgre
     net = build(model, len(images.classes), seed=seed)
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     steps = spec.epochs * max(1, len(images) // spec.batch_size)
-    recipe = Recipe(spec.lr, 0.0, steps, spec.batch_size, "adamw", "cosine", "light", images.flips)
+    recipe = Recipe(
+        spec.lr, 0.0, steps, spec.batch_size, "adamw", "cosine", "light", images.flips, name="the proxy", lr_key="initialization.lr"
+    )
     fit(net, data, recipe, seed_of(seed, "proxy"), lambda step: on_progress(step, steps, "proxy on public images"))
     heads = head_names(net)
     return {name: tensor.cpu().contiguous() for name, tensor in net.state_dict().items() if name not in heads}

@@ -42,9 +42,7 @@ class Strategy(Plugin):
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the hospitals that are asked in a round, drawn anew each time")
     optimizer: Optimizer | None = Field(None, description="of the hospitals, begun anew each round; default: the scenario's")
-    lr: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="of the hospitals; default: that of run 0 of the scenario's training"
-    )
+    lr: float | None = Field(None, gt=0, description="of the hospitals; default: that of run 0 of the scenario's training")
     label: Label | None = Field(None, description="name in tables; default: the strategy and its rounds")
 
     @property

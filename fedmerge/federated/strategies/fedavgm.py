@@ -14,7 +14,7 @@ class FedAvgM(Strategy):
 
     paper: ClassVar[str] = "Hsu et al., Measuring the effects of non-identical data distribution, 2019"
 
-    server_lr: float = Field(1.0, gt=0, allow_inf_nan=False, description="eta")
+    server_lr: float = Field(1.0, gt=0, description="eta")
     momentum: float = Field(0.5, ge=0, lt=1, description="beta")
 
     def server(self) -> Any:

@@ -14,7 +14,7 @@ class FedProx(Strategy):
 
     paper: ClassVar[str] = "Li et al., Federated optimization in heterogeneous networks, MLSys 2020"
 
-    mu: float = Field(0.01, ge=0, allow_inf_nan=False, description="strength of the proximal term")
+    mu: float = Field(0.01, ge=0, description="strength of the proximal term")
 
     @property
     def proximal(self) -> float:

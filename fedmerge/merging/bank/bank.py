@@ -14,12 +14,12 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.buffers import Buffers
 from fedmerge.merging.bank.layout import Parts, StateDict
 from fedmerge.merging.bank.row_storage import Mapped, Shelf, weighted_sum
+from fedmerge.merging.bank.stateless import Stateless
 from fedmerge.merging.bank.statistics import Statistics
 
 ALL = slice(None)
@@ -53,6 +53,7 @@ class Bank:
         self, model: nn.Module, parts: Parts, rows: Tensor, buffers: Buffers, names: Sequence[str], anchors: Sequence[str] = ()
     ) -> None:
         self.model, self.parts, self.buffers = model, parts, buffers
+        self.call = Stateless(model)
         self.names, self.anchors = tuple(names), tuple(anchors)
         self.K, self.A, self.P = len(self.names), len(self.anchors), rows.shape[1]
         self.like, self._held = rows.new_empty(0), rows
@@ -322,5 +323,4 @@ class Bank:
         return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
 
     def _run(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:
-        logits: Any = functional_call(self.model, state, (batch.to(self.like.dtype),))
-        return logits  # type: ignore[no-any-return]
+        return self.call(state, batch.to(self.like.dtype))  # type: ignore[no-any-return]

@@ -108,7 +108,7 @@ def describe_mismatch(found: StateDict, wanted: StateDict) -> list[str]:
 
 def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
     """Raises CheckpointError, naming the owner and every difference, if `state` does not fit or holds a NaN or an infinity."""
-    lines = describe_mismatch(state, wanted)
+    lines = _prefixed(state, wanted) or [*describe_mismatch(state, wanted), *untied(state, tied(wanted))]
     lines += [
         f"values of {name}: found NaN or infinity, expected finite numbers"
         for name, tensor in state.items()
@@ -116,6 +116,43 @@ def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
     ]
     if lines:
         raise CheckpointError("\n".join([f"{owner} does not fit the model:", *_shortened(lines)]))
+
+
+def tied(wanted: StateDict) -> dict[str, str]:
+    """Names of a model's state that are another name's very tensor, and that name: parameters that the model ties."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    places = {name: (t.data_ptr(), t.shape) for name, t in wanted.items() if t.numel() and t.data_ptr()}
+    return {name: first[place] for name, place in places.items() if first.setdefault(place, name) != name}
+
+
+def untied(state: StateDict, ties: Mapping[str, str]) -> list[str]:
+    """Lines that name tensors which the model ties, and which differ in `state`: one of the two would be dropped."""
+    lines = []
+    for name, other in ties.items():
+        here, there = state.get(name), state.get(other)
+        if here is not None and there is not None and here.shape == there.shape and not torch.equal(here, there):
+            off = float((here.double() - there.double()).abs().max())
+            lines.append(f"untied: {name} and {other} are one tensor of this model, and differ here by up to {off:.2g}")
+    return lines
+
+
+def _prefixed(state: StateDict, wanted: StateDict) -> list[str]:
+    """A line about a prefix that all names have too much, as wrappers of a model leave it, or too little."""
+    unexpected, missing = [n for n in state if n not in wanted], [n for n in wanted if n not in state]
+    prefix, lacking = _common_prefix(unexpected), _common_prefix(missing)
+    if prefix and 2 * len({name.removeprefix(prefix) for name in unexpected} & set(missing)) > len(missing):
+        strip = f"{{name.removeprefix('{prefix}'): tensor for name, tensor in state.items()}}"
+        return [f"names: all begin with '{prefix}', which the model's do not; strip it: {strip}"]
+    if lacking and 2 * len({lacking + name for name in unexpected} & set(missing)) > len(missing):
+        return [f"names: the model's all begin with '{lacking}', and none here; put it in front of each"]
+    return []
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """What all names have in front, up to a dot."""
+    same = [steps[0] for steps in zip(*(name.split(".")[:-1] for name in names), strict=False) if len(set(steps)) == 1]
+    prefix = "".join(f"{step}." for step in same)
+    return prefix if all(name.startswith(prefix) for name in names) else ""
 
 
 def _shortened(lines: list[str]) -> list[str]:

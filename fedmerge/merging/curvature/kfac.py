@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedmerge.errors import SiteError
+from fedmerge.merging.bank.stateless import Stateless
 from fedmerge.merging.curvature.fisher import diagonal
 
 Layer = nn.Linear | nn.Conv2d
@@ -92,14 +92,14 @@ def rest(model: nn.Module, x: Tensor, estimator: Estimator = "exact", seed: int 
     apart = {name: parameter.detach() for name, parameter in others(model).items()}
     if not apart:
         return {}
-    fixed = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    fixed, call = {name: parameter.detach() for name, parameter in model.named_parameters()}, Stateless(model)
 
     def unflat(theta: Tensor) -> dict[str, Tensor]:
         pieces = torch.split(theta, [tensor.numel() for tensor in apart.values()])
         return {name: piece.view(apart[name].shape) for name, piece in zip(apart, pieces, strict=True)}
 
     def forward(theta: Tensor, batch: Tensor) -> Tensor:
-        logits: Tensor = functional_call(model, fixed | unflat(theta), (batch,))
+        logits: Tensor = call(fixed | unflat(theta), batch)
         return logits
 
     theta = torch.cat([tensor.reshape(-1) for tensor in apart.values()])

@@ -51,7 +51,9 @@ class Eam(Adaptive):
 
     variant: Variant = Field("both", description="the method, or one of its ablations")
     eps: float = Field(1e-8, gt=0, le=0.1, description="added to entropies in Eq. 4, nats")
-    gamma: float = Field(10.0, ge=0, description="sharpness of the head in Eq. 9, per nat; .inf selects one head")
+    gamma: float = Field(
+        10.0, ge=0, allow_inf_nan=True, description="sharpness of the head in Eq. 9, per nat; .inf selects one head"
+    )
     gap_norm: Literal["none", "lnC"] = Field("none", description="lnC divides the gaps of Eq. 9 by ln C")
     scorer: Scorer = Field("norm_diff", description="S of Eq. 8")
     consistency: Consistency = Field("jsd", description="A of Eq. 8: what agreement of two views means")

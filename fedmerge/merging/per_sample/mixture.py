@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 import fedmerge.merging.per_sample.mixed_operations  # noqa: F401 - fills the table of operations
 from fedmerge.errors import PerSampleRefused
@@ -45,7 +44,7 @@ class Mixture:
                 state[name] = Mixed.linear(pieces, weights, (name,), used)
         statistics = bank.buffers.statistics(encoder.to(bank.theta))
         state |= {name: Mixed.computed(values, (name,), used) for name, values in statistics.items()}
-        logits = functional_call(bank.model, {**state, **bank.buffers.fixed}, (batch.to(bank.theta.dtype),))
+        logits = bank.call({**state, **bank.buffers.fixed}, batch.to(bank.theta.dtype))
         bank.read(len(rows) * bank.P * bank.theta.element_size())
         if missing := sorted(set(state) - used):
             raise PerSampleRefused(

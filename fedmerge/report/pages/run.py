@@ -73,6 +73,10 @@ def headline(record: RunRecord, summary: dict[str, Any]) -> str:
         names = [f"{name} ({_points(found['difference'])})" for name, found in versus.items() if _verdict(found) == verdict]
         if names:
             said.append(f"What {verdict}, with the difference in points: {', '.join(names)}.")
+    always = summary["majority_class"]
+    if always["accuracy"] >= ranked[best]["accuracy"]:
+        alone = f"The commonest class alone, {always['class']}, is right for {_percent(always['accuracy'])}%"
+        said.append(f"{alone}: no ranked method is better.")
     return " ".join(said)
 
 

@@ -81,9 +81,9 @@ def test_color_is_gray_repeated() -> None:
 
 
 def test_five_thousand_images_take_seconds() -> None:
-    began = time.perf_counter()
+    began = time.process_time()  # of this process alone, whatever else runs
     OrganPhantom(images=5000, patients=500).load(Geometry(32, 1), "speed", 0)
-    assert time.perf_counter() - began < 15
+    assert time.process_time() - began < 15
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_a_domain_is_split_by_its_own_name() -> None:
         ({"by": "label_skew", "part": 2}, "count from 0"),
         ({"by": "quantity", "part": 0}, "0 shares for 2 parts"),
         ({"by": "quantity", "part": 0, "shares": [1, -1]}, "greater than 0"),
-        ({"by": "quantity", "part": 0, "shares": [1, float("nan")]}, "less than or equal"),
+        ({"by": "quantity", "part": 0, "shares": [1, float("nan")]}, "finite number"),
         ({"by": "label_skew", "part": 0, "shares": [1, 1]}, "draws them"),
         ({"by": "label_skew", "part": 0, "alpha": 0}, "greater than or equal"),
     ],

@@ -111,13 +111,15 @@ def test_cells_are_all_combinations(tmp_path: Path) -> None:
 
 def test_tables_of_a_grid() -> None:
     def row(seed: int, gamma: int, eam: float) -> dict[str, object]:
-        methods = {"mean": {"accuracy": 0.8, "ranked": True}, "eam": {"accuracy": eam, "ranked": True}}
+        rows = {"mean": (0.8, True), "eam": (eam, True), "majority class": (0.6, False)}
+        methods = {key: {"accuracy": a, "balanced_accuracy": a / 2, "ranked": ranked} for key, (a, ranked) in rows.items()}
         return {"seed": seed, "target": None, "settings": {"methods.eam.gamma": gamma}, "methods": methods}
 
     grid = Grid.of([row(0, 1, 0.9), row(1, 1, 0.8), row(0, 5, 0.7)])
     text = as_csv(grid).splitlines()
-    assert text[0] == "methods.eam.gamma,method,seeds,accuracy,low,high,minus mean,minus mean low,minus mean high"
-    assert text[1] == "1,eam,2,85.0,21.5,148.5,+5.0,-58.5,+68.5"
-    assert "5,eam,1,70.0,one seed,one seed,-10.0,one seed,one seed" in text
-    assert as_markdown(grid).count("\n") == 6
+    assert text[0] == "methods.eam.gamma,method,seeds,accuracy,low,high,balanced,minus mean,minus mean low,minus mean high"
+    assert text[1] == "1,eam,2,85.0,21.5,148.5,42.5,+5.0,-58.5,+68.5"
+    assert "5,eam,1,70.0,one seed,one seed,35.0,-10.0,one seed,one seed" in text
+    assert text[3] == "1,majority class (not ranked),2,60.0,60.0,60.0,30.0,,,"  # last, and compared with nothing
+    assert as_markdown(grid).count("\n") == 8
     assert r"methods.eam.gamma & method" in as_latex(grid)

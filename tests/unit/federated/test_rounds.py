@@ -191,7 +191,7 @@ def test_alone_a_hospital_trains_as_by_itself_whatever_the_strategy(hospital: Ho
     model.load_state_dict(asked.initial.weights)
     hyper = task.training.diversity.hyper_parameters(0, "north", 0)
     share = Share.of(alone[0], 1, task.training, len(ward.train.y))
-    fit(model, ward.train, recipe(alone[0], share, task, hyper, ward), seed_of(0, "round", "north", 1), lambda _: None)
+    fit(model, ward.train, recipe(alone[0], 1, share, task, hyper, ward), seed_of(0, "round", "north", 1), lambda _: None)
     pool = GlobalPool(asked.pool, asked.tasks)
     for strategy in alone:
         theta = pool.model(strategy).stand.theta

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
+from fedmerge.errors import SiteError
 from fedmerge.federated.client.augmentation import augment
 from fedmerge.federated.client.diwa import Run, select, soup
 from fedmerge.federated.client.site_training import train_site
 from fedmerge.federated.client.temperature import fit_temperature
-from fedmerge.federated.messages import MILD, Diversity, Draw, Initial, SiteTask
+from fedmerge.federated.messages import MILD, Diversity, Draw, Initial, Job, SiteTask
 from fedmerge.federated.model import ModelSpec, build, train_mode
 from fedmerge.federated.security.audit import state_digest
+from fedmerge.federated.server.in_process import LocalBackend
+from fedmerge.federated.server.initialization import Initialization, initialize
 from fedmerge.federated.statistics._base import State
+from tests.hospitals import MODEL
 
 
 def trained(task: SiteTask, initial: Initial) -> str:
@@ -121,3 +128,18 @@ def test_augmentation_repeats_and_none_is_none() -> None:
     first, second = (augment(x, "light", True, torch.Generator().manual_seed(1)) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(augment(x, "none", True, torch.Generator()), x)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_training_that_diverges_stops_there_and_is_told(
+    hospital: Callable[..., SiteTask], job: Callable[..., Job], jobs: int
+) -> None:
+    task = hospital("north", epochs=100_000, diversity={"lr": {"default": 1e30, "draw": [1e30]}})
+    outcome = LocalBackend(jobs=jobs).gather(job(task), lambda _: None)["north"]
+    assert re.fullmatch(r"training diverged in run [12], step \d \(lr 1e\+30\): lower training\.diversity\.lr", outcome.reason)
+
+
+def test_a_proxy_that_diverges_is_told(tmp_path: Path) -> None:
+    proxy = {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "lr": 1e30}
+    with pytest.raises(SiteError, match=r"diverged in the proxy, step \d \(lr 1e\+30\): lower initialization.lr"):
+        initialize(TypeAdapter(Initialization).validate_python(proxy), MODEL, 3, 0, tmp_path, lambda *_: None)

@@ -93,6 +93,13 @@ def test_the_headline_says_when_the_method_loses(record: RunRecord) -> None:
     assert said.startswith(("mean is right most often", "ensemble is right most often"))
 
 
+def test_the_headline_says_when_the_commonest_class_alone_is_better(record: RunRecord) -> None:
+    assert "commonest class" not in headline(record, summarize(record))
+    labels = [np.zeros_like(batch) for batch in record.labels]
+    said = headline(record, summarize(replace(record, labels=labels)))
+    assert said.endswith("The commonest class alone, bladder, is right for 100.0%: no ranked method is better.")
+
+
 def same(a: list[Step], b: list[Step]) -> bool:
     return [x.line() for x in a] == [x.line() for x in b] and all(
         np.array_equal(x.probabilities, y.probabilities) for x, y in zip(a, b, strict=True)

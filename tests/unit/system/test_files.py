@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fedmerge.system.files import atomic, atomic_folder, atomic_write, write_secret
 
@@ -65,3 +68,19 @@ def test_a_folder_appears_whole_and_the_first_stays(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stop"), atomic_folder(tmp_path / "other") as draft:
         raise ValueError("stop")
     assert names(tmp_path) == ["expert"]
+
+
+@pytest.mark.parametrize(("umask", "files", "folder"), [(0o002, 0o664, 0o775), (0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_modes_follow_the_umask_whoever_writes(tmp_path: Path, umask: int, files: int, folder: int) -> None:
+    """safetensors writes files for their owner alone, and a group that shares a pool could read nothing."""
+    before = os.umask(umask)
+    try:
+        with atomic(tmp_path / "theta_0.safetensors") as draft:
+            save_file({"weight": torch.ones(2)}, draft)
+        with atomic_folder(tmp_path / "expert") as draft:
+            save_file({"weight": torch.ones(2)}, draft / "expert.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "expert").stat().st_mode) == folder
+    for file in (tmp_path / "theta_0.safetensors", tmp_path / "expert" / "expert.safetensors"):
+        assert stat.S_IMODE(file.stat().st_mode) == files

@@ -1,0 +1,65 @@
+"""What machines that are shared do to a run: locked folders, long paths, signals from outside."""
+
+from __future__ import annotations
+
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.front_door import fedmerge, read, simulate, world
+
+
+@pytest.mark.parametrize("option", ["--out", "--pool"])
+@pytest.mark.parametrize("backend", ["local", "simulation"])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(tmp_path: Path, option: str, backend: str) -> None:
+    world(tmp_path)
+    (tmp_path / "file").write_text("in the way")
+    ended = simulate(tmp_path, option, "file/below", "--backend", backend)
+    assert ended.returncode == 2
+    assert (
+        ended.stderr
+        == f"fedmerge: {option}: 'file/below' cannot be written (Not a directory); choose another, or mend its rights\n"
+    )
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(("name", "verb"), [("RAY_TMPDIR", "simulate"), ("TMPDIR", "sweep")])
+def test_a_path_too_long_for_rays_sockets_is_told_at_once(
+    tmp_path: Path, name: str, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world(tmp_path)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, str(tmp_path / ("scratch" * 10)))
+    ended = fedmerge(tmp_path, verb, "scenarios/tiny.yaml", "--set", "backend=simulation")
+    assert ended.returncode == 2
+    said = ended.stderr + ended.stdout
+    assert f"{name}: found a path of {len(str(tmp_path)) + 71} characters; expected at most 39" in said
+    assert "Set RAY_TMPDIR=/tmp" in said
+
+
+def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `docker stop` and a cluster's scheduler end it: what it said, its manifest, its temporary folder, its processes."""
+    world(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    words = [sys.executable, "-m", "fedmerge.simulate", "scenarios/tiny.yaml", "--jobs", "2", "--set", "training.epochs=100000"]
+    with subprocess.Popen([*words, "--out", "run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        while "hospitals: north, south train" not in run.stdout.readline():
+            assert run.poll() is None
+        run.send_signal(signal.SIGTERM)
+        said = run.communicate()[1]
+    assert (run.returncode, said) == (143, "fedmerge: ended by SIGTERM; experts that have arrived are in the pool\n")
+    manifest = read(tmp_path / "run" / "manifest.json")
+    assert (manifest["status"], manifest["reason"]) == ("failed", "ended by SIGTERM")
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_group_may_read_a_pool_that_one_of_them_has_filled(first: tuple[Path, str]) -> None:
+    pool = first[0] / "pool"
+    wanted = stat.S_IMODE((first[0] / "said.txt").stat().st_mode)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in pool.rglob("*.safetensors")} == {wanted}

@@ -1,0 +1,82 @@
+"""A model that cannot take the images is told before anything is computed, with the key that has to change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedmerge.errors import ScenarioError
+from fedmerge.federated.model import ModelSpec, try_out
+from tests.conftest import TINY
+from tests.front_door import SCENARIO, fedmerge, world
+
+SMALL = {"depth": 1, "embed_dim": 12, "num_heads": 3}
+
+
+def spec(kwargs: dict[str, Any], size: int | None = None, name: str = "vit_tiny_patch16_224") -> ModelSpec:
+    return ModelSpec.model_validate({"name": name, "size": size, "kwargs": kwargs})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (spec(SMALL, 32), "model.size: found 32 (Input height (32) doesn't match model (224)); expected a size"),
+        (spec({"img_size": 32, "patch_size": 64, **SMALL}), "model.kwargs.img_size: found 32 (Calculated padded input size"),
+        (spec({"global_pool": ""}, 32, "resnet18"), "model.size: found 32 (mat1 and mat2"),
+        (spec({"img_size": 32, "num_heads": 5}), "(dim should be divisible by num_heads); expected arguments that vit_tiny"),
+        (spec({"img_size": 32, "num_heads": "a"}), "expected arguments that vit_tiny"),
+        (spec({"img_size": 32, "num_classes": 4}), "got multiple values for keyword argument 'num_classes'"),
+        (spec({"img_size": 32}, name="resnet18"), "unexpected keyword argument 'img_size'"),
+        (spec({}, 32, "inception_v3"), "model.size: found 32 (Calculated padded input size"),
+    ],
+)
+def test_what_a_model_does_not_take(given: ModelSpec, said: str) -> None:
+    with pytest.raises(ScenarioError) as error:
+        try_out(given, 3)
+    assert said in str(error.value)
+    assert len(error.value.problems) == 1
+
+
+def test_pixels_that_no_patch_covers_are_told() -> None:
+    assert try_out(spec({"img_size": 32, "patch_size": 7, **SMALL}), 3) == [
+        "model: its patches do not divide 32 pixels, so the last 4 rows and columns are not seen"
+    ]
+    assert try_out(spec({"img_size": 32, "patch_size": 8, **SMALL}), 3) == []
+
+
+def test_two_equal_sides_are_one() -> None:
+    assert spec({"img_size": [32, 32]}) == spec({"img_size": 32})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"img_size": "abc"}, "model.kwargs.img_size: found 'abc'; expected a valid integer"),
+        ({"img_size": 0}, "model.kwargs.img_size: found 0; expected greater than or equal to 8"),
+        ({"img_size": [16, 32]}, "model.kwargs.img_size: found [16, 32]; expected a valid integer"),
+        ({"in_chans": 4}, "model.kwargs.in_chans: found 4; expected 1 or 3"),
+        ({"in_chans": 2}, "model.kwargs.in_chans: found 2; expected 1 or 3"),
+        ({"num_heads": 3}, "dim should be divisible by num_heads"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["simulate", "plan"])
+def test_every_verb_says_it_at_once(tmp_path: Path, verb: str, change: dict[str, Any], said: str) -> None:
+    model = {**TINY, "kwargs": {**TINY["kwargs"], **change}}  # type: ignore[dict-item]
+    world(tmp_path).write_text(yaml.safe_dump({**SCENARIO, "model": model}))
+    ended = fedmerge(tmp_path, verb, "scenarios/tiny.yaml")
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_no_number_is_infinite(tmp_path: Path, value: str) -> None:
+    world(tmp_path)
+    keys = ["training.diversity.lr.default", "initialization.lr", "target_deadline_s"]
+    for key in keys:
+        ended = fedmerge(tmp_path, "simulate", "scenarios/tiny.yaml", "--set", f"{key}=.{value}".replace("=.-", "=-."))
+        assert ended.returncode == 2
+        assert f"found {value}; expected" in ended.stderr
