@@ -25,7 +25,7 @@ def show_preview(found: Preview) -> None:
             {
                 "site": one.site if trains else f"{one.site} (target)",
                 "images": str(one.images),
-                "patients": str(one.groups),
+                "patients": "" if one.groups is None else str(one.groups),
                 "train": str(one.train) if trains else "",
                 "validation": str(one.validation) if trains else "",
                 "labels": histogram(one.per_class),

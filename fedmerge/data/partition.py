@@ -87,8 +87,16 @@ class Split(Spec):
             raise ValueError(f"shares are for 'quantity'; '{self.by}' draws them from Dir(alpha)")
         return self
 
-    def indices(self, labels: Index, name: str) -> Index:
-        """Sorted indices of this part of the images of one domain. labels: (N,); name: the domain's name."""
+    def indices(self, labels: Index, name: str, groups: Index | None = None) -> Index:
+        """Sorted indices of this part of the images of one domain. labels: (N,); name: the domain's name.
+
+        groups: (N,) patients, whose images go together, each with the label that most of them have.
+        """
+        if groups is not None:
+            _, member = np.unique(groups, return_inverse=True)
+            counts = np.zeros((member.max() + 1, int(labels.max()) + 1))
+            np.add.at(counts, (member, labels), 1)
+            return np.flatnonzero(np.isin(member, self.indices(counts.argmax(1), name)))
         rng = generator(self.seed, "split", name, self.by, self.parts)
         shares = np.array(self.shares or rng.dirichlet([self.alpha] * self.parts))
         mine: list[Index] = [np.empty(0, np.int64)]

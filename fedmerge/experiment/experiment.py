@@ -16,6 +16,7 @@ from fedmerge.experiment.overrides import overridden
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.experiment.validation import (
     agreement_problems,
+    copied,
     event_problems,
     generalist_nowhere,
     method_problems,
@@ -76,7 +77,7 @@ class Experiment:
         said += [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
         shown = [site.source.shown() for site in everyone]
         nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
-        said += shown_otherwise(everyone)
+        said += shown_otherwise(everyone) + copied(everyone, self.scenario.events)
         return said + ([f"classes that no site has an image of: {', '.join(nobody)}"] if nobody else [])
 
     def resolved(self) -> dict[str, Any]:

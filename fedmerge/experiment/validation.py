@@ -97,11 +97,25 @@ def agreement_problems(sites: list[Site], events: tuple[Event, ...]) -> list[Pro
     for index, (name, items) in enumerate(held):
         for other, theirs in held[:index]:
             renewed = any({event.departs, event.arrives} == {name, other} for event in events)
-            if name != other and not renewed and items and theirs and (shared := items & theirs):
-                found = f"{len(shared)} images that '{other}' has too, e.g. {min(shared)}"
+            if name != other and not renewed and items and theirs and (shared := items.keys() & theirs.keys()):
+                one, twin = min((items[key], theirs[key]) for key in shared)
+                led = "" if one == twin else f", which is {twin}"
+                found = f"{len(shared)} images that '{other}' has too, e.g. {one}{led}"
                 mend = "Give them different domains, or different parts of one split"
                 problems.append(Problem(f"site '{name}'", "source", found, "images of its own", mend))
     return problems
+
+
+def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
+    """Lines about files of the same content at two sites. Blank slices are alike by chance, so it is told, and not refused."""
+    said = []
+    held = [(site.name, site.source.contents(site.name)) for site in sites]
+    for index, (name, items) in enumerate(held):
+        for other, theirs in held[:index]:
+            renewed = any({event.departs, event.arrives} == {name, other} for event in events)
+            if name != other and not renewed and (shared := items & theirs):
+                said.append(f"sites '{other}' and '{name}': files with the same content at both: {len(shared)}")
+    return said
 
 
 def _other_classes(sites: list[Site]) -> list[Problem]:

@@ -69,8 +69,17 @@ class Source(Plugin):
         """A sha256 of all that determines the images: fields, names and contents of files, owner, seed, version."""
 
     @abstractmethod
-    def holdings(self, owner: str) -> frozenset[str] | None:
-        """Names of the items held, to tell that two sites share some; None if sharing is impossible by construction."""
+    def holdings(self, owner: str) -> Mapping[str, str] | None:
+        """Names of the items held, by what they are, to tell that two sites share some; None if they cannot."""
+
+    def contents(self, owner: str) -> frozenset[str]:
+        """Digests of the files held, to tell that two sites have copies of one; none where that cannot be told."""
+        return frozenset()
+
+    @property
+    def knows_patients(self) -> bool:
+        """Whether images of one patient are known as such."""
+        return True
 
     @abstractmethod
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:

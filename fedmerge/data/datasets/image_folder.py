@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, FiniteFloat
 
 from fedmerge.data.cache import cached
@@ -45,6 +47,16 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
 Bounds = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]
 
 
+def _one_group(pattern: str) -> str:
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"no regular expression ({error})") from None
+    if groups != 1:
+        raise ValueError(f"{groups} groups in it; expected one, the patient, e.g. '/(P\\d+)_'; others can be written (?:...)")
+    return pattern
+
+
 class ImageFolder(Source):
     """Every image is a group of its own: files say nothing about patients.
 
@@ -55,6 +67,12 @@ class ImageFolder(Source):
     root: str = Field(min_length=1, description=ROOT)
     folders: tuple[str, ...] = Field((), description="domains that this hospital holds: subfolders of the root; default all")
     split: Split | None = Field(None, description="the part of these domains that this hospital holds; default everything")
+    patient: Annotated[str, AfterValidator(_one_group)] | None = Field(
+        None,
+        description="regular expression that finds the patient in a file's path below the root, as its one group, e.g. "
+        r"'/(P\d+)_' for ward/nevus/P12_3.png, or '^[^/]+/[^/]+/([^/]+)/' for a folder of each patient below the classes. "
+        "A patient's images stay together in splits and validation; default: every image by itself, for want of knowing",
+    )
     flips: bool = Field(False, description="whether a horizontal flip preserves the label")
     max_broken: int = Field(3, ge=0, description="files that may be truncated or no image; they are named and left out")
     gray_range: Bounds | None = Field(
@@ -81,6 +99,10 @@ class ImageFolder(Source):
             known = _image_files.domains_of(root, self.folders)
             if wrong := _image_files.unknown(root, self.folders, known) or _image_files.unfit_names(root, self.folders):
                 return wrong
+            every = [item.path for domain in self.domains() for item in _image_files.items_of(root, domain)]
+            if without := sum(self._patient(path) is None for path in every) if self.patient else 0:
+                found = f"'{self.patient}', which finds no patient in {without} of {len(every)} paths below the root"
+                return [Problem("", "patient", found, "an expression that finds one in every path, as its one group")]
             items, odd = self._listed(root)
             if len(odd) > self.max_broken:
                 found, mend = f"{len(odd)} entries that are {NO_FILES}", "Remove them, or raise max_broken to leave them out"
@@ -138,13 +160,25 @@ class ImageFolder(Source):
         with self._opened() as root:
             items = self._items(root)
             files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
-        determined = [VERSION, self.domains(), self.classes(), self.flips, self._reading()[:-1], files]
+        determined = [VERSION, self.domains(), self.classes(), self.flips, self.patient, self._reading()[:-1], files]
         return hashlib.sha256(json.dumps(determined).encode()).hexdigest()
 
-    def holdings(self, owner: str) -> frozenset[str]:
-        """Full paths of the images of this part."""
+    def holdings(self, owner: str) -> dict[str, str]:
+        """Full paths of the images of this part, by what the names lead to: links to a file are that file."""
         with self._opened() as root:
-            return frozenset(str(root.resolve() / item.path) for item in self._items(root))
+            at = root.resolve()
+            paths = {item: str(at / item.path) for item in self._items(root)}
+        return {f"{item.device}:{item.inode}" if item.inode else path: path for item, path in paths.items()}
+
+    def contents(self, owner: str) -> frozenset[str]:
+        """Of all files of this part, once each."""
+        with self._opened() as root:
+            return frozenset(digests(owner, root, self._items(root))) - {""}
+
+    @property
+    def knows_patients(self) -> bool:
+        """Where their names can be found."""
+        return self.patient is not None
 
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
         """Images (N, size, size, channels) uint8, sorted by path within each domain.
@@ -171,7 +205,7 @@ class ImageFolder(Source):
             absent = [name for label, name in enumerate(classes) if not ((sides == number) & (labels == label)).any()]
             if absent:
                 log.warning("site '%s': domain '%s' holds no image of %s", owner, domain, ", ".join(absent))
-        groups = np.arange(len(good), dtype=np.int64)
+        groups = self._groups(good)
         return Images(decoded["pixels"], labels, sides, groups, classes, domains, flips=self.flips)
 
     def _reading(self) -> Reading:
@@ -206,9 +240,22 @@ class ImageFolder(Source):
             odd += [item.path for item in found if not item.regular]
             items = [item for item in found if item.regular]
             names, labels = np.unique([item.label for item in items], return_inverse=True)
-            part = self.split.indices(labels.astype(np.int64), domain) if self.split and len(names) else range(len(items))
+            part: Iterable[int] = range(len(items))
+            if self.split and len(names):
+                part = self.split.indices(labels.astype(np.int64), domain, self._groups(items) if self.patient else None)
             held += [items[at] for at in part]
         return held, odd
+
+    def _patient(self, path: str) -> str | None:
+        found = re.search(self.patient or "", path)
+        return found[1] if found else None
+
+    def _groups(self, items: Sequence[_image_files.ImageFile]) -> NDArray[np.int64]:
+        """A number for the patient of each file (n,), or for each file; of one of no patient, its path stands for the patient."""
+        if self.patient is None:
+            return np.arange(len(items), dtype=np.int64)
+        names = [self._patient(item.path) or item.path for item in items]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
 
     def _report(self, owner: str, root: Path, broken: list[str]) -> None:
         if not broken:

@@ -39,9 +39,9 @@ class Remote(Source):
         """As the hospital tells: that of its own source, so that the experts of both site files are the same."""
         return self.sha256
 
-    def holdings(self, owner: str) -> frozenset[str] | None:
+    def holdings(self, owner: str) -> None:
         """Nobody but the hospital knows."""
-        return None
+        return
 
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
         """Raises DataError: the images are not here."""

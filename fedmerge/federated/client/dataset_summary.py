@@ -13,14 +13,15 @@ from fedmerge.federated.site import Site
 
 @dataclass(frozen=True)
 class Census:
-    """Images and groups (patients) of one site. train, validation: images of each part; 0 where the site is the target.
+    """Images of one site. groups: its patients, or None where they are not known. train, validation: images of each part; 0 where
+    the site is the target.
 
     per_class, per_domain: images by name.
     """
 
     site: str
     images: int
-    groups: int
+    groups: int | None
     train: int
     validation: int
     per_class: dict[str, int]
@@ -38,7 +39,7 @@ def census(site: Site, geometry: Geometry, seed: int, trains: bool = True) -> Ce
     return Census(
         site.name,
         len(images),
-        len(np.unique(images.groups)),
+        len(np.unique(images.groups)) if site.source.knows_patients else None,
         train,
         held,
         dict(zip(images.classes, classes, strict=True)),

@@ -41,11 +41,10 @@ def test_other_bytes_of_the_same_name_size_and_time_are_other_images(album: Path
     assert (folder(album).load(GEOMETRY, "x", 0).pixels != first.pixels).any()
 
 
-def test_a_copy_is_the_same_images_and_a_renamed_file_is_not(album: Path, tmp_path: Path) -> None:
-    shutil.copytree(album / "lab", tmp_path / "copy" / "lab")
-    shutil.copytree(album / "ward", tmp_path / "copy" / "ward")
-    os.utime(tmp_path / "copy" / "lab" / "cat" / "0.png", ns=(1, 1))
-    copy = tmp_path / "copy"
+def test_a_copy_is_the_same_images_and_a_renamed_file_is_not(album: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    copy = tmp_path_factory.mktemp("elsewhere") / "copy"
+    shutil.copytree(album, copy)
+    os.utime(copy / "lab" / "cat" / "0.png", ns=(1, 1))
     before = ImageFolder(root=str(copy), folders=("lab",)).identity("x", 0)
     assert before == ImageFolder(root=str(album), folders=("lab",)).identity("y", 1)
     (copy / "lab" / "cat" / "0.png").rename(copy / "lab" / "dog" / "moved.png")

@@ -138,7 +138,7 @@ def test_folders_below_a_class_are_read_and_what_is_left_out_is_counted(tmp_path
     source = ImageFolder(root=str(root))
     images = source.load(Geometry(8, 1), "x", 0)
     assert np.bincount(images.labels).tolist() == [6, 6]
-    assert f"{root}/lab/nev/patient-1/left/2024/0.png" in source.holdings("x")
+    assert f"{root}/lab/nev/patient-1/left/2024/0.png" in source.holdings("x").values()
     assert source.remarks() == [
         "images left out, for they lie in no class folder: 2",
         "entries left out, for they are no files but links to nowhere or in a circle, pipes or the like: 1",

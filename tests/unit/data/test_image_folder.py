@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets.image_folder import ImageFolder
+from fedmerge.data.partition import own_split
 from fedmerge.errors import DataError
 
 GEOMETRY = Geometry(16, 3)
@@ -57,7 +59,7 @@ def test_a_hospital_may_hold_some_domains(album: Path) -> None:
 @pytest.mark.parametrize("split", [{"by": "label_skew", "alpha": 5}, {"by": "quantity", "shares": [1, 2, 1]}])
 def test_parts_share_nothing_and_leave_nothing(album: Path, split: dict[str, Any]) -> None:
     held = [folder(album, split={**split, "parts": 3, "part": part}).holdings("x") for part in range(3)]
-    assert sum(len(part) for part in held) == len(frozenset().union(*held)) == 40
+    assert sum(len(part) for part in held) == len({path for part in held for path in part}) == 40
 
 
 def test_pixels_are_kept_and_made_again_when_a_file_changes(album: Path) -> None:
@@ -123,3 +125,63 @@ def test_an_empty_folder_and_one_class(tmp_path: Path, album: Path) -> None:
             file.unlink()
         (album / domain / "dog").rmdir()
     assert "one class only (cat)" in problem(folder(album))
+
+
+@pytest.fixture
+def wards(tmp_path: Path) -> Path:
+    """Twelve patients of two classes, five images each, in folders of their own or with their number in the file's name."""
+    for number in range(60):
+        label, patient = ("cat", "dog")[number % 2], number % 12
+        for place in (tmp_path / "folders/ward" / label / f"P{patient}", tmp_path / "names/ward" / label):
+            place.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), number).save(place / f"P{patient}_{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("layout", "patient"), [("names", r"/P(\d+)_"), ("folders", "^[^/]+/[^/]+/([^/]+)/")])
+def test_images_of_a_patient_stay_together(wards: Path, layout: str, patient: str) -> None:
+    source = folder(wards / layout, patient=patient)
+    assert source.check() == []
+    images = source.load(GEOMETRY, "x", 0)
+    assert np.bincount(images.groups).tolist() == [5] * 12
+    train, held = own_split(images, "x", 0.3, 0)
+    assert not set(images.groups[train]) & set(images.groups[held])
+    paths = [folder(wards / layout, patient=patient, split={"by": "label_skew", "part": part}).holdings("x") for part in (0, 1)]
+    patients = [{re.search(patient, path.split(f"{layout}/")[1])[1] for path in part.values()} for part in paths]  # type: ignore[index]
+    assert not patients[0] & patients[1]
+    assert len(patients[0] | patients[1]) == 12
+    assert sum(map(len, paths)) == 60
+
+
+def test_without_the_key_nothing_is_known_of_patients(wards: Path) -> None:
+    assert not folder(wards / "names").knows_patients
+    assert folder(wards / "names", patient=r"/P(\d+)_").knows_patients
+    assert folder(wards / "names").identity("x", 0) != folder(wards / "names", patient=r"/P(\d+)_").identity("x", 0)
+
+
+@pytest.mark.parametrize(
+    ("patient", "said"),
+    [(r"/P\d+_", "0 groups in it; expected one"), ("(P", "no regular expression (missing )"), (r"(P)(\d+)", "2 groups in it")],
+)
+def test_expressions_that_cannot_find_a_patient(wards: Path, patient: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        folder(wards / "names", patient=patient)
+
+
+def test_paths_without_a_patient_are_counted(wards: Path) -> None:
+    Image.new("L", (8, 8), 7).save(wards / "names/ward/cat/other.png")
+    (problem,) = folder(wards / "names", patient=r"/P(\d+)_").check()
+    assert (problem.key, problem.found) == ("patient", "'/P(\\d+)_', which finds no patient in 1 of 61 paths below the root")
+
+
+def test_links_are_the_files_that_they_lead_to(album: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Symbolic links to files and to folders, and hard links; a copy is another file with the same content."""
+    other = tmp_path_factory.mktemp("study") / "images"
+    (other / "seen" / "cat").mkdir(parents=True)
+    (other / "seen" / "dog").symlink_to(album / "lab" / "dog")
+    (other / "seen" / "cat" / "a.png").symlink_to(album / "lab" / "cat" / "0.png")
+    os.link(album / "lab" / "cat" / "1.png", other / "seen" / "cat" / "b.png")
+    (other / "seen" / "cat" / "c.png").write_bytes((album / "lab" / "cat" / "2.png").read_bytes())
+    mine, theirs = folder(album, folders=["lab"]), folder(other)
+    assert len(mine.holdings("x").keys() & theirs.holdings("y").keys()) == 12
+    assert len(mine.contents("x") & theirs.contents("y")) == 13
