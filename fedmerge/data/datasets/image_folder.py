@@ -102,7 +102,8 @@ class ImageFolder(Source):
             every = [item.path for domain in self.domains() for item in _image_files.items_of(root, domain)]
             if without := sum(self._patient(path) is None for path in every) if self.patient else 0:
                 found = f"'{self.patient}', which finds no patient in {without} of {len(every)} paths below the root"
-                return [Problem("", "patient", found, "an expression that finds one in every path, as its one group")]
+                expected = "an expression that finds one in every path <domain>/<class>/<file>, as its one group"
+                return [Problem("", "patient", found, expected)]
             items, odd = self._listed(root)
             if len(odd) > self.max_broken:
                 found, mend = f"{len(odd)} entries that are {NO_FILES}", "Remove them, or raise max_broken to leave them out"
@@ -248,7 +249,7 @@ class ImageFolder(Source):
 
     def _patient(self, path: str) -> str | None:
         found = re.search(self.patient or "", path)
-        return found[1] if found else None
+        return (found[1] or None) if found else None
 
     def _groups(self, items: Sequence[_image_files.ImageFile]) -> NDArray[np.int64]:
         """A number for the patient of each file (n,), or for each file; of one of no patient, its path stands for the patient."""

@@ -185,3 +185,11 @@ def test_links_are_the_files_that_they_lead_to(album: Path, tmp_path_factory: py
     mine, theirs = folder(album, folders=["lab"]), folder(other)
     assert len(mine.holdings("x").keys() & theirs.holdings("y").keys()) == 12
     assert len(mine.contents("x") & theirs.contents("y")) == 13
+
+
+@pytest.mark.parametrize("patient", [r"(P?)", r"ward/(x?)", r"/(P\d+)?"])
+def test_an_expression_that_finds_nothing_finds_no_patient(wards: Path, patient: str) -> None:
+    """Otherwise all images are those of one patient, who has no name."""
+    (problem,) = folder(wards / "names", patient=patient).check()
+    assert "finds no patient in 60 of 60 paths" in problem.found
+    assert "<domain>/<class>/<file>" in problem.expected
