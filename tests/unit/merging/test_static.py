@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.functional import Adapter, merge
 from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods.slerp import karcher, slerp
 from fedmerge.merging.methods.ties import disjoint_merge, trim
-from tests.banks import COUNTS, a_bank, statistics
+from tests.banks import COUNTS, a_bank, a_batch, statistics
 from tests.conftest import Net, expert_states
 
 Arrays = dict[str, NDArray[np.float64]]
@@ -46,6 +47,24 @@ def test_task_arithmetic_and_wise_ft() -> None:
     assert alike(merged("task_arithmetic", scale=1 / 3), mean)
     assert alike(merged("wise_ft", a=0.4), lambda n: 0.6 * BASE[n] + 0.4 * mean(n))
     assert alike(merged("wise_ft", a=0.4), lambda n: merged("task_arithmetic", scale=0.4 / 3)[n])
+
+
+def test_wise_ft_moves_batch_norm_statistics_as_weights() -> None:
+    base = expert_states(1, 99)[0] | {"norm.num_batches_tracked": torch.tensor(41)}
+    base["norm.bias"] = torch.tensor([-0.0, 0.0, 1.0, -1.0])
+    for a in (0.0, 0.3, 1.0):
+        found = merge(Net(), STATES, "wise_ft", base, a=a)
+        for name, tensor in base.items():
+            mean_of_all = np.mean([state[name].double().numpy() for state in STATES], 0)
+            wanted = (1 - a) * tensor.double().numpy() + a * mean_of_all
+            if tensor.is_floating_point():
+                np.testing.assert_allclose(found[name].numpy(), wanted, rtol=1e-5, atol=1e-6)
+        if a == 0:
+            assert all(torch.equal(found[name].view(torch.uint8), t.view(torch.uint8)) for name, t in base.items() if t.ndim)
+            assert found["norm.num_batches_tracked"] == 41
+    adapt, x, model = Adapter(Net(), STATES, "wise_ft", base, a=0.0), a_batch(dtype=torch.float32), Net().eval()
+    model.load_state_dict(base)
+    assert torch.equal(adapt(x), model(x).log_softmax(-1))
 
 
 def ties(keep: float, combine: str) -> Arrays:
