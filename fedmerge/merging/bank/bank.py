@@ -194,14 +194,14 @@ class Bank:
         """Task vectors tau_k = theta_k - theta_0 (K, P), at least float32. Raises CheckpointError without theta_0."""
         return self.taus()
 
-    def taus(self, columns: slice = ALL, order: Sequence[int] | slice = ALL) -> Tensor:
+    def taus(self, columns: slice = ALL) -> Tensor:
         """Task vectors tau_k = theta_k - theta_0 (K, width), at least float32. Raises CheckpointError without theta_0."""
         theta_0 = self.anchor_row("theta_0")[columns].to(self.wide)
-        return (self.columns(columns).to(self.wide) - theta_0)[order]
+        return self.columns(columns).to(self.wide) - theta_0
 
-    def thetas(self, columns: slice = ALL, order: Sequence[int] | slice = ALL) -> Tensor:
-        """The experts' parameters (K, width), at least float32."""
-        return self.columns(columns).to(self.wide)[order]
+    def thetas(self, columns: slice = ALL) -> Tensor:
+        """The experts' parameters (K, width), at least float32; no copy where the rows are that."""
+        return self.columns(columns).to(self.wide)
 
     def task_vector(self, k: int) -> Tensor:
         """One expert's task vector tau_k (P,), at least float32. Raises CheckpointError without theta_0."""
@@ -239,7 +239,7 @@ class Bank:
         """theta (P,) = (sum_k encoder_k phi_k, sum_k head_k w_k), written into `out` or the bank's own buffer.
 
         A one-hot row returns that expert bit for bit, and an expert with coefficient 0 is not read, so that a broken one cannot
-        spoil the others. The result carries the encoder's coefficients: `forward` and `state_dict` mix BatchNorm statistics by them.
+        spoil the others. It carries the encoder's coefficients: `forward` and `state_dict` mix BatchNorm statistics by them.
 
         Parameters
         ----------

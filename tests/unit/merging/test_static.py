@@ -97,6 +97,39 @@ def test_ties(keep: float, combine: str) -> None:
     assert alike(merged("ties", keep=keep, combine=combine), lambda n: wanted[n])
 
 
+def ties_in_one_piece(bank: Bank, keep: float, combine: str) -> torch.Tensor:
+    """All task vectors at once, thresholds by sorting."""
+    tau = bank.tau
+    rank = max(1, bank.P - int(keep * bank.P))
+    kept = torch.where(tau.abs() >= tau.abs().sort(1).values[:, rank - 1 : rank], tau, 0)
+    gamma = kept.sum(0).sign()
+    gamma = torch.where(gamma == 0, gamma.sum().sign(), gamma)
+    same = (kept.sign() == gamma) & (kept != 0)
+    total = (kept * same).sum(0)
+    return bank.base + 0.3 * (total / same.sum(0).clamp(min=1) if combine == "mean" else total)
+
+
+@pytest.mark.parametrize(
+    ("kind", "combine"),
+    [("normal", "sum"), ("few values", "mean"), ("mostly zero", "mean"), ("sorted", "mean"), ("opposite", "mean")],
+)
+def test_ties_in_blocks_has_the_bits_of_ties_in_one_piece(kind: str, combine: str) -> None:
+    generator, wide = torch.Generator().manual_seed(4), 1_100_003  # more than the sample, and no multiple of a block
+    tau = torch.randn(3, wide, generator=generator)
+    match kind:
+        case "few values":
+            tau = (2 * tau).round() / 4
+        case "mostly zero":
+            tau *= torch.rand(3, wide, generator=generator) < 0.1
+        case "sorted":
+            tau = tau.sort(1).values
+        case "opposite":
+            tau[1] = -tau[0]
+    model = torch.nn.Sequential(torch.nn.Linear(wide, 1, bias=False))
+    bank = Bank.of(model, [{"0.weight": row[None]} for row in tau], {"0.weight": torch.zeros(1, wide)})
+    assert torch.equal(load_method("ties", combine=combine).merge(bank), ties_in_one_piece(bank, 0.2, combine))
+
+
 def test_ties_by_hand() -> None:
     tau = torch.tensor([[4.0, -1.0], [2.0, 3.0]])
     assert disjoint_merge(tau, "mean").tolist() == [3.0, 3.0]
@@ -165,8 +198,8 @@ def test_the_karcher_mean_is_where_angles_cancel() -> None:
 def test_model_stock() -> None:
     def wanted(name: str) -> NDArray[np.float64]:
         flat = [tau[name].ravel() for tau in TAU]
-        cos = [min(max(a @ b / math.sqrt((a @ a) * (b @ b)), 0), 1) for i, a in enumerate(flat) for b in flat[i + 1 :]]
-        c = sum(cos) / 3
+        cos = [a @ b / math.sqrt((a @ a) * (b @ b)) for i, a in enumerate(flat) for b in flat[i + 1 :]]
+        c = max(sum(cos) / 3, 0)
         t = 3 * c / (1 + 2 * c)
         return t * mean(name) + (1 - t) * BASE[name]
 
@@ -180,12 +213,46 @@ def test_model_stock() -> None:
     torch.testing.assert_close(load_method("model_stock").merge(bank), bank.base)  # cosine -1 counts as 0
 
 
+@pytest.mark.parametrize("average", ["cosine", "angle"])
+def test_unrelated_task_vectors_draw_model_stock_to_the_start(average: str) -> None:
+    model, ratios = torch.nn.Sequential(torch.nn.Linear(96, 1, bias=False)), []
+    for seed in range(40):
+        tau = torch.randn(8, 96, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        bank = Bank.of(model, [{"0.weight": row[None]} for row in tau], {"0.weight": torch.zeros(1, 96)}, dtype=torch.float64)
+        found = load_method("model_stock", average=average).merge(bank)
+        cos = [float(a @ b / (a.norm() * b.norm())) for i, a in enumerate(tau) for b in tau[i + 1 :]]
+        c = max(sum(cos) / 28 if average == "cosine" else math.cos(sum(map(math.acos, cos)) / 28), 0)
+        torch.testing.assert_close(found, 8 * c / (1 + 7 * c) * tau.mean(0), rtol=1e-10, atol=1e-12)
+        ratios.append(8 * c / (1 + 7 * c))
+    assert sum(ratios) / 40 < 0.08  # clamping every pair by itself gives 0.25
+
+
+@pytest.mark.parametrize("spread", [1e-3, 0.1, 1.0])
+def test_float32_rules_of_inner_products_are_those_of_float64(spread: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    start = torch.randn(64, 3000, generator=generator)
+    states = [{"0.weight": start + spread * torch.randn(64, 3000, generator=generator)} for _ in range(5)]
+    model, base = torch.nn.Sequential(torch.nn.Linear(3000, 64, bias=False)), {"0.weight": start}
+    for method in (load_method("slerp"), load_method("slerp", of="tau"), load_method("model_stock")):
+        found = method.merge(Bank.of(model, states, base))
+        wanted = method.merge(Bank.of(model, states, base, dtype=torch.float64))
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-7
+    v = torch.stack([state["0.weight"].double().reshape(-1) for state in states])
+    u, units = v.mean(0) / v.mean(0).norm(), v / v.norm(dim=1, keepdim=True)
+    for _ in range(10):  # on the sphere itself, vector by vector
+        T = torch.stack([(x - (x @ u) * u) * (math.acos(x @ u) / math.sin(math.acos(x @ u))) for x in units]).mean(0)
+        u = torch.cos(T.norm()) * u + torch.sin(T.norm()) * T / T.norm()
+    wanted = v.norm(dim=1).mean() * u
+    found = load_method("slerp", tolerance=1e-9).merge(Bank.of(model, states)).double()
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-7
+
+
 def test_model_stock_by_rows_of_a_matrix() -> None:
     found = merged("model_stock", filter_wise=True)["head.weight"]
     for row in range(3):
         flat = [tau["head.weight"][row] for tau in TAU]
-        cos = [min(max(a @ b / math.sqrt((a @ a) * (b @ b)), 0), 1) for i, a in enumerate(flat) for b in flat[i + 1 :]]
-        t = sum(cos) / (1 + 2 * sum(cos) / 3)
+        cos = [a @ b / math.sqrt((a @ a) * (b @ b)) for i, a in enumerate(flat) for b in flat[i + 1 :]]
+        t = max(sum(cos), 0) / (1 + 2 * max(sum(cos), 0) / 3)
         wanted = t * mean("head.weight")[row] + (1 - t) * BASE["head.weight"][row]
         np.testing.assert_allclose(found[row], wanted, rtol=1e-12)
 
