@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmerge.errors import CheckpointError
+from fedmerge.federated.statistics._base import STATISTICS
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.functional import Adapter, merge
 from fedmerge.merging.methods._base import load_method
@@ -304,7 +305,7 @@ def test_regmean_changes_the_outputs_on_every_sites_inputs_least() -> None:
     X = [torch.randn(40, 4, generator=torch.Generator().manual_seed(200 + k), dtype=torch.float64) for k in range(3)]
     W = [torch.tensor(expert["head.weight"]) for expert in EXPERTS]
     bank = Bank.of(Net(), STATES, dtype=torch.float64, statistics={"gram": [{"head.weight": x.T @ x / 40} for x in X]})
-    found = bank.state_dict(load_method("regmean", ridge=1e-14).merge(bank))["head.weight"]
+    found = bank.state_dict(load_method("regmean", ratio=1.0, ridge=1e-14).merge(bank))["head.weight"]
 
     def change(V: torch.Tensor) -> float:
         return float(sum(((x @ V.T - x @ w.T) ** 2).sum() for x, w in zip(X, W, strict=True)))
@@ -312,6 +313,26 @@ def test_regmean_changes_the_outputs_on_every_sites_inputs_least() -> None:
     for seed in range(20):
         step = 1e-3 * torch.randn(3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         assert change(found + step) > change(found)
+
+
+def test_a_head_whose_inputs_hardly_vary_stays_of_the_experts_size() -> None:
+    """Features of a trained encoder lie near a plane; there a ratio of 1 blows the head up."""
+    generator, d = torch.Generator().manual_seed(1), 24
+    W = [0.05 * torch.randn(3, d, generator=generator, dtype=torch.float64) for _ in range(3)]
+    model = torch.nn.Sequential(torch.nn.Linear(d, 3, bias=False))
+    span = torch.randn(3, 4, d, generator=generator, dtype=torch.float64)
+    X = [torch.randn(300, 4, generator=generator, dtype=torch.float64) @ s for s in span]
+    X = [x + 0.003 * torch.randn(300, d, generator=generator, dtype=torch.float64) for x in X]
+    for name, kind in (("regmean", "gram"), ("regmean_pp", "gram_rounds")):
+        given = {kind: [{"0.weight": x.T @ x / 300} for x in X]}
+        bank = Bank.of(model, [{"0.weight": w} for w in W], dtype=torch.float64, statistics=given)
+        G = torch.stack([one["0.weight"] for one in given[kind]])
+        G = 0.95 * G + 0.05 * torch.diag_embed(G.diagonal(dim1=1, dim2=2))
+        wanted = torch.linalg.solve(G.sum(0), sum(g @ w.T for g, w in zip(G, W, strict=True))).T
+        found, raw = (load_method(name, **given).merge(bank).view(3, d) for given in ({}, {"ratio": 1.0}))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+        assert found.abs().max() < max(w.abs().max() for w in W) < 2 * raw.abs().max()
+    assert STATISTICS.load("gram_rounds")().ratio == load_method("regmean_pp").ratio == 0.95
 
 
 def test_diwa_is_the_mean_of_soups() -> None:
