@@ -64,12 +64,17 @@ class Shift(Plugin):
     @property
     def table(self) -> str:
         """The modality whose published constants are taken."""
-        return self.modality if self.modality and self.modality in self.published else next(iter(self.published))
+        return self.modality if self.modality and self.modality in self.tables else next(iter(self.tables))
+
+    @property
+    def tables(self) -> Mapping[str, tuple[Any, ...]]:
+        """Published constants by modality."""
+        return self.published
 
     @property
     def amount(self) -> Any:
         """What the severity means, in the family's own unit."""
-        return (self.published[self.table] if self.as_published else self.strengths)[self.severity - 1]
+        return (self.tables[self.table] if self.as_published else self.strengths)[self.severity - 1]
 
     def pixels(self, x: Float) -> float:
         """What a published length of one pixel is in this image, by its shorter side."""
@@ -108,6 +113,13 @@ class TwoWays(Shift):
     direction: Direction = Field(
         "both", description="up, down, or one of them by a coin for each image; where one is not published, the other"
     )
+
+    @property
+    def tables(self) -> Mapping[str, tuple[Any, ...]]:
+        """Of each modality, constants of the way that is wanted, or else of the other."""
+        first, second = (self.published, self.upward) if self.direction == "down" else (self.upward, self.published)
+        every = dict.fromkeys(("photograph", *first, *second))
+        return {one: first.get(one) or second[one] for one in every if one in first or one in second}
 
     def sign(self, rng: np.random.Generator) -> int:
         """1 for up and -1 for down, by a coin for each image where both are wanted."""

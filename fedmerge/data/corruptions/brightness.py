@@ -15,7 +15,6 @@ class Brightness(TwoWays):
 
     strengths = (0.08, 0.14, 0.2, 0.28, 0.36)
     published = {
-        "photograph": (),
         "pathology": (0.85, 0.8, 0.75, 0.72, 0.7),
         "tissue": (0.8, 0.7, 0.6, 0.5, 0.4),
         "ultrasound": (0.55, 0.5, 0.45, 0.4, 0.3),

@@ -40,7 +40,7 @@ def images(pixels: np.ndarray) -> Images:
 
 
 OWN = [kind for kind in SHIFTS.names if SHIFTS.load(kind).strengths]
-PUBLISHED = {kind: tuple({**SHIFTS.load(kind).published, **getattr(SHIFTS.load(kind), "upward", {})}) for kind in SHIFTS.names}
+PUBLISHED = {kind: tuple(SHIFTS.load(kind)().tables) for kind in SHIFTS.names}
 UNEVEN = {"black_corner", "saturate"}
 """Families of which the source itself does not get harder with every severity."""
 
@@ -214,6 +214,9 @@ def test_what_is_published_is_the_default_and_ours_an_option() -> None:
     assert made("noise", 1).amount == 0.08
     assert made("noise", 1, modality="ct").amount == 0.04
     assert made("noise", 5, strength="own").amount == 0.26
+    assert made("brightness", 5).amount == 0.5
+    assert made("brightness", 5, modality="ct", direction="down").amount == 0.6
+    assert made("brightness", 5, modality="fundus", direction="up").amount == 0.5  # only darker images are published
     assert made("noise", 1, modality="oct").amount == 0.08  # nothing for it: ImageNet-C's
     assert made("hair", 2).amount == made("hair", 2, strength="own").amount == 3  # nothing is published
     assert made("impulse", 1, strength="own").amount == 0.03  # nothing is ours
