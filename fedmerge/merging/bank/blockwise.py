@@ -83,5 +83,9 @@ def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
 
 
 def block(like: Tensor, rows: int) -> int:
-    """Columns of so many rows that are worked on at a time: what fits into the cache of a CPU, or much on a GPU."""
-    return max(2**12, BLOCK // (4 * rows)) if like.device.type == "cpu" else 2**24
+    """Columns of so many rows that are worked on at a time: what fits into the cache of a CPU, or much on a GPU.
+
+    A multiple of 1024: torch sums the columns that are over after the last full vectors in another order, and these are then the
+    last of all columns, as if there were one piece.
+    """
+    return max(2**12, BLOCK // (4 * rows) // 1024 * 1024) if like.device.type == "cpu" else 2**24
