@@ -28,6 +28,7 @@ from fedmerge.errors import FedmergeError
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.per_sample.mixture import Mixture
 from fedmerge.report.terminal import Terminal
+from fedmerge.system.process import owners
 
 CLASSES = 5
 NOISE = 0.02
@@ -41,7 +42,10 @@ SMALLER = 64
 
 
 def smallest(family: str) -> str | None:
-    """The model of a family with the fewest parameters, built without memory; None if none can be."""
+    """The model of a family with the fewest parameters, built without memory; None if none can be.
+
+    In a process of its own: timm keeps some tables for good, and those of a model without memory are of no use to another.
+    """
     sizes = {}
     for name in timm.list_models(module=family):
         try:
@@ -156,9 +160,12 @@ def main(
     terminal = Terminal()
     families = [name for name in only.split(",") if name] or timm.list_modules()
     rows: dict[str, dict[str, Any]] = {}
+    terminal.say("looking for the smallest model of each family")
+    with owners(1) as process:
+        chosen = dict(zip(families, process.map(smallest, families), strict=True))
     for number, family in enumerate(families, 1):
         began = time.monotonic()
-        name = smallest(family)
+        name = chosen[family]
         if name is None:
             continue
         rows[family] = {"model": name, **within(seconds, name)}

@@ -41,16 +41,22 @@ MILD = {
 class Diversity(Spec):
     """Where the runs of a hospital differ. mild: the ranges of DiWA. wide: those of DomainBed, which averages badly."""
 
-    space: Literal["mild", "wide"] = Field("mild", description="ranges of what is not given here")
+    space: Literal["mild", "wide"] = Field("mild", description="ranges of what is not given here; wide draws batch sizes too")
     lr: Draw | None = Field(None, description="learning rate")
     weight_decay: Draw | None = Field(None, description="weight decay")
     dropout: Draw | None = Field(None, description="dropout before the head")
 
     def hyper_parameters(self, run: int, site: str, seed: int) -> Hyper:
-        """Learning rate, weight decay and dropout of one run; every one is drawn by its own name."""
-        return {name: self._value(name, run, generator(seed, "diversity", site, run, name)) for name in MILD}
+        """Learning rate, weight decay and dropout of one run, in the wide space also its batch size; each drawn by its own name.
+
+        Run 0 has the batch size of the training.
+        """
+        names = [*MILD, *(("batch_size",) if self.space == "wide" and run > 0 else ())]
+        return {name: self._value(name, run, generator(seed, "diversity", site, run, name)) for name in names}
 
     def _value(self, name: str, run: int, rng: np.random.Generator) -> float:
+        if name == "batch_size":
+            return float(int(2 ** rng.uniform(3, 5.5)))
         given: Draw | None = getattr(self, name)
         if run == 0:
             return (given or MILD[name]).default

@@ -135,7 +135,7 @@ class Evidence:
             if name == "mean":
                 valid = self.valid.double() if bool(self.valid.any()) else torch.ones(self.bank.K, dtype=torch.float64)
                 uniform = valid.cpu() / valid.cpu().sum()
-                self._single[name] = self.bank.forward(self.bank.mix(uniform), self.batch)
+                self._single[name] = self.bank.forward(self.bank.mix(uniform), self.batch, uniform)
             else:
                 self._single[name] = self.bank.row_logits(self.bank.anchor(name), self.batch)
         log_p = log_probabilities(self._single[name])

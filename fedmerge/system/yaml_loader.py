@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,12 @@ from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.system.files import is_there
 
 S = TypeVar("S", bound=BaseModel)
+ENCODING = "utf-8-sig"
+"""UTF-8, with a byte order mark in front or without, as editors on Windows write it."""
+
+TAKEN_FOR = ((bool, "truth value"), (int | float, "number"), (date, "date"))
+"""What YAML makes of words without quotes, such as `no`, `2023` and `2023-05-01`."""
+
 ITEM = re.compile(r"\[(\d+)\]")
 
 
@@ -35,13 +42,35 @@ class _AllText(VersionedResolver):
         return {}
 
 
+MERGE = "tag:yaml.org,2002:merge"
+
+
 class _OneOfAKey(yaml.SafeLoader):
-    """Refuses keys that only their values show to be the same, such as `yes` and `true`."""
+    """Refuses keys that only their values show to be the same, such as `yes` and `true`, and merges mappings (`<<`) as YAML has it.
+
+    PyYAML knows merged keys again by the place of their text in memory, and may give back the value that was to be replaced.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """A mapping's own keys before merged ones, and among these the first before the next."""
+        own = [(key, value) for key, value in node.value if key.tag != MERGE]
+        merged: dict[tuple[str, str], tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if key.tag == MERGE:
+                for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    if not isinstance(source, yaml.MappingNode):
+                        said = f"found a {source.id} after <<, which takes mappings"
+                        raise yaml.constructor.ConstructorError(None, None, said, source.start_mark)
+                    self.flatten_mapping(source)
+                    for pair in source.value:
+                        merged.setdefault(_name(pair[0]), pair)
+        names = {_name(key) for key, _ in own}
+        node.value = [pair for name, pair in merged.items() if name not in names] + own
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for name, _ in node.value:
-            if isinstance(name, yaml.ScalarNode) and name.tag != "tag:yaml.org,2002:merge":
+            if isinstance(name, yaml.ScalarNode) and name.tag != MERGE:
                 key = self.construct_object(name)
                 if key in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"found key '{name.value}' given twice", name.start_mark)
@@ -49,18 +78,27 @@ class _OneOfAKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _name(key: yaml.Node) -> tuple[str, str]:
+    return key.tag, str(key.value)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Raises ScenarioError if it is missing, not YAML, not a mapping, or repeats a key."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8 text"
-        raise ScenarioError([Problem(str(path), "", str(reason), "a readable YAML file", _neighbors(path))]) from None
+        text = path.read_text(encoding=ENCODING)
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        found = f"a byte that is no UTF-8 text (0x{error.object[error.start]:02x} in line {line})"
+        raise ScenarioError([Problem(str(path), "", found, "a YAML file in UTF-8", "Save it as UTF-8")]) from None
+    except OSError as error:
+        raise ScenarioError([Problem(str(path), "", str(error.strerror), "a readable YAML file", _neighbors(path))]) from None
     try:
         content = yaml.load(text, _OneOfAKey)
         _positions(text)
     except (yaml.YAMLError, YAMLError) as error:
         raise ScenarioError([_syntax(error, text, str(path))]) from None
+    except RecursionError:
+        raise ScenarioError([Problem(str(path), "", "mappings or lists within one another, too deep to be read", "YAML")]) from None
     except (ValueError, LookupError) as error:  # how PyYAML refuses the 99th of a month
         raise ScenarioError([Problem(str(path), "", f"a value that is not of its kind ({error})", "YAML")]) from None
     if not isinstance(content, dict):
@@ -100,7 +138,7 @@ def lined(problems: Sequence[Problem], path: Path, same: Callable[[str], bool] =
     """
     mine = [problem.where == str(path) and same(problem.key) for problem in problems]
     try:
-        tree = _positions(path.read_text(encoding="utf-8")) if any(mine) else None
+        tree = _positions(path.read_text(encoding=ENCODING)) if any(mine) else None
     except (OSError, UnicodeDecodeError, YAMLError):  # gone or changed since it was read
         tree = None
     lines = [_line(tree, problem.key) if known else None for problem, known in zip(problems, mine, strict=True)]
@@ -174,6 +212,14 @@ def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:
             return Problem(file, key, f"'{context['tag']}'", "a known kind", nearest(context["tag"], known))
         case "union_tag_not_found":
             return Problem(file, key, found, "a mapping with the key 'kind'")
+        case "string_type" if isinstance(detail["input"], bool | int | float | date):
+            kind = next(word for kind, word in TAKEN_FOR if isinstance(detail["input"], kind))
+            return Problem(file, key, found, "text", f"Put it in quotes: without them, YAML takes it for a {kind}")
+        case "tuple_type" | "list_type":
+            items = ", ".join(part.strip() for part in str(detail["input"]).split(","))
+            return Problem(file, key, found, f"a list, e.g. [{items}]" if isinstance(detail["input"], str) else "a list")
+        case "dict_type" | "model_type" | "model_attributes_type":
+            return Problem(file, key, found, "a mapping of keys to values")
         case "value_error":
             return Problem(file, key, found, "", detail["msg"].removeprefix("Value error, "))
     return Problem(file, key, found, detail["msg"].removeprefix("Input should be "))

@@ -3,15 +3,20 @@
 Each family is a file in `data/corruptions/`, written with scipy and Pillow, which the project has anyway. Weighed and left out:
 `imagecorruptions` and `medmnistc` (pins on old numpy, OpenCV and ImageMagick), `albumentations` (its successor's licence),
 `torchio` (volumes), `kornia` (no medical artifacts). Families follow Hendrycks & Dietterich (ICLR 2019) and Di Salvo et al.
-(MedMNIST-C, 2024); strengths are ours. Lengths are shares of the image's side, so that they mean the same at 32 and at 224
-pixels; `pixelate`, `resolution`, `jpeg` and noises act on pixels, as detectors do.
+(MedMNIST-C, 2024). Strengths are those that they publish where they publish some, or ours.
+
+Published ones are of `ImageNet-C/imagenet_c/imagenet_c/corruptions.py` (github.com/hendrycks/robustness), under the modality
+`photograph`, and of `medmnistc/corruptions/registry.py` (github.com/francescodisalvo05/medmnistc-api), under the modality of each
+data set. Both are for images of 224 pixels; lengths are taken as shares of the shorter side, so that they mean the same at 32 and
+at 512 pixels: what blurs 1 pixel in 224 does next to nothing at 32. `pixelate`, `resolution`, `jpeg` and noises act on pixels, as
+detectors do. Nothing is published for `bias_field`, `ghosting`, `hair`, `patch`, `resolution` and `stain`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +29,56 @@ from fedmerge.rng import generator
 Float = NDArray[np.float32]
 SEVERITIES = (1, 2, 3, 4, 5)
 
+Modality = Literal[
+    "photograph", "pathology", "blood", "dermatoscope", "fundus", "tissue", "oct", "ultrasound", "chest", "pneumonia", "ct"
+]  # fmt: skip
+"""ImageNet, and the data sets of MedMNIST: Path, Blood, Derma, Retina, Tissue, OCT, Breast, Chest, Pneumonia, OrganA/C/S."""
+
+Strength = Literal["published", "own"]
+PUBLISHED_SIDE = 224
+"""Pixels of the side of the images for which lengths are published."""
+
 
 class Shift(Plugin):
-    """One family at one severity. strengths: what severities 1 to 5 mean to the family. color: whether it needs 3 channels."""
+    """One family at one severity. color: whether it needs 3 channels.
 
-    strengths: ClassVar[tuple[float, float, float, float, float]]
+    strengths: what severities 1 to 5 mean to the family by our own choice; none where only others have chosen. published: the same
+    by modality as the sources have it; the first stands for modalities for which there is nothing.
+    """
+
+    strengths: ClassVar[tuple[Any, ...]] = ()
+    published: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     color: ClassVar[bool] = False
 
     severity: int = Field(3, ge=1, le=5, description="1 is hardly seen, 5 is hard")
+    strength: Strength = Field("published", description="whose constants: the sources' where there are some, or our own")
+    modality: Modality | None = Field(
+        None, description="whose published constants, if the family has some for it; default: ImageNet-C's, or else the first"
+    )
 
     @property
-    def strength(self) -> float:
+    def as_published(self) -> bool:
+        """Whether the constants are a source's."""
+        return bool(self.published) and (self.strength == "published" or not self.strengths)
+
+    @property
+    def table(self) -> str:
+        """The modality whose published constants are taken."""
+        return self.modality if self.modality and self.modality in self.tables else next(iter(self.tables))
+
+    @property
+    def tables(self) -> Mapping[str, tuple[Any, ...]]:
+        """Published constants by modality."""
+        return self.published
+
+    @property
+    def amount(self) -> Any:
         """What the severity means, in the family's own unit."""
-        return self.strengths[self.severity - 1]
+        return (self.tables[self.table] if self.as_published else self.strengths)[self.severity - 1]
+
+    def pixels(self, x: Float) -> float:
+        """What a published length of one pixel is in this image, by its shorter side."""
+        return float(min(x.shape[:2])) / PUBLISHED_SIDE
 
     @property
     def name(self) -> str:
@@ -58,6 +100,38 @@ class Shift(Plugin):
             x = self.on(image.astype(np.float32) / np.float32(255), rng)
             found[i] = np.rint(np.clip(x, 0, 1) * 255).astype(np.uint8)
         return found
+
+
+Direction = Literal["both", "up", "down"]
+
+
+class TwoWays(Shift):
+    """A family that goes up or down. published: constants for down; upward: those for up; a table may lack one of them."""
+
+    upward: ClassVar[Mapping[str, tuple[float, ...]]] = {}
+
+    direction: Direction = Field(
+        "both", description="up, down, or one of them by a coin for each image; where one is not published, the other"
+    )
+
+    @property
+    def tables(self) -> Mapping[str, tuple[Any, ...]]:
+        """Of each modality, constants of the way that is wanted, or else of the other."""
+        first, second = (self.published, self.upward) if self.direction == "down" else (self.upward, self.published)
+        every = dict.fromkeys(("photograph", *first, *second))
+        return {one: first.get(one) or second[one] for one in every if one in first or one in second}
+
+    def sign(self, rng: np.random.Generator) -> int:
+        """1 for up and -1 for down, by a coin for each image where both are wanted."""
+        return int(rng.choice([-1, 1])) if self.direction == "both" else {"up": 1, "down": -1}[self.direction]
+
+    def toward(self, rng: np.random.Generator) -> float:
+        """The published constant of the direction."""
+        tables = {"down": self.published.get(self.table, ()), "up": self.upward.get(self.table, ())}
+        there = {way: table for way, table in tables.items() if table}
+        ways = [way for way in there if self.direction in (way, "both")] or list(there)
+        way = ways[int(rng.integers(2))] if len(ways) == 2 else ways[0]
+        return float(there[way][self.severity - 1])
 
 
 def mismatched(shifts: Sequence[Shift], channels: int, key: str) -> list[Problem]:

@@ -17,4 +17,5 @@ class BiasField(Shift):
         v, u = np.meshgrid(np.linspace(-1, 1, x.shape[0]), np.linspace(-1, 1, x.shape[1]), indexing="ij")
         field = np.tensordot(rng.standard_normal(5), np.stack([u, v, u * v, u * u - 0.5, v * v - 0.5]), 1)
         field /= max(float(np.abs(field).max()), 1e-12)
-        return x * np.exp(self.strength * field).astype(np.float32)[..., None]
+        found: Float = x * np.exp(self.amount * field).astype(np.float32)[..., None]
+        return found

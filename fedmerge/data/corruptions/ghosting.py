@@ -17,5 +17,5 @@ class Ghosting(Shift):
         axis = int(rng.integers(2))
         distance = max(1, int(rng.uniform(0.25, 0.5) * x.shape[axis]))
         copies = (np.roll(x, distance, axis) + np.roll(x, -distance, axis)) / 2
-        found: Float = ((1 - self.strength) * x + self.strength * copies).astype(np.float32)
+        found: Float = ((1 - self.amount) * x + self.amount * copies).astype(np.float32)
         return found

@@ -23,7 +23,7 @@ class Patch(Shift):
 
     def on(self, x: Float, rng: np.random.Generator) -> Float:
         """Nothing but the corner changes."""
-        side = max(1, round(self.strength * min(x.shape[:2])))
+        side = max(1, round(self.amount * min(x.shape[:2])))
         rows = slice(None, side) if self.corner.startswith("upper") else slice(-side, None)
         columns = slice(None, side) if self.corner.endswith("left") else slice(-side, None)
         chequers = np.indices((side, side)).sum(0)[..., None] % 2 == 0

@@ -15,5 +15,5 @@ class Resolution(Shift):
 
     def on(self, x: Float, rng: np.random.Generator) -> Float:
         """The same for all images."""
-        found: Float = resampled(x[None], self.strength)[0]
+        found: Float = resampled(x[None], self.amount)[0]
         return found

@@ -22,6 +22,6 @@ class Stain(Shift):
         """Colors to dyes by optical density, and back."""
         density = -np.log(np.clip(x.astype(np.float64), LEAST, 1))
         amounts = density @ np.linalg.inv(DYES)
-        times, plus = rng.uniform(-self.strength, self.strength, (2, 3))
+        times, plus = rng.uniform(-self.amount, self.amount, (2, 3))
         found: Float = np.exp(-(amounts * (1 + times) + plus / 4) @ DYES).astype(np.float32)
         return found

@@ -13,7 +13,7 @@ from fedmerge.data.partition import own_split
 from fedmerge.federated.client.diwa import Run, select
 from fedmerge.federated.client.temperature import fit_temperature
 from fedmerge.federated.client.trainer import LabeledImages, Recipe, accuracy, fit, logits_of
-from fedmerge.federated.messages import SiteTask, Training
+from fedmerge.federated.messages import MILD, SiteTask, Training
 from fedmerge.federated.model import build, normalization, renew_head
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.statistics._base import Ground, State, Statistic
@@ -153,8 +153,9 @@ def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progr
             done = number * steps + step
             on_progress(done, training.runs * steps, f"run {number + 1}/{training.runs}, epoch {-(-step // per_epoch)}")
 
+    size = int(hyper.get("batch_size", training.batch_size))  # as many steps whatever the size, as in DomainBed
     recipe = Recipe(
-        hyper["lr"], hyper["weight_decay"], steps, training.batch_size, training.optimizer, training.schedule,
+        hyper["lr"], hyper["weight_decay"], steps, size, training.optimizer, training.schedule,
         training.augment, ward.images.flips, name=f"run {number + 1}",
     )  # fmt: skip
     with core_slot():
@@ -174,7 +175,8 @@ def _validate(model: nn.Module, state: State, held: LabeledImages) -> float:
 
 
 def _row(run: Run) -> dict[str, float]:
-    return {**run.hyper, "validation_accuracy": run.accuracy}
+    """What is told of a run: its rates, and not the size of its batches, which follows from the seed."""
+    return {name: run.hyper[name] for name in MILD} | {"validation_accuracy": run.accuracy}
 
 
 def _one_of_each(images: Images, count: int) -> list[int]:

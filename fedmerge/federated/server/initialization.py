@@ -27,7 +27,7 @@ from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
 from fedmerge.system.files import atomic, see_that_writable
 
-VERSION = 1
+VERSION = 2
 """Raise it whenever the same specification would give other weights."""
 
 PUBLIC = "public"
@@ -178,7 +178,16 @@ def kept_proxy(spec: Proxy, model: ModelSpec, seed: int, folder: Path) -> Path:
 
 
 def _train_proxy(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
-    """The encoder of a classifier of the public images."""
+    """The encoder of a classifier of the public images, trained on one thread as hospitals are: its bits do not hang on the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _proxy_of(spec, model, seed, on_progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _proxy_of(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
     raw = spec.source.load(model.geometry, PUBLIC, seed)
     images = spec.scanner.scan(raw, PUBLIC, seed)
     data = LabeledImages(to_batch(images.pixels, *normalization(model)), torch.from_numpy(images.labels))

@@ -18,5 +18,5 @@ class GramRounds(Gram):
 
     starts_from: ClassVar[Literal["expert", "theta_0", "rounds"]] = "rounds"
 
-    ratio: float = Field(1.0, gt=0, le=1, description="factor of the elements of G off the diagonal")
+    ratio: float = Field(0.95, gt=0, le=1, description="factor of the elements of G off the diagonal")
     ridge: float = Field(1e-6, gt=0, le=1, description="share of the mean eigenvalue added to the diagonal")

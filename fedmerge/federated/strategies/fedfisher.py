@@ -15,7 +15,7 @@ from fedmerge.merging.curvature.fisher import Estimator
 from fedmerge.merging.curvature.kfac import GRADIENTS, INPUTS, joined, product
 
 STEPS, RATE, FADE, FADE_OF_SQUARES, FLOOR = 2000, 0.01, 0.9, 0.99, 0.01
-"""The descent of the authors' code: steps, eta, decay of m and of s, and what is added to sqrt(s)."""
+"""The descent of the authors' code: steps, eta, decay of m and of s, and what is added to sqrt(s), or for K-FAC to s."""
 
 UNSEEN = 1e-6
 """Sum of Fisher information below which the closed form takes the mean, as the authors' code does."""
@@ -25,9 +25,9 @@ class FedFisher(Strategy):
     """min over theta of sum_k p_k (theta - theta_k)^T F_k (theta - theta_k), F_k the Fisher information at the hospital.
 
     information: F_k is its diagonal, or, by kfac, A (x) G for each linear layer (`curvature/kfac.py`) and the diagonal elsewhere.
-    descent: from the mean, v = sum p_k F_k (theta - theta_k); m <- v + 0.9 m; s <- v^2 + 0.99 s;
-    theta <- theta - 0.01 m / (sqrt(s) + 0.01), 2000 times. The authors keep the best of every 100 steps on validation images of the
-    server, which here has none. closed, of the diagonal alone: sum p_k F_k theta_k / sum p_k F_k.
+    descent: from the mean, v = sum p_k F_k (theta - theta_k); m <- v + 0.9 m; s <- v^2 + 0.99 s; 2000 times
+    theta <- theta - 0.01 m / (sqrt(s) + 0.01), for kfac theta - 0.01 m / sqrt(s + 0.01). The authors keep the best of every 100
+    steps on validation images of the server, which here has none. closed, of the diagonal alone: sum p_k F_k theta_k / sum p_k F_k.
     The authors' K-FAC fits into the bytes of one model: weights of 16 bits, factors of low rank and 8 bits. Here all is float32 and
     whole, as the audit has it: d^2 + o^2 numbers for a layer of d inputs and o outputs, beside its d o weights.
     Worked example: p = (1/2, 1/2), F = (3, 1), theta = (0, 4): closed gives 1.
@@ -107,7 +107,7 @@ def descent(p: Tensor, F: Sequence[Tensor], theta: Sequence[Tensor], steps: int 
     """From the mean, so many steps."""
     weight = torch.stack([p_k * one.double() for p_k, one in zip(p, F, strict=True)])
     A, b = weight.sum(0), (weight * torch.stack([own.double() for own in theta])).sum(0)
-    return descend(lambda found: A * found - b, mean(p, theta), steps)
+    return descend(lambda found: A * found - b, mean(p, theta), steps, lambda s: s.sqrt() + FLOOR)
 
 
 def by_layer(name: str, p: Tensor, F: Sequence[State], theta: Sequence[State], steps: int = STEPS) -> State:
@@ -119,15 +119,15 @@ def by_layer(name: str, p: Tensor, F: Sequence[State], theta: Sequence[State], s
     has_bias = A.shape[-1] > inputs
     W = torch.stack([joined(one[name].double(), one[bias].double() if has_bias else None) for one in theta])
     b = product(A, G, W)
-    found = descend(lambda W: product(A, G, W) - b, mean(p, list(W)), steps)
+    found = descend(lambda W: product(A, G, W) - b, mean(p, list(W)), steps, lambda s: (s + FLOOR).sqrt())
     return {name: found[:, :inputs].reshape(shape)} | ({bias: found[:, inputs]} if has_bias else {})
 
 
-def descend(v: Callable[[Tensor], Tensor], found: Tensor, steps: int) -> Tensor:
-    """So many steps of the authors' descent along the gradient v."""
+def descend(v: Callable[[Tensor], Tensor], found: Tensor, steps: int, scale: Callable[[Tensor], Tensor]) -> Tensor:
+    """So many steps of the authors' descent along the gradient v. scale: of the sum of squares s, what m is divided by."""
     m, s = torch.zeros_like(found), torch.zeros_like(found)
     for _ in range(steps):
         g = v(found)
         m, s = g + FADE * m, g**2 + FADE_OF_SQUARES * s
-        found = found - RATE * m / (s.sqrt() + FLOOR)
+        found = found - RATE * m / scale(s)
     return found

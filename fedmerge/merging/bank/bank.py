@@ -195,14 +195,14 @@ class Bank:
         """Task vectors tau_k = theta_k - theta_0 (K, P), at least float32. Raises CheckpointError without theta_0."""
         return self.taus()
 
-    def taus(self, columns: slice = ALL, order: Sequence[int] | slice = ALL) -> Tensor:
+    def taus(self, columns: slice = ALL) -> Tensor:
         """Task vectors tau_k = theta_k - theta_0 (K, width), at least float32. Raises CheckpointError without theta_0."""
         theta_0 = self.anchor_row("theta_0")[columns].to(self.wide)
-        return (self.columns(columns).to(self.wide) - theta_0)[order]
+        return self.columns(columns).to(self.wide) - theta_0
 
-    def thetas(self, columns: slice = ALL, order: Sequence[int] | slice = ALL) -> Tensor:
-        """The experts' parameters (K, width), at least float32."""
-        return self.columns(columns).to(self.wide)[order]
+    def thetas(self, columns: slice = ALL) -> Tensor:
+        """The experts' parameters (K, width), at least float32; no copy where the rows are that."""
+        return self.columns(columns).to(self.wide)
 
     def task_vector(self, k: int) -> Tensor:
         """One expert's task vector tau_k (P,), at least float32. Raises CheckpointError without theta_0."""
@@ -240,7 +240,7 @@ class Bank:
         """theta (P,) = (sum_k encoder_k phi_k, sum_k head_k w_k), written into `out` or the bank's own buffer.
 
         A one-hot row returns that expert bit for bit, and an expert with coefficient 0 is not read, so that a broken one cannot
-        spoil the others.
+        spoil the others. It carries the encoder's coefficients: `forward` and `state_dict` mix BatchNorm statistics by them.
 
         Parameters
         ----------
@@ -259,7 +259,7 @@ class Bank:
         out = self._merged if out is None else out
         for part, weights in ((self.encoder, encoder), (self.head, encoder if head is None else head)):
             weighted_sum(self.rows[: len(weights), part], weights, out[part], self.read)
-        return out
+        return merged_by(out, encoder)
 
     def forward(self, theta: Tensor, batch: Tensor, coefficients: Tensor | None = None) -> Tensor:
         """Logits of the model with given parameters, in evaluation mode.
@@ -271,14 +271,15 @@ class Bank:
         batch : Tensor
             Normalized images (N, channels, H, W).
         coefficients : Tensor, optional
-            Convex weights (K,) or (K + A,) for the BatchNorm statistics; default 1/K for each expert.
+            Convex weights (K,) or (K + A,) for the BatchNorm statistics; default: those that theta was merged by, as `mix` and
+            `Static.merge` give it; for a row of the bank, its own; for any other tensor, also a copy, 1/K for each expert.
 
         Returns
         -------
         Tensor
             Logits (N, C).
         """
-        return self._run(self._views(theta) | self.buffers.merged(coefficients), batch)
+        return self._run(self._views(theta) | self.buffers.merged(self._behind(theta, coefficients)), batch)
 
     def expert_logits(self, batch: Tensor) -> Tensor:
         """Logits (K, N, C) of every expert on a batch (N, channels, H, W)."""
@@ -315,8 +316,18 @@ class Bank:
         dict of str to Tensor
             A copy.
         """
-        state = self._views(theta) | self.buffers.merged(coefficients)
+        state = self._views(theta) | self.buffers.merged(self._behind(theta, coefficients))
         return {name: state[self.parts.aliases.get(name, name)].clone() for name in self.model.state_dict()}
+
+    def _behind(self, theta: Tensor, given: Tensor | None) -> Tensor | None:
+        """Weights of the BatchNorm statistics for parameters theta (P,); None is 1/K for each expert."""
+        if given is not None or not self.buffers.pairs:
+            return given
+        held = self._held if self._held._base is None else self._held._base
+        if theta._base is not None and theta._base is held:  # a row of the bank itself
+            row = (theta.storage_offset() - self._held.storage_offset()) // self.P + self._first
+            return torch.nn.functional.one_hot(torch.tensor(row), self.K + self.A).double()
+        return getattr(theta, "merged_by", None)
 
     def _views(self, theta: Tensor) -> dict[str, Tensor]:
         pieces = torch.split(theta, [shape.numel() for shape in self.shapes.values()])
@@ -324,3 +335,9 @@ class Bank:
 
     def _run(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:
         return self.call(state, batch.to(self.like.dtype))  # type: ignore[no-any-return]
+
+
+def merged_by(theta: Tensor, coefficients: Tensor | None) -> Tensor:
+    """theta (P,), which carries from now on the weights (K,) or (K + A,) of its BatchNorm statistics; None is 1/K each."""
+    theta.merged_by = None if coefficients is None else coefficients.detach().clone()  # type: ignore[attr-defined]
+    return theta

@@ -1,18 +1,19 @@
-"""What static rules do with all experts at once, so that a bank on disk is gone through in pieces.
+"""What static rules do with all experts at once, gone through in pieces, so that no copy of all of them is made.
 
-Where rows are in memory there is one piece, the whole; on disk, or in shards, as many as keep to what may be resident. The pieces'
-results are those of the whole, but for the rounding of sums.
+Rules about columns get blocks that stay in the cache, on a disk or in shards as many columns as may be resident; rules about
+tensors get one tensor at a time. The pieces' results are those of the whole, but for the rounding of sums.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedmerge.merging.bank.bank import ALL, Bank
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.row_storage import BLOCK
 
 COPIES = 6
 """Tensors of a piece's size that an elementwise rule holds at the same time, at most."""
@@ -28,26 +29,63 @@ class Sizes:
     gram: int
 
 
-def columnwise(bank: Bank, rule: Callable[[slice], Tensor]) -> Tensor:
-    """(P,) by a rule that looks at every column by itself: rule(columns) -> (width,)."""
-    if bank.resident is None:
-        return rule(slice(0, bank.P))
+def pieces(bank: Bank) -> Iterator[slice]:
+    """All P columns in order, a block at a time; what is on a disk is let go of after each."""
     column = bank.K * bank.like.element_size()
-    step = max(1, bank.resident // (column * COPIES))
-    pieces = []
+    step = block(bank.like, bank.K) if bank.resident is None else max(1, bank.resident // (column * COPIES))
     for start in range(0, bank.P, step):
         columns = slice(start, min(start + step, bank.P))
-        pieces.append(rule(columns))
+        yield columns
         bank.read(column * (columns.stop - columns.start))
-    return torch.cat(pieces)
 
 
-def tensorwise(bank: Bank, get: Callable[[slice], Tensor], rule: Callable[[str, Tensor], Tensor]) -> Tensor:
-    """(P,) by a rule for each tensor of the model: rule(name, (K, d)) -> (d,). get: columns -> what is merged of them."""
-    whole = get(ALL) if bank.resident is None else None
-    pieces = []
+def columnwise(bank: Bank, rule: Callable[[slice], Tensor]) -> Tensor:
+    """(P,) by a rule that looks at every column by itself: rule(columns) -> (width,)."""
+    out = bank.blank()
+    for columns in pieces(bank):
+        found = rule(columns)
+        if found.dtype != out.dtype:
+            out = out.to(found.dtype)
+        out[columns] = found
+    return out
+
+
+def tensorwise(bank: Bank, rule: Callable[[str, Tensor, Tensor], None]) -> Tensor:
+    """(P,) by a rule for each tensor of the model, which writes into `out`: rule(name, experts (K, d), out (d,)).
+
+    experts: at least float32, and no copy where the bank's rows are that.
+    """
+    out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
     for name, columns in bank.slices.items():
-        rows = whole[:, columns] if whole is not None else get(columns)
-        pieces.append(rule(name, rows))
-        bank.read(rows.numel() * rows.element_size())
-    return torch.cat(pieces)
+        rows = bank.thetas(columns)
+        rule(name, rows, out[columns])
+        bank.read(rows.numel() * bank.like.element_size())
+    return out
+
+
+def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
+    """G (R, K, K) float64, of rows (K, R, d): the inner products of K vectors in each of R groups, those from an origin (R, d).
+
+    In float64, a block at a time: what it is made of may differ by so little that float32 would lose the angle.
+    """
+    K, R, d = rows.shape
+    G = torch.zeros(R, K, K, dtype=torch.float64, device=rows.device)
+    step = block(rows, 2 * K)
+    across = max(1, step // max(d, 1))
+    for r in range(0, R, across):
+        for c in range(0, d, step):
+            x = rows[:, r : r + across, c : c + step].double()
+            if origin is not None:
+                x = x - origin[r : r + across, c : c + step].double()
+            x = x.transpose(0, 1)
+            G[r : r + across] += x @ x.mT
+    return G
+
+
+def block(like: Tensor, rows: int) -> int:
+    """Columns of so many rows that are worked on at a time: what fits into the cache of a CPU, or much on a GPU.
+
+    A multiple of 1024: torch sums the columns that are over after the last full vectors in another order, and these are then the
+    last of all columns, as if there were one piece.
+    """
+    return max(2**12, BLOCK // (4 * rows) // 1024 * 1024) if like.device.type == "cpu" else 2**24

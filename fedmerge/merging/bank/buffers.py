@@ -13,12 +13,16 @@ from fedmerge.merging.bank.layout import Parts, StateDict
 
 POLICIES = ("linear", "moment")
 
+CONVEX = 1e-3
+"""What rounding, also that of half precision, may take from a row of coefficients before it no longer counts as convex."""
+
 
 @dataclass(frozen=True)
 class Buffers:
     """stacked: name -> (K + A, features), means and variances of every BatchNorm in `pairs`, experts first and then anchors.
 
-    experts: K. fixed: name -> tensor, the same for every mixture.
+    experts: K. fixed: name -> tensor, the same for every mixture: tables, and theta_0's counts of batches. counts: name ->
+    (K + A,), the counts of each state by itself.
     policy: "linear" mixes variances as v = sum a_k v_k, as a mean of state dicts does; "moment" gives the variance of the mixture,
     v = sum a_k (v_k + mu_k^2) - mu^2.
     """
@@ -27,6 +31,7 @@ class Buffers:
     stacked: dict[str, Tensor]
     fixed: dict[str, Tensor]
     experts: int
+    counts: dict[str, Tensor]
     policy: str = "linear"
 
     @staticmethod
@@ -36,33 +41,56 @@ class Buffers:
             raise CheckpointError(f"BatchNorm variance policy: found '{policy}'; expected one of {', '.join(POLICIES)}")
         stacked = {name: torch.stack([state[name].to(like) for state in states]) for pair in parts.statistics for name in pair}
         source = states[min(experts, len(states) - 1)]  # theta_0's where it is given
+        counting = [name for name in parts.fixed if name.endswith("num_batches_tracked")]
         for name in parts.fixed:
-            counts_batches = name.endswith("num_batches_tracked")
-            if not counts_batches and any(not torch.equal(state[name], source[name]) for state in states):
+            if name not in counting and any(not torch.equal(state[name], source[name]) for state in states):
                 raise CheckpointError(f"buffer {name} differs between experts; expected one table, the same for all")
         fixed = {name: _placed(source[name], like) for name in parts.fixed}
-        return Buffers(parts.statistics, stacked, fixed, experts, policy)
+        counts = {name: torch.stack([_placed(state[name], like) for state in states]) for name in counting}
+        return Buffers(parts.statistics, stacked, fixed, experts, counts, policy)
 
     def of_row(self, k: int) -> dict[str, Tensor]:
         """The buffers of expert or anchor k, as views."""
-        return {name: tensor[k] for name, tensor in self.stacked.items()} | self.fixed
+        return self.fixed | {name: tensor[k] for name, tensor in (self.stacked | self.counts).items()}
 
     def merged(self, coefficients: Tensor | None = None) -> dict[str, Tensor]:
-        """The buffers of a mixture. coefficients: (K,) or (K + A,), summing to 1; None is 1/K for each expert."""
-        return self.fixed | self.statistics(None if coefficients is None else coefficients)
+        """The buffers of a mixture. coefficients: (K,) or (K + A,), as in `statistics`; a one-hot row gives that state's own."""
+        if coefficients is not None and (row := one_hot(coefficients)) is not None:
+            return self.of_row(row)
+        return self.fixed | self.statistics(coefficients)
 
     def statistics(self, coefficients: Tensor | None) -> dict[str, Tensor]:
-        """BatchNorm means and variances (features,) of a mixture, or (N, features) of one mixture for each row of (N, K)."""
+        """BatchNorm means and variances (features,) of a mixture, or (N, features) of one mixture for each row of (N, K).
+
+        None is 1/K for each expert, and so is a row that is not convex: a variance must never be extrapolated.
+        """
         state: dict[str, Tensor] = {}
         for mean, variance in self.pairs:
             mu, v = self.stacked[mean], self.stacked[variance]
-            a = mu.new_full((self.experts,), 1 / self.experts) if coefficients is None else coefficients.to(mu)
+            a = self._convex(coefficients, mu)
             used = torch.nonzero(a.reshape(-1, a.shape[-1]).any(0)).flatten()  # a broken expert must not spoil 0 times itself
             a, mu, v = a[..., used], mu[used], v[used]
             second = v + mu**2 if self.policy == "moment" else v
             state[mean] = a @ mu
-            state[variance] = a @ second - (state[mean] ** 2 if self.policy == "moment" else 0)
+            found = a @ second - (state[mean] ** 2 if self.policy == "moment" else 0)
+            alone = (a == 1).any(-1, keepdim=True)  # squares would cost such a row its last bits
+            state[variance] = torch.where(alone, v[a.argmax(-1)], found)
         return state
+
+    def _convex(self, a: Tensor | None, like: Tensor) -> Tensor:
+        """Rows (..., K) as they are if they are convex, else, and for None, 1/K for each expert."""
+        if a is None:
+            return like.new_full((self.experts,), 1 / self.experts)
+        a = a.to(like.device)
+        convex = (a >= -CONVEX).all(-1, keepdim=True) & ((a.sum(-1, keepdim=True) - 1).abs() < CONVEX)
+        uniform = (torch.arange(a.shape[-1], device=a.device) < self.experts).to(like) / self.experts
+        return torch.where(convex, a.to(like), uniform)
+
+
+def one_hot(coefficients: Tensor) -> int | None:
+    """The row whose coefficient is 1 while all others are 0, if there is one. coefficients: (K,) or (K + A,)."""
+    used = [(k, weight) for k, weight in enumerate(coefficients.tolist()) if weight != 0]
+    return used[0][0] if len(used) == 1 and used[0][1] == 1 else None
 
 
 def _placed(tensor: Tensor, like: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import CheckpointError
-from fedmerge.merging.bank.bank import Bank, Rule, Shards
+from fedmerge.merging.bank.bank import Bank, Rule, Shards, merged_by
 from fedmerge.merging.bank.row_storage import Shelf, weighted_sum
 
 BLOCK_BYTES = 64 * 2**20
@@ -96,7 +96,7 @@ class SpreadBank(Bank):
         assert self.shards is not None
         for partial in self.shards.ask("mix", [pair if bool(torch.cat(pair).any()) else None for pair in pairs]):
             out += partial.to(out)
-        return out
+        return merged_by(out, encoder)
 
     def summed(self, rule: Rule) -> Tensor:
         """sum_k rule(name_k, tau_k), (P,): every shard sums its experts'."""

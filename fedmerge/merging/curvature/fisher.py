@@ -26,8 +26,8 @@ def diagonal(forward: Forward, theta: Tensor, x: Tensor, estimator: Estimator = 
 
     exact:      F = (1/N) sum_i sum_c p_ic (d log p_ic / d theta)^2
     mc:         F = (1/N) sum_i (d log p_iy / d theta)^2, one label y ~ p_i for each sample
-    fb_compat:  F = (1/N) sum_batches sum_c (d/d theta sum_i sqrt(p_ic) log p_ic)^2, as FusionBench has it: it squares a sum over
-                samples, so it depends on the batch size and is not the diagonal; for comparison only.
+    fb_compat:  F = (1/N) sum_batches (d/d theta sum_i sum_c sqrt(p_ic) log p_ic)^2, as FusionBench has it: it squares a sum over
+                samples and classes, so it depends on the batch size and is not the diagonal; for comparison only.
     """
     if estimator == "fb_compat":
         return _squares_of_sums(forward, theta, x)
@@ -63,6 +63,6 @@ def _squares_of_sums(forward: Forward, theta: Tensor, x: Tensor) -> Tensor:
     for part in torch.split(x, BATCH):
         leaf = theta.detach().requires_grad_()
         log_p = forward(leaf, part).log_softmax(-1)
-        for column in (log_p.detach().exp().sqrt() * log_p).sum(0):
-            total += torch.autograd.grad(column, leaf, retain_graph=True)[0] ** 2
+        weighted = (log_p.detach().exp().sqrt() * log_p).sum()
+        total += torch.autograd.grad(weighted, leaf)[0] ** 2
     return total / len(x)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.bank import Bank, merged_by
 from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Evidence
@@ -100,14 +100,17 @@ class Static(Method):
         """theta (P,) by the method's rule, encoder and head alike."""
 
     def merge(self, bank: Bank) -> Tensor:
-        """The merged parameters theta (P,), a tensor of its own. Raises CheckpointError if the bank lacks what it needs."""
+        """The merged parameters theta (P,), a tensor of its own that carries the weights of its BatchNorm statistics.
+
+        Raises CheckpointError if the bank lacks what it needs.
+        """
         theta = self.rule(bank).to(bank.like)
         if self.head_policy == "mean" or ("theta_0" in self.needed and not bank.shared_head):
             theta[bank.head] = bank.columns(bank.head).mean(0)
-        return theta
+        return merged_by(theta, self.statistics(bank))
 
     def statistics(self, bank: Bank) -> Tensor | None:
-        """Convex weights (K,) for BatchNorm statistics; None is 1/K each, for rules that are not convex."""
+        """Convex weights (K,) or (K + A,) for BatchNorm statistics; None is 1/K each, for rules that are not convex."""
         return None
 
 

@@ -50,7 +50,7 @@ def scores(name: Score, evidence: Evidence, calibrated: bool, seed: int) -> Tens
         case "uniform" | "normal_05" | "normal_08":
             found = _drawn(name, evidence, seed).to(log_p)
         case _:
-            found = torch.exp(-_pseudo_loss(name, log_p, evidence))
+            found = torch.exp(-_pseudo_loss(name, evidence))
     return torch.where(evidence.valid[:, None], found, 0).double()
 
 
@@ -95,8 +95,9 @@ def _drawn(name: str, evidence: Evidence, seed: int) -> Tensor:
     return torch.stack([1 - drawn[1], drawn[1]]) if name in NORMAL and len(rows) == 2 else drawn
 
 
-def _pseudo_loss(name: str, log_p: Tensor, evidence: Evidence) -> Tensor:
-    """Cross-entropy (K, N) of every expert under labels that no human gave, nats."""
+def _pseudo_loss(name: str, evidence: Evidence) -> Tensor:
+    """Cross-entropy (K, N) of every expert under labels that no human gave, nats; as in the authors' code without temperatures."""
+    log_p = evidence.log_p()
     valid = evidence.valid if bool(evidence.valid.any()) else torch.ones_like(evidence.valid)
     target = evidence.anchor_log_p("mean").exp() if "merged" in name else log_p[valid].exp().mean(0)  # (N, C)
     if name.endswith("hard"):

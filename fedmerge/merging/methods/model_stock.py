@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, tensorwise
+from fedmerge.merging.bank.blockwise import Sizes, block, inner_products, tensorwise
 from fedmerge.merging.methods._base import Static
 
 
 class ModelStock(Static):
     """theta = t mean(theta_k) + (1 - t) theta_0, t = K cos / (1 + (K - 1) cos), for every tensor of the model by itself.
 
-    cos is the cosine of two experts' task vectors, in [0, 1]: negative ones count as 0, because t has a pole at -1/(K - 1).
-    For K > 2 the paper's figure is one angle; mergekit averages the cosines of pairs (`cosine`, the default here), FusionBench
-    their angles (`angle`). Worked example: K = 2, cos = 0.5: t = 2/3; cos = 1 gives the mean, cos = 0 gives theta_0.
+    cos is the cosine of two experts' task vectors. For K > 2 the paper's figure is one angle; mergekit averages the cosines of
+    pairs (`cosine`, the default here), FusionBench their angles (`angle`). A negative average counts as 0, because t has a pole at
+    -1/(K - 1); single pairs may be negative, so that unrelated task vectors average to about 0. A tensor's K x K inner products
+    are all that t needs. Worked example: K = 2, cos = 0.5: t = 2/3; cos = 1 gives the mean, cos = 0 gives theta_0.
     """
 
     paper: ClassVar[str] = "Jang et al., Model stock, ECCV 2024"
@@ -31,29 +30,31 @@ class ModelStock(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
+        theta_0 = bank.anchor_row("theta_0")
 
-        def one(name: str, tau: Tensor) -> Tensor:
+        def one(name: str, theta: Tensor, out: Tensor) -> None:
             rows = bank.shapes[name][0] if self.filter_wise and len(bank.shapes[name]) > 1 else 1
-            pulled = tau.reshape(bank.K, rows, -1)
-            t = self._ratio(pulled)  # (rows,)
-            return (t[:, None] * pulled.mean(0)).reshape(-1)
+            theta, start = theta.view(bank.K, rows, -1), theta_0[bank.slices[name]].to(theta).view(rows, -1)
+            t = self._ratio(inner_products(theta, start)).to(theta)[:, None]
+            found, step = out.view(rows, -1), block(theta, bank.K)
+            for at in (slice(first, first + step) for first in range(0, start.shape[1], step)):
+                torch.lerp(start[:, at], theta[:, :, at].mean(0), t, out=found[:, at])
 
-        return bank.anchor_row("theta_0") + tensorwise(bank, bank.taus, one)
+        return tensorwise(bank, one)
 
     def working_bytes(self, sizes: Sizes) -> int:
-        """One tensor's task vectors of all experts."""
-        return 4 * 4 * sizes.experts * sizes.largest
+        """One tensor of all experts, where they are on a disk or in shards."""
+        return 4 * sizes.experts * sizes.largest
 
-    def _ratio(self, tau: Tensor) -> Tensor:
-        """t (rows,) for task vectors (K, rows, d)."""
-        K = len(tau)
+    def _ratio(self, G: Tensor) -> Tensor:
+        """t (R,) for inner products of task vectors (R, K, K)."""
+        K = G.shape[-1]
         if K == 1:
-            return torch.ones(tau.shape[1], dtype=tau.dtype, device=tau.device)
-        cosines = torch.stack([_cosine(tau[i], tau[j]) for i, j in combinations(range(K), 2)]).clamp(0, 1)
-        cos = cosines.mean(0) if self.average == "cosine" else cosines.acos().mean(0).cos()
+            return G.new_ones(len(G))
+        i, j = torch.triu_indices(K, K, 1)
+        own = G.diagonal(dim1=1, dim2=2)
+        product, lengths = G[:, i, j], (own[:, i] * own[:, j]).sqrt()
+        same = (own[:, i] == own[:, j]) & (product == own[:, i])  # also where both are 0
+        cosines = torch.where(same, 1.0, product / lengths.clamp(min=torch.finfo(G.dtype).tiny)).clamp(-1, 1)
+        cos = (cosines.mean(1) if self.average == "cosine" else cosines.acos().mean(1).cos()).clamp(0, 1)
         return K * cos / (1 + (K - 1) * cos)
-
-
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of rows (rows, d); 1 where both are the same, also where both are 0."""
-    return torch.where((a == b).all(-1), 1.0, F.cosine_similarity(a, b, dim=-1))

@@ -22,7 +22,7 @@ class RegmeanPp(Regmean):
     statistic: ClassVar[str] = "gram_rounds"
 
     mode: Literal["site", "target"] = Field("site", description="whose images pass through the layers")
-    ratio: float = Field(1.0, gt=0, le=1, description="factor of the elements of G off the diagonal; as in the uploads")
+    ratio: float = Field(0.95, gt=0, le=1, description="factor of the elements of G off the diagonal; as in the uploads")
     ridge: float = Field(1e-6, gt=0, le=1, description="share of the mean eigenvalue added to the diagonal; as in the uploads")
 
     @field_validator("mode")

@@ -9,7 +9,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, tensorwise
+from fedmerge.merging.bank.blockwise import Sizes, inner_products, tensorwise
+from fedmerge.merging.bank.row_storage import weighted_sum
 from fedmerge.merging.methods._base import Static
 
 NEARLY_PARALLEL = 0.9995
@@ -22,7 +23,8 @@ class Slerp(Static):
     Two experts as in the paper, with t the share of the second; the vectors are not normalized, and nearly parallel ones are
     interpolated on a line. For K > 2: `karcher` is the mean on the sphere (mergekit), `tangent` its first step from the
     normalized mean, `sequential` folds one expert after another with t = 1/(j+1). Directions are merged on the sphere, and the
-    length is the experts' mean length. Worked example: v_0 = (1, 0), v_1 = (0, 1), t = 0.5 give (0.7071, 0.7071).
+    length is the experts' mean length. A tensor's K x K inner products are all that it takes.
+    Worked example: v_0 = (1, 0), v_1 = (0, 1), t = 0.5 give (0.7071, 0.7071).
     """
 
     paper: ClassVar[str] = "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; Karcher mean as in mergekit"
@@ -41,58 +43,79 @@ class Slerp(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         order = sorted(range(bank.K), key=lambda k: bank.names[k])  # by name, so that no order of sites matters
-        vectors = bank.taus if self.of == "tau" else bank.thetas
-        merged = tensorwise(bank, lambda columns: vectors(columns, order), lambda _, v: self._one(v))
-        return merged + bank.anchor_row("theta_0") if self.of == "tau" else merged
+        theta_0 = bank.anchor_row("theta_0") if self.of == "tau" else None
+
+        def one(name: str, theta: Tensor, out: Tensor) -> None:
+            start = None if theta_0 is None else theta_0[bank.slices[name]].to(theta)
+            G = inner_products(theta[:, None], None if start is None else start[None])[0]
+            weights = theta.new_zeros(bank.K, dtype=torch.float64)
+            weights[order] = self._weights(G[order][:, order])
+            weighted_sum(theta, weights, out)
+            if start is not None:
+                out.add_(start, alpha=1 - float(weights.sum()))
+
+        return tensorwise(bank, one)
 
     def working_bytes(self, sizes: Sizes) -> int:
-        """One tensor of all experts, and what the mean on the sphere makes of it."""
-        return 6 * 4 * sizes.experts * sizes.largest
+        """One tensor of all experts, where they are on a disk or in shards."""
+        return 4 * sizes.experts * sizes.largest
 
-    def _one(self, v: Tensor) -> Tensor:
-        """One tensor: (K, d) -> (d,)."""
-        if len(v) == 1:
-            return v[0]
-        if len(v) == 2:
-            return slerp(v[0], v[1], self.t)
-        if self.many == "sequential":
-            merged = v[0]
-            for j in range(1, len(v)):
-                merged = slerp(merged, v[j], 1 / (j + 1))
-            return merged
-        return karcher(v, 1 if self.many == "tangent" else self.iterations, self.tolerance)
+    def _weights(self, G: Tensor) -> Tensor:
+        """What each vector counts (K,), given their inner products (K, K)."""
+        K = len(G)
+        if K == 1:
+            return G.new_ones(1)
+        if K > 2 and self.many != "sequential":
+            return karcher_weights(G, 1 if self.many == "tangent" else self.iterations, self.tolerance)
+        merged = torch.eye(K).to(G)[0]
+        for j in range(1, K):
+            pair = torch.stack([merged, torch.eye(K).to(G)[j]])
+            merged = slerp_weights(pair @ G @ pair.T, self.t if K == 2 else 1 / (j + 1)) @ pair
+        return merged
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     """From a (d,) at t = 0 to b (d,) at t = 1; on a line where the angle is nearly 0 or nearly half a turn."""
-    lengths = a.norm() * b.norm()
-    cos = (a @ b / lengths).clamp(-1, 1) if lengths > 0 else lengths.new_ones(())
-    if cos.abs() > NEARLY_PARALLEL:
-        return (1 - t) * a + t * b
-    w = cos.acos()
-    return (torch.sin((1 - t) * w) * a + torch.sin(t * w) * b) / torch.sin(w)
+    pair = torch.stack([a, b])
+    return slerp_weights(inner_products(pair[:, None])[0], t).to(a) @ pair
 
 
 def karcher(v: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """The point of the sphere with the least sum of squared angles to v_k (K, d), at their mean length.
+    """The point of the sphere with the least sum of squared angles to v_k (K, d), at their mean length."""
+    return karcher_weights(inner_products(v[:, None])[0], iterations, tolerance).to(v) @ v
 
-    u <- cos|T| u + sin|T| T/|T|, T = (1/K) sum_k (w_k / sin w_k)(u_k - cos w_k u), until |T| is small. The plain mean where the
-    vectors cancel out.
+
+def slerp_weights(G: Tensor, t: float) -> Tensor:
+    """Weights (2,) of two vectors with inner products G (2, 2)."""
+    lengths = (G[0, 0] * G[1, 1]).sqrt()
+    cos = (G[0, 1] / lengths).clamp(-1, 1) if lengths > 0 else G.new_ones(())
+    if cos.abs() > NEARLY_PARALLEL:
+        return G.new_tensor([1 - t, t])
+    w = cos.acos()
+    return torch.stack([torch.sin((1 - t) * w), torch.sin(t * w)]) / torch.sin(w)
+
+
+def karcher_weights(G: Tensor, iterations: int, tolerance: float) -> Tensor:
+    """Weights (K,) of the Karcher mean of vectors v_k with inner products G (K, K).
+
+    u <- cos|T| u + sin|T| T/|T|, T = (1/K) sum_k (w_k / sin w_k)(u_k - cos w_k u), until |T| is small. u and T are sums of the u_k,
+    so all lengths and angles follow from the cosines C: u = sum_k b_k u_k has cos w = C b. 1/K where the vectors cancel out.
     """
-    lengths = v.norm(dim=1)
-    u_k = v / lengths.clamp(min=torch.finfo(v.dtype).tiny)[:, None]
-    start = u_k.mean(0)
-    if start.norm() < 1e-6 or not bool((lengths > 0).all()):
-        return v.mean(0)
-    u = start / start.norm()
+    K, lengths = len(G), G.diagonal().clamp(min=0).sqrt()
+    if not bool((lengths > 0).all()):
+        return G.new_full((K,), 1 / K)
+    C = G / (lengths[:, None] * lengths)
+    b = G.new_full((K,), 1 / K)
+    if float(size := (b @ C @ b).clamp(min=0).sqrt()) < 1e-6:
+        return b
+    b = b / size
     for _ in range(iterations):
-        cos = (u_k @ u).clamp(-1, 1)
+        cos = (C @ b).clamp(-1, 1)
         w = cos.acos()
         stretch = torch.where(w.sin() > 1e-6, w / w.sin().clamp(min=1e-12), 1.0)
-        T = (stretch[:, None] * (u_k - cos[:, None] * u)).mean(0)
-        step = T.norm()
+        T = stretch / K - (stretch * cos).mean() * b
+        step = (T @ C @ T).clamp(min=0).sqrt()
         if step < tolerance:
             break
-        u = torch.cos(step) * u + torch.sin(step) * T / step
-    merged: Tensor = lengths.mean() * u
-    return merged
+        b = torch.cos(step) * b + torch.sin(step) * T / step
+    return lengths.mean() * b / lengths

@@ -9,8 +9,11 @@ from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import columnwise
+from fedmerge.merging.bank.blockwise import block, pieces
 from fedmerge.merging.methods._base import Static
+
+SAMPLE = 2**18
+"""Entries of a task vector that tell about where its threshold lies."""
 
 KEEP = AliasChoices("keep", "density")
 """Names that the share may be given by: ours, and that of mergekit."""
@@ -35,15 +38,26 @@ class Ties(Static):
     scale: float = Field(0.3, ge=0, le=2, description="s, the scale of the merged task vector")
 
     def rule(self, bank: Bank) -> Tensor:
-        """(P,)."""
-        floor = bank.each(self._least)[:, None]
+        """(P,), block by block, so that beside the result little more than one task vector is in memory at once."""
+        floor, theta_0 = bank.each(self._least)[:, None], bank.anchor_row("theta_0")
+        out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
+        majority, undecided = 0, []
 
-        def trimmed(columns: slice) -> Tensor:
-            return above(bank.taus(columns), floor)
+        def settle(columns: slice, tau: Tensor, gamma: Tensor) -> None:
+            torch.add(theta_0[columns], self.scale * agreeing(tau, gamma, self.combine), out=out[columns])
 
-        gamma = elected(columnwise(bank, lambda columns: trimmed(columns).sum(0)))
-        merged = columnwise(bank, lambda columns: agreeing(trimmed(columns), gamma[columns], self.combine))
-        return bank.anchor_row("theta_0") + self.scale * merged
+        for columns in pieces(bank):
+            tau = above(bank.taus(columns), floor)
+            gamma = tau.sum(0).sign()
+            majority += int(gamma.sum())
+            if bool(((gamma == 0) & (tau != 0)).any()):
+                undecided.append(columns)
+            settle(columns, tau, gamma)
+        for columns in undecided:  # what cancels out exactly takes the sign of most parameters, known only now
+            tau = above(bank.taus(columns), floor)
+            gamma = tau.sum(0).sign()
+            settle(columns, tau, torch.where(gamma == 0, float((majority > 0) - (majority < 0)), gamma))
+        return out
 
     def _least(self, name: str, tau: Tensor) -> Tensor:
         return threshold(tau, self.keep)
@@ -55,8 +69,24 @@ def trim(tau: Tensor, keep: float) -> Tensor:
 
 
 def threshold(tau: Tensor, keep: float) -> Tensor:
-    """The magnitude of rank P - int(keep P), counted from the smallest, of tau (P,)."""
+    """The magnitude of rank P - int(keep P), counted from the smallest, of tau (P,).
+
+    Exact, and in one pass: a sample tells between which two magnitudes it lies, and only what is there has to be sorted.
+    """
     rank = max(1, len(tau) - int(keep * len(tau)))
+    if len(tau) > 4 * SAMPLE:
+        sample = tau[:: len(tau) // SAMPLE].abs().sort().values
+        place, margin = rank / len(tau) * len(sample), 4 * len(sample) ** 0.5
+        low = sample[max(0, int(place - margin))]
+        high = sample[min(len(sample) - 1, int(place + margin))]
+        below, between = 0, []
+        for part in torch.split(tau, block(tau, 2)):
+            size = part.abs()
+            below += int((size < low).count_nonzero())
+            between.append(size[(size >= low) & (size <= high)])
+        found = torch.cat(between)
+        if below < rank <= below + len(found):
+            return found.kthvalue(rank - below).values
     return tau.abs().kthvalue(rank).values
 
 
@@ -78,6 +108,6 @@ def elected(total: Tensor) -> Tensor:
 
 def agreeing(tau: Tensor, gamma: Tensor, combine: str) -> Tensor:
     """Mean or sum of the entries of tau (K, P) whose sign is gamma (P,)."""
-    same = (tau.sign() == gamma) & (tau != 0)
-    total = (tau * same).sum(0)
-    return total / same.sum(0).clamp(min=1) if combine == "mean" else total
+    along = (tau * gamma).clamp_(min=0)  # magnitudes of those that agree
+    total = along.sum(0) * gamma
+    return total / along.sign_().sum(0).clamp_(min=1) if combine == "mean" else total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -25,6 +26,15 @@ class WiseFt(Static):
     a: float = Field(0.5, ge=0, le=1, description="share of the experts' mean; the rest is theta_0")
 
     def rule(self, bank: Bank) -> Tensor:
-        """(P,)."""
+        """(P,); theta_0 and nothing else for a = 0, not even the sign of a zero changes."""
         theta_0 = bank.anchor_row("theta_0")
+        if self.a == 0:
+            return theta_0.clone()
         return columnwise(bank, lambda at: (1 - self.a) * theta_0[at] + self.a * bank.columns(at).mean(0))
+
+    def statistics(self, bank: Bank) -> Tensor:
+        """The rule is convex, so BatchNorm statistics follow it: a / K for each expert, and 1 - a for theta_0, (K + A,)."""
+        weights = torch.zeros(bank.K + bank.A, dtype=torch.float64)
+        weights[: bank.K] = self.a / bank.K
+        weights[bank.anchor("theta_0")] = 1 - self.a
+        return weights

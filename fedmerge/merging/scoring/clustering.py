@@ -59,14 +59,14 @@ def _fitted(x: Tensor, start: Clusters) -> tuple[float, Clusters]:
     """One run of EM: its likelihood and its clusters."""
     g = torch.nn.functional.one_hot(start.member, len(start.centers)).double()
     likelihood = -torch.inf
+    pi, m, alpha = _moments(x, g)
     for _ in range(ITERATIONS):
-        pi, m, alpha = _moments(x, g)
         log_g = pi.log() + _log_dirichlet(x[:, None], alpha)
         before, likelihood = likelihood, float(log_g.logsumexp(1).mean())
-        g = log_g.softmax(1)
+        pi, m, alpha = _moments(x, log_g.softmax(1))  # also after the last E step, as in the authors' code
         if abs(likelihood - before) < TOLERANCE:
             break
-    return likelihood, Clusters(m, log_g.argmax(1))
+    return likelihood, Clusters(m, (pi.log() + _log_dirichlet(x[:, None], alpha)).argmax(1))
 
 
 def _log_dirichlet(x: Tensor, alpha: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from fedmerge.data.corruptions._base import SEVERITIES, SHIFTS, Shift
+from fedmerge.data.corruptions._base import SEVERITIES, SHIFTS, Modality, Shift, Strength
 from fedmerge.errors import DataError, Problem, nearest
 from fedmerge.stream.schedules._base import Batches, Schedule, Within, below, unconditional
 
@@ -40,6 +40,12 @@ class Corruption(Schedule):
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], AfterValidator(_once)] = Field(
         SEVERITIES, min_length=1, description="1 to 5"
     )
+    strength: Strength = Field(
+        "published", description="whose constants severities have: the sources' where there are some, or our own"
+    )
+    modality: Modality | None = Field(
+        None, description="whose published constants, where a family has some for it; default: ImageNet-C's"
+    )
     images: int | None = Field(None, ge=1, description="only so many of the target's images, drawn once for all conditions")
     within: Within = Field("domain_seq", validate_default=True, description="schedule over the conditions")
 
@@ -50,7 +56,8 @@ class Corruption(Schedule):
 
     def conditions(self) -> tuple[Shift, ...]:
         """Family by family, severities in their order."""
-        return tuple(SHIFTS.load(family)(severity=severity) for family in self.families for severity in self.severities)
+        given = {"strength": self.strength, "modality": self.modality}
+        return tuple(SHIFTS.load(family)(severity=one, **given) for family in self.families for one in self.severities)
 
     def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
         """labels, domains: (conditions * N,), by condition. Raises DataError if it lacks as many images as are asked for."""

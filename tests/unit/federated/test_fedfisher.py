@@ -85,11 +85,19 @@ def test_with_one_metric_it_is_the_weighted_mean_and_alone_the_hospitals_own() -
     assert (alone[NAME].shape, alone["layer.bias"].shape) == ((2, 3), (2,))
 
 
-def test_of_diagonal_factors_it_is_the_diagonal_descent() -> None:
+def test_the_descents_are_those_of_the_authors_written_out() -> None:
+    """Both for factors without mixed terms, so that one vector shows both: what is added to s lies inside the root with K-FAC."""
     F, theta = clients(3)
     F = [{name: tensor.diag().diag() for name, tensor in one.items()} for one in F]
-    flat = [matrix(one).diag() for one in F]
-    torch.testing.assert_close(vec(by_layer(NAME, P, F, theta)), descent(P, flat, [vec(own) for own in theta]))
+    flat, own = [matrix(one).diag() for one in F], [vec(one) for one in theta]
+    for found, inside in ((vec(by_layer(NAME, P, F, theta, 300)), True), (descent(P, flat, own, 300), False)):
+        at = sum(p * x for p, x in zip(P, own, strict=True)).numpy()
+        m, s = 0 * at, 0 * at
+        for _ in range(300):
+            v = sum(float(p) * f.numpy() * (at - x.numpy()) for p, f, x in zip(P, flat, own, strict=True))
+            m, s = v + 0.9 * m, v**2 + 0.99 * s
+            at = at - 0.01 * m / ((s + 0.01) ** 0.5 if inside else s**0.5 + 0.01)
+        torch.testing.assert_close(found, torch.tensor(at))
 
 
 def with_strategies(*tasks: SiteTask, strategies: Sequence[Strategy]) -> list[SiteTask]:

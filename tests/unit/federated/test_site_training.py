@@ -104,6 +104,12 @@ def test_diverse_runs_begin_with_the_defaults() -> None:
     assert drawn != [diversity.hyper_parameters(number, "south", 0) for number in range(1, 40)]
     wide = [Diversity(space="wide").hyper_parameters(number, "north", 0) for number in range(1, 40)]
     assert all(1e-5 <= row["lr"] <= 10**-3.5 and 1e-6 <= row["weight_decay"] <= 1e-2 for row in wide)
+    sizes = [row["batch_size"] for row in wide]
+    assert all(size == int(size) and 8 <= size <= 45 for size in sizes)  # int(2^U(3, 5.5))
+    assert min(sizes) < 12
+    assert max(sizes) > 32
+    assert "batch_size" not in Diversity(space="wide").hyper_parameters(0, "north", 0)  # the training's
+    assert all("batch_size" not in row for row in drawn)
 
 
 def test_batch_norm_is_frozen_in_training() -> None:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from scipy.special import betaln
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.curvature.fisher import diagonal
 from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import load_method
-from fedmerge.merging.methods._expertise import shares, with_offset
+from fedmerge.merging.methods._expertise import scores, shares, with_offset
 from fedmerge.merging.methods.oracle import grid
+from fedmerge.merging.scoring.clustering import kmeans, mixture
 from tests.banks import a_bank, a_batch, an_answer
 from tests.conftest import Net, expert_states
 
@@ -242,11 +245,73 @@ def test_fisher_information_by_loops(estimator: str) -> None:
                 log_p = forward(leaf, image[None]).log_softmax(-1)[0, c]
                 wanted += log_p.exp().detach() * torch.autograd.grad(log_p, leaf)[0] ** 2 / 5
     else:
-        for c in range(3):
-            leaf = theta.clone().requires_grad_()
-            log_p = forward(leaf, x).log_softmax(-1)[:, c]
-            wanted += torch.autograd.grad((log_p.exp().sqrt().detach() * log_p).sum(), leaf)[0] ** 2 / 5
+        gradient = torch.zeros_like(theta)  # of the sum over images and classes, squared as a whole
+        for image in x:
+            for c in range(3):
+                leaf = theta.clone().requires_grad_()
+                log_p = forward(leaf, image[None]).log_softmax(-1)[0, c]
+                gradient += torch.autograd.grad(log_p.exp().sqrt().detach() * log_p, leaf)[0]
+        wanted += gradient**2 / 5
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-14)
+
+
+def test_the_square_of_fusionbench_is_of_the_sum_over_classes() -> None:
+    """Two classes alike: the gradients of both cancel out, (1/2 - 1/2)^2, where each squared by itself gives 1/4."""
+    both = diagonal(lambda t, x: t.expand(len(x), 2) * 1.0, torch.zeros(2), torch.zeros(1, 1), "fb_compat")
+    assert both.tolist() == [0, 0]
+    assert diagonal(lambda t, x: t.expand(len(x), 2) * 1.0, torch.zeros(2), torch.zeros(1, 1)).tolist() == [0.25, 0.25]
+
+
+def test_losses_under_pseudo_labels_have_no_temperature() -> None:
+    bank, batch = a_bank(expert_states(2, 1)), a_batch(4)
+    for name in ("pseudo_ensemble_soft", "pseudo_ensemble_hard", "pseudo_merged_soft", "pseudo_merged_hard"):
+        evidence = Evidence(bank, batch)
+        found = scores(name, evidence, True, 0)  # type: ignore[arg-type]
+        log_p = bank.expert_logits(batch).log_softmax(-1)
+        mean = bank.forward(bank.mix(torch.tensor([0.5, 0.5])), batch).softmax(-1)
+        target = mean if "merged" in name else log_p.exp().mean(0)
+        if name.endswith("hard"):
+            target = torch.nn.functional.one_hot(target.argmax(-1), 3).double()
+        torch.testing.assert_close(found, (target * log_p).sum(-1).exp(), rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(scores("entropy", evidence, True, 0), scores("entropy", evidence, False, 0))
+
+
+def reference_mixture(x: np.ndarray, member: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Oh et al.'s loop: E, M, and only then the look at the likelihood. x: (N,). Means and members of one start."""
+    eps, before = 10 * np.finfo(float).eps, -np.inf
+    g = np.eye(member.max() + 1)[member]
+
+    def maximize(g: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        count = g.sum(0) + eps
+        m = g.T @ x / count
+        v = np.minimum(g.T @ x**2 / count - m**2, m * (1 - m) / 4) + eps
+        s = m * (1 - m) / (v + 1e-10) - 1
+        return count / count.sum(), m, s * m, s * (1 - m)
+
+    def posterior(pi: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.log(pi) + (a - 1) * np.log(x)[:, None] + (b - 1) * np.log(1 - x)[:, None] - betaln(a, b)
+
+    pi, m, a, b = maximize(g)
+    for _ in range(1000):
+        log_g = posterior(pi, a, b)
+        norm = np.logaddexp.reduce(log_g, 1)
+        pi, m, a, b = maximize(np.exp(log_g - norm[:, None]))
+        likelihood, last = float(norm.mean()), before
+        before = likelihood
+        if abs(likelihood - last) < 1e-4:
+            break
+    return m, posterior(pi, a, b).argmax(1), before
+
+
+def test_the_beta_mixture_ends_with_the_step_of_the_source() -> None:
+    rng = np.random.default_rng(5)
+    x = np.clip(np.concatenate([rng.beta(12, 40, 200), rng.beta(30, 14, 150), rng.beta(60, 6, 90)]), 1e-6, 1 - 1e-6)
+    rows = torch.tensor(np.stack([1 - x, x], 1))
+    found = mixture(rows, 3, 1)
+    starts = [kmeans(rows, 3, 1 + r, restarts=1).member.numpy() for r in range(3)]
+    m, member, _ = max((reference_mixture(x, start) for start in starts), key=lambda run: run[2])
+    np.testing.assert_allclose(found.centers[:, 1].numpy(), m, rtol=1e-6)
+    assert found.member.tolist() == member.tolist()
 
 
 def test_fisher_at_the_target_learns_from_the_first_images_alone() -> None:

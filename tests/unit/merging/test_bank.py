@@ -11,6 +11,7 @@ from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.layout import Parts, head_names
 from fedmerge.merging.bank.row_storage import weighted_sum
+from fedmerge.merging.evidence import Evidence
 from tests.conftest import Net, expert_states
 
 BATCH = torch.linspace(-1, 1, 5 * 64, dtype=torch.float64).view(5, 1, 8, 8).sin()
@@ -94,6 +95,66 @@ def test_the_moment_policy_is_the_variance_of_the_mixture() -> None:
     mean = 0.25 * mu[0] + 0.75 * mu[1]
     spread = 0.25 * (v[0] + (mu[0] - mean) ** 2) + 0.75 * (v[1] + (mu[1] - mean) ** 2)
     torch.testing.assert_close(bank.buffers.merged(a)["norm.running_var"], spread, rtol=1e-12, atol=1e-12)
+
+
+def numbered(states: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+    """The states with counts of batches of their own."""
+    return [state | {"norm.num_batches_tracked": torch.tensor(7 + k)} for k, state in enumerate(states)]
+
+
+@pytest.mark.parametrize("policy", ["linear", "moment"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_one_hot_coefficients_are_that_expert_to_the_last_bit(policy: str, dtype: torch.dtype) -> None:
+    experts, base = numbered(expert_states(3)), expert_states(1, 5)[0]
+    bank = Bank.of(Net(), experts, base, dtype=dtype, variance=policy)
+    for k, state in enumerate([*experts, base]):
+        alone = torch.nn.functional.one_hot(torch.tensor(k), 4).double()
+        theta = bank.mix(alone)
+        assert torch.equal(bank.forward(theta, BATCH), bank.row_logits(k, BATCH))
+        assert torch.equal(bank.forward(theta.clone(), BATCH, alone), bank.row_logits(k, BATCH))
+        assert torch.equal(bank.forward(bank.rows[k], BATCH), bank.row_logits(k, BATCH))  # a row of the bank is its own
+        for found in (bank.state_dict(theta), bank.state_dict(bank.rows[k]), bank.state_dict(theta.clone(), alone)):
+            assert all(torch.equal(found[n], t.to(dtype) if t.is_floating_point() else t) for n, t in state.items())
+    rows = bank.buffers.statistics(torch.eye(3, 4))
+    assert all(torch.equal(rows[name], bank.buffers.stacked[name][:3]) for name in rows)
+
+
+def test_batch_norm_statistics_follow_the_merge() -> None:
+    states = expert_states(3)
+    bank = Bank.of(Net(), states, dtype=torch.float64)
+    for weights in ([0.7, 0.2, 0.1], [0.0, 0.5, 0.5]):
+        wanted = naive(states, weights, weights)
+        theta = bank.mix(torch.tensor(weights, dtype=torch.float64))
+        found, model = bank.state_dict(theta), Net().double().eval()
+        for name in ("norm.running_mean", "norm.running_var"):
+            torch.testing.assert_close(found[name], wanted[name], rtol=1e-12, atol=1e-12)
+        model.load_state_dict(wanted)
+        torch.testing.assert_close(bank.forward(theta, BATCH), model(BATCH), rtol=1e-10, atol=1e-10)
+    merged = bank.mix(torch.tensor([0.7, 0.2, 0.1]))
+    assert bank.mix(torch.tensor([0.0, 1.0, 0.0])) is merged  # the bank's own buffer, written over
+    assert torch.equal(bank.forward(merged, BATCH), bank.row_logits(1, BATCH))
+
+
+def test_a_variance_is_never_extrapolated() -> None:
+    bank = Bank.of(Net(), expert_states(3), expert_states(1, 5)[0], dtype=torch.float64)
+    uniform = bank.buffers.merged()
+    for outside in ([1.5, -0.5, 0.0], [0.3, 0.3, 0.3], [0.9, 0.9, 0.9, -1.7]):
+        found = bank.state_dict(bank.mix(torch.tensor(outside)))
+        assert torch.equal(found["norm.running_var"], uniform["norm.running_var"]), outside
+    convex = bank.mix(torch.tensor([0.3, 0.3, 0.3, 0.1]))
+    assert not torch.equal(bank.state_dict(convex)["norm.running_var"], uniform["norm.running_var"])
+
+
+def test_the_mean_of_valid_experts_has_their_statistics() -> None:
+    states = expert_states(3)
+    bank = Bank.of(Net(), states, dtype=torch.float64)
+    bank.rows[1] = torch.nan
+    bank.buffers.stacked["norm.running_var"][1] = torch.nan
+    wanted = naive([states[0], states[2]], [0.5, 0.5], [0.5, 0.5])
+    model = Net().double().eval()
+    model.load_state_dict(wanted)
+    found = Evidence(bank, BATCH).anchor_log_p("mean")
+    torch.testing.assert_close(found, model(BATCH).log_softmax(-1), rtol=1e-10, atol=1e-10)
 
 
 def test_a_merged_state_loads_into_the_model_and_integers_stay() -> None:

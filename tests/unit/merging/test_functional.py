@@ -20,6 +20,7 @@ from fedmerge.adaptation.tasks import Contribution, TargetTask, tensors
 from fedmerge.data.images import to_batch
 from fedmerge.errors import CheckpointError, FedmergeError, MethodError
 from fedmerge.federated.model import ModelSpec, build
+from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.statistics import BY_LAYER
 from fedmerge.merging.curvature.gram import linear_layers
 from fedmerge.merging.methods._base import METHODS, load_method
@@ -139,6 +140,34 @@ def test_batch_norm_gives_the_bits_of_a_run_and_the_naive_merge(target: Targets)
             model.load_state_dict({key: (states[0][key] + states[1][key]) / 2 for key in states[0]})
             with torch.no_grad():
                 torch.testing.assert_close(adapt(x), model.eval()(x).log_softmax(-1))
+
+
+def test_one_hot_coefficients_are_that_expert_to_the_last_bit() -> None:
+    states = [state | {"norm.num_batches_tracked": torch.tensor(5 + k)} for k, state in enumerate([NORTH, SOUTH, WEST])]
+    x = a_batch(dtype=torch.float32)
+    model = Net().eval()
+    model.load_state_dict(states[1])
+    found = fedmerge.merge(Net(), states, "weighted_mean", counts=[0, 9, 0])
+    assert all(torch.equal(found[name], tensor) for name, tensor in states[1].items())
+    adapt = fedmerge.Adapter(Net(), states, "weighted_mean", counts=[0, 9, 0])
+    assert torch.equal(adapt(x), model(x).log_softmax(-1))
+    assert all(torch.equal(adapt.state_dict()[name], tensor) for name, tensor in states[1].items())
+    chosen = fedmerge.Adapter(Net(), states, "oracle", by="select", per_sample="rows")
+    labels = model(x).argmax(1)
+    logits = chosen(x, labels)
+    alone = torch.stack([fedmerge.Adapter(Net(), states, "expert", site=f"expert-{k}")(x) for k in range(3)])
+    for i, k in enumerate(chosen.coefficients.encoder.argmax(1).tolist()):
+        torch.testing.assert_close(logits[i], alone[k, i])
+
+
+def test_a_method_by_hand_runs_with_the_statistics_of_its_rule() -> None:
+    bank = Bank.of(Net(), [NORTH, SOUTH, WEST], START, counts=[8, 1, 1])
+    x = a_batch(dtype=torch.float32)
+    for name in ("weighted_mean", "mixup", "wise_ft", "ties"):
+        theta, model = load_method(name).merge(bank), Net().eval()
+        model.load_state_dict(fedmerge.merge(Net(), [NORTH, SOUTH, WEST], name, START, counts=[8, 1, 1]))
+        assert torch.equal(bank.forward(theta, x), model(x))
+        assert all(torch.equal(bank.state_dict(theta)[key], value) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("name", ["mean", "eam", "adamerging", "ties"])

@@ -11,11 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from fedmerge.errors import CheckpointError
+from fedmerge.federated.statistics._base import STATISTICS
 from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.functional import Adapter, merge
 from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods.slerp import karcher, slerp
 from fedmerge.merging.methods.ties import disjoint_merge, trim
-from tests.banks import COUNTS, a_bank, statistics
+from tests.banks import COUNTS, a_bank, a_batch, statistics
 from tests.conftest import Net, expert_states
 
 Arrays = dict[str, NDArray[np.float64]]
@@ -48,6 +50,24 @@ def test_task_arithmetic_and_wise_ft() -> None:
     assert alike(merged("wise_ft", a=0.4), lambda n: merged("task_arithmetic", scale=0.4 / 3)[n])
 
 
+def test_wise_ft_moves_batch_norm_statistics_as_weights() -> None:
+    base = expert_states(1, 99)[0] | {"norm.num_batches_tracked": torch.tensor(41)}
+    base["norm.bias"] = torch.tensor([-0.0, 0.0, 1.0, -1.0])
+    for a in (0.0, 0.3, 1.0):
+        found = merge(Net(), STATES, "wise_ft", base, a=a)
+        for name, tensor in base.items():
+            mean_of_all = np.mean([state[name].double().numpy() for state in STATES], 0)
+            wanted = (1 - a) * tensor.double().numpy() + a * mean_of_all
+            if tensor.is_floating_point():
+                np.testing.assert_allclose(found[name].numpy(), wanted, rtol=1e-5, atol=1e-6)
+        if a == 0:
+            assert all(torch.equal(found[name].view(torch.uint8), t.view(torch.uint8)) for name, t in base.items() if t.ndim)
+            assert found["norm.num_batches_tracked"] == 41
+    adapt, x, model = Adapter(Net(), STATES, "wise_ft", base, a=0.0), a_batch(dtype=torch.float32), Net().eval()
+    model.load_state_dict(base)
+    assert torch.equal(adapt(x), model(x).log_softmax(-1))
+
+
 def ties(keep: float, combine: str) -> Arrays:
     flat = [np.concatenate([tau[name].ravel() for name in NAMES]) for tau in TAU]
     d = len(flat[0])
@@ -76,6 +96,39 @@ def ties(keep: float, combine: str) -> Arrays:
 def test_ties(keep: float, combine: str) -> None:
     wanted = ties(keep, combine)
     assert alike(merged("ties", keep=keep, combine=combine), lambda n: wanted[n])
+
+
+def ties_in_one_piece(bank: Bank, keep: float, combine: str) -> torch.Tensor:
+    """All task vectors at once, thresholds by sorting."""
+    tau = bank.tau
+    rank = max(1, bank.P - int(keep * bank.P))
+    kept = torch.where(tau.abs() >= tau.abs().sort(1).values[:, rank - 1 : rank], tau, 0)
+    gamma = kept.sum(0).sign()
+    gamma = torch.where(gamma == 0, gamma.sum().sign(), gamma)
+    same = (kept.sign() == gamma) & (kept != 0)
+    total = (kept * same).sum(0)
+    return bank.base + 0.3 * (total / same.sum(0).clamp(min=1) if combine == "mean" else total)
+
+
+@pytest.mark.parametrize(
+    ("kind", "combine"),
+    [("normal", "sum"), ("few values", "mean"), ("mostly zero", "mean"), ("sorted", "mean"), ("opposite", "mean")],
+)
+def test_ties_in_blocks_has_the_bits_of_ties_in_one_piece(kind: str, combine: str) -> None:
+    generator, wide = torch.Generator().manual_seed(4), 1_100_003  # more than the sample, and no multiple of a block
+    tau = torch.randn(7 if kind == "normal" else 3, wide, generator=generator)  # from five on, torch sums in another order
+    match kind:
+        case "few values":
+            tau = (2 * tau).round() / 4
+        case "mostly zero":
+            tau *= torch.rand(tau.shape, generator=generator) < 0.1
+        case "sorted":
+            tau = tau.sort(1).values
+        case "opposite":
+            tau[1] = -tau[0]
+    model = torch.nn.Sequential(torch.nn.Linear(wide, 1, bias=False))
+    bank = Bank.of(model, [{"0.weight": row[None]} for row in tau], {"0.weight": torch.zeros(1, wide)})
+    assert torch.equal(load_method("ties", combine=combine).merge(bank), ties_in_one_piece(bank, 0.2, combine))
 
 
 def test_ties_by_hand() -> None:
@@ -146,8 +199,8 @@ def test_the_karcher_mean_is_where_angles_cancel() -> None:
 def test_model_stock() -> None:
     def wanted(name: str) -> NDArray[np.float64]:
         flat = [tau[name].ravel() for tau in TAU]
-        cos = [min(max(a @ b / math.sqrt((a @ a) * (b @ b)), 0), 1) for i, a in enumerate(flat) for b in flat[i + 1 :]]
-        c = sum(cos) / 3
+        cos = [a @ b / math.sqrt((a @ a) * (b @ b)) for i, a in enumerate(flat) for b in flat[i + 1 :]]
+        c = max(sum(cos) / 3, 0)
         t = 3 * c / (1 + 2 * c)
         return t * mean(name) + (1 - t) * BASE[name]
 
@@ -161,12 +214,46 @@ def test_model_stock() -> None:
     torch.testing.assert_close(load_method("model_stock").merge(bank), bank.base)  # cosine -1 counts as 0
 
 
+@pytest.mark.parametrize("average", ["cosine", "angle"])
+def test_unrelated_task_vectors_draw_model_stock_to_the_start(average: str) -> None:
+    model, ratios = torch.nn.Sequential(torch.nn.Linear(96, 1, bias=False)), []
+    for seed in range(40):
+        tau = torch.randn(8, 96, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        bank = Bank.of(model, [{"0.weight": row[None]} for row in tau], {"0.weight": torch.zeros(1, 96)}, dtype=torch.float64)
+        found = load_method("model_stock", average=average).merge(bank)
+        cos = [float(a @ b / (a.norm() * b.norm())) for i, a in enumerate(tau) for b in tau[i + 1 :]]
+        c = max(sum(cos) / 28 if average == "cosine" else math.cos(sum(map(math.acos, cos)) / 28), 0)
+        torch.testing.assert_close(found, 8 * c / (1 + 7 * c) * tau.mean(0), rtol=1e-10, atol=1e-12)
+        ratios.append(8 * c / (1 + 7 * c))
+    assert sum(ratios) / 40 < 0.08  # clamping every pair by itself gives 0.25
+
+
+@pytest.mark.parametrize("spread", [1e-3, 0.1, 1.0])
+def test_float32_rules_of_inner_products_are_those_of_float64(spread: float) -> None:
+    generator = torch.Generator().manual_seed(2)
+    start = torch.randn(64, 3000, generator=generator)
+    states = [{"0.weight": start + spread * torch.randn(64, 3000, generator=generator)} for _ in range(5)]
+    model, base = torch.nn.Sequential(torch.nn.Linear(3000, 64, bias=False)), {"0.weight": start}
+    for method in (load_method("slerp"), load_method("slerp", of="tau"), load_method("model_stock")):
+        found = method.merge(Bank.of(model, states, base))
+        wanted = method.merge(Bank.of(model, states, base, dtype=torch.float64))
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-7
+    v = torch.stack([state["0.weight"].double().reshape(-1) for state in states])
+    u, units = v.mean(0) / v.mean(0).norm(), v / v.norm(dim=1, keepdim=True)
+    for _ in range(10):  # on the sphere itself, vector by vector
+        T = torch.stack([(x - (x @ u) * u) * (math.acos(x @ u) / math.sin(math.acos(x @ u))) for x in units]).mean(0)
+        u = torch.cos(T.norm()) * u + torch.sin(T.norm()) * T / T.norm()
+    wanted = v.norm(dim=1).mean() * u
+    found = load_method("slerp", tolerance=1e-9).merge(Bank.of(model, states)).double()
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-7
+
+
 def test_model_stock_by_rows_of_a_matrix() -> None:
     found = merged("model_stock", filter_wise=True)["head.weight"]
     for row in range(3):
         flat = [tau["head.weight"][row] for tau in TAU]
-        cos = [min(max(a @ b / math.sqrt((a @ a) * (b @ b)), 0), 1) for i, a in enumerate(flat) for b in flat[i + 1 :]]
-        t = sum(cos) / (1 + 2 * sum(cos) / 3)
+        cos = [a @ b / math.sqrt((a @ a) * (b @ b)) for i, a in enumerate(flat) for b in flat[i + 1 :]]
+        t = max(sum(cos), 0) / (1 + 2 * max(sum(cos), 0) / 3)
         wanted = t * mean("head.weight")[row] + (1 - t) * BASE["head.weight"][row]
         np.testing.assert_allclose(found[row], wanted, rtol=1e-12)
 
@@ -218,7 +305,7 @@ def test_regmean_changes_the_outputs_on_every_sites_inputs_least() -> None:
     X = [torch.randn(40, 4, generator=torch.Generator().manual_seed(200 + k), dtype=torch.float64) for k in range(3)]
     W = [torch.tensor(expert["head.weight"]) for expert in EXPERTS]
     bank = Bank.of(Net(), STATES, dtype=torch.float64, statistics={"gram": [{"head.weight": x.T @ x / 40} for x in X]})
-    found = bank.state_dict(load_method("regmean", ridge=1e-14).merge(bank))["head.weight"]
+    found = bank.state_dict(load_method("regmean", ratio=1.0, ridge=1e-14).merge(bank))["head.weight"]
 
     def change(V: torch.Tensor) -> float:
         return float(sum(((x @ V.T - x @ w.T) ** 2).sum() for x, w in zip(X, W, strict=True)))
@@ -226,6 +313,26 @@ def test_regmean_changes_the_outputs_on_every_sites_inputs_least() -> None:
     for seed in range(20):
         step = 1e-3 * torch.randn(3, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         assert change(found + step) > change(found)
+
+
+def test_a_head_whose_inputs_hardly_vary_stays_of_the_experts_size() -> None:
+    """Features of a trained encoder lie near a plane; there a ratio of 1 blows the head up."""
+    generator, d = torch.Generator().manual_seed(1), 24
+    W = [0.05 * torch.randn(3, d, generator=generator, dtype=torch.float64) for _ in range(3)]
+    model = torch.nn.Sequential(torch.nn.Linear(d, 3, bias=False))
+    span = torch.randn(3, 4, d, generator=generator, dtype=torch.float64)
+    X = [torch.randn(300, 4, generator=generator, dtype=torch.float64) @ s for s in span]
+    X = [x + 0.003 * torch.randn(300, d, generator=generator, dtype=torch.float64) for x in X]
+    for name, kind in (("regmean", "gram"), ("regmean_pp", "gram_rounds")):
+        given = {kind: [{"0.weight": x.T @ x / 300} for x in X]}
+        bank = Bank.of(model, [{"0.weight": w} for w in W], dtype=torch.float64, statistics=given)
+        G = torch.stack([one["0.weight"] for one in given[kind]])
+        G = 0.95 * G + 0.05 * torch.diag_embed(G.diagonal(dim1=1, dim2=2))
+        wanted = torch.linalg.solve(G.sum(0), sum(g @ w.T for g, w in zip(G, W, strict=True))).T
+        found, raw = (load_method(name, **given).merge(bank).view(3, d) for given in ({}, {"ratio": 1.0}))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+        assert found.abs().max() < max(w.abs().max() for w in W) < 2 * raw.abs().max()
+    assert STATISTICS.load("gram_rounds")().ratio == load_method("regmean_pp").ratio == 0.95
 
 
 def test_diwa_is_the_mean_of_soups() -> None:

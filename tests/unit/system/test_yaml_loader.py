@@ -197,3 +197,64 @@ def test_keys_that_only_their_values_show_to_be_the_same_are_refused(text: str, 
     file.write_text(text)
     with pytest.raises(ScenarioError, match="given twice"):
         read_yaml(file)
+
+
+def test_merge_keys_are_those_of_yaml(tmp_path: Path) -> None:
+    """A mapping's own keys win, and of several mappings the first; also where anchors are used twice, and within one another."""
+    file = tmp_path / "a.yaml"
+    text = "base: &b {x: 1, y: 2}\na: &a {<<: *b, x: 3}\nb: {<<: *a, z: 1}\nc: *a\nd: {<<: [*a, *b], y: 0}\ne: {<<: [*b, *a]}\n"
+    file.write_text(text)
+    assert read_yaml(file) == {
+        "base": {"x": 1, "y": 2},
+        "a": {"x": 3, "y": 2},
+        "b": {"x": 3, "y": 2, "z": 1},
+        "c": {"x": 3, "y": 2},
+        "d": {"x": 3, "y": 0},
+        "e": {"x": 1, "y": 2},
+    }
+    for wrong in ("b: &b {x: 1}\na: {<<: *b, x: 3, x: 4}\n", "a: {<<: text}\n"):
+        file.write_text(wrong)
+        with pytest.raises(ScenarioError, match=r"found (key 'x' given twice|a scalar after <<)"):
+            read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: größer\n".encode("latin-1"), r"a byte that is no UTF-8 text \(0xf6 in line 1\); .* Save it as UTF-8"),
+        ("a: 1\n".encode("utf-16"), "Save it as UTF-8"),
+        (b"a: " + b"[" * 3000 + b"]" * 3000, "too deep to be read"),
+        (b"a:\n\tb: 1\n", r"line 2, column 1: found character '\\t'"),
+    ],
+)
+def test_what_editors_make_of_a_file(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ScenarioError, match=said):
+        read_yaml(file)
+    file.write_bytes(b"\xef\xbb\xbfa: 1\r\n")
+    assert read_yaml(file) == {"a": 1}
+
+
+class Words(Spec):
+    name: str = ""
+    sites: tuple[str, ...] = ()
+    inner: Inner = Inner()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("name: no\n", "line 1: name: found False; expected text. Put it in quotes: without them, YAML takes it for a truth value"),
+        ("sites: [a, 2023]\n", "sites[1]: found 2023; expected text. Put it in quotes: without them, YAML takes it for a number"),
+        ("sites: [2023-05-01]\n", "expected text. Put it in quotes: without them, YAML takes it for a date"),
+        ("sites: a, b\n", "sites: found 'a, b'; expected a list, e.g. [a, b]"),
+        ("sites: a\n", "sites: found 'a'; expected a list, e.g. [a]"),
+        ("inner: 3\n", "inner: found 3; expected a mapping of keys to values"),
+    ],
+)
+def test_words_that_help(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ScenarioError) as error:
+        read_as(Words, tmp_path / "a.yaml")
+    assert said in str(error.value)
