@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.registry import FORMER, renamed
+from fedmerge.system.yaml_loader import load_yaml
 
 NAMED_BY_EVENTS = ("join", "leave", "replace", "by")
 
@@ -122,13 +123,19 @@ def parse(text: str) -> tuple[str, tuple[Any, ...]]:
     key, equals, rest = text.partition("=")
     if not equals or not key.strip() or not rest.strip():
         raise ScenarioError([Problem(WHERE, "", f"'{text}'", "KEY=VALUE, e.g. stream.batch_size=16")])
+    values, why = None, ""
     try:
-        values = yaml.safe_load(f"[{rest}\n]")
-    except (yaml.YAMLError, ValueError):
-        values = None
+        values = load_yaml(f"[{rest}\n]")
+    except yaml.YAMLError as error:
+        why = str(getattr(error, "problem", None) or "").removeprefix("found ")
+    except (ValueError, LookupError) as error:
+        why = str(error)
+    except RecursionError:
+        why = "too deep to be read"
     if not isinstance(values, list):
+        rest, why = rest if len(rest) <= 80 else f"{rest[:77]}...", why and f" ({why})"
         expected, mend = "values in YAML, with commas between them", "A text with ?, brackets or braces in it needs quotes"
-        raise ScenarioError([Problem(WHERE, key.strip(), f"'{rest}'", expected, mend)])
+        raise ScenarioError([Problem(WHERE, key.strip(), f"'{rest}'{why}", expected, mend)])
     return key.strip(), tuple(values)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,7 +61,7 @@ LIMITS = frozenset(Target.model_fields) - {"site"}
 
 
 def _named(value: Any) -> Any:
-    return {"site": value} if isinstance(value, str) else value
+    return {"site": value} if isinstance(value, str | int | float | date) else value  # words that lack quotes are told as such
 
 
 AnyTarget: Any = Annotated[

@@ -26,7 +26,7 @@ from fedmerge.report.pages.sweep import write_grid
 from fedmerge.report.sweep_table import MAJORITY, Grid, plainly
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.system.process import cores
-from fedmerge.system.yaml_loader import read_yaml
+from fedmerge.system.yaml_loader import lined, read_yaml
 
 OF_THE_TARGET = (
     "stream",
@@ -100,8 +100,10 @@ def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targ
     seeds: none means the scenario's own. targets: "" for the scenario's own, "each" for all its sites in turn, or names.
     """
     content = read_yaml(scenario)
-    sites = [str(site) for site in content.get("sites") or []]
+    sites: Any = content.get("sites")
     chosen: list[str | None] = [None]
+    if targets == "each" and not (isinstance(sites, list) and all(isinstance(site, str) for site in sites)):
+        raise ScenarioError(lined([Problem(str(scenario), "sites", f"{sites!r}", "a list of names, e.g. [a, b]")], scenario))
     if targets:
         chosen = list(sites) if targets == "each" else [name.strip() for name in targets.split(",")]
     axes = [parse(text) for text in settings]

@@ -31,6 +31,22 @@ ENCODING = "utf-8-sig"
 TAKEN_FOR = ((bool, "truth value"), (int | float, "number"), (date, "date"))
 """What YAML makes of words without quotes, such as `no`, `2023` and `2023-05-01`."""
 
+IN_QUOTES = "Put it in quotes: without them, YAML takes it for a"
+MOST_VALUES = 1_000_000
+"""Values in a file, those of anchors as often as they are named: a few lines of anchors can make more than memory holds."""
+
+MENDS = {
+    r"'\t'": "Indent with spaces: YAML takes no tabs",
+    "mapping values are not allowed": "Put a text with ': ' in it in quotes",
+    "'@'": "Put a text that begins with it in quotes",
+    "'%'": "Put a text that begins with it in quotes",
+    "'`'": "Put a text that begins with it in quotes",
+    "special characters": "Save it as UTF-8",
+    "another document": "Leave out the line '---' before it: a file holds one",
+    "undefined alias": "Put a text that begins with * in quotes; else it stands for the value of an anchor above, e.g. &name",
+}
+"""How to mend what a reader says, by words of it."""
+
 ITEM = re.compile(r"\[(\d+)\]")
 
 
@@ -78,6 +94,27 @@ class _OneOfAKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def load_yaml(text: str) -> Any:
+    """What a text says. Raises PyYAML's error, ValueError, LookupError or RecursionError; also for values within themselves."""
+    content = yaml.load(text, _OneOfAKey)
+    if _size(content, {}) > MOST_VALUES:
+        raise ValueError(f"anchors that make more than {MOST_VALUES} values")
+    return content
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Values in all. known: sizes by identity; 0 while what is within is counted."""
+    if not isinstance(node, dict | list):
+        return 1
+    if known.get(id(node)) == 0:
+        raise ValueError("an anchor within its own value")
+    if id(node) not in known:
+        known[id(node)] = 0
+        inner = node.values() if isinstance(node, dict) else node
+        known[id(node)] = 1 + sum(_size(item, known) for item in inner)
+    return known[id(node)]
+
+
 def _name(key: yaml.Node) -> tuple[str, str]:
     return key.tag, str(key.value)
 
@@ -93,7 +130,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ScenarioError([Problem(str(path), "", str(error.strerror), "a readable YAML file", _neighbors(path))]) from None
     try:
-        content = yaml.load(text, _OneOfAKey)
+        content = load_yaml(text)
         _positions(text)
     except (yaml.YAMLError, YAMLError) as error:
         raise ScenarioError([_syntax(error, text, str(path))]) from None
@@ -142,7 +179,15 @@ def lined(problems: Sequence[Problem], path: Path, same: Callable[[str], bool] =
     except (OSError, UnicodeDecodeError, YAMLError):  # gone or changed since it was read
         tree = None
     lines = [_line(tree, problem.key) if known else None for problem, known in zip(problems, mine, strict=True)]
-    return [replace(p, where=f"{p.where}, line {line}") if line else p for p, line in zip(problems, lines, strict=True)]
+    told = [_as_written(p, tree) if known and tree else p for p, known in zip(problems, mine, strict=True)]
+    return [replace(p, where=f"{p.where}, line {line}") if line else p for p, line in zip(told, lines, strict=True)]
+
+
+def _as_written(problem: Problem, tree: Any) -> Problem:
+    """Of a word that lacks quotes, the word, and not what YAML has made of it."""
+    written, rest = value_at(tree, problem.key)
+    lacks = problem.mend.startswith(IN_QUOTES) and isinstance(written, str) and not rest
+    return replace(problem, found=written) if lacks else problem
 
 
 def value_at(content: Any, key: str) -> tuple[Any, str]:
@@ -165,6 +210,7 @@ def _walk(node: Any, key: str) -> Iterator[tuple[Any, Any, Any, str]]:
         step: Any = None
         if isinstance(node, dict):
             fit = [name for name in node if str(name) == key or key.startswith((f"{name}.", f"{name}["))]
+            fit = fit or [name for name in node if isinstance(name, str) and _meant(name) == key]
             step = max(fit, key=lambda name: len(str(name)), default=None)
             rest = key[len(str(step)) :]
         elif isinstance(node, list) and (item := ITEM.match(key)) and int(item[1]) < len(node):
@@ -174,6 +220,14 @@ def _walk(node: Any, key: str) -> Iterator[tuple[Any, Any, Any, str]]:
         key = rest.removeprefix(".")
         yield node, step, node[step], key
         node = node[step]
+
+
+def _meant(name: str) -> str:
+    """A key without quotes as YAML takes it."""
+    try:
+        return str(yaml.safe_load(name))
+    except (yaml.YAMLError, ValueError, LookupError):
+        return name
 
 
 def _line(tree: Any, key: str) -> int | None:
@@ -212,9 +266,13 @@ def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:
             return Problem(file, key, f"'{context['tag']}'", "a known kind", nearest(context["tag"], known))
         case "union_tag_not_found":
             return Problem(file, key, found, "a mapping with the key 'kind'")
-        case "string_type" if isinstance(detail["input"], bool | int | float | date):
-            kind = next(word for kind, word in TAKEN_FOR if isinstance(detail["input"], kind))
-            return Problem(file, key, found, "text", f"Put it in quotes: without them, YAML takes it for a {kind}")
+        case "string_type" if detail["input"] is None:
+            return Problem(file, key, "nothing", "text")
+        case "string_type" if taken := _taken_for(detail["input"]):
+            return Problem(file, key, str(detail["input"]), "text", f"{IN_QUOTES} {taken}")
+        case "invalid_key" if taken := _taken_for(detail["input"]):
+            key = ".".join(filter(None, [_key(detail["loc"][:-1], content), str(detail["input"])]))
+            return Problem(file, key, f"a key that YAML takes for a {taken}", "text", "Put it in quotes")
         case "tuple_type" | "list_type":
             items = ", ".join(part.strip() for part in str(detail["input"]).split(","))
             return Problem(file, key, found, f"a list, e.g. [{items}]" if isinstance(detail["input"], str) else "a list")
@@ -223,6 +281,10 @@ def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:
         case "value_error":
             return Problem(file, key, found, "", detail["msg"].removeprefix("Value error, "))
     return Problem(file, key, found, detail["msg"].removeprefix("Input should be "))
+
+
+def _taken_for(value: Any) -> str:
+    return next((word for kind, word in TAKEN_FOR if isinstance(value, kind)), "")
 
 
 def _key(location: tuple[int | str, ...], content: Any) -> str:
@@ -248,11 +310,17 @@ def _syntax(error: Exception, text: str, file: str) -> Problem:
     place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     if isinstance(position, int):
         place = f", line {text.count(chr(10), 0, position) + 1}"
-    said = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error).removeprefix("found ")
+    said = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    said = said.removeprefix("but ").removeprefix("found ")
     key, twice, _ = said.removeprefix("duplicate key ").partition('" with value "')
     if twice:
         return Problem(f"{file}{place}", "", f"key '{key.strip(chr(34))}' given twice", "every key once")
-    return Problem(f"{file}{place}", "", said, "YAML")
+    if said.endswith("given twice"):
+        return Problem(f"{file}{place}", "", said, "every key once")
+    if wanted := re.fullmatch(r"expected (.+), but (?:got|found) (.+)", said):
+        return Problem(f"{file}{place}", "", wanted[2], wanted[1])
+    mend = next((mend for words, mend in MENDS.items() if words in said), "")
+    return Problem(f"{file}{place}", "", said, "YAML", mend)
 
 
 def _neighbors(path: Path) -> str:

@@ -26,6 +26,28 @@ def test_values_are_yaml_with_commas_between() -> None:
             parse(wrong)
     with pytest.raises(ScenarioError, match="several are for fedmerge sweep"):
         single("seed=1,2")
+    for wrong, said in {
+        "x=" + "[" * 3000 + "]" * 3000: "too deep to be read",
+        "training={runs: 1, runs: 2}": "key 'runs' given twice",
+        "training=&x {a: *x}": "an anchor within its own value",
+    }.items():
+        with pytest.raises(ScenarioError, match=said) as caught:
+            parse(wrong)
+        assert len(str(caught.value)) < 400
+    assert parse("training={<<: {runs: 1}, epochs: 2}") == ("training", ({"runs": 1, "epochs": 2},))
+
+
+@pytest.mark.parametrize("sites", ["a, b", 5, ["a", False]])
+def test_each_site_in_turn_needs_a_list_of_names(sites: object, tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"name": "x", "sites": sites}))
+    with pytest.raises(ScenarioError, match=r"x\.yaml, line 2: sites: found .*; expected a list of names, e\.g\. \[a, b\]"):
+        cells_of(tmp_path / "x.yaml", [], [], "each")
+
+
+def test_a_target_whose_name_lacks_quotes(tmp_path: Path) -> None:
+    file = world(tmp_path / "w")
+    with pytest.raises(ScenarioError, match=r"target\.site: found False; expected text\. Put it in quotes"):
+        load_experiment(file, Overrides(settings=(single("target=no"),)))
 
 
 def test_a_key_is_changed_and_nothing_else() -> None:

@@ -223,8 +223,8 @@ def test_merge_keys_are_those_of_yaml(tmp_path: Path) -> None:
     [
         ("a: größer\n".encode("latin-1"), r"a byte that is no UTF-8 text \(0xf6 in line 1\); .* Save it as UTF-8"),
         ("a: 1\n".encode("utf-16"), "Save it as UTF-8"),
-        (b"a: " + b"[" * 3000 + b"]" * 3000, "too deep to be read"),
-        (b"a:\n\tb: 1\n", r"line 2, column 1: found character '\\t'"),
+        ("a: 1\n".encode("utf-16-le"), "Save it as UTF-8"),
+        ("a: 1\n".encode("utf-32"), "Save it as UTF-8"),
     ],
 )
 def test_what_editors_make_of_a_file(tmp_path: Path, content: bytes, said: str) -> None:
@@ -245,11 +245,15 @@ class Words(Spec):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("name: no\n", "line 1: name: found False; expected text. Put it in quotes: without them, YAML takes it for a truth value"),
+        ("name: no\n", "line 1: name: found no; expected text. Put it in quotes: without them, YAML takes it for a truth value"),
         ("sites: [a, 2023]\n", "sites[1]: found 2023; expected text. Put it in quotes: without them, YAML takes it for a number"),
         ("sites: [2023-05-01]\n", "expected text. Put it in quotes: without them, YAML takes it for a date"),
         ("sites: a, b\n", "sites: found 'a, b'; expected a list, e.g. [a, b]"),
         ("sites: a\n", "sites: found 'a'; expected a list, e.g. [a]"),
+        ("name: 0x1F\n", "name: found 0x1F; expected text. Put it in quotes"),
+        ("name: ~\n", "line 1: name: found nothing; expected text"),
+        ("name: x\nno: 1\n", "line 2: False: found a key that YAML takes for a truth value; expected text. Put it in quotes"),
+        ("name: x\n2023: 1\n", "line 2: 2023: found a key that YAML takes for a number; expected text. Put it in quotes"),
         ("inner: 3\n", "inner: found 3; expected a mapping of keys to values"),
     ],
 )
@@ -258,3 +262,31 @@ def test_words_that_help(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ScenarioError) as error:
         read_as(Words, tmp_path / "a.yaml")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a:\n\tb: 1\n", "Indent with spaces"),
+        ("a: b: c\n", "Put a text with ': ' in it in quotes"),
+        ("a: @b\n", "Put a text that begins with it in quotes"),
+        ("a: *b\n", "line 1, column 4: found undefined alias 'b'"),
+        ("a: 1\n---\nb: 1\n", "found another document; expected YAML. Leave out the line '---'"),
+        ("a: 1\na: 2\n", "found key 'a' given twice; expected every key once"),
+        ("a: &x [*x]\n", "an anchor within its own value"),
+        ("a: &x {b: *x}\n", "an anchor within its own value"),
+        ("a: &x {<<: *x}\n", "too deep"),
+        ("a: " + "[" * 3000 + "]" * 3000, "too deep"),
+        ("- " * 3000, "too deep"),
+        (
+            "a0: &a0 [1]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+            "anchors that make more",
+        ),
+    ],
+)
+def test_what_cannot_be_read_says_how_to_mend_it(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(ScenarioError) as caught:
+        read_yaml(file)
+    assert said in str(caught.value)
