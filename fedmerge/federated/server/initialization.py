@@ -178,7 +178,7 @@ def kept_proxy(spec: Proxy, model: ModelSpec, seed: int, folder: Path) -> Path:
 
 
 def _train_proxy(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
-    """The encoder of a classifier of the public images, trained on one thread as hospitals are: its bits do not hang on the cores."""
+    """The encoder of a classifier of the public images; on one thread, as hospitals train: its bits do not hang on the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
