@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -138,8 +138,21 @@ class Evidence:
                 self._single[name] = self.bank.forward(self.bank.mix(uniform), self.batch, uniform)
             else:
                 self._single[name] = self.bank.row_logits(self.bank.anchor(name), self.batch)
-        log_p = log_probabilities(self._single[name])
-        return torch.where(torch.isfinite(self._single[name]).all(1, keepdim=True), log_p, -math.log(self.classes))
+        return self._finite(self._single[name])
+
+    def merged_log_p(self, name: str, merge: Callable[[Bank], Tensor]) -> Tensor:
+        """log p (N, C) of a model that is merged once for these experts, and kept with the bank under this name; uniform where its
+        logits are not finite."""
+        self._bill.single.add(name)
+        if name not in self._single:
+            if name not in self.bank.kept:
+                self.bank.kept[name] = merge(self.bank)
+            self._single[name] = self.bank.forward(self.bank.kept[name], self.batch)
+        return self._finite(self._single[name])
+
+    def _finite(self, logits: Tensor) -> Tensor:
+        finite = torch.isfinite(logits).all(1, keepdim=True)
+        return torch.where(finite, log_probabilities(logits), -math.log(self.classes))
 
     def log_p(self, view: View = "none", calibrated: bool = False) -> Tensor:
         """log p_k (K, N, C); `calibrated` divides logits by each site's temperature T_k first."""

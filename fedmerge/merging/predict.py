@@ -15,6 +15,7 @@ from fedmerge.merging.coefficients import Coefficients, cap
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Adaptive, Method, Online, Output, State, Stateful, Static
 from fedmerge.merging.per_sample.dispatch import PerSample
+from fedmerge.merging.scoring.latent import label_shares, under
 
 
 class Fixed(Method):
@@ -128,6 +129,13 @@ def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], b
 
 def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
     """The row's prediction for the batch of the evidence; its state goes on to the next."""
+    found = _predicted(row, evidence, per_sample)
+    if row.method.label_prior == "none":
+        return found
+    return replace(found, log_p=under(label_shares(found.log_p), found.log_p))
+
+
+def _predicted(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
     method = row.method
     match method:
         case Fixed():

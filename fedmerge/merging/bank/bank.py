@@ -45,6 +45,7 @@ class Bank:
     names: the experts'. anchors: subset of "theta_0", "generalist", in order.
     counts: training images of each expert, or None. temperatures: (K,), 1 where none was fitted. flips: whether a horizontal
     flip preserves the label. shared_head: whether all experts started from one head. encoder, head: slices of the P columns.
+    kept: models (P,) that methods merge once for these experts, by name.
     statistics: what sites uploaded beside weights, by kind. mapped: the file that holds the rows, or None. shards: who
     has the experts in place of this bank, or None. like: an empty tensor of the rows' kind and place.
     """
@@ -68,6 +69,7 @@ class Bank:
         self.flips, self.shared_head = False, True
         self.mapped: Mapped | None = None
         self.shards: Shards | None = None
+        self.kept: dict[str, Tensor] = {}
         self.statistics = Statistics(self.names, self.slices)
         self._rows = {k: self._views(row) | buffers.of_row(k) for k, row in enumerate(rows, self._first)}
         self._merged = self.blank()

@@ -39,6 +39,9 @@ class Method(Plugin):
     """Laws of merging that the method does not keep by design, and why."""
 
     label: Label | None = Field(None, description="name in tables, when the method's own name is not enough")
+    label_prior: Literal["none", "batch"] = Field(
+        "none", description="batch: predictions under the batch's own shares of labels, where these pay for their parameters"
+    )
 
     @property
     def key(self) -> str:

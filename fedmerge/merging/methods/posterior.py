@@ -1,0 +1,132 @@
+"""A model for every image, or every batch, from the posterior of the site that it resembles.
+
+The story: each image of a batch comes from a site k, drawn with shares pi that drift from batch to batch, and has a label y, drawn
+with shares b of this batch. Nobody tells k; what tells of it is how the site's expert speaks about the image. An expert that knows
+such images is sure of them, and right; being right cannot be seen, but agreeing with models that fail in other ways can:
+
+    q(c | x)  = mean of the predictions of a panel of models             consensus
+    s_ik      = -H(p_k(. | x_i)) + sum_c p_k(c | x_i) log q(c | x_i)     evidence: sure, and of one mind with the consensus
+    p(k, y | x_i) proportional to pi_k exp(beta s_ik) p_k(y | x_i) b_y   EM over the batch: r_ik, pi, b
+    theta(x_i) = sum_k r_ik theta_k                                      one model for the image, or with pi one for the batch
+
+What an assumption costs when it is wrong. Sites that are alike: all s_ik are alike, r is even, and the merge is the mean's.
+Evidence fooled by a sure expert (a head scaled up): the consensus disagrees, and its cross entropy grows with its sureness. A crowd
+of bad experts: the panel's models that are drawn towards theta_0 disagree with them. Batches without shared sites: pi is even, and
+each image's evidence decides alone. Label shares that are even: they do not pay for their parameters, and stay even. Where no
+expert speaks better of the batch than a coin, the coefficients are even, which is the panel's mean merge, and the notes say so.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.blockwise import Sizes
+from fedmerge.merging.coefficients import Coefficients
+from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.methods._base import Adaptive, State
+from fedmerge.merging.methods.model_stock import ModelStock
+from fedmerge.merging.methods.wise_ft import WiseFt
+from fedmerge.merging.scoring.divergence import entropy
+from fedmerge.merging.scoring.latent import explain
+from fedmerge.merging.state import carried_rows
+
+Member = Literal["ensemble", "mean", "wise_ft", "model_stock"]
+ABOUT_THETA_0 = {"wise_ft": WiseFt(), "model_stock": ModelStock()}
+
+
+class Posterior(Adaptive):
+    """theta_i = sum_k r_ik theta_k, r_ik the posterior of image i's site, by EM over sites and labels of the batch.
+
+    Without theta_0 the panel is the ensemble and the mean. Worked example (K = 2, C = 2, one image, even shares, beta 1):
+    q = (0.7, 0.3), p_1 = (0.9, 0.1), p_2 = (0.5, 0.5) give s = (-0.766, -1.473), and r = (0.670, 0.330).
+    """
+
+    paper: ClassVar[str] = "fedmerge, this project, 2026"
+    cost: ClassVar[str] = "2K + 3"
+
+    granularity: Literal["image", "batch"] = Field("image", description="one merge for each image, or one for the batch")
+    panel: tuple[Member, ...] = Field(
+        ("ensemble", "mean", "wise_ft", "model_stock"), min_length=1, description="models whose mean prediction is the consensus"
+    )
+    evidence: Literal["cross", "agreement"] = Field("cross", description="s_ik as above, or log sum_c p_k(c | x_i) q(c | x_i)")
+    beta: float = Field(1.0, ge=0, description="sharpness of the evidence, per nat")
+    head_beta: float | None = Field(None, ge=0, description="that of the head; default beta")
+    em: bool = Field(True, description="learn the sites' shares from the batch; false: from the past alone")
+    rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
+    label_prior: Literal["none", "batch"] = Field("batch", description="the batch's shares of labels, where they pay")
+
+    def start(self, bank: Bank) -> State:
+        """Even shares."""
+        return {"pi": torch.full((bank.K,), 1 / bank.K, dtype=torch.float64)}
+
+    def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
+        """Who stays keeps its share, who is new has an even one, and all sum to 1 again."""
+        shares = carried_rows(state["pi"], before, bank.names, self.start(bank)["pi"])
+        return {"pi": shares / shares.sum()}
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """The panel's merged models."""
+        return 4 * sizes.parameters * sum(member in ABOUT_THETA_0 for member in self.panel)
+
+    def coefficients(self, evidence: Evidence) -> Coefficients:
+        """For this batch alone: (N, K), or (K,) with granularity batch."""
+        return self.step(self.start(evidence.bank), evidence)[1]
+
+    def step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients]:
+        """Posteriors given the past, and the shares that the batch leaves."""
+        members = self._members(evidence.bank)
+        log_p, log_q = evidence.log_p(), _consensus([_said(evidence, member) for member in members])
+        s = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, log_q), -torch.inf).double().cpu().T  # (N, K)
+        notes = {"panel": [float(member in members) for member in ("ensemble", "mean", "wise_ft", "model_stock")]}
+        if not bool((s.mean(0) > float(_scores(self.evidence, _coin(log_q), log_q).mean())).any()):
+            even = self.start(evidence.bank)["pi"]
+            return state, self._given(even.expand_as(s), even.expand_as(s), even, notes | {"nobody_knows": [1.0]})
+        found = explain(self.beta * s, log_p, state["pi"], label_shares=self.label_prior == "batch")
+        pi = self.rho * state["pi"] + (1 - self.rho) * found.sites if self.em else state["pi"]
+        known = (log_p.double().cpu().exp().nan_to_num() @ found.labels * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
+        betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
+        r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
+        notes |= {"shares": pi.tolist(), "label_gain": [found.gain]}
+        kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
+        return {"pi": kept}, self._given(r, head, pi, notes)
+
+    def _members(self, bank: Bank) -> tuple[Member, ...]:
+        return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
+
+    def _given(self, r: Tensor, head: Tensor, pi: Tensor, notes: dict[str, list[float]]) -> Coefficients:
+        return Coefficients(pi, pi, notes) if self.granularity == "batch" else Coefficients(r, head, notes)
+
+
+def _said(evidence: Evidence, member: Member) -> Tensor:
+    """log p (N, C) of one member of the panel."""
+    if member == "ensemble":
+        p = evidence.log_p().exp()
+        valid = evidence.valid if bool(evidence.valid.any()) else torch.ones_like(evidence.valid)
+        p = torch.where(evidence.valid[:, None, None], p, 1 / evidence.classes)
+        return p[valid].mean(0).log()
+    if member == "mean":
+        return evidence.anchor_log_p("mean")
+    return evidence.merged_log_p(member, ABOUT_THETA_0[member].merge)
+
+
+def _consensus(said: list[Tensor]) -> Tensor:
+    """log q (N, C): the mean of probabilities."""
+    return torch.stack(said).logsumexp(0) - math.log(len(said))
+
+
+def _scores(form: Literal["cross", "agreement"], log_p: Tensor, log_q: Tensor) -> Tensor:
+    """s (..., N) of log p (..., N, C) against the consensus log q (N, C)."""
+    floor = log_q.clamp(min=math.log(torch.finfo(log_q.dtype).tiny))
+    if form == "agreement":
+        return (log_p + floor).logsumexp(-1)
+    return (log_p.exp() * floor).sum(-1) - entropy(log_p)
+
+
+def _coin(log_q: Tensor) -> Tensor:
+    return torch.full_like(log_q, -math.log(log_q.shape[-1]))
