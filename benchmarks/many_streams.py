@@ -59,7 +59,8 @@ class Streams:
                           plan.scenario.seed, threads, shared_head=initial.head_init != "per_site_random")  # fmt: skip
         self.site = _Remembering(task, [contribution(expert) for expert in self.experts], base)
         rows = [single for method in plan.scenario.methods for single in method.expand(self.site.bank.names)]
-        self.fixed = [method for method in rows if isinstance(method, Static) or method.kind() in OF_ONE_IMAGE]
+        alone = [method for method in rows if method.label_prior == "none"]
+        self.fixed = [method for method in alone if isinstance(method, Static) or method.kind() in OF_ONE_IMAGE]
         self.fixed += [method for method in rows if method.kind() == "oracle" and not method.transductive]
         self.others = [method for method in rows if method not in self.fixed]
         self.right = self._right_of_each_image()

@@ -12,8 +12,9 @@ such images is sure of them, and right; being right cannot be seen, but agreeing
 What an assumption costs when it is wrong. Sites that are alike: all s_ik are alike, r is even, and the merge is the mean's.
 Evidence fooled by a sure expert (a head scaled up): the consensus disagrees, and its cross entropy grows with its sureness. A crowd
 of bad experts: the panel's models that are drawn towards theta_0 disagree with them. Batches without shared sites: pi is even, and
-each image's evidence decides alone. Label shares that are even: they do not pay for their parameters, and stay even. Where no
-expert speaks better of the batch than a coin, the coefficients are even, which is the panel's mean merge, and the notes say so.
+each image's evidence decides alone. Label shares that are even: they do not pay for their parameters, and stay even. Experts that
+are all bad: their evidence is alike, r is even, and the merge is the mean's, which is of the panel; the notes have the shares, and how
+far the evidence of the best is above that of the mean expert.
 """
 
 from __future__ import annotations
@@ -84,15 +85,16 @@ class Posterior(Adaptive):
         log_p, log_q = evidence.log_p(), _consensus([_said(evidence, member) for member in members])
         s = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, log_q), -torch.inf).double().cpu().T  # (N, K)
         notes = {"panel": [float(member in members) for member in ("ensemble", "mean", "wise_ft", "model_stock")]}
-        if not bool((s.mean(0) > float(_scores(self.evidence, _coin(log_q), log_q).mean())).any()):
+        if not bool(evidence.valid.any()):
             even = self.start(evidence.bank)["pi"]
-            return state, self._given(even.expand_as(s), even.expand_as(s), even, notes | {"nobody_knows": [1.0]})
+            return state, self._given(even.expand_as(s), even.expand_as(s), even, notes)
         found = explain(self.beta * s, log_p, state["pi"], label_shares=self.label_prior == "batch")
         pi = self.rho * state["pi"] + (1 - self.rho) * found.sites if self.em else state["pi"]
         known = (log_p.double().cpu().exp().nan_to_num() @ found.labels * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
-        notes |= {"shares": pi.tolist(), "label_gain": [found.gain]}
+        evidences = s.mean(0)[evidence.valid.cpu()]
+        notes |= {"shares": pi.tolist(), "label_gain": [found.gain], "ahead": [float(evidences.max() - evidences.mean())]}
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
         return {"pi": kept}, self._given(r, head, pi, notes)
 
@@ -126,7 +128,3 @@ def _scores(form: Literal["cross", "agreement"], log_p: Tensor, log_q: Tensor) -
     if form == "agreement":
         return (log_p + floor).logsumexp(-1)
     return (log_p.exp() * floor).sum(-1) - entropy(log_p)
-
-
-def _coin(log_q: Tensor) -> Tensor:
-    return torch.full_like(log_q, -math.log(log_q.shape[-1]))

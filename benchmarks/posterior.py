@@ -1,0 +1,172 @@
+"""Does `posterior` need to know which kind of hospital it stands in? Regret to the best method of every block, over seeds.
+
+    python benchmarks/posterior.py --out runs/posterior --set development --jobs 2
+    python benchmarks/posterior.py --out runs/posterior --set development --table docs/posterior-development.md
+
+The development set is the phantom, seeds from 100 on: sites that differ in nothing, scanners, planes or both, and one hijacked
+federation, on streams of every kind. The test set is the scenario organs as it is shipped, seeds 0 to 9. A block is a federation's
+kind and a stream; regret is the best ranked row of the block less a row, in points, each the mean over seeds. Started again, it
+goes on where it stopped. Rows named `+labels` are under the label prior of their batches, and are ranked among themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+from many_streams import Streams, schedule_of
+from regimes import DIFFERENCES, federation
+
+from fedmerge.experiment.experiment import Overrides, load_experiment
+from fedmerge.report.terminal import Terminal
+from fedmerge.system.process import owners
+
+ROOT = Path(__file__).resolve().parents[1]
+TARGET_IMAGES = 600
+HIJACKED = {"scale_head": {"factor": 20}}
+STREAMS: dict[str, dict[str, Any]] = {
+    "i.i.d.": {"kind": "iid"},
+    "Dirichlet 0.01": {"kind": "dirichlet_batch", "delta": 0.01},
+    "Dirichlet 0.1": {"kind": "dirichlet_batch", "delta": 0.1},
+    "Dirichlet 1": {"kind": "dirichlet_batch", "delta": 1.0},
+    "sorted by class": {"kind": "temporal", "order": "sorted"},
+    "domain after domain": {"kind": "domain_seq", "within": {"kind": "iid"}},
+    "smooth drift": {"kind": "mixture_drift", "drift": "smooth"},
+    "abrupt drift": {"kind": "mixture_drift", "drift": "abrupt"},
+    "single images": {"kind": "iid", "batch_size": 1},
+}
+PLAIN = ("mean", "ensemble", "dcs", "model_stock", "wise_ft", "ties", "eam")
+METHODS: list[Any] = [
+    *PLAIN,
+    "expert",
+    *({name: {"label_prior": "batch", "label": f"{name}+labels"}} for name in PLAIN),
+    {"posterior": {"label_prior": "none"}},
+    {"posterior": {"label_prior": "none", "granularity": "batch", "label": "posterior-batch"}},
+    {"posterior": {"label": "posterior+labels"}},
+    {"posterior": {"granularity": "batch", "label": "posterior-batch+labels"}},
+]
+ABLATIONS: list[Any] = [
+    *(
+        {"posterior": {"label_prior": "none", "label": f"without-{left_out}", "panel": [m for m in MEMBERS if m != left_out]}}
+        for MEMBERS in (("ensemble", "mean", "wise_ft", "model_stock"),)
+        for left_out in MEMBERS
+    ),
+    {"posterior": {"label_prior": "none", "label": "agreement", "evidence": "agreement"}},
+    *({"posterior": {"label_prior": "none", "label": f"beta-{beta}", "beta": beta}} for beta in (0.5, 2, 4)),
+    {"posterior": {"label_prior": "none", "label": "head-beta-4", "head_beta": 4}},
+    {"posterior": {"label_prior": "none", "label": "em-off", "em": False}},
+    {"posterior": {"label_prior": "none", "label": "memory-off", "rho": 0}},
+    {"posterior": {"label_prior": "none", "label": "rho-0.9", "rho": 0.9}},
+]
+
+
+def scenario_of(folder: Path, kind: str) -> Path:
+    """The file of a federation of this kind; `organs` is the one that is shipped."""
+    if kind == "organs":
+        return ROOT / "scenarios" / "organs.yaml"
+    hijacked = kind.startswith("hijacked")
+    file = federation(folder, ("scanner", "plane") if hijacked else DIFFERENCES[kind])
+    target = folder / "sites" / "mercy.yaml"
+    content = yaml.safe_load(target.read_text(encoding="utf-8"))
+    content["source"]["images"] = TARGET_IMAGES
+    target.write_text(yaml.safe_dump(content), encoding="utf-8")
+    if hijacked:
+        site = folder / "sites" / "axial.yaml"
+        site.write_text(yaml.safe_dump({**yaml.safe_load(site.read_text()), "attack": HIJACKED}), encoding="utf-8")
+    return file
+
+
+def measure(out: Path, kind: str, seed: int, ablations: bool) -> None:
+    """Accuracies of all methods on all streams of one federation, into a file of its own."""
+    place = out / kind.replace(" ", "_")
+    done = place / f"seed{seed}{'-ablations' if ablations else ''}.json"
+    if done.exists():
+        return
+    methods = yaml.safe_dump([*METHODS, *(ABLATIONS if ablations else [])])
+    settings = (("methods", yaml.safe_load(methods)), ("defenses", []), ("limits", {"growth": 1000}))
+    plan = load_experiment(scenario_of(place / "world", kind), Overrides(seed=seed, settings=settings))
+    streams = Streams(plan, out / "pool", place / f"seed{seed}")
+    rows = {name: streams.accuracies(schedule_of({"batch_size": 32, **spec})) for name, spec in STREAMS.items()}
+    done.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+
+
+def blocks(out: Path, kinds: list[str]) -> dict[tuple[str, str], dict[str, float]]:
+    """Accuracy in % by block and row, the mean over the seeds that are there."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for kind in kinds:
+        for file in sorted((out / kind.replace(" ", "_")).glob("seed*.json")):
+            for stream, row in json.loads(file.read_text(encoding="utf-8")).items():
+                for name, accuracy in row.items():
+                    found[kind, stream][name].append(100 * accuracy)
+    return {block: {name: float(np.mean(values)) for name, values in row.items()} for block, row in found.items()}
+
+
+def regrets(of: dict[tuple[str, str], dict[str, float]], names: list[str]) -> dict[str, tuple[float, float, float, str]]:
+    """Mean rank, mean and worst regret of every row among these, and the block of the worst."""
+    table = {}
+    for name in names:
+        lost = {block: max(row[other] for other in names) - row[name] for block, row in of.items()}
+        ranks = [sum(row[other] > row[name] for other in names) + 1 for row in of.values()]
+        worst = max(lost, key=lambda block: lost[block])
+        table[name] = (float(np.mean(ranks)), float(np.mean(list(lost.values()))), lost[worst], ", ".join(worst))
+    return dict(sorted(table.items(), key=lambda item: item[1][1]))
+
+
+def page(of: dict[tuple[str, str], dict[str, float]], ablations: bool) -> str:
+    """Regret and accuracy of every row, in Markdown."""
+    first = next(iter(of.values()))
+    everyone = [name for name in first if not name.startswith("expert")]
+    base = [m if isinstance(m, str) else next(iter(m.values())).get("label", "posterior") for m in METHODS]
+    plain = [name for name in (everyone if ablations else base) if "+labels" not in name and name in everyone]
+    moved = [name for name in everyone if "+labels" in name]
+    lines = []
+    for title, names in (("without label prior", plain), ("with label prior", moved)):
+        lines += [
+            f"### Regret, {title}",
+            "",
+            "| method | mean rank | mean regret | worst regret | where |",
+            "|---|---|---|---|---|",
+        ]
+        for name, (rank, mean, worst, where) in regrets(of, names).items():
+            lines.append(f"| {name} | {rank:.1f} | {mean:.1f} | {worst:.1f} | {where} |")
+        lines += ["", f"### Accuracy, {title}", "", f"| block | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        for block, row in of.items():
+            best = max(row[name] for name in names)
+            cells = [f"**{row[name]:.1f}**" if row[name] == best else f"{row[name]:.1f}" for name in names]
+            lines.append(f"| {', '.join(block)} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="folder of worlds, pool and results")] = Path("runs/posterior"),
+    which: Annotated[str, typer.Option("--set", help="development or test")] = "development",
+    seeds: Annotated[int, typer.Option(help="how many")] = 5,
+    jobs: Annotated[int, typer.Option(help="federations at a time")] = 2,
+    ablations: Annotated[bool, typer.Option("--ablations", help="also with every part left out")] = False,
+    table: Annotated[Path | None, typer.Option(help="only write this page of what has been measured")] = None,
+) -> None:
+    """Measure what is not there yet, and print the regrets."""
+    terminal = Terminal()
+    kinds = [*DIFFERENCES, "hijacked"] if which == "development" else ["organs"]
+    first = 100 if which == "development" else 0
+    if table is None:
+        with owners(jobs) as processes:
+            cells = [(kind, seed) for seed in range(first, first + seeds) for kind in kinds]
+            running = [processes.submit(measure, out / which, kind, seed, ablations) for kind, seed in cells]
+            for number, (cell, one) in enumerate(zip(cells, running, strict=True), 1):
+                one.result()
+                terminal.say(f"{number}/{len(cells)}: {cell[0]}, seed {cell[1]}")
+    text = page(blocks(out / which, kinds), ablations)
+    if table:
+        table.write_text(text, encoding="utf-8")
+    terminal.say(text)
+
+
+if __name__ == "__main__":
+    typer.run(main)
