@@ -5,13 +5,16 @@ How an adaptive method spreads its trust: the coefficients of a run in a few num
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fedmerge.report.metrics.classification import by_group, err, gap_closed, mce_in, mce_t3, measure
+from fedmerge.merging.scoring.latent import label_shares, under
+from fedmerge.report.metrics.classification import SMALLEST, by_group, err, gap_closed, mce_in, mce_t3, measure
 from fedmerge.report.metrics.communication_cost import costs
 from fedmerge.report.metrics.segments import halves, segments
 from fedmerge.report.metrics.significance import holm, interval, paired
@@ -109,6 +112,7 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
     names = record.stream.domain_names
     return {
         **measure(p, labels).as_dict(),
+        "accuracy_label_prior": _under_label_prior(p, labels),
         "ci95": interval(correct, sizes, record.seed),
         "vs_mean": _versus_mean(record, name, sizes),
         "halves": halves(correct, sizes) if whole else None,
@@ -130,6 +134,14 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
         "remark": info.remark if whole else "; ".join(filter(None, [info.remark, _partly(spans(batches))])),
         "paper": info.paper,
     }
+
+
+def _under_label_prior(p: NDArray[np.float32], labels: Sequence[NDArray[np.int64]]) -> float:
+    """Accuracy if each batch's predictions were taken under its own shares of labels, where these pay: see `label_shares`."""
+    hits, log_p_all = 0, torch.from_numpy(p).clamp(min=SMALLEST).log()
+    for log_p, y in zip(log_p_all.split([len(batch) for batch in labels]), labels, strict=True):
+        hits += int((under(label_shares(log_p), log_p).argmax(1).numpy() == y).sum())
+    return hits / sum(map(len, labels))
 
 
 def spans(there: NDArray[np.bool_]) -> list[list[int]]:

@@ -13,8 +13,8 @@ What an assumption costs when it is wrong. Sites that are alike: all s_ik are al
 Evidence fooled by a sure expert (a head scaled up): the consensus disagrees, and its cross entropy grows with its sureness. A crowd
 of bad experts: the panel's models that are drawn towards theta_0 disagree with them. Batches without shared sites: pi is even, and
 each image's evidence decides alone. Label shares that are even: they do not pay for their parameters, and stay even. Experts that
-are all bad: their evidence is alike, r is even, and the merge is the mean's, which is of the panel; the notes have the shares, and how
-far the evidence of the best is above that of the mean expert.
+are all bad: their evidence is alike, r is even, and the merge is the mean merge, which is of the panel; the notes have the shares,
+and how far the evidence of the best is above the mean of all.
 """
 
 from __future__ import annotations
