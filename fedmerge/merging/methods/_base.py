@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from torch import Tensor
 
+from fedmerge.errors import ScenarioError, nearest
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.coefficients import Coefficients
@@ -49,6 +50,11 @@ class Method(Plugin):
     def needed(self) -> frozenset[str]:
         """What it needs with these hyper-parameters."""
         return self.needs
+
+    @property
+    def built_on(self) -> Method:
+        """The method whose model it starts from; itself, if it makes its own."""
+        return self
 
     @property
     def transductive(self) -> bool:
@@ -190,3 +196,25 @@ def load_method(name: str, **hyper_parameters: Any) -> Method:
         For an unknown hyper-parameter, or one out of range.
     """
     return METHODS.load(name)(**hyper_parameters)
+
+
+Of = str | dict[str, dict[str, Any]]
+"""A static method that another builds on, as YAML writes it: `ties`, or `{ties: {keep: 0.5}}`."""
+
+
+def static_method(of: Of) -> Static:
+    """The method that another builds on. Raises ValueError, in one line, for what is none, or stands for more than one model."""
+    known = "expected a static method: ties, or {ties: {keep: 0.5}}"
+    if isinstance(of, dict) and len(of) != 1:
+        raise ValueError(f"found {len(of)} names; {known}")
+    name, fields = (of, {}) if isinstance(of, str) else next(iter(of.items()))
+    try:
+        method = load_method(METHODS.aliases.get(name, name), **fields)
+    except ValidationError as error:
+        said = error.errors()[0]
+        raise ValueError(f"{'.'.join([name, *map(str, said['loc'])])}: found {said['input']!r}; {said['msg']}") from None
+    except ScenarioError as error:
+        raise ValueError(f"found '{name}'; {known}; {nearest(name, METHODS.names)}") from error
+    if not isinstance(method, Static) or method.expand(()) != (method,):
+        raise ValueError(f"found {of!r}, which is not one model merged once; {known}")
+    return method
