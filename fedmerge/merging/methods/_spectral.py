@@ -27,7 +27,7 @@ def matrixwise(bank: Bank, rule: Callable[[Tensor], Tensor]) -> Tensor:
 
 def matrix_bytes(sizes: Sizes) -> int:
     """Memory for one matrix of all experts, its singular vectors, and what is made of them."""
-    return 8 * 4 * sizes.experts * sizes.largest
+    return 6 * 4 * sizes.experts * sizes.largest
 
 
 def spectrum(M: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,8 +38,8 @@ def spectrum(M: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, Ten
     """
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     rounding = 4 * max(M.shape[-2:]) ** 0.5 * torch.finfo(M.dtype).eps
-    there = S > rounding * (S[..., :1] if size is None else size)
-    return U * there[..., None, :], S * there, Vh * there[..., None]
+    there = rounding * (S[..., :1] if size is None else size) < S
+    return U.mul_(there[..., None, :]), S.mul_(there), Vh.mul_(there[..., None])
 
 
 def isotropic(U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:

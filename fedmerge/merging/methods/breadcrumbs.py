@@ -42,7 +42,7 @@ class Breadcrumbs(Static):
 
     def working_bytes(self, sizes: Sizes) -> int:
         """One tensor's task vectors of all experts, and the order of their entries."""
-        return 8 * 4 * sizes.experts * sizes.largest
+        return 6 * 4 * sizes.experts * sizes.largest
 
     def _crumbs(self, tau: Tensor) -> Tensor:
         """m_k tau_k (K, d) of one tensor."""

@@ -51,8 +51,8 @@ class Della(Static):
         return bank.anchor_row("theta_0") + self.scale * merged
 
     def working_bytes(self, sizes: Sizes) -> int:
-        """One tensor's task vectors of all experts, their order and the draws."""
-        return 12 * 4 * sizes.experts * sizes.largest
+        """One tensor's task vectors of all experts, as they are and thinned, and what one of them is thinned by."""
+        return 6 * 4 * sizes.experts * sizes.largest
 
     def _each_tensor(self, bank: Bank, rule: Callable[[slice, Tensor], Tensor]) -> Tensor:
         """(P,) by a rule for the thinned task vectors of a tensor: (columns, (K, d)) -> (d,). Each call draws the same masks."""
@@ -61,16 +61,21 @@ class Della(Static):
         def one(name: str, tau: Tensor) -> Tensor:
             shape = bank.shapes[name]
             rows = shape[0] if self.rank_in == "row" and len(shape) > 1 else 1
-            p = self._probability(tau.abs().reshape(len(tau), rows, -1)).reshape(tau.shape)
-            drawn = [torch.rand(tau.shape[1], generator=generator, dtype=torch.float64) for generator in generators]
-            m = torch.stack(drawn).to(tau.device) >= p
-            return rule(bank.slices[name], m * tau / (1 - p).to(tau))
+            thinned = [self._thinned(tau_k.reshape(rows, -1), draw) for tau_k, draw in zip(tau, generators, strict=True)]
+            return rule(bank.slices[name], torch.stack(thinned).reshape(tau.shape))
 
         return tensorwise(bank, bank.taus, one)
 
+    def _thinned(self, tau: Tensor, draw: torch.Generator) -> Tensor:
+        """m_k tau_k / (1 - p_k) of one expert's tensor (rows, n)."""
+        p = self._probability(tau.abs())
+        m = torch.rand(tau.shape, generator=draw, dtype=torch.float64).to(p.device) >= p
+        return m * tau / (1 - p).to(tau)
+
     def _probability(self, magnitude: Tensor) -> Tensor:
-        """p_k (K, rows, n) of magnitudes (K, rows, n), float64."""
+        """p_k (rows, n) of magnitudes (rows, n), float64."""
         n = magnitude.shape[-1]
-        rank = magnitude.argsort(dim=-1, stable=True).argsort(dim=-1)  # 0 for the smallest
-        share = rank.double() / (n - 1) if n > 1 else torch.full_like(rank, 0.5, dtype=torch.float64)
-        return self.drop + self.window * (0.5 - share)
+        order = magnitude.argsort(dim=-1, stable=True)
+        share = torch.arange(n, dtype=torch.float64) / (n - 1) if n > 1 else torch.tensor([0.5], dtype=torch.float64)
+        p = (self.drop + self.window * (0.5 - share)).to(order.device)  # from the smallest to the largest
+        return torch.empty_like(order, dtype=p.dtype).scatter_(-1, order, p.expand(order.shape))

@@ -56,6 +56,11 @@ VARIANTS = {
     "oracle": [{"by": by} for by in ("domain", "select", "batch", "stream")],
     "eam": [{"variant": variant} for variant in ("entropy_only", "head_only", "gap_all", "argmin_entropy", "softmax_entropy")],
     "mean": [{"head_policy": "mean"}],
+    "iso_cts": [{"share": 0.0}, {"share": 0.5}],
+    "lines": [{"of": "ties"}, {"of": {"slerp": {"of": "tau"}}}, {"of": "weighted_mean"}, {"b": -0.3}],
+    "consensus_ta": [{"least": 1}],
+    "breadcrumbs": [{"beta": 0.3, "gamma": 0.3}],
+    "della": [{"rank_in": "tensor"}, {"combine": "sum"}, {"window": 0.0}],
 }  # fmt: skip
 
 CASES = [Case(name, given) for name in METHODS.names for given in ({}, *VARIANTS.get(name, ()))]
