@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
 from fedmerge.errors import ScenarioError, nearest
@@ -57,6 +57,11 @@ class Method(Plugin):
         return self
 
     @property
+    def merged_once(self) -> Static | None:
+        """The static method whose model a row of this one keeps, if it keeps one."""
+        return None
+
+    @property
     def transductive(self) -> bool:
         """Whether it must see the whole stream before its first prediction; such a row is marked, and not ranked."""
         return False
@@ -101,6 +106,11 @@ class Static(Method):
 
     head_policy: Literal["same", "mean"] = Field("same", description="what merges the heads: the same rule, or their mean")
 
+    @property
+    def merged_once(self) -> Static:
+        """This one."""
+        return self
+
     @abstractmethod
     def rule(self, bank: Bank) -> Tensor:
         """theta (P,) by the method's rule, encoder and head alike."""
@@ -115,6 +125,41 @@ class Static(Method):
     def statistics(self, bank: Bank) -> Tensor | None:
         """Convex weights (K,) for BatchNorm statistics; None is 1/K each, for rules that are not convex."""
         return None
+
+
+Of = str | dict[str, dict[str, Any]]
+"""A static method that another builds on, as YAML writes it: `ties`, or `{ties: {keep: 0.5}}`."""
+
+
+class Building(Method):
+    """Builds on the model of a static method, and needs what that needs."""
+
+    of: Of = Field("mean", description="the static method that it builds on: ties, or {ties: {keep: 0.5}}")
+
+    @field_validator("of")
+    @classmethod
+    def _one_model(cls, of: Of) -> Of:
+        static_method(of)
+        return of
+
+    @property
+    def built_on(self) -> Static:
+        """The static method."""
+        return static_method(self.of)
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """What both need."""
+        return self.needs | self.built_on.needed
+
+    @property
+    def whole(self) -> bool:
+        """As the static method."""
+        return self.built_on.whole
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """As the static method."""
+        return self.built_on.working_bytes(sizes)
 
 
 class Stateful(Method):
@@ -163,11 +208,15 @@ class Online(Stateful):
 
 
 class Output(Method):
-    """Mixes predictions, not weights."""
+    """Mixes predictions, not weights; or, where it keeps a model that is `merged_once`, corrects that model's predictions."""
 
     @abstractmethod
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C)."""
+
+    def correct(self, evidence: Evidence, theta: Tensor, statistics: Tensor | None) -> Tensor:
+        """Class probabilities (N, C) from the model that was merged once, theta (P,) and weights of its BatchNorm statistics."""
+        return self.predict(evidence)
 
 
 METHODS: Folder[Method] = Folder("fedmerge.merging.methods", Method, "method")
@@ -196,10 +245,6 @@ def load_method(name: str, **hyper_parameters: Any) -> Method:
         For an unknown hyper-parameter, or one out of range.
     """
     return METHODS.load(name)(**hyper_parameters)
-
-
-Of = str | dict[str, dict[str, Any]]
-"""A static method that another builds on, as YAML writes it: `ties`, or `{ties: {keep: 0.5}}`."""
 
 
 def static_method(of: Of) -> Static:

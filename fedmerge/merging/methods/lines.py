@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes
-from fedmerge.merging.methods._base import Of, Static, static_method
+from fedmerge.merging.methods._base import Building, Static
 
 
-class Lines(Static):
+class Lines(Building, Static):
     """theta^l = theta_0^l + (a + b (l - 1)/(L - 1)) tau^l for layers l = 1 .. L; tau: the mean task vector, or another rule's.
 
     A layer is a block, an element of the model's lists and sequences of modules of one kind; in a model that has none, every module
@@ -29,35 +28,9 @@ class Lines(Static):
 
     a: float = Field(0.3, ge=0, le=2, description="scale of the first layer's task vector")
     b: float = Field(0.7, ge=-2, le=2, description="what the last layer's scale has more")
-    of: Of = Field("mean", description="the static method whose task vector is scaled: ties, or {ties: {keep: 0.5}}")
-
-    @field_validator("of")
-    @classmethod
-    def _static(cls, of: Of) -> Of:
-        static_method(of)
-        return of
-
-    @property
-    def built_on(self) -> Static:
-        """The method whose task vector is scaled."""
-        return static_method(self.of)
-
-    @property
-    def needed(self) -> frozenset[str]:
-        """theta_0, and what the method that is scaled needs."""
-        return self.needs | self.built_on.needed
-
-    @property
-    def whole(self) -> bool:
-        """As the method that is scaled."""
-        return self.built_on.whole
-
-    def working_bytes(self, sizes: Sizes) -> int:
-        """As the method that is scaled."""
-        return self.built_on.working_bytes(sizes)
 
     def statistics(self, bank: Bank) -> Tensor | None:
-        """As the method that is scaled."""
+        """As the method whose task vector is scaled."""
         return self.built_on.statistics(bank)
 
     def rule(self, bank: Bank) -> Tensor:
@@ -72,18 +45,16 @@ class Lines(Static):
 def depths(bank: Bank) -> list[float]:
     """(l - 1)/(L - 1) of every parameter, in the order of columns: 0 in the first layer, 1 in the last and in the head."""
     blocks = _blocks(bank.model)
-    owners = {name: name.rpartition(".")[0] for name in bank.parts.encoder}
-    if blocks:
-        inside = {name: [block for block in blocks if name.startswith(f"{block}.")] for name in owners}
-        owners = {name: max(found, key=len) if found else "" for name, found in inside.items()}
     layers: list[str] = []
-    l = []  # noqa: E741 - the paper's symbol
-    for owner in owners.values():
-        if owner not in layers and not (blocks and owner == ""):
-            layers.append(owner)
-        l.append(layers.index(owner) if owner in layers else max(0, len(layers) - 1))
-    last = len(layers) - 1 if blocks else len(layers)  # a head without blocks is a layer of its own
-    return [step / last if last else 1.0 for step in l] + [1.0] * len(bank.parts.head)
+    l = []  # noqa: E741 - the paper's symbol, from 0
+    for name in bank.shapes:
+        inside = [block for block in blocks if name.startswith(f"{block}.")]
+        layer = max(inside, key=len, default="") if blocks else name.rpartition(".")[0]
+        if layer not in layers and (inside or not blocks):
+            layers.append(layer)
+        l.append(layers.index(layer) if layer in layers else max(0, len(layers) - 1))
+    last = len(layers) - 1
+    return [1.0 if name in bank.parts.head or last == 0 else step / last for name, step in zip(bank.shapes, l, strict=True)]
 
 
 def _blocks(model: nn.Module) -> list[str]:

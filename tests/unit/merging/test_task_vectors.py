@@ -246,6 +246,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[float]]] = {
     ),
     "two layers": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)), [0, 0, 1, 1]),
     "a head alone": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), [1, 1]),
+    "blocks to the head": (lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)), [0, 0, 0.5, 0.5, 1, 1]),
     "one block": (lambda: nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 4)), nn.ReLU(), nn.Linear(4, 2)), [1, 1, 1, 1]),
 }
 
