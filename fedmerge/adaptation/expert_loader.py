@@ -22,7 +22,7 @@ from fedmerge.merging.bank.row_storage import Mapped, Shelf
 from fedmerge.merging.bank.sharded import SpreadBank
 from fedmerge.merging.bank.statistics import BY_LAYER, FLAT
 from fedmerge.merging.curvature.gram import linear_layers
-from fedmerge.merging.methods._base import Method, Online, Static
+from fedmerge.merging.methods._base import Method, Online
 
 PROCESS_BYTES = 480 * 2**20
 """What the target's process takes of its own before it holds an expert, as measured on Linux with a small model."""
@@ -58,7 +58,7 @@ class Budget:
     @property
     def beside(self) -> int:
         """Bytes that are needed whether rows are in memory or not."""
-        held = MODELS + sum(isinstance(method, Static | Online) for method in self.methods) + self.fixed
+        held = MODELS + sum(method.merged_once is not None or isinstance(method, Online) for method in self.methods) + self.fixed
         return PROCESS_BYTES + self.images + held * self.sizes.parameters * FLOAT
 
     @property

@@ -199,7 +199,7 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
             problems.append(Problem(where, at, found, expected, mend))
             continue
         for field in sorted({"ratio", "ridge"} & set(type(uploads[kind]).model_fields)):
-            here, there = getattr(method, field), getattr(uploads[kind], field)
+            here, there = getattr(method.built_on, field), getattr(uploads[kind], field)
             if here != there:
                 expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
                 problems.append(Problem(where, f"{at}.{field}", str(here), expected))

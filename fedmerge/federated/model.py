@@ -22,8 +22,17 @@ from fedmerge.system.offline import silence
 
 def _side(value: Any) -> Any:
     """timm itself takes two sides, too; images are squares here."""
-    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
-        return value[0]
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) != 2 or value[0] != value[1]:
+        raise ValueError("expected one number, as images are squares here")
+    return value[0]
+
+
+def _blocks(value: Any) -> Any:
+    """A model without blocks, timm builds without a word."""
+    if isinstance(value, int) and value < 1:
+        raise ValueError("expected at least 1")
     return value
 
 
@@ -33,6 +42,18 @@ class Arguments(TypedDict, total=False):
 
     img_size: Annotated[int, BeforeValidator(_side), Field(ge=8, le=1024)]
     in_chans: Literal[1, 3]
+    depth: Annotated[Any, BeforeValidator(_blocks)]
+
+
+GIVEN = {
+    "num_classes": "the sites' classes say it",
+    "drop_rate": "training.diversity.dropout says it",
+    "pretrained": "initialization: {kind: pretrained} says it",
+    "checkpoint_path": "initialization: {kind: checkpoint, path: FILE.safetensors} says it",
+    "features_only": "a classifier is trained",
+    "scriptable": "modules are merged as Python runs them",
+}
+"""Arguments of timm's constructor that are not for `model.kwargs`, and why."""
 
 
 class ModelSpec(Spec):
@@ -58,8 +79,15 @@ def build(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: bool 
     import timm
 
     if not timm.is_model(spec.name.split(".")[0]):
-        mend = nearest(spec.name, timm.list_models())[:200]
+        mend = nearest(spec.name, timm.list_models())
+        mend = mend if mend.endswith("?") else "Their names: python -c 'import timm; print(timm.list_models())'"
         raise ScenarioError([Problem("scenario", "model.name", f"'{spec.name}'", "a model of timm", mend)])
+    if odd := [
+        Problem("scenario", f"model.kwargs.{name}", str(spec.kwargs.get(name)), f"no such key: {why}")
+        for name, why in GIVEN.items()
+        if name in spec.kwargs
+    ]:
+        raise ScenarioError(odd)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "model"))
         try:
@@ -69,9 +97,24 @@ def build(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: bool 
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if pretrained:  # of weights that cannot be had, the caller knows more
                 raise
-            expected = f"arguments that {spec.name} accepts"
-            raise ScenarioError([Problem("scenario", "model.kwargs", f"{spec.kwargs} ({_first_line(error)})", expected)]) from None
+            raise ScenarioError([_misfit(spec, _first_line(error))]) from None
     return model.float()
+
+
+def _misfit(spec: ModelSpec, said: str) -> Problem:
+    """What is wrong with a model that timm does not build. said: by timm."""
+    if "pretrained tag" in said and "." in spec.name:
+        import timm
+
+        name, tag = spec.name.split(".", 1)
+        known = [one.partition(".")[2] for one in timm.list_pretrained(f"{name}.*")]
+        return Problem("scenario", "model.name", f"'{spec.name}'", f"weights that timm has of {name}", nearest(tag, known))
+    unknown = said.rpartition("unexpected keyword argument '")[2].partition("'")[0]
+    if unknown in spec.kwargs:
+        mend = "Say 'size' in place of it, beside 'kwargs'" if unknown == "img_size" else ""
+        found = f"{spec.kwargs.get(unknown)} ({said})"
+        return Problem("scenario", f"model.kwargs.{unknown}", found, f"arguments that {spec.name} accepts", mend)
+    return Problem("scenario", "model.kwargs", f"{spec.kwargs} ({said})", f"arguments that {spec.name} accepts")
 
 
 @cache
@@ -83,7 +126,9 @@ def _tried(name: str, arguments: str, side: int, channels: int, classes: int) ->
             output = model(torch.zeros(1, channels, side, side))
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         return _first_line(error), "", 0
-    return "", str(tuple(output.shape)) if isinstance(output, torch.Tensor) else type(output).__name__, _rim(model, side)
+    if not isinstance(output, torch.Tensor):
+        return "", type(output).__name__, 0
+    return "", str(tuple(output.shape)), _rim(model, channels, side)
 
 
 def try_out(spec: ModelSpec, classes: int) -> list[str]:
@@ -101,7 +146,11 @@ def try_out(spec: ModelSpec, classes: int) -> list[str]:
     if shape != f"(1, {classes})":
         expected = f"(1, {classes}), one row of logits for an image"
         raise ScenarioError([Problem("scenario", "model.kwargs", f"a model whose output is {shape}", expected)])
-    return [f"model: its patches do not divide {side} pixels, so the last {rim} rows and columns are not seen"] if rim else []
+    return (
+        [f"model: the last {rim} of {side} rows or columns are not seen: its patches or strides do not divide {side}"]
+        if rim
+        else []
+    )
 
 
 def ties_of(spec: ModelSpec) -> dict[str, str]:
@@ -114,13 +163,21 @@ def _ties_of(spec: str) -> dict[str, str]:
     return tied(build(ModelSpec.model_validate_json(spec), 2).state_dict())
 
 
-def _rim(model: nn.Module, side: int) -> int:
-    """Rows of pixels that no patch covers."""
-    embed = getattr(model, "patch_embed", None)
-    patch = getattr(embed, "patch_size", None)
-    if patch is None or getattr(embed, "dynamic_img_pad", False):
+def _rim(model: nn.Module, channels: int, side: int) -> int:
+    """Rows or columns at the end that change no feature, as where patches do not divide the side. It spoils the model."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # a layer that begins at 0 would hide what it sees
+                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+    image = torch.rand(1, channels, side, side, generator=generator).requires_grad_()
+    features = getattr(model, "forward_features", model)(image)
+    if not isinstance(features, torch.Tensor):
         return 0
-    return int(side % (patch[0] if isinstance(patch, tuple | list) else patch))
+    into = torch.randn(features.shape, generator=generator)
+    (slope,) = torch.autograd.grad((features * into).sum(), image)
+    seen = [torch.nonzero(slope.abs().amax(axes)) for axes in ((0, 1, 3), (0, 1, 2))]
+    return max(side - 1 - int(lines.max()) for lines in seen) if len(seen[0]) else 0
 
 
 def _first_line(error: Exception) -> str:

@@ -108,8 +108,8 @@ def rows_of(methods: Sequence[Method], bank: Bank, most: float | None = None) ->
     """The rows that the methods stand for, static ones merged. Raises CheckpointError if the bank lacks what one needs."""
     rows = {single.key: Row(single, cap=most) for method in methods for single in method.expand(bank.names)}
     for row in rows.values():
-        if isinstance(row.method, Static):
-            row.theta, row.statistics = row.method.merge(bank), row.method.statistics(bank)
+        if (once := row.method.merged_once) is not None:
+            row.theta, row.statistics = once.merge(bank), once.statistics(bank)
         elif isinstance(row.method, Stateful):
             row.state = row.method.start(bank)
     return rows
@@ -142,7 +142,8 @@ def _predicted(row: Row, evidence: Evidence, per_sample: PerSample) -> Predictio
             assert row.model is not None
             return Prediction.of(torch.log_softmax(row.model(evidence.batch).float(), -1), forwards=1)
         case Output():
-            return Prediction.of(method.predict(evidence).log())
+            found = method.predict(evidence) if row.theta is None else method.correct(evidence, row.theta, row.statistics)
+            return Prediction.of(found.log())
         case Static():
             assert row.theta is not None
             return _merged(row.theta, evidence, row.statistics)

@@ -63,6 +63,16 @@ def tensorwise(bank: Bank, rule: Callable[[str, Tensor, Tensor], None]) -> Tenso
     return out
 
 
+def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
+    """(P,) by a rule for the task vectors of each tensor of the model: rule(name, tau (K, d)) -> (d,)."""
+    theta_0 = bank.anchor_row("theta_0").to(bank.wide)
+
+    def one(name: str, rows: Tensor, out: Tensor) -> None:
+        out.copy_(rule(name, rows - theta_0[bank.slices[name]]))
+
+    return tensorwise(bank, one)
+
+
 def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
     """G (R, K, K) float64, of rows (K, R, d): the inner products of K vectors in each of R groups, those from an origin (R, d).
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 from torch import Tensor
 
+from fedmerge.errors import ScenarioError, nearest
 from fedmerge.merging.bank.bank import Bank, merged_by
 from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.coefficients import Coefficients
@@ -52,6 +53,16 @@ class Method(Plugin):
     def needed(self) -> frozenset[str]:
         """What it needs with these hyper-parameters."""
         return self.needs
+
+    @property
+    def built_on(self) -> Method:
+        """The method whose model it starts from; itself, if it makes its own."""
+        return self
+
+    @property
+    def merged_once(self) -> Static | None:
+        """The static method whose model a row of this one keeps, if it keeps one."""
+        return None
 
     @property
     def transductive(self) -> bool:
@@ -98,6 +109,11 @@ class Static(Method):
 
     head_policy: Literal["same", "mean"] = Field("same", description="what merges the heads: the same rule, or their mean")
 
+    @property
+    def merged_once(self) -> Static:
+        """This one."""
+        return self
+
     @abstractmethod
     def rule(self, bank: Bank) -> Tensor:
         """theta (P,) by the method's rule, encoder and head alike."""
@@ -115,6 +131,41 @@ class Static(Method):
     def statistics(self, bank: Bank) -> Tensor | None:
         """Convex weights (K,) or (K + A,) for BatchNorm statistics; None is 1/K each, for rules that are not convex."""
         return None
+
+
+Of = str | dict[str, dict[str, Any]]
+"""A static method that another builds on, as YAML writes it: `ties`, or `{ties: {keep: 0.5}}`."""
+
+
+class Building(Method):
+    """Builds on the model of a static method, and needs what that needs."""
+
+    of: Of = Field("mean", description="the static method that it builds on: ties, or {ties: {keep: 0.5}}")
+
+    @field_validator("of")
+    @classmethod
+    def _one_model(cls, of: Of) -> Of:
+        static_method(of)
+        return of
+
+    @property
+    def built_on(self) -> Static:
+        """The static method."""
+        return static_method(self.of)
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """What both need."""
+        return self.needs | self.built_on.needed
+
+    @property
+    def whole(self) -> bool:
+        """As the static method."""
+        return self.built_on.whole
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """As the static method."""
+        return self.built_on.working_bytes(sizes)
 
 
 class Stateful(Method):
@@ -163,11 +214,15 @@ class Online(Stateful):
 
 
 class Output(Method):
-    """Mixes predictions, not weights."""
+    """Mixes predictions, not weights; or, where it keeps a model that is `merged_once`, corrects that model's predictions."""
 
     @abstractmethod
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C)."""
+
+    def correct(self, evidence: Evidence, theta: Tensor, statistics: Tensor | None) -> Tensor:
+        """Class probabilities (N, C) from the model that was merged once, theta (P,) and weights of its BatchNorm statistics."""
+        return self.predict(evidence)
 
 
 METHODS: Folder[Method] = Folder("fedmerge.merging.methods", Method, "method")
@@ -196,3 +251,21 @@ def load_method(name: str, **hyper_parameters: Any) -> Method:
         For an unknown hyper-parameter, or one out of range.
     """
     return METHODS.load(name)(**hyper_parameters)
+
+
+def static_method(of: Of) -> Static:
+    """The method that another builds on. Raises ValueError, in one line, for what is none, or stands for more than one model."""
+    known = "expected a static method: ties, or {ties: {keep: 0.5}}"
+    if isinstance(of, dict) and len(of) != 1:
+        raise ValueError(f"found {len(of)} names; {known}")
+    name, fields = (of, {}) if isinstance(of, str) else next(iter(of.items()))
+    try:
+        method = load_method(METHODS.aliases.get(name, name), **fields)
+    except ValidationError as error:
+        said = error.errors()[0]
+        raise ValueError(f"{'.'.join([name, *map(str, said['loc'])])}: found {said['input']!r}; {said['msg']}") from None
+    except ScenarioError as error:
+        raise ValueError(f"found '{name}'; {known}; {nearest(name, METHODS.names)}") from error
+    if not isinstance(method, Static) or method.expand(()) != (method,):
+        raise ValueError(f"found {of!r}, which is not one model merged once; {known}")
+    return method

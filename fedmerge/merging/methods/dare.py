@@ -50,6 +50,10 @@ class Dare(Static):
         return self.then == "ties"
 
     def _thinned(self, name: str, tau: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(random.Random(f"dare {self.seed} {name}").getrandbits(63))
-        mask = torch.rand(len(tau), generator=generator, dtype=torch.float64) >= self.drop
+        mask = torch.rand(len(tau), generator=draws(self.seed, name), dtype=torch.float64) >= self.drop
         return tau * mask.to(tau.device) / (1 - self.drop)
+
+
+def draws(seed: int, name: str) -> torch.Generator:
+    """What decides which of an expert's parameters are dropped: one number in [0, 1) for each, in the order of columns."""
+    return torch.Generator().manual_seed(random.Random(f"dare {seed} {name}").getrandbits(63))

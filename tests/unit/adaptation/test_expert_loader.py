@@ -32,9 +32,12 @@ WHOLE = ("adamerging", "diwa", "fisher")
 """Methods that need all experts' parameters at once."""
 ON_DISK = [
     *("mean", "weighted_mean", "wise_ft", "task_arithmetic", "ties", "dare", "model_stock", "slerp", "mixup"),
+    *("iso_c", "iso_cts", "tsv_m", "consensus_ta", "breadcrumbs", "della", "lines", "lame"),
     *("ensemble", "expert", "dcs", "doe", "eam", "t3", "t3_batch", "dawin", "dawin_sample", "oracle"),
     load_method("ties", combine="sum", label="ties-sum"),
     load_method("slerp", of="tau", label="slerp-tau"),
+    load_method("lines", of="ties", label="lines-ties"),
+    load_method("lame", of="ties", label="lame-ties"),
     load_method("model_stock", filter_wise=True, label="stock-filters"),
 ]
 

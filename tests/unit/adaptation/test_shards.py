@@ -28,9 +28,12 @@ Targets = Callable[..., TargetTask]
 
 SPREAD = [
     *("mean", "weighted_mean", "wise_ft", "task_arithmetic", "ties", "dare", "model_stock", "slerp", "mixup"),
+    *("iso_c", "iso_cts", "tsv_m", "consensus_ta", "breadcrumbs", "della", "lines", "lame"),
     *("ensemble", "expert", "dcs", "doe", "eam", "t3", "t3_batch", "dawin", "dawin_sample", "oracle"),
     load_method("ties", combine="sum", label="ties-sum"),
     load_method("slerp", of="tau", label="slerp-tau"),
+    load_method("lines", of="ties", label="lines-ties"),
+    load_method("lame", of="ties", label="lame-ties"),
     load_method("mean", head_policy="mean", label="mean-heads"),
     load_method("t3_batch", generalist="theta_0", label="t3-anchor"),
     load_method("dawin", form="code", label="dawin-anchor"),

@@ -28,8 +28,19 @@ def spec(kwargs: dict[str, Any], size: int | None = None, name: str = "vit_tiny_
         (spec({"global_pool": ""}, 32, "resnet18"), "model.size: found 32 (mat1 and mat2"),
         (spec({"img_size": 32, "num_heads": 5}), "(dim should be divisible by num_heads); expected arguments that vit_tiny"),
         (spec({"img_size": 32, "num_heads": "a"}), "expected arguments that vit_tiny"),
-        (spec({"img_size": 32, "num_classes": 4}), "got multiple values for keyword argument 'num_classes'"),
-        (spec({"img_size": 32}, name="resnet18"), "unexpected keyword argument 'img_size'"),
+        (spec({"img_size": 32, "num_classes": 4}), "model.kwargs.num_classes: found 4; expected no such key: the sites' classes"),
+        (
+            spec({"pretrained": True}),
+            "model.kwargs.pretrained: found True; expected no such key: initialization: {kind: pretrained}",
+        ),
+        (spec({"checkpoint_path": "w.pth"}), "model.kwargs.checkpoint_path: found w.pth; expected no such key"),
+        (spec({"fine": 4}), "model.kwargs.fine: found 4 (VisionTransformer.__init__() got an unexpected keyword argument 'fine')"),
+        (
+            spec({}, name="resnet18.a4_in1k"),
+            "model.name: found 'resnet18.a4_in1k'; expected weights that timm has of resnet18. did",
+        ),
+        (spec({}, name="Resnet18"), "model.name: found 'Resnet18'; expected a model of timm. did you mean 'resnet18'?"),
+        (spec({"img_size": 32}, name="resnet18"), "model.kwargs.img_size: found 32 (ResNet.__init__() got an"),
         (spec({}, 32, "inception_v3"), "model.size: found 32 (Calculated padded input size"),
     ],
 )
@@ -42,9 +53,18 @@ def test_what_a_model_does_not_take(given: ModelSpec, said: str) -> None:
 
 def test_pixels_that_no_patch_covers_are_told() -> None:
     assert try_out(spec({"img_size": 32, "patch_size": 7, **SMALL}), 3) == [
-        "model: its patches do not divide 32 pixels, so the last 4 rows and columns are not seen"
+        "model: the last 4 of 32 rows or columns are not seen: its patches or strides do not divide 32"
     ]
+    assert try_out(spec({"img_size": 32, "patch_size": [8, 7], **SMALL}), 3) == try_out(
+        spec({"img_size": 32, "patch_size": 7, **SMALL}), 3
+    )
     assert try_out(spec({"img_size": 32, "patch_size": 8, **SMALL}), 3) == []
+
+
+@pytest.mark.parametrize(("name", "side", "rows"), [("resnet10t", 33, 0), ("convnext_atto", 33, 1), ("convnext_atto", 32, 0)])
+def test_strides_leave_pixels_out_too(name: str, side: int, rows: int) -> None:
+    said = [f"model: the last {rows} of {side} rows or columns are not seen: its patches or strides do not divide {side}"]
+    assert try_out(spec({}, side, name), 3) == (said if rows else [])
 
 
 def test_two_equal_sides_are_one() -> None:
@@ -56,7 +76,8 @@ def test_two_equal_sides_are_one() -> None:
     [
         ({"img_size": "abc"}, "model.kwargs.img_size: found 'abc'; expected a valid integer"),
         ({"img_size": 0}, "model.kwargs.img_size: found 0; expected greater than or equal to 8"),
-        ({"img_size": [16, 32]}, "model.kwargs.img_size: found [16, 32]; expected a valid integer"),
+        ({"img_size": [16, 32]}, "model.kwargs.img_size: found [16, 32]: expected one number, as images are squares"),
+        ({"depth": 0}, "model.kwargs.depth: found 0: expected at least 1"),
         ({"in_chans": 4}, "model.kwargs.in_chans: found 4; expected 1 or 3"),
         ({"in_chans": 2}, "model.kwargs.in_chans: found 2; expected 1 or 3"),
         ({"num_heads": 3}, "dim should be divisible by num_heads"),

@@ -1,0 +1,53 @@
+"""Task vectors of weights as matrices: what the methods share that work on singular values and directions.
+
+A matrix is a parameter with two axes, (outputs, inputs). Where it has nothing in a direction, its singular vectors there are
+whatever the SVD completes them with, and may differ between machines; here they are 0, so that no rule mixes them in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.blockwise import Sizes, tauwise
+
+
+def matrixwise(bank: Bank, rule: Callable[[Tensor], Tensor]) -> Tensor:
+    """A merged task vector (P,): rule(tau (K, m, n)) -> (m, n) for every matrix, the experts' mean for all other tensors."""
+
+    def one(name: str, tau: Tensor) -> Tensor:
+        shape = bank.shapes[name]
+        return rule(tau.reshape(-1, *shape)).reshape(-1) if len(shape) == 2 else tau.mean(0)
+
+    return tauwise(bank, one)
+
+
+def matrix_bytes(sizes: Sizes) -> int:
+    """Memory for one matrix of all experts, its singular vectors, and what is made of them."""
+    return 6 * 4 * sizes.experts * sizes.largest
+
+
+def spectrum(M: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """M = U diag(S) V^T of matrices (..., m, n), r = min(m, n): U (..., m, r), S (..., r), V^T (..., r, n).
+
+    A singular value that is rounding is 0, and so are its vectors. size: (..., 1), what rounding is relative to where M is what is
+    left of something larger; default: the largest singular value.
+    """
+    U, S, Vh = torch.linalg.svd(M, full_matrices=False)
+    rounding = 4 * max(M.shape[-2:]) ** 0.5 * torch.finfo(M.dtype).eps
+    there = rounding * (S[..., :1] if size is None else size) < S
+    return U.mul_(there[..., None, :]), S.mul_(there), Vh.mul_(there[..., None])
+
+
+def isotropic(U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
+    """mean(S) U V^T (m, n), the mean over the singular values that are not 0."""
+    return S.sum() / (S > 0).sum().clamp(min=1) * (U @ Vh)
+
+
+def orthogonal(M: Tensor) -> Tensor:
+    """The nearest matrix (m, r) with orthonormal columns: P Q^T for M = P diag(S) Q^T (Procrustes), on the span of M."""
+    P, _, Qh = spectrum(M)
+    return P @ Qh

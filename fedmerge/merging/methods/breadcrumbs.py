@@ -1,0 +1,52 @@
+"""Task vectors without their largest entries and without their smallest, added."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.blockwise import Sizes, tauwise
+from fedmerge.merging.methods._base import Static
+
+
+class Breadcrumbs(Static):
+    """theta = theta_0 + s sum_k m_k tau_k; in every tensor m_k is 0 at the largest int(gamma d) and smallest int(beta d) |tau_k|.
+
+    d: entries of the tensor. Entries of equal magnitude are dropped in their order, so that the share is exact.
+    Where sources differ: the paper and mergekit mask a tensor as one, as here; the authors' code masks each row of it.
+    Worked example: tau = (1, -2, 3, -4), beta = 0.5, gamma = 0.25: m tau = (0, 0, 3, 0).
+    """
+
+    paper: ClassVar[str] = "Davari & Belilovsky, Model breadcrumbs, ECCV 2024"
+    needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
+
+    beta: float = Field(0.85, ge=0, le=1, description="share of the smallest entries of every tensor that is dropped")
+    gamma: float = Field(0.01, ge=0, le=1, description="share of the largest entries of every tensor that is dropped")
+    scale: float = Field(0.3, ge=0, le=2, description="s, the scale of every task vector")
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.beta + self.gamma > 1:
+            raise ValueError(
+                f"beta + gamma is {self.beta + self.gamma:g}: the two shares that are dropped must be 1 at most together"
+            )
+        return self
+
+    def rule(self, bank: Bank) -> Tensor:
+        """(P,)."""
+        return bank.anchor_row("theta_0") + self.scale * tauwise(bank, lambda _, tau: self._crumbs(tau).sum(0))
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """One tensor's task vectors of all experts, and the order of their entries."""
+        return 6 * 4 * sizes.experts * sizes.largest
+
+    def _crumbs(self, tau: Tensor) -> Tensor:
+        """m_k tau_k (K, d) of one tensor."""
+        d = tau.shape[1]
+        order = tau.abs().argsort(dim=1, stable=True)
+        m = torch.zeros_like(tau).scatter_(1, order[:, int(self.beta * d) : d - int(self.gamma * d)], 1)
+        return m * tau

@@ -1,0 +1,81 @@
+"""Task vectors thinned at random, small entries more than large ones, and merged by sign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.blockwise import Sizes, tauwise
+from fedmerge.merging.methods._base import Static
+from fedmerge.merging.methods.dare import draws
+from fedmerge.merging.methods.ties import agreeing, elected
+
+
+class Della(Static):
+    """tau'_k = m_k tau_k / (1 - p_k), m_k ~ Bernoulli(1 - p_k); theta = theta_0 + s tau*, tau* by the sign election of TIES.
+
+    p_k = p + e/2 - e (rank - 1) / (n - 1), the rank of |tau_k| among the n entries of its row: from p + e/2 for the smallest to
+    p - e/2 for the largest; p where n = 1. A row is what one output reads; a tensor with one axis is one row.
+    With e = 0 it is DARE before a TIES that trims nothing, with the same draws.
+    Where sources differ: the paper's steps are e / n, its code's and mergekit's (whose epsilon is e/2) are e / (n - 1), as here, so
+    that both ends are reached. mergekit may restore the norm of tau_k instead of dividing by 1 - p_k.
+    Worked example: p = 0.5, e = 0.2, tau = (1, 3, 2): p_k = (0.6, 0.4, 0.5).
+    """
+
+    paper: ClassVar[str] = "Deep et al., DELLA-merging, 2024 (arXiv 2406.11617)"
+    needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
+
+    drop: float = Field(0.5, ge=0, lt=1, description="p, the probability that an entry is dropped, on the average")
+    window: float = Field(0.2, ge=0, lt=1, description="e, how much likelier the smallest entry is dropped than the largest")
+    rank_in: Literal["row", "tensor"] = Field("row", description="among which entries magnitudes are ranked")
+    combine: Literal["mean", "sum"] = Field("mean", description="how entries of the elected sign are merged")
+    scale: float = Field(0.3, ge=0, le=2, description="s, the scale of the merged task vector")
+    seed: int = Field(0, ge=0, description="of the masks")
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> Self:
+        if self.drop - self.window / 2 < 0 or self.drop + self.window / 2 >= 1:
+            low, high = self.drop - self.window / 2, self.drop + self.window / 2
+            raise ValueError(f"drop -/+ window / 2 is {low:g} to {high:g}: probabilities of dropping must be in [0, 1)")
+        return self
+
+    def rule(self, bank: Bank) -> Tensor:
+        """(P,)."""
+        gamma = elected(self._each_tensor(bank, lambda _, thinned: thinned.sum(0)))
+        merged = self._each_tensor(bank, lambda columns, thinned: agreeing(thinned, gamma[columns], self.combine))
+        return bank.anchor_row("theta_0") + self.scale * merged
+
+    def working_bytes(self, sizes: Sizes) -> int:
+        """One tensor's task vectors of all experts, as they are and thinned, and what one of them is thinned by."""
+        return 6 * 4 * sizes.experts * sizes.largest
+
+    def _each_tensor(self, bank: Bank, rule: Callable[[slice, Tensor], Tensor]) -> Tensor:
+        """(P,) by a rule for the thinned task vectors of a tensor: (columns, (K, d)) -> (d,). Each call draws the same masks."""
+        generators = [draws(self.seed, name) for name in bank.names]
+
+        def one(name: str, tau: Tensor) -> Tensor:
+            shape = bank.shapes[name]
+            rows = shape[0] if self.rank_in == "row" and len(shape) > 1 else 1
+            thinned = [self._thinned(tau_k.reshape(rows, -1), draw) for tau_k, draw in zip(tau, generators, strict=True)]
+            return rule(bank.slices[name], torch.stack(thinned).reshape(tau.shape))
+
+        return tauwise(bank, one)
+
+    def _thinned(self, tau: Tensor, draw: torch.Generator) -> Tensor:
+        """m_k tau_k / (1 - p_k) of one expert's tensor (rows, n)."""
+        p = self._probability(tau.abs())
+        m = torch.rand(tau.shape, generator=draw, dtype=torch.float64).to(p.device) >= p
+        return m * tau / (1 - p).to(tau)
+
+    def _probability(self, magnitude: Tensor) -> Tensor:
+        """p_k (rows, n) of magnitudes (rows, n), float64."""
+        n = magnitude.shape[-1]
+        order = magnitude.argsort(dim=-1, stable=True)
+        share = torch.arange(n, dtype=torch.float64) / (n - 1) if n > 1 else torch.tensor([0.5], dtype=torch.float64)
+        p = (self.drop + self.window * (0.5 - share)).to(order.device)  # from the smallest to the largest
+        return torch.empty_like(order, dtype=p.dtype).scatter_(-1, order, p.expand(order.shape))

@@ -1,0 +1,91 @@
+"""The predictions of a merged model, corrected so that images that look alike to it get labels alike; no weight moves."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedmerge.errors import CheckpointError
+from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.methods._base import Building, Output, Static
+
+
+class Lame(Building, Output):
+    """z_i = softmax(log p_i + sum_j w_ij z_j), from z = p until no z changes by 1e-8, 100 steps at most.
+
+    p: the merged model's predictions. w = (W + W^T) / 2, W_ij = 1 for the k images of the batch whose features (inputs of the head,
+    scaled to length 1) are nearest to those of image i, itself apart. A batch of one stays as it is, and an image whose logits are
+    not finite is nobody's neighbor.
+    Where sources differ: the authors' code makes W symmetric only if asked to, stops where the objective changes by 1e-8 of itself,
+    and adds 1e-10 to p before the logarithm.
+    Worked example: k = 1, two images with p = (0.9, 0.1) and (0.4, 0.6): the first step makes the second softmax(log 0.4 + 0.9,
+    log 0.6 + 0.1) = (0.597, 0.403).
+    """
+
+    paper: ClassVar[str] = "Boudiaf et al., Parameter-free online test-time adaptation (LAME), CVPR 2022"
+    cost: ClassVar[str] = "1"
+    exceptions: ClassVar[dict[str, str]] = {"fixed point": "it corrects the predictions of a model, also of one alone"}
+
+    k: int = Field(5, ge=1, description="neighbors of an image in its batch")
+
+    @property
+    def merged_once(self) -> Static:
+        """The method whose model predicts."""
+        return self.built_on
+
+    def predict(self, evidence: Evidence) -> Tensor:
+        """Class probabilities (N, C), of a model merged for this batch."""
+        return self.correct(evidence, self.built_on.merge(evidence.bank), self.built_on.statistics(evidence.bank))
+
+    def correct(self, evidence: Evidence, theta: Tensor, statistics: Tensor | None) -> Tensor:
+        """Class probabilities (N, C)."""
+        evidence.charge(1)
+        logits, features = seen(evidence.bank, theta, evidence.batch, statistics)
+        broken = ~(torch.isfinite(logits).all(1) & torch.isfinite(features).all(1))
+        log_p = torch.where(broken[:, None], 0, logits).log_softmax(1)
+        z = smoothed(log_p, affinity(features, self.k, broken))
+        return torch.where(broken[:, None], torch.nan, z).to(evidence.bank.wide)
+
+
+def seen(bank: Bank, theta: Tensor, batch: Tensor, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) of a model, and the inputs of its head (N, d), float64. Raises CheckpointError if no module is the head."""
+    owner = bank.parts.head[0].rpartition(".")[0]
+    if not owner:
+        raise CheckpointError(f"lame: found a head, {bank.parts.head[0]}, that is no module; expected one, with features as input")
+    heard: list[Tensor] = []
+
+    def hear(_: nn.Module, inputs: Any) -> None:
+        heard.append(inputs[0])
+
+    hook = bank.model.get_submodule(owner).register_forward_pre_hook(hear)
+    try:
+        logits = bank.forward(theta, batch, statistics)
+    finally:
+        hook.remove()
+    return logits.double(), heard[-1].flatten(1).double()
+
+
+def affinity(features: Tensor, k: int, broken: Tensor) -> Tensor:
+    """w (N, N): a half for each of two images that is among the k nearest of the other; 0 for images that are broken (N,)."""
+    N = len(features)
+    features = F.normalize(features, dim=1)
+    itself = torch.eye(N, dtype=torch.bool, device=features.device)
+    distance = torch.cdist(features, features).masked_fill(itself | broken | broken[:, None], torch.inf)
+    near = distance.topk(min(k, N - 1), largest=False)
+    W = torch.zeros_like(distance).scatter_(1, near.indices, torch.isfinite(near.values).to(distance))
+    return (W + W.T) / 2
+
+
+def smoothed(log_p: Tensor, w: Tensor) -> Tensor:
+    """z (N, C), the fixed point of z_i = softmax(log p_i + sum_j w_ij z_j) from z = p."""
+    z = log_p.exp()
+    for _ in range(100):
+        before, z = z, (log_p + w @ z).softmax(1)
+        if bool((z - before).abs().max() < 1e-8):
+            break
+    return z
