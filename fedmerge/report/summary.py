@@ -139,7 +139,7 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
 def _under_label_prior(p: NDArray[np.float32], labels: Sequence[NDArray[np.int64]]) -> float:
     """Accuracy if each batch's predictions were taken under its own shares of labels, where these pay: see `label_shares`."""
     hits, log_p_all = 0, torch.from_numpy(p).clamp(min=SMALLEST).log()
-    for log_p, y in zip(log_p_all.split([len(batch) for batch in labels]), labels, strict=True):
+    for log_p, y in zip(torch.split(log_p_all, [len(batch) for batch in labels]), labels, strict=True):
         hits += int((under(label_shares(log_p), log_p).argmax(1).numpy() == y).sum())
     return hits / sum(map(len, labels))
 
