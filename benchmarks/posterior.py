@@ -47,7 +47,10 @@ METHODS: list[Any] = [
     *({name: {"label_prior": "batch", "label": f"{name}+labels"}} for name in PLAIN),
     {"posterior": {"label_prior": "none"}},
     {"posterior": {"label_prior": "none", "granularity": "batch", "label": "posterior-batch"}},
+    {"posterior": {"label_prior": "none", "shrink": "half", "label": "posterior-half"}},
+    {"posterior": {"label_prior": "none", "shrink": "agreed", "label": "posterior-agreed"}},
     {"posterior": {"label": "posterior+labels"}},
+    {"posterior": {"shrink": "agreed", "label": "posterior-agreed+labels"}},
     {"posterior": {"granularity": "batch", "label": "posterior-batch+labels"}},
 ]
 ABLATIONS: list[Any] = [

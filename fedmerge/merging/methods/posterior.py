@@ -59,17 +59,21 @@ class Posterior(Adaptive):
     beta: float = Field(1.0, ge=0, description="sharpness of the evidence, per nat")
     head_beta: float | None = Field(None, ge=0, description="that of the head; default beta")
     em: bool = Field(True, description="learn the sites' shares from the batch; false: from the past alone")
+    shrink: Literal["none", "half", "agreed"] = Field(
+        "none",
+        description="half: the merge is drawn half-way to theta_0; agreed: where the panel agrees more with the mean so drawn",
+    )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
     label_prior: Literal["none", "batch"] = Field("batch", description="the batch's shares of labels, where they pay")
 
     def start(self, bank: Bank) -> State:
-        """Even shares."""
-        return {"pi": torch.full((bank.K,), 1 / bank.K, dtype=torch.float64)}
+        """Even shares, and nothing known of shrinking."""
+        return {"pi": torch.full((bank.K,), 1 / bank.K, dtype=torch.float64), "ahead": torch.zeros(1, dtype=torch.float64)}
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
         """Who stays keeps its share, who is new has an even one, and all sum to 1 again."""
         shares = carried_rows(state["pi"], before, bank.names, self.start(bank)["pi"])
-        return {"pi": shares / shares.sum()}
+        return {**state, "pi": shares / shares.sum()}
 
     def working_bytes(self, sizes: Sizes) -> int:
         """The panel's merged models."""
@@ -82,12 +86,19 @@ class Posterior(Adaptive):
     def step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients]:
         """Posteriors given the past, and the shares that the batch leaves."""
         members = self._members(evidence.bank)
-        log_p, log_q = evidence.log_p(), _consensus([_said(evidence, member) for member in members])
+        said = {member: _said(evidence, member) for member in members}
+        log_p, log_q = evidence.log_p(), _consensus([*said.values()])
         s = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, log_q), -torch.inf).double().cpu().T  # (N, K)
         notes = {"panel": [float(member in members) for member in ("ensemble", "mean", "wise_ft", "model_stock")]}
         if not bool(evidence.valid.any()):
             even = self.start(evidence.bank)["pi"]
             return state, self._given(even.expand_as(s), even.expand_as(s), even, notes)
+        ahead = state["ahead"] + _ahead(said, log_q)
+        t = (
+            0.5
+            if "theta_0" in evidence.bank.anchors and (self.shrink == "half" or (self.shrink == "agreed" and ahead > 0))
+            else 1.0
+        )
         found = explain(self.beta * s, log_p, state["pi"], label_shares=self.label_prior == "batch")
         pi = self.rho * state["pi"] + (1 - self.rho) * found.sites if self.em else state["pi"]
         known = (log_p.double().cpu().exp().nan_to_num() @ found.labels * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
@@ -96,7 +107,8 @@ class Posterior(Adaptive):
         evidences = s.mean(0)[evidence.valid.cpu()]
         notes |= {"shares": pi.tolist(), "label_gain": [found.gain], "ahead": [float(evidences.max() - evidences.mean())]}
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
-        return {"pi": kept}, self._given(r, head, pi, notes)
+        drawn = (_drawn(x, t, evidence.bank) for x in (r, head, pi))
+        return {"pi": kept, "ahead": ahead}, self._given(*drawn, notes)
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
         return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
@@ -115,6 +127,28 @@ def _said(evidence: Evidence, member: Member) -> Tensor:
     if member == "mean":
         return evidence.anchor_log_p("mean")
     return evidence.merged_log_p(member, ABOUT_THETA_0[member].merge)
+
+
+def _ahead(said: dict[Member, Tensor], log_q: Tensor) -> Tensor:
+    """By how much wise_ft agrees more than the mean with what the others of the panel say, summed over images.
+
+    Agreement of a member: the probability that the consensus without it gives to the member's own answer.
+    """
+    if "mean" not in said or "wise_ft" not in said:
+        return torch.zeros(1, dtype=torch.float64)
+    M = len(said)
+    others = [((M * log_q.exp() - said[m].exp()) / (M - 1)).gather(1, said[m].argmax(1, keepdim=True)) for m in ("wise_ft", "mean")]  # type: ignore[index]
+    return (others[0] - others[1]).sum().double().cpu()[None]
+
+
+def _drawn(r: Tensor, t: float, bank: Bank) -> Tensor:
+    """Coefficients (..., K), or with the rest for theta_0 (..., K + A)."""
+    if t == 1:
+        return r
+    whole = r.new_zeros(*r.shape[:-1], bank.K + bank.A)
+    whole[..., : bank.K] = t * r
+    whole[..., bank.anchor("theta_0")] = 1 - t
+    return whole
 
 
 def _consensus(said: list[Tensor]) -> Tensor:
