@@ -61,7 +61,7 @@ class Posterior(Adaptive):
     em: bool = Field(True, description="learn the sites' shares from the batch; false: from the past alone")
     shrink: Literal["none", "half", "agreed"] = Field(
         "none",
-        description="half: the merge is drawn half-way to theta_0; agreed: where the panel agrees more with the mean so drawn",
+        description="half: drawn half-way to theta_0; agreed: if the panel agrees more with the mean so drawn",
     )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
     label_prior: Literal["none", "batch"] = Field("batch", description="the batch's shares of labels, where they pay")
@@ -94,11 +94,8 @@ class Posterior(Adaptive):
             even = self.start(evidence.bank)["pi"]
             return state, self._given(even.expand_as(s), even.expand_as(s), even, notes)
         ahead = state["ahead"] + _ahead(said, log_q)
-        t = (
-            0.5
-            if "theta_0" in evidence.bank.anchors and (self.shrink == "half" or (self.shrink == "agreed" and ahead > 0))
-            else 1.0
-        )
+        wanted = self.shrink == "half" or (self.shrink == "agreed" and bool(ahead > 0))
+        t = 0.5 if wanted and "theta_0" in evidence.bank.anchors and evidence.bank.shared_head else 1.0
         found = explain(self.beta * s, log_p, state["pi"], label_shares=self.label_prior == "batch")
         pi = self.rho * state["pi"] + (1 - self.rho) * found.sites if self.em else state["pi"]
         known = (log_p.double().cpu().exp().nan_to_num() @ found.labels * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
@@ -107,8 +104,9 @@ class Posterior(Adaptive):
         evidences = s.mean(0)[evidence.valid.cpu()]
         notes |= {"shares": pi.tolist(), "label_gain": [found.gain], "ahead": [float(evidences.max() - evidences.mean())]}
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
-        drawn = (_drawn(x, t, evidence.bank) for x in (r, head, pi))
-        return {"pi": kept, "ahead": ahead}, self._given(*drawn, notes)
+        notes["towards_theta_0"] = [1 - t]
+        r, head, pi = (_drawn(x, t, evidence.bank) for x in (r, head, pi))
+        return {"pi": kept, "ahead": ahead}, self._given(r, head, pi, notes)
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
         return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
@@ -137,8 +135,12 @@ def _ahead(said: dict[Member, Tensor], log_q: Tensor) -> Tensor:
     if "mean" not in said or "wise_ft" not in said:
         return torch.zeros(1, dtype=torch.float64)
     M = len(said)
-    others = [((M * log_q.exp() - said[m].exp()) / (M - 1)).gather(1, said[m].argmax(1, keepdim=True)) for m in ("wise_ft", "mean")]  # type: ignore[index]
-    return (others[0] - others[1]).sum().double().cpu()[None]
+
+    def agreement(log_p: Tensor) -> Tensor:
+        others = (M * log_q.exp() - log_p.exp()) / (M - 1)
+        return others.gather(1, log_p.argmax(1, keepdim=True)).sum().double().cpu()
+
+    return (agreement(said["wise_ft"]) - agreement(said["mean"]))[None]
 
 
 def _drawn(r: Tensor, t: float, bank: Bank) -> Tensor:
