@@ -71,9 +71,8 @@ class Posterior(Adaptive):
         return {"pi": torch.full((bank.K,), 1 / bank.K, dtype=torch.float64), "ahead": torch.zeros(1, dtype=torch.float64)}
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
-        """Who stays keeps its share, who is new has an even one, and all sum to 1 again."""
-        shares = carried_rows(state["pi"], before, bank.names, self.start(bank)["pi"])
-        return {**state, "pi": shares / shares.sum()}
+        """Who stays keeps its share, and who is new has an even one; with the next batch all sum to 1 again."""
+        return {**state, "pi": carried_rows(state["pi"], before, bank.names, self.start(bank)["pi"])}
 
     def working_bytes(self, sizes: Sizes) -> int:
         """The panel's merged models."""
@@ -96,8 +95,9 @@ class Posterior(Adaptive):
         ahead = state["ahead"] + _ahead(said, log_q)
         wanted = self.shrink == "half" or (self.shrink == "agreed" and bool(ahead > 0))
         t = 0.5 if wanted and "theta_0" in evidence.bank.anchors and evidence.bank.shared_head else 1.0
-        found = explain(self.beta * s, log_p, state["pi"], label_shares=self.label_prior == "batch")
-        pi = self.rho * state["pi"] + (1 - self.rho) * found.sites if self.em else state["pi"]
+        past = state["pi"] / state["pi"].sum()
+        found = explain(self.beta * s, log_p, past, label_shares=self.label_prior == "batch")
+        pi = self.rho * past + (1 - self.rho) * found.sites if self.em else past
         known = (log_p.double().cpu().exp().nan_to_num() @ found.labels * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)

@@ -37,7 +37,7 @@ def label_ends(axes: Axes, ends: dict[str, float], shade: dict[str, str], batche
     """Names at the right end of their lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     for name, place in apart(ends, (high - low) / 19).items():
-        axes.annotate(
+        text = axes.annotate(
             name,
             (batches - 1, ends[name]),
             xytext=(batches * 1.015, place),
@@ -46,6 +46,7 @@ def label_ends(axes: Axes, ends: dict[str, float], shade: dict[str, str], batche
             va="center",
             annotation_clip=False,
         )
+        text.set_in_layout(False)  # many names would leave no room for the lines; the saved figure grows by them
 
 
 MOST_POINTS = 600

@@ -29,7 +29,7 @@ Targets = Callable[..., TargetTask]
 SPREAD = [
     *("mean", "weighted_mean", "wise_ft", "task_arithmetic", "ties", "dare", "model_stock", "slerp", "mixup"),
     *("iso_c", "iso_cts", "tsv_m", "consensus_ta", "breadcrumbs", "della", "lines", "lame"),
-    *("ensemble", "expert", "dcs", "doe", "eam", "t3", "t3_batch", "dawin", "dawin_sample", "oracle"),
+    *("posterior", "ensemble", "expert", "dcs", "doe", "eam", "t3", "t3_batch", "dawin", "dawin_sample", "oracle"),
     load_method("ties", combine="sum", label="ties-sum"),
     load_method("slerp", of="tau", label="slerp-tau"),
     load_method("lines", of="ties", label="lines-ties"),
