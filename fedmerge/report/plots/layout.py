@@ -33,20 +33,25 @@ def apart(values: dict[str, float], gap: float) -> dict[str, float]:
     return places
 
 
+AROUND, LINE = 0.55, 0.15
+"""Inches of a figure's height beside its axes, and of a line of small text."""
+
+
 def label_ends(axes: Axes, ends: dict[str, float], shade: dict[str, str], batches: int) -> None:
     """Names at the right end of their lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    for name, place in apart(ends, (high - low) / 19).items():
-        text = axes.annotate(
+    lines = (axes.figure.get_figure(root=True).get_size_inches()[1] - AROUND) / LINE
+    for name, place in apart(ends, (high - low) / lines).items():
+        axes.annotate(
             name,
             (batches - 1, ends[name]),
-            xytext=(batches * 1.015, place),
+            xytext=(1.015, place),
+            textcoords=axes.get_yaxis_transform(),
             color=shade[name],
             fontsize=8,
             va="center",
             annotation_clip=False,
         )
-        text.set_in_layout(False)  # many names would leave no room for the lines; the saved figure grows by them
 
 
 MOST_POINTS = 600

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.report.plots.layout import apart, binned, label_ends, largest, mark_changes, named, points
+from fedmerge.report.plots.layout import AROUND, LINE, apart, binned, label_ends, largest, mark_changes, named, points
 from fedmerge.report.records import RunRecord
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def accuracy_plot(record: RunRecord, summary: dict[str, Any]) -> Figure:
 def running(record: RunRecord, summary: dict[str, Any]) -> Figure:
     """Accuracy in a moving window of batches, so that a change of the stream shows."""
     window = max(3, record.stream.batches // 12)
-    figure, axes = _figure(max(3.4, 0.19 * len(named(summary["methods"]))))
+    figure, axes = _figure(max(3.4, AROUND + LINE * len(named(summary["methods"]))))
     shade, last = colors(record), dict[str, float]()
     for name in record.methods:
         steps = record.steps_of(name)
