@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import CheckpointError, MethodError, nearest
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.layout import StateDict
+from fedmerge.merging.bank.layout import StateDict, check_mapping, found_as
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import METHODS, Method, Stateful, Static
@@ -206,7 +206,7 @@ class Adapter:
             For an empty batch, or labels that are missing, or that the method may not see.
         """
         if not isinstance(batch, Tensor) or batch.ndim == 0 or len(batch) == 0:
-            raise MethodError(f"batch: found {_shown(batch)}; expected a tensor (N, channels, H, W) of at least one sample")
+            raise MethodError(f"batch: found {found_as(batch)}; expected a tensor (N, channels, H, W) of at least one sample")
         evidence = Evidence(self._bank, batch.to(self._bank.like.device))
         with self._told(evidence, labels):
             self._last = None
@@ -272,7 +272,7 @@ class Adapter:
         """
         if name in self._experts:
             raise MethodError(f"expert '{name}': found one of this name already; expected a new name, or leave('{name}') first")
-        _check_state_dict(f"expert '{name}'", state)
+        check_mapping(f"expert '{name}'", state)
         self._settle({**self._experts, name: _Expert(_copied(state), count, temperature, dict(statistics or {}))})
 
     def leave(self, name: str) -> None:
@@ -350,7 +350,7 @@ class _Given:
     def __post_init__(self) -> None:
         for what, state in (("base", self.base), ("generalist", self.generalist)):
             if state is not None:
-                _check_state_dict(what, state)
+                check_mapping(what, state)
 
     def bank(self, experts: Mapping[str, _Expert]) -> Bank:
         """A bank of these experts."""
@@ -374,17 +374,6 @@ class _Given:
         anchors = {"theta_0": self.base, "generalist": self.generalist}
         found = {name for name, state in anchors.items() if state is not None} | {"temperature", "labels"} | _common(experts)
         return found | ({"counts"} if all(expert.count is not None for expert in experts.values()) else set())
-
-
-def _check_state_dict(what: str, state: object) -> None:
-    """Raises CheckpointError for what is no mapping of names to tensors."""
-    if not isinstance(state, Mapping):
-        mend = "Give module.state_dict()" if isinstance(state, nn.Module) else "Give several experts in a list, or by name"
-        raise CheckpointError(f"{what}: found {_shown(state)}; expected a state dict. {mend}")
-    for name, value in state.items():
-        if not isinstance(value, Tensor):
-            mend = f"Give the state dict inside, checkpoint['{name}']" if isinstance(value, Mapping) else "Give tensors alone"
-            raise CheckpointError(f"{what}: found {_shown(value)} under '{name}'; expected a tensor. {mend}")
 
 
 S = TypeVar("S", StateDict, StateDict | None)
@@ -411,7 +400,7 @@ def _experts(
     if not named:
         raise CheckpointError("experts: found none; expected at least one state dict")
     for name, state in named.items():
-        _check_state_dict(f"expert '{name}'", state)
+        check_mapping(f"expert '{name}'", state)
     found = {name: _Expert(state) for name, state in named.items()}
     for name, count in _by_name("counts", counts, named).items():
         found[name] = replace(found[name], count=count)
@@ -483,7 +472,3 @@ def _only_row(method: Method, given: _Given, experts: Mapping[str, _Expert]) -> 
         mend = MENDS.get(lacking, f"statistics={{'{lacking}': [...]}}, one mapping of tensors for each expert")
         raise MethodError(f"method {method.key}: found no {lacking}; expected {mend}")
     return row
-
-
-def _shown(found: object) -> str:
-    return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__

@@ -43,8 +43,10 @@ class Recipe:
     lr_key: str = "training.diversity.lr"
 
     def diverged(self, step: int) -> SiteError:
-        """What to say of a loss or weights that are no numbers any more; nothing of it is of an image."""
+        """What to say of a loss or weights that are no numbers any more, 0 if they never were; nothing of it is of an image."""
         said = f"training diverged in {self.name}, step {step} (lr {self.lr:g}): lower {self.lr_key}"
+        if step == 0:
+            said = f"{self.name} has no finite loss before its first step: the weights that it starts from are too large"
         return SiteError(said, told=said)
 
 
@@ -82,15 +84,21 @@ def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit:
                 away = [(p - anchor).pow(2).sum() for p, anchor in zip(model.parameters(), anchors, strict=True)]
                 loss = loss + recipe.proximal / 2 * torch.stack(away).sum()
             if not torch.isfinite(loss):
-                raise recipe.diverged(step)
+                raise recipe.diverged(step if step > 1 or recipe.before else 0)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
             optimizer.step()
             rate.step()
-            if step == recipe.steps and not all(bool(torch.isfinite(p).all()) for p in model.parameters()):
+            if step == recipe.steps and not _finite(model, x):
                 raise recipe.diverged(step)
             visit(step)
+
+
+@torch.no_grad()
+def _finite(model: nn.Module, x: Tensor) -> bool:
+    """Whether a model's weights are finite, and what it says of a batch: weights can be too large for that."""
+    return all(bool(torch.isfinite(item).all()) for item in (*model.parameters(), model(x)))
 
 
 @torch.inference_mode()

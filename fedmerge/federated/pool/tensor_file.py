@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from pathlib import Path
 
 from torch import Tensor
@@ -61,6 +62,8 @@ def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tens
     file = Path(os.path.expandvars(path)).expanduser()
     expected = f"expected a safetensors file of {model.name}"
     try:
+        if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
+            raise CheckpointError(f"{key}: {file}: found no regular file; {expected}")
         with file.open("rb") as opened:  # safetensors says "no such file" of one that may not be read
             head = opened.read(512)
     except IsADirectoryError:
@@ -73,17 +76,18 @@ def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tens
     try:
         return dict(load_file(file))
     except (OSError, SafetensorError) as error:
-        said = _kind_of(head) or f"{error}, as of a file that was cut off or damaged"
+        said = _kind_of(file, head) or f"a damaged file ({error})"
         raise CheckpointError(f"{key}: {file}: found {said}; {expected}") from None
 
 
-CONVERT = "convert it: safetensors.torch.save_file(torch.load(FILE, weights_only=True), 'FILE.safetensors')"
+CONVERT = (
+    "convert it: safetensors.torch.save_file(state, 'FILE.safetensors') with state = torch.load(FILE, weights_only=True), "
+    "or what that holds under 'state_dict' or 'model'"
+)
 
 KINDS = {
     b"version https://git-lfs": "a pointer of Git LFS in place of the file: fetch it with 'git lfs pull'",
-    b"PK\x03\x04": f"a zip, as PyTorch writes .pth, .pt and .bin: {CONVERT}",
     b"\x80": f"a pickle, as PyTorch wrote .pth once: {CONVERT}",
-    b"<": "a page of HTML or XML, as a server sends it in place of a file that one has to log in for",
     b"\x89HDF": "an HDF5 file, as Keras writes it: no weights of timm",
     b"\x93NUMPY": "an array of NumPy",
     b"GGUF": "a GGUF file: no weights of timm",
@@ -92,11 +96,54 @@ KINDS = {
 """What a file begins with that is taken for weights, and what it is."""
 
 
-def _kind_of(head: bytes) -> str:
-    """What a file is that is no safetensors file, by its first bytes."""
+def _kind_of(file: Path, head: bytes) -> str:
+    """What a file is that is no safetensors file, by its first bytes and its size; empty if that cannot be told."""
     if not head:
         return "an empty file"
-    return next((said for begins, said in KINDS.items() if head.startswith(begins)), "")
+    if known := next((said for begins, said in KINDS.items() if head.startswith(begins)), ""):
+        return known
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(file)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"<"):
+        return "a page of HTML or XML, as a server sends it in place of a file that one has to log in for"
+    if text.isascii() and text.decode("ascii").replace("\n", "").replace("\r", "").replace("\t", "").isprintable():
+        return f"a file of text that begins with {text[:40].decode('ascii')!r}"
+    if head[:1] == b"\x08" and head[2:3] in (b"\x12", b":", b"\x1a"):
+        return "an ONNX model: no weights of timm"
+    if head[4:8] == b"TFL3":
+        return "a TFLite model: no weights of timm"
+    if head[257:262] == b"ustar":
+        return "a tar archive: unpack it"
+    size, header = file.stat().st_size, int.from_bytes(head[:8].ljust(8, b"\0"), "little")
+    if size < 8 or (head[8:9] == b"{" and size < 8 + header):
+        return f"a file that was cut off after {size} bytes: copy it again"
+    return _too_short(file, header) if head[8:9] == b"{" else "no weights that are known here, by its first bytes"
+
+
+def _too_short(file: Path, header: int) -> str:
+    """A safetensors file whose arrays are not all there, or with more behind them; empty for another fault."""
+    try:
+        with file.open("rb") as opened:
+            arrays = json.loads(opened.read(8 + header)[8:])
+        whole = 8 + header + max(one["data_offsets"][1] for name, one in arrays.items() if name != "__metadata__")
+    except (ValueError, KeyError, TypeError, IndexError):
+        return ""
+    size = file.stat().st_size
+    return f"{size} bytes of a file that says it has {whole}: copy it again" if size != whole else ""
+
+
+def _kind_of_zip(file: Path) -> str:
+    try:
+        with zipfile.ZipFile(file) as opened:
+            names = opened.namelist()
+    except zipfile.BadZipFile:
+        return f"a zip that was cut off, as PyTorch writes .pth, .pt and .bin: copy it again, and {CONVERT}"
+    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        return f"a zip, as PyTorch writes .pth, .pt and .bin: {CONVERT}"
+    if any(name.endswith(".npy") for name in names):
+        return "arrays of NumPy (.npz)"
+    return f"a zip of {', '.join(names[:3])}: unpack it"
 
 
 def read_state(path: str | Path, key: str, model: ModelSpec, classes: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -100,15 +101,38 @@ def describe_mismatch(found: StateDict, wanted: StateDict) -> list[str]:
             continue
         here, there = found[name], wanted[name]
         if here.shape != there.shape:
-            lines.append(f"shape of {name}: found {tuple(here.shape)}, expected {tuple(there.shape)}")
+            why = _why_other_shape(name, here.shape, there.shape)
+            lines.append(f"shape of {name}: found {tuple(here.shape)}, expected {tuple(there.shape)}{why}")
         elif here.is_floating_point() != there.is_floating_point():
             lines.append(f"dtype of {name}: found {here.dtype}, expected {there.dtype}")
     return lines
 
 
+def found_as(found: object) -> str:
+    """What was found in place of something else."""
+    return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+
+
+def check_mapping(owner: str, state: object) -> None:
+    """Raises CheckpointError, naming the owner, for what is no mapping of names to tensors with values."""
+    if not isinstance(state, Mapping):
+        mend = "Give module.state_dict()" if isinstance(state, nn.Module) else "Give several experts in a list, or by name"
+        raise CheckpointError(f"{owner}: found {found_as(state)}; expected a state dict. {mend}")
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            mend = f"Give the state dict inside, checkpoint['{name}']" if isinstance(value, Mapping) else "Give tensors alone"
+            raise CheckpointError(f"{owner}: found {found_as(value)} under '{name}'; expected a tensor. {mend}")
+        if value.is_meta:
+            raise CheckpointError(f"{owner}: found {name} on the device 'meta', which holds no values; expected loaded weights")
+
+
 def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
     """Raises CheckpointError, naming the owner and every difference, if `state` does not fit or holds a NaN or an infinity."""
-    lines = _prefixed(state, wanted) or [*describe_mismatch(state, wanted), *untied(state, tied(wanted))]
+    check_mapping(owner, state)
+    ties = tied(wanted)
+    lines = _prefixed(state, wanted) or [*describe_mismatch(state, wanted), *untied(state, ties)]
+    one_only = [(a, b) for a, b in ties.items() if (a in state) != (b in state)]
+    lines += [f"tied: {a} is {b} in this model; give its tensor under both names" for a, b in one_only]
     lines += [
         f"values of {name}: found NaN or infinity, expected finite numbers"
         for name, tensor in state.items()
@@ -130,29 +154,52 @@ def untied(state: StateDict, ties: Mapping[str, str]) -> list[str]:
     lines = []
     for name, other in ties.items():
         here, there = state.get(name), state.get(other)
-        if here is not None and there is not None and here.shape == there.shape and not torch.equal(here, there):
+        if (
+            here is not None
+            and there is not None
+            and here.shape == there.shape
+            and not torch.equal(here.nan_to_num(), there.nan_to_num())
+        ):
             off = float((here.double() - there.double()).abs().max())
             lines.append(f"untied: {name} and {other} are one tensor of this model, and differ here by up to {off:.2g}")
     return lines
 
 
+def _why_other_shape(name: str, here: torch.Size, there: torch.Size) -> str:
+    """What commonly lies behind a tensor of another shape, in brackets; empty if nothing is known."""
+    if len(here) == len(there):
+        apart = [axis for axis, (a, b) in enumerate(zip(here, there, strict=True)) if a != b]
+        if "pos_embed" in name or "relative_position" in name or "attention_bias" in name:
+            return " (a position embedding of another img_size or patch_size)" if apart != [len(here) - 1] else ""
+        if apart == [0] and len(here) <= 2 and name.rpartition(".")[0].split(".")[0] in ("head", "heads", "fc", "classifier"):
+            return f" (a head of {here[0]} classes)"
+        if apart == [1] and len(here) == 4 and here[1] in (1, 3, 4) and there[1] in (1, 3, 4):
+            return f" (made for images of {here[1]} channels: in_chans)"
+    return ""
+
+
 def _prefixed(state: StateDict, wanted: StateDict) -> list[str]:
-    """A line about a prefix that all names have too much, as wrappers of a model leave it, or too little."""
+    """A line about a prefix that most names have too much, as wrappers of a model leave it, or too little."""
     unexpected, missing = [n for n in state if n not in wanted], [n for n in wanted if n not in state]
-    prefix, lacking = _common_prefix(unexpected), _common_prefix(missing)
-    if prefix and 2 * len({name.removeprefix(prefix) for name in unexpected} & set(missing)) > len(missing):
-        strip = f"{{name.removeprefix('{prefix}'): tensor for name, tensor in state.items()}}"
-        return [f"names: all begin with '{prefix}', which the model's do not; strip it: {strip}"]
-    if lacking and 2 * len({lacking + name for name in unexpected} & set(missing)) > len(missing):
+    prefix, count = _usual_prefix(unexpected, missing)
+    lacking, short = _usual_prefix(missing, unexpected)
+    if 2 * count > len(missing):
+        every = all(name.startswith(prefix) for name in unexpected)
+        kept, who = ("", "all") if every else (f" if name.startswith('{prefix}')", "most")
+        strip = f"{{name.removeprefix('{prefix}'): tensor for name, tensor in state.items(){kept}}}"
+        return [f"names: {who} begin with '{prefix}', which the model's do not; strip it: {strip}"]
+    if 2 * short > len(missing):
         return [f"names: the model's all begin with '{lacking}', and none here; put it in front of each"]
     return []
 
 
-def _common_prefix(names: Sequence[str]) -> str:
-    """What all names have in front, up to a dot."""
-    same = [steps[0] for steps in zip(*(name.split(".")[:-1] for name in names), strict=False) if len(set(steps)) == 1]
-    prefix = "".join(f"{step}." for step in same)
-    return prefix if all(name.startswith(prefix) for name in names) else ""
+def _usual_prefix(longer: Sequence[str], shorter: Sequence[str]) -> tuple[str, int]:
+    """What most of `longer` have in front of a name of `shorter`, up to a dot, and how many do."""
+    known, found = set(shorter), Counter[str]()
+    for name in longer:
+        steps = name.split(".")
+        found.update(".".join(steps[:n]) + "." for n in range(1, len(steps)) if ".".join(steps[n:]) in known)
+    return found.most_common(1)[0] if found else ("", 0)
 
 
 def _shortened(lines: list[str]) -> list[str]:

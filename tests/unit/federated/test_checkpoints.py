@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -12,7 +16,7 @@ from torch import Tensor, nn
 
 import fedmerge
 from fedmerge.errors import CheckpointError
-from fedmerge.federated.model import build
+from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.pool.tensor_file import read_state
 from fedmerge.federated.server.initialization import Checkpoint, initialize
 from fedmerge.merging.bank.bank import Bank
@@ -42,7 +46,12 @@ def refused(file: Path) -> str:
         (b"<!DOCTYPE html><html>", "a page of HTML"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (b"", "an empty file"),
-        (b"\x10" + bytes(60), "header.*cut off or damaged"),
+        (b"\xef\xbb\xbf\n <html>", "a page of HTML"),
+        (b"Entry not found", "a file of text that begins with 'Entry not found'"),
+        (b'{"weight_map": {}}', "a file of text that begins with"),
+        (b"\x08\x07\x12\x07pytorch" + b"\xff" * 99, "an ONNX model"),
+        (b"\x10", "a file that was cut off after 1 bytes"),
+        (b"\x10" + bytes(60), "no weights that are known here"),
     ],
 )
 def test_files_that_hold_no_weights(tmp_path: Path, content: bytes, said: str) -> None:
@@ -55,7 +64,10 @@ def test_files_that_hold_no_weights(tmp_path: Path, content: bytes, said: str) -
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_file_of_pytorch_is_to_be_converted(tmp_path: Path, state: dict[str, Tensor], zipped: bool) -> None:
     torch.save({"state_dict": state}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    assert "safetensors.torch.save_file(torch.load(FILE, weights_only=True)" in refused(tmp_path / "w.pth")
+    assert (
+        "convert it: safetensors.torch.save_file(state, 'FILE.safetensors') with state = torch.load(FILE, weights_only=True)"
+        in refused(tmp_path / "w.pth")
+    )
 
 
 def test_a_folder_a_torn_file_and_none(tmp_path: Path, state: dict[str, Tensor]) -> None:
@@ -63,7 +75,12 @@ def test_a_folder_a_torn_file_and_none(tmp_path: Path, state: dict[str, Tensor])
     assert "found a folder; expected" in refused(tmp_path)
     assert "Name one in it: whole.safetensors" in refused(tmp_path)
     (tmp_path / "torn").write_bytes((tmp_path / "whole.safetensors").read_bytes()[:5000])
-    assert "incomplete metadata, file not fully covered, as of a file that was cut off" in refused(tmp_path / "torn")
+    whole = (tmp_path / "whole.safetensors").stat().st_size
+    assert f"found 5000 bytes of a file that says it has {whole}: copy it again" in refused(tmp_path / "torn")
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
+    assert "found arrays of NumPy" in refused(tmp_path / "arrays.npz")
+    os.mkfifo(tmp_path / "pipe")
+    assert "found no regular file" in refused(tmp_path / "pipe")
     assert "nowhere: No such file or directory" in refused(tmp_path / "nowhere")
 
 
@@ -75,6 +92,42 @@ def test_a_prefix_on_every_name_is_to_be_stripped(tmp_path: Path, state: dict[st
     wrapped = nn.ModuleDict({"net": build(MODEL, 3)})
     with pytest.raises(CheckpointError, match=r"the model's all begin with 'net\.', and none here; put it in front"):
         Bank.of(wrapped, [state], head=["net.head.weight", "net.head.bias"])
+
+
+def test_a_prefix_is_found_among_other_names(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    save_file({f"model.{name}": value for name, value in state.items()} | {"epoch": torch.ones(1)}, tmp_path / "w")
+    said = refused(tmp_path / "w")
+    assert "names: most begin with 'model.', which the model's do not; strip it" in said
+    assert "if name.startswith('model.')}" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"img_size": 64}, "pos_embed: .* \\(a position embedding of another img_size or patch_size\\)"),
+        ({"in_chans": 3}, "patch_embed.proj.weight: .* \\(made for images of 3 channels: in_chans\\)"),
+    ],
+)
+def test_a_shape_is_told_with_what_lies_behind_it(state: dict[str, Tensor], change: dict[str, Any], said: str) -> None:
+    model = build(ModelSpec.model_validate({"name": MODEL.name, "kwargs": MODEL.kwargs | change}), 3)
+    with pytest.raises(CheckpointError, match=said):
+        Bank.of(build(MODEL, 3), [state, model.state_dict()])
+    with pytest.raises(CheckpointError, match=r"head.weight: found \(5, .* \(a head of 5 classes\)"):
+        Bank.of(build(MODEL, 3), [state, build(MODEL, 5).state_dict()])
+
+
+def test_what_is_no_state_dict_is_told_by_every_door(state: dict[str, Tensor]) -> None:
+    model = build(MODEL, 3)
+    for given, said in (
+        ({"state_dict": state}, r"found dict under 'state_dict'; .* checkpoint\['state_dict'\]"),
+        (model, "Give module.state_dict"),
+        ("w.pth", "found str; expected a state dict"),
+        ({**state, "epoch": 3}, "found int under 'epoch'; expected a tensor"),
+        ({name: value.to("meta") for name, value in state.items()}, "on the device 'meta'"),
+    ):
+        for use in (Bank.of, fedmerge.merge, partial(fedmerge.Adapter, method="eam")):
+            with pytest.raises(CheckpointError, match=said):
+                use(model, [state, given])  # type: ignore[operator]
 
 
 class Tied(nn.Module):
@@ -98,3 +151,5 @@ def test_weights_that_the_model_ties_and_that_have_come_apart_are_refused() -> N
             use()
     with pytest.raises(CheckpointError, match="theta_0 does not fit"):
         Bank.of(Tied(), [state], apart)
+    with pytest.raises(CheckpointError, match=r"tied: second.weight is first.weight in this model; give its tensor under both"):
+        Bank.of(Tied(), [{name: value for name, value in state.items() if name != "second.weight"}])

@@ -136,6 +136,13 @@ def test_augmentation_repeats_and_none_is_none() -> None:
     assert torch.equal(augment(x, "none", True, torch.Generator()), x)
 
 
+def test_weights_that_are_too_large_to_start_from_are_told(hospital: Callable[..., SiteTask]) -> None:
+    task = hospital("north")
+    too_large = {name: tensor * 1e30 for name, tensor in build(MODEL, len(task.classes)).state_dict().items()}
+    with pytest.raises(SiteError, match="run 1 has no finite loss before its first step: the weights that it starts from"):
+        train_site(task, too_large, lambda *_: None)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_training_that_diverges_stops_there_and_is_told(
     hospital: Callable[..., SiteTask], job: Callable[..., Job], jobs: int
@@ -145,7 +152,8 @@ def test_a_training_that_diverges_stops_there_and_is_told(
     assert re.fullmatch(r"training diverged in run [12], step \d \(lr 1e\+30\): lower training\.diversity\.lr", outcome.reason)
 
 
-def test_a_proxy_that_diverges_is_told(tmp_path: Path) -> None:
-    proxy = {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "lr": 1e30}
-    with pytest.raises(SiteError, match=r"diverged in the proxy, step \d \(lr 1e\+30\): lower initialization.lr"):
+@pytest.mark.parametrize("lr", [1e30, 1e12])  # at 1e12 the weights stay finite, and what they say of an image does not
+def test_a_proxy_that_diverges_is_told(tmp_path: Path, lr: float) -> None:
+    proxy = {"kind": "proxy", "source": {"kind": "organ_phantom", "images": 60, "patients": 12}, "lr": lr, "epochs": 1}
+    with pytest.raises(SiteError, match=r"diverged in the proxy, step \d \(lr 1e\+\d\d\): lower initialization.lr"):
         initialize(TypeAdapter(Initialization).validate_python(proxy), MODEL, 3, 0, tmp_path, lambda *_: None)

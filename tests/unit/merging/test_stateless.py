@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,52 @@ def test_every_way_to_keep_something_is_undone() -> None:
             wanted = 17 * (x @ weight) + weight.sum() + 1
             torch.testing.assert_close(call({"weight": weight}, x), wanted)
     assert (model.by_key, model.in_order, model.none, hasattr(model, "late")) == ({}, [], None, False)
+
+
+class Keeper(nn.Module):
+    """Keeps twice its weight in one of many places, and looks there before it computes it anew."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.weight, self.place = nn.Parameter(torch.ones(2)), place
+        self.kept, self.filled, self.factor = torch.zeros(2), False, 0.0
+        self.pair: tuple[Tensor, ...] = ()
+        self.nested: dict[str, list[Tensor]] = {"below": []}
+        self.object = SimpleNamespace()
+        self.register_buffer("table", torch.zeros(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        twice = 2 * self.weight
+        match self.place:
+            case "a flag":
+                self.kept, self.filled = (self.kept, True) if self.filled else (twice, True)
+                return x @ self.kept
+            case "a number":
+                self.factor = self.factor or float(self.weight.sum())
+                return x @ twice * self.factor
+            case "a tuple":
+                self.pair = self.pair or (twice,)
+                return x @ self.pair[0]
+            case "a list below":
+                self.nested["below"] = self.nested["below"] or [twice]
+                return x @ self.nested["below"][0]
+            case "an object":
+                vars(self.object).setdefault("kept", twice)
+                return x @ self.object.kept
+            case "a tensor":
+                return x @ (self.kept if self.kept.any() else self.kept.copy_(twice))
+        return x @ (self.table if self.table.any() else self.table.copy_(twice))
+
+
+@pytest.mark.parametrize("place", ["a flag", "a number", "a tuple", "a list below", "an object", "a tensor", "a buffer"])
+def test_wherever_it_is_kept_it_is_forgotten(place: str) -> None:
+    first, x = Stateless(Keeper(place).eval()), torch.tensor([[1.0, 2.0]])
+    with torch.no_grad():
+        for call in (first, copy.deepcopy(first)):
+            for weight in (torch.tensor([1.0, 1.0]), torch.tensor([0.0, 2.0]), torch.tensor([-1.0, 3.0])):
+                wanted = Keeper(place)
+                wanted.load_state_dict({"weight": weight})
+                torch.testing.assert_close(call({"weight": weight}, x), wanted(x))
 
 
 def test_after_an_error_nothing_is_kept_either() -> None:
