@@ -198,11 +198,13 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
             mend = f"Add the line 'uploads: [{', '.join([*uploads, kind])}]', or leave the method out"
             problems.append(Problem(where, at, found, expected, mend))
             continue
+        basis = method.built_on
+        place = at if basis is method else f"{at}.{method.kind()}.of.{basis.kind()}"
         for field in sorted({"ratio", "ridge"} & set(type(uploads[kind]).model_fields)):
-            here, there = getattr(method.built_on, field), getattr(uploads[kind], field)
+            here, there = getattr(basis, field), getattr(uploads[kind], field)
             if here != there:
                 expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
-                problems.append(Problem(where, f"{at}.{field}", str(here), expected))
+                problems.append(Problem(where, f"{place}.{field}", str(here), expected))
     if "generalist" in method.needed and scenario.generalist is None:
         expected = "a key 'generalist': the path of a safetensors file, or the name of a federated model"
         problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))

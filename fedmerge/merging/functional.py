@@ -450,6 +450,7 @@ def _method(method: str | Method, hyper_parameters: dict[str, Any]) -> Method:
 
 def _told_of(method: str, place: tuple[int | str, ...], found: object, message: str) -> str:
     where = ".".join([f"method {method}", *map(str, place)])
+    message = message.removeprefix("Value error, ")
     return f"{where}: found {found!r}; {message[:1].lower()}{message[1:]}"
 
 

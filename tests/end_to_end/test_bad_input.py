@@ -97,6 +97,19 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
         change(methods=[{"regmean_pp": {"ratio": 0.5}}], uploads=["gram_rounds"]),
         ("methods[0].ratio", "found 0.5", "0.95, as in uploads.gram_rounds"),
     ),
+    "other rounds than those of the method below": (
+        change(methods=[{"lines": {"of": {"regmean_pp": {"ratio": 0.5}}}}], uploads=["gram_rounds"]),
+        ("methods[0].lines.of.regmean_pp.ratio", "found 0.5", "as in uploads.gram_rounds"),
+    ),
+    "a method below that is unknown": (change(methods=[{"lame": {"of": "tiess"}}]), ("methods[0].lame.of", "did you mean 'ties'?")),
+    "a method below that needs batches": (
+        change(methods=[{"lines": {"of": "eam"}}]),
+        ("lines.of", "not one model that is merged once"),
+    ),
+    "a statistic that only the method below needs": (
+        change(methods=["mean", {"lame": {"of": "fisher"}}]),
+        ("tiny.yaml: methods[1]", "needs the statistic 'fisher'", "uploads: [fisher]"),
+    ),
     "RegMean++ at the target": (change(methods=[{"regmean_pp": {"mode": "target"}}]), ("regmean_pp.mode", "the merge is the mean")),
     "a generalist that nobody gave": (change(methods=[{"t3": {"generalist": "generalist"}}]), ("methods[0]", "a key 'generalist'")),
     "a share above 1": (

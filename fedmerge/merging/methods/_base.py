@@ -142,11 +142,11 @@ class Building(Method):
 
     of: Of = Field("mean", description="the static method that it builds on: ties, or {ties: {keep: 0.5}}")
 
-    @field_validator("of")
+    @field_validator("of", mode="before")
     @classmethod
-    def _one_model(cls, of: Of) -> Of:
+    def _one_model(cls, of: Any) -> Any:
         static_method(of)
-        return of
+        return of if isinstance(of, str) else {name: fields or {} for name, fields in of.items()}
 
     @property
     def built_on(self) -> Static:
@@ -253,19 +253,19 @@ def load_method(name: str, **hyper_parameters: Any) -> Method:
     return METHODS.load(name)(**hyper_parameters)
 
 
-def static_method(of: Of) -> Static:
+def static_method(of: Any) -> Static:
     """The method that another builds on. Raises ValueError, in one line, for what is none, or stands for more than one model."""
-    known = "expected a static method: ties, or {ties: {keep: 0.5}}"
-    if isinstance(of, dict) and len(of) != 1:
-        raise ValueError(f"found {len(of)} names; {known}")
-    name, fields = (of, {}) if isinstance(of, str) else next(iter(of.items()))
+    wanted = "expected a static method: ties, or {ties: {keep: 0.5}}"
+    name, fields = next(iter(of.items())) if isinstance(of, dict) and len(of) == 1 else (of, {})
+    if not isinstance(name, str) or not isinstance(fields or {}, dict):
+        raise ValueError(wanted)
     try:
-        method = load_method(METHODS.aliases.get(name, name), **fields)
+        method = load_method(METHODS.aliases.get(name, name), **(fields or {}))
     except ValidationError as error:
         said = error.errors()[0]
-        raise ValueError(f"{'.'.join([name, *map(str, said['loc'])])}: found {said['input']!r}; {said['msg']}") from None
-    except ScenarioError as error:
-        raise ValueError(f"found '{name}'; {known}; {nearest(name, METHODS.names)}") from error
+        raise ValueError(f"{'.'.join([name, *map(str, said['loc'])])} is {said['input']!r}: {said['msg']}") from None
+    except ScenarioError:
+        raise ValueError(f"{wanted}; {nearest(name, METHODS.names)}") from None
     if not isinstance(method, Static) or method.expand(()) != (method,):
-        raise ValueError(f"found {of!r}, which is not one model merged once; {known}")
+        raise ValueError(f"{name} is not one model that is merged once; {wanted}")
     return method

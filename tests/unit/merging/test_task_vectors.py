@@ -259,11 +259,15 @@ def test_depths_of_small_models(name: str) -> None:
 
 WRONG: list[tuple[Any, str]] = [
     ("tiess", "did you mean 'ties'"),
-    ("eam", "not one model merged once"),
-    ({"mixup": {"draws": 3}}, "not one model merged once"),
-    ({"ties": {"keep": 3}}, "ties.keep: found 3; Input should be less than or equal to 1"),
-    ({"ties": {"kep": 1}}, "ties.kep: found 1; unknown key; did you mean 'keep'"),
-    ({"ties": {}, "mean": {}}, "found 2 names"),
+    ("eam", "is not one model that is merged once"),
+    ({"mixup": {"draws": 3}}, "is not one model that is merged once"),
+    ({"ties": {"keep": 3}}, "ties.keep is 3: Input should be less than or equal to 1"),
+    ({"ties": {"kep": 1}}, "ties.kep is 1: unknown key; did you mean 'keep'"),
+    ({"ties": {}, "mean": {}}, "found {'ties': {}, 'mean': {}}; expected a static method: ties, or {ties: {keep: 0.5}}"),
+    ({"ties": 3}, "found {'ties': 3}; expected a static method: ties, or {ties: {keep: 0.5}}"),
+    ({}, "found {}; expected a static method"),
+    (3, "found 3; expected a static method"),
+    (["ties"], "found ['ties']; expected a static method"),
 ]
 
 
@@ -272,6 +276,8 @@ def test_a_rule_that_lines_cannot_scale_is_named(of: Any, said: str) -> None:
     with pytest.raises(MethodError, match=r"method lines\.of") as caught:
         fedmerge.merge(Tower(), CASES["two"], "lines", BASE, of=of)
     assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "value error" not in str(caught.value).lower()
 
 
 def test_lines_needs_what_its_rule_needs() -> None:
@@ -279,6 +285,7 @@ def test_lines_needs_what_its_rule_needs() -> None:
     assert load_method("lines", of="fisher").needed == {"theta_0", "fisher"}
     assert load_method("lines", of="fisher").whole
     assert not load_method("lines", of="iso_c").whole
+    assert load_method("lines", of={"ties": None}).of == {"ties": {}}  # as an empty mapping in YAML
     with pytest.raises(MethodError, match="found no counts"):
         fedmerge.merge(Tower(), CASES["two"], "lines", BASE, of="weighted_mean")
 
