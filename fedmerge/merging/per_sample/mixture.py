@@ -44,7 +44,16 @@ class Mixture:
                 state[name] = Mixed.linear(pieces, weights, (name,), used)
         statistics = bank.buffers.statistics(encoder.to(bank.theta))
         state |= {name: Mixed.computed(values, (name,), used) for name, values in statistics.items()}
-        logits = bank.call({**state, **bank.buffers.fixed}, batch.to(bank.theta.dtype))
+        try:
+            logits = bank.call({**state, **bank.buffers.fixed}, batch.to(bank.theta.dtype))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise PerSampleRefused(
+                f"per-sample merging: the model does something that has no exact form ({said}); use one merge per distinct row "
+                "instead (per_sample: rows)"
+            ) from error
         bank.read(len(rows) * bank.P * bank.theta.element_size())
         if missing := sorted(set(state) - used):
             raise PerSampleRefused(

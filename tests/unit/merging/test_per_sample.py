@@ -235,3 +235,25 @@ def test_methods_run_on_every_family() -> None:
             assert torch.isfinite(logits).all(), (name, method)
             merged = bank.state_dict(load_method(method).merge(bank))
             assert all((value > 0).all() for key, value in merged.items() if key.endswith("running_var"))
+
+
+class _Odd(nn.Module):
+    """Takes plain tensors alone for its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self.fc.weight) not in (Tensor, nn.Parameter):
+            raise RuntimeError("no such thing")
+        return self.fc(x)  # type: ignore[no-any-return]
+
+
+def test_a_model_that_fails_with_weights_of_samples_is_refused_and_runs_row_by_row() -> None:
+    """Whatever it raises: a run goes on with one merge for each distinct row."""
+    bank = Bank.of(_Odd(), [_Odd().state_dict(), _Odd().state_dict()])
+    x, rows = torch.randn(2, 4), torch.tensor([[0.25, 0.75], [0.9, 0.1]])
+    with pytest.raises(PerSampleRefused, match="no exact form"):
+        Mixture(bank).forward(x, rows, rows)
+    assert PerSample(bank, "auto").predict(x, Coefficients(rows, rows)).way == "rows"
