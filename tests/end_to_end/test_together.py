@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from fedmerge.system.process import free_lock
 from tests.front_door import command, read, without_times, world
 
 pytestmark = pytest.mark.slow
@@ -25,21 +25,17 @@ def begin(folder: Path, *options: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 def test_two_cold_runs_share_a_pool_and_agree(tmp_path: Path) -> None:
-    """Both want the same experts at the same moment; a third wants a folder that is in use."""
+    """Both want the same experts at the same moment, and train much longer than they differ in when they begin."""
     folder = tmp_path / "here"
     world(folder)
-    both = [begin(folder, "--out", f"runs/{name}") for name in ("a", "b")]
+    both = [begin(folder, "--out", f"runs/{name}", "--set", "training.epochs=400") for name in ("a", "b")]
     try:
-        while not (folder / "runs/a/manifest.json").exists() and both[0].poll() is None:
-            time.sleep(0.05)
-        third = command(folder, "--out", "runs/a")
-        said = [run.communicate(timeout=280) for run in both]
+        said = [run.communicate(timeout=1000) for run in both]
     finally:
         for run in both:
             run.kill()
-    assert third.returncode == 2
-    assert "another process is running here; choose another --out" in third.stderr
     assert [run.returncode for run in both] == [0, 0], said
     a, b = (read(folder / "runs" / name / "summary.json") for name in ("a", "b"))
     assert without_times(a) == without_times(b)
@@ -47,3 +43,14 @@ def test_two_cold_runs_share_a_pool_and_agree(tmp_path: Path) -> None:
     assert sorted(trained) == [[False, False], [True, True]]
     assert len(list((folder / "pool" / "experts").iterdir())) == 2
     assert "for another run; waiting for it" in said[trained.index([False, False])][0]
+
+
+def test_a_folder_in_which_a_run_is_going_on_is_refused(tmp_path: Path) -> None:
+    world(tmp_path)
+    (tmp_path / "run").mkdir()
+    held = free_lock(tmp_path / "run" / ".lock")
+    assert held is not None
+    with held:
+        ended = command(tmp_path, "--out", "run")
+    assert ended.returncode == 2
+    assert "another process is running here; choose another --out" in ended.stderr

@@ -63,7 +63,8 @@ def overheard(file: Path) -> Iterator[None]:
 
 def run(folder: Path, name: str, *first: str) -> bytes:
     """One run on two nodes from an empty pool; what was heard of it."""
-    command = [sys.executable, str(EXAMPLE), *first, "scenarios/tiny.yaml", "--set", "target.shards=2"]
+    command = [sys.executable, str(EXAMPLE), *first, "scenarios/tiny.yaml", "--backend", "simulation"]
+    command += ["--set", "target.shards=2"]
     command += ["--pool", f"pool-{name}", "--out", f"runs/{name}"]
     with overheard(folder / f"{name}.heard"):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
