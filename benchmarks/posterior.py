@@ -45,26 +45,25 @@ METHODS: list[Any] = [
     *PLAIN,
     "expert",
     *({name: {"label_prior": "batch", "label": f"{name}+labels"}} for name in PLAIN),
-    {"posterior": {"label_prior": "none"}},
-    {"posterior": {"label_prior": "none", "granularity": "batch", "label": "posterior-batch"}},
-    {"posterior": {"label_prior": "none", "shrink": "half", "label": "posterior-half"}},
-    {"posterior": {"label_prior": "none", "shrink": "agreed", "label": "posterior-agreed"}},
-    {"posterior": {"label": "posterior+labels"}},
-    {"posterior": {"shrink": "agreed", "label": "posterior-agreed+labels"}},
-    {"posterior": {"granularity": "batch", "label": "posterior-batch+labels"}},
+    "posterior",
+    {"posterior": {"shrink": "half", "label": "posterior-half"}},
+    {"posterior": {"shrink": "none", "label": "posterior-unshrunk"}},
+    {"posterior": {"shrink": "none", "granularity": "batch", "label": "posterior-unshrunk-batch"}},
+    {"posterior": {"label_prior": "batch", "label": "posterior+labels"}},
+    {"posterior": {"label_prior": "batch", "shrink": "none", "label": "posterior-unshrunk+labels"}},
 ]
 ABLATIONS: list[Any] = [
     *(
-        {"posterior": {"label_prior": "none", "label": f"without-{left_out}", "panel": [m for m in MEMBERS if m != left_out]}}
+        {"posterior": {"label": f"without-{left_out}", "panel": [m for m in MEMBERS if m != left_out]}}
         for MEMBERS in (("ensemble", "mean", "wise_ft", "model_stock"),)
         for left_out in MEMBERS
     ),
-    {"posterior": {"label_prior": "none", "label": "agreement", "evidence": "agreement"}},
-    *({"posterior": {"label_prior": "none", "label": f"beta-{beta}", "beta": beta}} for beta in (0.5, 2, 4)),
-    {"posterior": {"label_prior": "none", "label": "head-beta-4", "head_beta": 4}},
-    {"posterior": {"label_prior": "none", "label": "em-off", "em": False}},
-    {"posterior": {"label_prior": "none", "label": "memory-off", "rho": 0}},
-    {"posterior": {"label_prior": "none", "label": "rho-0.9", "rho": 0.9}},
+    {"posterior": {"label": "agreement", "evidence": "agreement"}},
+    *({"posterior": {"label": f"beta-{beta}", "beta": beta}} for beta in (0.5, 2, 4)),
+    {"posterior": {"label": "head-beta-4", "head_beta": 4}},
+    {"posterior": {"label": "em-off", "em": False}},
+    {"posterior": {"label": "memory-off", "rho": 0}},
+    {"posterior": {"label": "rho-0.9", "rho": 0.9}},
 ]
 
 

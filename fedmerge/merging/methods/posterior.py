@@ -7,7 +7,11 @@ such images is sure of them, and right; being right cannot be seen, but agreeing
     q(c | x)  = mean of the predictions of a panel of models             consensus
     s_ik      = -H(p_k(. | x_i)) + sum_c p_k(c | x_i) log q(c | x_i)     evidence: sure, and of one mind with the consensus
     p(k, y | x_i) proportional to pi_k exp(beta s_ik) p_k(y | x_i) b_y   EM over the batch: r_ik, pi, b
-    theta(x_i) = sum_k r_ik theta_k                                      one model for the image, or with pi one for the batch
+    theta(x_i) = t sum_k r_ik theta_k + (1 - t) theta_0                  one model for the image, or with pi one for the batch
+
+t is 1/2 while the mean that is drawn half-way to theta_0 agrees more with the others of the panel, over the stream so far, than the
+mean itself, and 1 otherwise: experts of one site each have gone further than a hospital that resembles several of them wants.
+b is learned with `label_prior: batch` alone, and even otherwise.
 
 What an assumption costs when it is wrong. Sites that are alike: all s_ik are alike, r is even, and the merge is the mean's.
 Evidence fooled by a sure expert (a head scaled up): the consensus disagrees, and its cross entropy grows with its sureness. A crowd
@@ -49,7 +53,8 @@ class Posterior(Adaptive):
     """
 
     paper: ClassVar[str] = "fedmerge, this project, 2026"
-    cost: ClassVar[str] = "2K + 3"
+    cost: ClassVar[str] = "2K + 4"
+    exceptions: ClassVar[dict[str, str]] = {"cost": "one forward less while the merge is not drawn towards theta_0"}
 
     granularity: Literal["image", "batch"] = Field("image", description="one merge for each image, or one for the batch")
     panel: tuple[Member, ...] = Field(
@@ -60,11 +65,10 @@ class Posterior(Adaptive):
     head_beta: float | None = Field(None, ge=0, description="that of the head; default beta")
     em: bool = Field(True, description="learn the sites' shares from the batch; false: from the past alone")
     shrink: Literal["none", "half", "agreed"] = Field(
-        "none",
+        "agreed",
         description="half: drawn half-way to theta_0; agreed: if the panel agrees more with the mean so drawn",
     )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
-    label_prior: Literal["none", "batch"] = Field("batch", description="the batch's shares of labels, where they pay")
 
     def start(self, bank: Bank) -> State:
         """Even shares, and nothing known of shrinking."""

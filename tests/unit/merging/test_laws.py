@@ -157,7 +157,8 @@ def test_a_batch_costs_what_the_method_declares(name: str) -> None:
         with torch.no_grad(), evidence.billed() as bill, evidence.opened(an_answer(4)):
             found = predict(kept, evidence, PerSample(bank, "mixture"))
         declared = sum(forwards(part, K) for part in METHODS.load(name).cost.split(" + "))
-        assert kept.method.forwards_alone(bill.forwards, K) + found.forwards == declared
+        spent = kept.method.forwards_alone(bill.forwards, K) + found.forwards
+        assert declared - ("cost" in kept.method.exceptions) <= spent <= declared
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
