@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedmerge.federated.flower.simulation import ACTIVE_PER_CORE, cpus_each
-from fedmerge.system.process import core_slot, make_core_slots
+from fedmerge.system.process import core_slot, free_lock, make_core_slots
 
 RUNS = (
     "import sys, time; from pathlib import Path; from fedmerge.system.process import core_slot\n"
@@ -65,13 +65,16 @@ def test_a_slot_of_a_process_that_was_killed_is_free(tmp_path: Path, monkeypatch
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     with core_slot():  # waits for ever otherwise
-        pass
+        assert free_lock(tmp_path / "slots" / "0.slot") is None
 
 
 def test_without_a_federation_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDMERGE_CORE_SLOTS", raising=False)
-    with core_slot(), core_slot():  # the second waits for ever otherwise
-        pass
+    began: list[int] = []
+    for number in range(2):
+        with core_slot(), core_slot():  # the second waits for ever otherwise
+            began.append(number)
+    assert began == [0, 1]
 
 
 @given(st.integers(1, 300), st.integers(1, 128))

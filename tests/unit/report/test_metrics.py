@@ -257,3 +257,15 @@ def test_the_commonest_class_alone_is_told_and_never_ranked(record: RunRecord) -
     found = summarize(replace(record, labels=labels))
     assert found["majority_class"] == {"class": "heart", "accuracy": 0.7, "balanced_accuracy": 0.5, "ranked": False}
     assert "majority_class" not in found["methods"]
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_the_label_prior_is_applied_once(record: RunRecord, done: bool) -> None:
+    """Batches of one class, which half of the images tell from another by little: 5 of 10 are right, and all under the prior."""
+    batch = np.array([[0.55, 0.4, 0.05]] * 5 + [[0.45, 0.5, 0.05]] * 5, np.float32)
+    labels = [np.zeros(10, np.int64)] * len(record.labels)
+    steps = [replace(step, probabilities=batch, correct=5) for step in record.steps if step.method == "eam"]
+    hyper_parameters = {"label_prior": "batch" if done else "none"}
+    methods = {"eam": replace(record.methods["eam"], hyper_parameters=hyper_parameters)}
+    row = summarize(replace(record, labels=labels, steps=steps, methods=methods))["methods"]["eam"]
+    assert (row["accuracy"], row["accuracy_label_prior"]) == (0.5, 0.5 if done else 1.0)
