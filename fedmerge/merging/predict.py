@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.coefficients import Coefficients, cap
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.methods._base import Adaptive, Method, Online, Output, State, Stateful, Static
+from fedmerge.merging.methods._base import LABELS, Adaptive, Method, Online, Output, State, Stateful, Static
 from fedmerge.merging.per_sample.dispatch import PerSample
-from fedmerge.merging.scoring.latent import label_shares, under
 
 
 class Fixed(Method):
@@ -123,16 +122,22 @@ def infos(methods: Sequence[Method], names: tuple[str, ...]) -> dict[str, RowInf
 def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], bank: Bank) -> None:
     """Take over, into the rows of a new bank, what the rows of the bank before remember; transductive ones begin anew."""
     for key, row in rows.items():
-        if isinstance(row.method, Stateful) and key in past and not row.transductive:
-            row.state = row.method.carried(past[key].state, before, bank)
+        if key not in past or row.transductive:
+            continue
+        labels = {name: past[key].state[name] for name in LABELS if name in past[key].state}
+        own = row.method.carried(past[key].state, before, bank) if isinstance(row.method, Stateful) else {}
+        row.state = labels | own
 
 
 def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
     """The row's prediction for the batch of the evidence; its state goes on to the next."""
+    labels = {name: row.state[name] for name in LABELS if name in row.state}
     found = _predicted(row, evidence, per_sample)
     if row.method.label_prior == "none":
         return found
-    return replace(found, log_p=under(label_shares(found.log_p), found.log_p))
+    seen, log_p = row.method.under_labels(labels | row.state, found.log_p)
+    row.state = row.state | seen
+    return replace(found, log_p=log_p)
 
 
 def _predicted(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
