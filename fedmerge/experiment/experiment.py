@@ -16,6 +16,7 @@ from fedmerge.experiment.overrides import overridden
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.experiment.validation import (
     agreement_problems,
+    biasless,
     copied,
     event_problems,
     generalist_nowhere,
@@ -24,6 +25,7 @@ from fedmerge.experiment.validation import (
     of_one_name,
     once,
     placed,
+    prior_problems,
     public_problems,
     shown_otherwise,
     unfit,
@@ -152,9 +154,12 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names))
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
+        problems += prior_problems(str(path), scenario, target)
     if problems or scenario is None or target is None:
         raise ScenarioError(once(problems))
     try_out(scenario.model, len(target.source.classes()))
+    if problems := biasless(str(path), scenario, len(target.source.classes())):
+        raise ScenarioError(problems)
     return Experiment(scenario, tuple(found), target, target.source.classes())
 
 

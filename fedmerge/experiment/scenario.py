@@ -87,6 +87,12 @@ class Scenario(Spec):
     uploads: Annotated[tuple[AnyUpload, ...], PlainSerializer(as_written)] = Field(
         (), description="statistics that sites upload beside weights, for methods that need them: names, or with fields below"
     )
+    priors: Literal["as_trained", "uniform", "declared", "estimated"] = Field(
+        "as_trained",
+        description="what heads say of how common labels are. uniform: each expert's own shares, which it uploads as "
+        "'class_counts', are taken out; declared: and those put in that the target's site file has as 'prevalences'; estimated: "
+        "and those that the stream so far shows, where they have told more of its batches than even ones",
+    )
     federated: Annotated[tuple[AnyStrategy, ...], PlainSerializer(as_written)] = Field(
         (), description="competitors with rounds, each of which makes one global model: names, or with fields below"
     )

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fedmerge.errors import Problem, difference, folded, nearest, quoted
+from fedmerge.errors import CheckpointError, Problem, difference, folded, nearest, quoted
 from fedmerge.experiment.scenario import Scenario
+from fedmerge.federated.model import build
 from fedmerge.federated.site import Site
 from fedmerge.federated.statistics._base import STATISTICS
 from fedmerge.merging.methods._base import Method
+from fedmerge.merging.prior import head_bias
 from fedmerge.stream.events import Event, inconsistent
 
 
@@ -209,6 +211,38 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
         expected = "a key 'generalist': the path of a safetensors file, or the name of a federated model"
         problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))
     return problems
+
+
+def prior_problems(where: str, scenario: Scenario, target: Site) -> list[Problem]:
+    """What `priors` needs of hospitals and of the target."""
+    if scenario.priors == "as_trained":
+        return []
+    classes = target.source.classes()
+    problems, key = [], f"'{scenario.priors}'"
+    kinds = [statistic.kind() for statistic in scenario.uploads]
+    if "class_counts" not in kinds:
+        mend = f"Add the line 'uploads: [{', '.join([*kinds, 'class_counts'])}]'"
+        expected = "'class_counts' among the uploads, so that hospitals tell how common classes are"
+        problems.append(Problem(where, "priors", key, expected, mend))
+    if scenario.priors == "declared" and set(target.prevalences or ()) != set(classes):
+        given = target.prevalences
+        found = "no prevalences" if given is None else f"prevalences of {_listed(sorted(given))}"
+        expected = f"one for each class: {', '.join(classes)}"
+        problems.append(
+            Problem(f"site '{target.name}'", "prevalences", f"{found}, and 'priors: declared' in the scenario", expected)
+        )
+    return problems
+
+
+def biasless(where: str, scenario: Scenario, classes: int) -> list[Problem]:
+    """A model whose head can hold no prior, where `priors` would change it. The model can be built."""
+    if scenario.priors == "as_trained":
+        return []
+    try:
+        head_bias(build(scenario.model, classes))
+    except CheckpointError as error:
+        return [Problem(where, "priors", f"'{scenario.priors}', but {error}", "'as_trained' with this model")]
+    return []
 
 
 def of_one_name(where: str, scenario: Scenario, sites: Sequence[str]) -> list[Problem]:

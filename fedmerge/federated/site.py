@@ -59,6 +59,9 @@ class Site(Spec):
         None, description="makes this hospital a simulated attacker: a name in attacks/, or with fields below"
     )
     validation: float = Field(0.2, gt=0, lt=1, description="share of the groups (patients) held out to select and calibrate")
+    prevalences: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="of a target: how common each class is there, as shares or counts, for `priors: declared` of a scenario"
+    )
     samples: int = Field(0, ge=0, le=12, description="images that the hospital agrees to show in the report; audited")
 
     def images(self, geometry: Geometry, seed: int) -> Images:

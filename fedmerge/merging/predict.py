@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.coefficients import Coefficients, cap
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.methods._base import LABELS, Adaptive, Method, Online, Output, State, Stateful, Static
+from fedmerge.merging.methods._base import Adaptive, Method, Online, Output, State, Stateful, Static
 from fedmerge.merging.per_sample.dispatch import PerSample
+
+STREAM = "stream."
+"""Before the names of what a row has seen of its stream, beside what its method remembers."""
 
 
 class Fixed(Method):
@@ -124,20 +127,29 @@ def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], b
     for key, row in rows.items():
         if key not in past or row.transductive:
             continue
-        labels = {name: past[key].state[name] for name in LABELS if name in past[key].state}
-        own = row.method.carried(past[key].state, before, bank) if isinstance(row.method, Stateful) else {}
-        row.state = labels | own
+        own, seen = _apart(past[key].state)
+        row.state = _together(row.method.carried(own, before, bank) if isinstance(row.method, Stateful) else {}, seen)
 
 
 def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
     """The row's prediction for the batch of the evidence; its state goes on to the next."""
-    labels = {name: row.state[name] for name in LABELS if name in row.state}
+    row.state, seen = _apart(row.state)
     found = _predicted(row, evidence, per_sample)
     if row.method.label_prior == "none":
         return found
-    seen, log_p = row.method.under_labels(labels | row.state, found.log_p)
-    row.state = row.state | seen
+    seen, log_p = row.method.under_labels(row.state, seen, found.log_p)
+    row.state = _together(row.state, seen)
     return replace(found, log_p=log_p)
+
+
+def _apart(state: State) -> tuple[State, State]:
+    """What the method remembers, and what the row has seen of its stream's labels."""
+    seen = {name.removeprefix(STREAM): value for name, value in state.items() if name.startswith(STREAM)}
+    return {name: value for name, value in state.items() if not name.startswith(STREAM)}, seen
+
+
+def _together(own: State, seen: State) -> State:
+    return own | {STREAM + name: value for name, value in seen.items()}
 
 
 def _predicted(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:

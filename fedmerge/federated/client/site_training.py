@@ -119,7 +119,8 @@ def measured_statistic(
 ) -> State:
     """A statistic of a model on the hospital's training images."""
     x = ward.train.x.to(next(model.parameters()).device)
-    return statistic.measure(Ground(model.eval(), x, runs, layers, seed_of(task.seed, statistic.kind(), task.site.name)))
+    seed = seed_of(task.seed, statistic.kind(), task.site.name)
+    return statistic.measure(Ground(model.eval(), x, ward.train.y, runs, layers, seed))
 
 
 def admit_images(task: SiteTask) -> Ward:

@@ -22,9 +22,6 @@ from fedmerge.registry import Folder, Label, Plugin
 State = dict[str, Tensor]
 """What a method remembers between batches: named tensors only, so that it can be saved and restored."""
 
-LABELS = ("labels", "gain")
-"""What a row remembers of the labels of its stream, beside what its method remembers."""
-
 
 class Method(Plugin):
     """Base of every method. `label` distinguishes two entries of the same method in one scenario."""
@@ -98,12 +95,12 @@ class Method(Plugin):
         """Whether it needs all parameters of all experts, or as much again of each, in one place at once."""
         return False
 
-    def under_labels(self, state: State, log_p: Tensor) -> tuple[State, Tensor]:
-        """Predictions under the shares of labels that `label_prior` asks for, and what is to be remembered of them.
+    def under_labels(self, state: State, seen: State, log_p: Tensor) -> tuple[State, Tensor]:
+        """Predictions under the shares of labels that `label_prior` asks for, and what has been seen of the stream's labels.
 
-        state: what the row remembers. log_p: (N, C). See `label_shares`.
+        state: what the method remembers. seen: of the stream before this batch. log_p: (N, C). See `label_shares`.
         """
-        batch, stream, seen = label_shares(log_p, state)
+        batch, stream, seen = label_shares(log_p, seen)
         return seen, under(batch if self.label_prior == "batch" else stream, log_p)
 
     def forwards_alone(self, asked: int, experts: int) -> int:

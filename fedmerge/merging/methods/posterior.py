@@ -40,7 +40,7 @@ from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Adaptive, State
 from fedmerge.merging.methods.model_stock import ModelStock
 from fedmerge.merging.methods.wise_ft import WiseFt
-from fedmerge.merging.scoring.agreement import TEMPERATURES, agreement, confidences, temperature
+from fedmerge.merging.scoring.agreement import TEMPERATURES, answers_alike, confidences, temperature
 from fedmerge.merging.scoring.divergence import entropy
 from fedmerge.merging.scoring.latent import label_shares, site_shares, under
 from fedmerge.merging.state import carried_rows
@@ -127,24 +127,27 @@ class Posterior(Adaptive):
         C = log_q.shape[1]
         if self.label_prior == "none":
             return state | {"b": torch.full((C,), 1 / C, dtype=torch.float64)}
-        trust = state["trust"] + torch.cat([agreement(log_q, [*said.values()]).sum()[None], confidences(log_q)])
+        trust = state["trust"] + torch.cat([answers_alike(log_q, [*said.values()]).sum()[None], confidences(log_q)])
         T = temperature(trust[0], trust[1:])
         batch, stream, seen = label_shares((log_q / T).log_softmax(1), state)
         b = batch if self.label_prior == "batch" else stream
         return state | seen | {"trust": trust, "T": torch.tensor([T], dtype=torch.float64), "b": b}
 
-    def under_labels(self, state: State, log_p: Tensor) -> tuple[State, Tensor]:
-        """Under the shares that the consensus has told, as sure as the panel agrees."""
+    def under_labels(self, state: State, seen: State, log_p: Tensor) -> tuple[State, Tensor]:
+        """Under the shares that the consensus has told, as sure as the panel agrees; it remembers them by itself."""
         even = bool((state["b"] == state["b"][0]).all())
-        return state, log_p if even else under(state["b"], log_p / state["T"].to(log_p))
+        return seen, log_p if even else under(state["b"], log_p / state["T"].to(log_p))
 
     def _t(self, agreed: Tensor, bank: Bank) -> float:
         """How far the merge goes from theta_0: half-way, and all the way where that costs agreement with the ensemble."""
         if self.shrink == "none" or "theta_0" not in bank.anchors or not bank.shared_head:
             return 1.0
-        lost = float(agreed[0] / (agreed[1] + PRIOR_IMAGES))
-        least, most = LOST
-        return 0.5 if self.shrink == "half" else 0.5 + 0.5 * min(1.0, max(0.0, (lost - least) / (most - least)))
+        if self.shrink == "half":
+            return 0.5
+        if float(agreed[1]) == 0:
+            return 1.0  # the panel has nobody who could tell
+        lost, (least, most) = float(agreed[0] / (agreed[1] + PRIOR_IMAGES)), LOST
+        return 0.5 + 0.5 * min(1.0, max(0.0, (lost - least) / (most - least)))
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
         return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
@@ -169,7 +172,7 @@ def _agreed(said: dict[Member, Tensor]) -> Tensor:
     """Images on which the mean, less those on which the mean drawn half-way to theta_0, answers as the ensemble; and all images."""
     if not {"ensemble", "mean", "wise_ft"} <= said.keys():
         return torch.zeros(2, dtype=torch.float64)
-    mean, half = (agreement(said[member], [said["ensemble"]]).sum() for member in ("mean", "wise_ft"))
+    mean, half = (answers_alike(said[member], [said["ensemble"]]).sum() for member in ("mean", "wise_ft"))
     return torch.stack([mean - half, torch.tensor(float(len(said["mean"])), dtype=torch.float64)])
 
 

@@ -11,7 +11,7 @@ TEMPERATURES = 2 ** (torch.arange(-12, 9, dtype=torch.float64) / 4)
 """From 1/8 to 4."""
 
 
-def agreement(log_p: Tensor, others: Sequence[Tensor]) -> Tensor:
+def answers_alike(log_p: Tensor, others: Sequence[Tensor]) -> Tensor:
     """Images (N,) on which the answer is that of the others, as the share of the others. All are log p (N, C)."""
     answer = log_p.argmax(1)
     return torch.stack([other.argmax(1) == answer for other in others]).double().mean(0).cpu()
@@ -29,6 +29,6 @@ def temperature(agreed: Tensor, sure: Tensor) -> float:
     Agreement is accuracy where models err independently (Jiang et al., Assessing generalization via disagreement, ICLR 2022), and
     more than accuracy where they err alike, as merges of the same experts do: hence half the way, in logarithms.
 
-    agreed: sum of `agreement`. sure: sum of `confidences`, over the same images.
+    agreed: sum of `answers_alike`. sure: sum of `confidences`, over the same images.
     """
     return float(TEMPERATURES[(sure - agreed).abs().argmin()].sqrt())

@@ -40,7 +40,7 @@ def label_shares(log_p: Tensor, seen: Seen | None = None, pseudo: float = 1.0) -
     class too often says so in every batch, and that is no reason to believe it. Otherwise shares are even. Those of the stream are
     given where they have told more of its batches than even ones have, by as much for all its images; else they are even.
 
-    log_p: (N, C), relative to even shares. seen: of the stream before; other keys are passed over.
+    log_p: (N, C), relative to even shares. seen: of the stream before; other names are passed over.
     """
     p = log_p.double().cpu().exp()
     N, C = p.shape

@@ -261,10 +261,11 @@ def test_the_commonest_class_alone_is_told_and_never_ranked(record: RunRecord) -
 
 @pytest.mark.parametrize("done", [True, False])
 def test_the_label_prior_is_applied_once(record: RunRecord, done: bool) -> None:
-    """Batches of one class, which half of the images tell from another by little: 5 of 10 are right, and all under the prior."""
+    """Batches of one class after another, which half of the images tell from the next by little: 5 of 10 are right, and all under
+    the prior."""
     batch = np.array([[0.55, 0.4, 0.05]] * 5 + [[0.45, 0.5, 0.05]] * 5, np.float32)
-    labels = [np.zeros(10, np.int64)] * len(record.labels)
-    steps = [replace(step, probabilities=batch, correct=5) for step in record.steps if step.method == "eam"]
+    labels = [np.full(10, t % 3) for t in range(len(record.labels))]
+    steps = [replace(s, probabilities=np.roll(batch, s.t % 3, 1), correct=5) for s in record.steps if s.method == "eam"]
     hyper_parameters = {"label_prior": "batch" if done else "none"}
     methods = {"eam": replace(record.methods["eam"], hyper_parameters=hyper_parameters)}
     row = summarize(replace(record, labels=labels, steps=steps, methods=methods))["methods"]["eam"]
