@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedmerge.data.corruptions._base import mismatched
 from fedmerge.errors import Problem, ScenarioError
+from fedmerge.experiment.overrides import EACH, domains_of, overridden, target_of
 from fedmerge.experiment.overrides import Overrides as Overrides
-from fedmerge.experiment.overrides import overridden
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.experiment.validation import (
     agreement_problems,
@@ -23,6 +23,7 @@ from fedmerge.experiment.validation import (
     name_problems,
     of_one_name,
     once,
+    one_of_each,
     placed,
     public_problems,
     shown_otherwise,
@@ -53,12 +54,16 @@ WITHOUT_EFFECT = frozenset({"backend", "jobs"})
 
 @dataclass(frozen=True)
 class Experiment:
-    """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join."""
+    """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join.
+
+    in_turn: the target is one of several that the scenario leaves out in turn.
+    """
 
     scenario: Scenario
     sites: tuple[Site, ...]
     target: Site
     classes: tuple[str, ...]
+    in_turn: bool = False
 
     @property
     def founders(self) -> tuple[str, ...]:
@@ -68,7 +73,8 @@ class Experiment:
     @property
     def run_dir(self) -> Path:
         """Where its run is kept, unless somebody says otherwise."""
-        return Path("runs") / f"{self.scenario.name}-{self.scenario.seed}"
+        names = [self.scenario.name, *([self.target.name] if self.in_turn else []), str(self.scenario.seed)]
+        return Path("runs") / "-".join(names)
 
     def remarks(self) -> list[str]:
         """What is left out of the images, by site, what differs between sites, and classes that nobody shows, as seen from here."""
@@ -123,7 +129,18 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
         return bool(value_at(given, key) == value_at(content, key))
 
     with lines_named(path, same):
-        return _checked(content, path, at_target)
+        return replace(_checked(content, path, at_target), in_turn=target_of(given) == EACH)
+
+
+def load_each(path: Path, overrides: Overrides) -> list[Experiment]:
+    """The experiments of a scenario: one, or one for each domain where the target is `each`. Raises ScenarioError."""
+    own = replace(overrides, target=None) if overrides.target == EACH else overrides
+    content = overridden(read_yaml(path), own)
+    if EACH not in (target_of(content), overrides.target):
+        return [load_experiment(path, overrides)]
+    with lines_named(path):
+        domains = domains_of(content, str(path))
+    return [load_experiment(path, replace(own, target=name, add_sites=(*own.add_sites, *trains))) for name, trains in domains]
 
 
 def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment:
@@ -134,7 +151,10 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
         problems += error.problems
-    names, target_name = _strings(content.get("sites")), _target_name(content.get("target"))
+    names, target_name = _strings(content.get("sites")), target_of(content)
+    if target_name == EACH:
+        problems += one_of_each(str(path), names)
+        target_name = None
     joining = _joining(content.get("events"), names)
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys([*names, *joining])}
     target = _read_site(target_name, path, problems) if target_name else None
@@ -160,11 +180,6 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
 
 def _strings(value: Any) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-def _target_name(given: Any) -> str | None:
-    name = given.get("site") if isinstance(given, dict) else given
-    return name if isinstance(name, str) else None
 
 
 def _joining(events: Any, founders: list[str]) -> list[str]:

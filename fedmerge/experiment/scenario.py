@@ -42,7 +42,7 @@ CHECKS = tuple(DEFENSES.load(name)() for name in ("calibration", "norms", "agree
 class Target(Spec):
     """The unseen hospital, and what it has. In YAML its site's name alone stands for it."""
 
-    site: str = Field(description="name of a file in sites/, or a path")
+    site: str = Field(description="name of a file in sites/, or a path; each: every site in turn, left out of training")
     max_bytes: ByteSize | None = Field(None, gt=0, description="memory that the target may take, e.g. 2GB")
     shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over")
     gpus: float | None = Field(None, ge=0, description="GPUs of its process; default: one if there is one")
@@ -79,7 +79,10 @@ class Scenario(Spec):
     initialization: Initialization = Field(description="theta_0, which all hospitals share")
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
-    target: AnyTarget = Field(description="the unseen hospital: name of a file in sites/, or a mapping with what it has")
+    target: AnyTarget = Field(
+        description="the unseen hospital: name of a file in sites/, or a mapping with what it has. "
+        "each: every one of `sites` in turn, while the others train: `fedmerge sweep`, or `--target NAME` for one of them"
+    )
     stream: AnySchedule = Field(description="order in which the target's images arrive")
     methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(as_written)] = Field(
         min_length=1, description="what is compared: names, or a name with its hyper-parameters below"

@@ -73,8 +73,16 @@ def name_problems(where: str, names: list[str], joining: list[str], target: str 
     ]
     if target and Path(target).stem in [*stems, *(Path(name).stem for name in joining)]:
         expected = "a hospital that trained nothing: the target must be unseen"
-        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected))
+        mend = f"The option '--target {target}' takes it out of the sites" if Path(target).stem in stems else ""
+        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected, mend))
     return problems
+
+
+def one_of_each(where: str, names: list[str]) -> list[Problem]:
+    """A target that stands for all domains, where one is needed."""
+    known = ", ".join(Path(name).stem for name in names)
+    mend = f"Name it with --target (one of: {known}), or run all in turn: fedmerge sweep {where}"
+    return [Problem(where, "target", "'each', which stands for every site in turn", "one of them in a run", mend)]
 
 
 def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[Problem]:

@@ -16,6 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedmerge.report.batch_log import Step
 
@@ -37,6 +38,15 @@ class Terminal:
     def say(self, text: str) -> None:
         """One line."""
         self.console.print(text, markup=False)
+
+    def table(self, title: str, header: Sequence[str], *rows: Sequence[str]) -> None:
+        """Names to the left of numbers."""
+        shown = Table(title=title)
+        for name in header:
+            shown.add_column(Text(name), justify="left" if name == "method" else "right")
+        for row in rows:
+            shown.add_row(*map(Text, row))
+        self.console.print(shown)
 
     def experts(self, sha256: dict[str, str], trained: dict[str, bool]) -> None:
         """One line: every expert's digest, and whether it was trained now or lay in the pool."""
