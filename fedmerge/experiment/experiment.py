@@ -13,7 +13,7 @@ from fedmerge.data.corruptions._base import mismatched
 from fedmerge.errors import Problem, ScenarioError
 from fedmerge.experiment.overrides import EACH, domains_of, overridden, target_of
 from fedmerge.experiment.overrides import Overrides as Overrides
-from fedmerge.experiment.scenario import Scenario
+from fedmerge.experiment.scenario import Scenario, filled
 from fedmerge.experiment.validation import (
     agreement_problems,
     copied,
@@ -56,7 +56,7 @@ WITHOUT_EFFECT = frozenset({"backend", "jobs"})
 class Experiment:
     """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join.
 
-    in_turn: the target is one of several that the scenario leaves out in turn.
+    in_turn: the target is one of several that the scenario leaves out in turn. filled: keys whose values its protocol gives.
     """
 
     scenario: Scenario
@@ -64,6 +64,7 @@ class Experiment:
     target: Site
     classes: tuple[str, ...]
     in_turn: bool = False
+    filled: tuple[str, ...] = ()
 
     @property
     def founders(self) -> tuple[str, ...]:
@@ -79,7 +80,12 @@ class Experiment:
     def remarks(self) -> list[str]:
         """What is left out of the images, by site, what differs between sites, and classes that nobody shows, as seen from here."""
         everyone = [*self.sites, self.target]
-        said = try_out(self.scenario.model, len(self.classes))
+        said = (
+            [f"protocol '{self.scenario.protocol}' gives: {', '.join(self.filled)}"]
+            if self.scenario.protocol and self.filled
+            else []
+        )
+        said += try_out(self.scenario.model, len(self.classes))
         said += [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
         shown = [site.source.shown() for site in everyone]
         nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
@@ -129,7 +135,8 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
         return bool(value_at(given, key) == value_at(content, key))
 
     with lines_named(path, same):
-        return replace(_checked(content, path, at_target), in_turn=target_of(given) == EACH)
+        names = filled(content)[1] + (["methods"] if "methods" not in given and not (overrides and overrides.methods) else [])
+        return replace(_checked(content, path, at_target), in_turn=target_of(given) == EACH, filled=tuple(names))
 
 
 def load_each(path: Path, overrides: Overrides) -> list[Experiment]:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.experiment.scenario import PROTOCOLS
 from fedmerge.registry import FORMER, renamed
 from fedmerge.system.yaml_loader import load_yaml
 
@@ -47,7 +48,9 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
 
     Raises ScenarioError for a site to leave out that the scenario does not have, and for a federated row among the methods.
     """
-    changed = dict(content)
+    changed = content | {key: value for key, value in overrides.settings if key == "protocol"}
+    if changed.get("methods") is None and (known := PROTOCOLS.get(str(changed.get("protocol")))):
+        changed["methods"] = known["methods"]  # so that settings can name their fields
     for key, value in overrides.settings:
         changed = assign(changed, key, value)
     if overrides.backend is not None:
