@@ -46,7 +46,7 @@ def show_preview(found: Preview) -> None:
                 "validation": str(one.validation) if trains else "",
                 "labels": histogram(one.per_class),
                 "domains": ", ".join(f"{name} {count}" for name, count in one.per_domain.items() if count),
-                "expert": IN_POOL[found.trained[one.site]] if trains else "never trains",
+                "expert": _expert(found, one.site) if trains else "never trains",
             }
         )
     out.print(site_table(rows))
@@ -68,6 +68,12 @@ def show_preview(found: Preview) -> None:
         steps = f"{strategy.steps:.0f} local steps a hospital in all"
         out.print(f"federated: {strategy.key}, {count}, {steps}: {strategy.words}", markup=False)
     out.print(f"estimate for this machine: {_told(cost)}", markup=False)
+
+
+def _expert(found: Preview, name: str) -> str:
+    there = found.trained[name]
+    brings = any(site.expert for site in found.experiment.sites if site.name == name)
+    return "brings it" if brings and not there else IN_POOL[there]
 
 
 def _told(cost: Cost) -> str:

@@ -131,7 +131,8 @@ def _preview(experiment: Experiment, pool: Path, cores: int, counted: dict[str, 
     rounds = ahead(experiment, pool, initial, found)
     model = build(scenario.model, len(experiment.classes), seed=scenario.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    left = [one for one in found if not trained[one.site]]
+    bring = {site.name for site in experiment.sites if site.expert}
+    left = [one for one in found if not trained[one.site] and one.site not in bring]
     cost = estimate(experiment, model, found, Left(proxy_steps(experiment, pool), left, rounds), mix, cores)
     return Preview(experiment, found, target, trained, mix, parameters, cost, rounds)
 
@@ -149,7 +150,8 @@ def mix_of(experiment: Experiment) -> Mix:
 
 def known_start(experiment: Experiment, pool: Path) -> Initial | None:
     """theta_0, unless it has to be trained first."""
-    if experiment.scenario.initialization.head_init == "fed_lp" or proxy_steps(experiment, pool):
+    start = experiment.scenario.initialization
+    if (start and start.head_init == "fed_lp") or proxy_steps(experiment, pool):
         return None
     return make_theta_0(experiment, RunOptions(out=pool, pool=pool), Terminal(quiet=True))
 

@@ -16,6 +16,7 @@ from fedmerge.experiment.overrides import Overrides as Overrides
 from fedmerge.experiment.scenario import Scenario, filled
 from fedmerge.experiment.validation import (
     agreement_problems,
+    brought_by,
     copied,
     event_problems,
     generalist_nowhere,
@@ -29,6 +30,8 @@ from fedmerge.experiment.validation import (
     shown_otherwise,
     unfit,
     unprotected,
+    untrained,
+    without_theta_0,
 )
 from fedmerge.federated.model import try_out
 from fedmerge.federated.server.initialization import PUBLIC
@@ -86,6 +89,8 @@ class Experiment:
             else []
         )
         said += try_out(self.scenario.model, len(self.classes))
+        for name, done in brought_by(self.scenario, self.sites, self.classes).items():
+            said.append(f"site '{name}' brings its expert, and trains none: {'; '.join(done) or 'taken as it is'}")
         said += [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
         shown = [site.source.shown() for site in everyone]
         nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
@@ -94,13 +99,14 @@ class Experiment:
 
     def resolved(self) -> dict[str, Any]:
         """All that was asked for, with every default written out. joining: sites that only events name, if there are any."""
-        sites = [site.model_dump(mode="json") for site in self.sites]
+        sites = [_written(site) for site in self.sites]
+        scenario = self.scenario.model_dump(mode="json")
         founders, joining = sites[: len(self.scenario.sites)], sites[len(self.scenario.sites) :]
         return {
-            **self.scenario.model_dump(mode="json"),
+            **{key: value for key, value in scenario.items() if key != "protocol" or value},
             "sites": founders,
             **({"joining": joining} if joining else {}),
-            "target": {**self.target.model_dump(mode="json"), **self.scenario.target.limits},
+            "target": {**_written(self.target), **self.scenario.target.limits},
         }
 
     def inputs(self) -> dict[str, str]:
@@ -111,6 +117,7 @@ class Experiment:
         public = {"initialization": getattr(start, "source", None), "probe": scenario.probe}
         found |= {key: source.identity(PUBLIC, scenario.seed) for key, source in public.items() if source}
         files = {"initialization": getattr(start, "path", None), "generalist": scenario.generalist}
+        found |= {f"expert of {site.name}": site.expert.digest for site in self.sites if site.expert}
         return found | {
             key: digest
             for key, path in files.items()
@@ -121,6 +128,11 @@ class Experiment:
         """Digest of the resolved scenario, without what does not change a result."""
         determined = {key: value for key, value in self.resolved().items() if key not in WITHOUT_EFFECT}
         return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
+
+
+def _written(site: Site) -> dict[str, Any]:
+    """A site's keys; of what was not there once, only what is given, so that runs of older versions stay the same."""
+    return {key: value for key, value in site.model_dump(mode="json").items() if key != "expert" or value}
 
 
 def load_experiment(path: Path, overrides: Overrides | None = None, at_target: bool = True) -> Experiment:
@@ -176,12 +188,14 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += [placed(str(path), "stream", problem) for problem in in_stream]
         problems += [placed(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
         problems += method_problems(str(path), scenario, [site.name for site in found], [*found, target])
+        problems += untrained(str(path), scenario, found) + without_theta_0(str(path), scenario, found)
         problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names))
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
     if problems or scenario is None or target is None:
         raise ScenarioError(once(problems))
     try_out(scenario.model, len(target.source.classes()))
+    brought_by(scenario, found, target.source.classes())
     return Experiment(scenario, tuple(found), target, target.source.classes())
 
 

@@ -164,7 +164,9 @@ class Scenario(Spec):
         "ViT-B/32, batches of 32, 20 runs in the ranges of DiWA, 5,001 steps or 50 epochs; quick: a tiny ViT, 2 cores, minutes",
     )
     model: ModelSpec = Field(description="the backbone, by its timm name")
-    initialization: Initialization = Field(description="theta_0, which all hospitals share")
+    initialization: Initialization | None = Field(
+        None, description="theta_0, which all hospitals share; needed unless all bring their 'expert', as its site file says"
+    )
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
     target: AnyTarget = Field(

@@ -81,7 +81,7 @@ def consume(experiment: Experiment, initial: Initial, sent: Sent, options: RunOp
     course = course_of(experiment, task.experts)
     experts = {expert.site: contribution(expert) for expert in sent.experts}
     first = [experts[name] for name in course[0].experts]
-    base = _arrays(initial.weights)
+    base = _arrays(initial.weights) if initial.known else {}
     with target_of(task, first, base, scenario) as target:
         description = target.describe()
         key = {"index": description.stream.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}

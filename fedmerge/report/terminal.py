@@ -48,10 +48,10 @@ class Terminal:
             shown.add_row(*map(Text, row))
         self.console.print(shown)
 
-    def experts(self, sha256: dict[str, str], trained: dict[str, bool]) -> None:
-        """One line: every expert's digest, and whether it was trained now or lay in the pool."""
-        each = [f"{name} {digest[:12]} ({'trained now' if trained[name] else 'from the pool'})" for name, digest in sha256.items()]
-        self.say(f"experts: {', '.join(each)}")
+    def experts(self, sha256: dict[str, str], trained: dict[str, bool], brought: Sequence[str] = ()) -> None:
+        """One line: every expert's digest, and whether it was trained now, lay in the pool, or was trained elsewhere."""
+        how = {name: "trained now" if now else "brought" if name in brought else "from the pool" for name, now in trained.items()}
+        self.say(f"experts: {', '.join(f'{name} {digest[:12]} ({how[name]})' for name, digest in sha256.items())}")
 
     @contextmanager
     def progress(self, title: str) -> Iterator[SiteProgress]:
