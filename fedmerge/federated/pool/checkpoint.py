@@ -55,6 +55,8 @@ def _refused(file: Path, head: bytes, error: Exception) -> str:
     said = str(error)
     if named := re.search(r"GLOBAL ([\w.]+)", said):
         return f"Python objects in it ({named[1]}), which are not read, as they could run code. {ONLY_WEIGHTS}"
+    if "magic number" in said:
+        return f"a pickle that PyTorch has not written. {ONLY_WEIGHTS}"
     if "TorchScript" in said:
         return f"a program of TorchScript. {ONLY_WEIGHTS}, with model = torch.jit.load(FILE)"
     other = kind_of(file, head)
