@@ -55,15 +55,13 @@ def _refused(file: Path, head: bytes, error: Exception) -> str:
     said = str(error)
     if named := re.search(r"GLOBAL ([\w.]+)", said):
         return f"Python objects in it ({named[1]}), which are not read, as they could run code. {ONLY_WEIGHTS}"
-    if "magic number" in said:
-        return f"a pickle that PyTorch has not written. {ONLY_WEIGHTS}"
     if "TorchScript" in said:
         return f"a program of TorchScript. {ONLY_WEIGHTS}, with model = torch.jit.load(FILE)"
     other = kind_of(file, head)
     if other and ".pth" not in other:
         return other
     if "cut off" in other or not isinstance(error, pickle.UnpicklingError):
-        return "a file that was cut off, or is damaged: copy it again"
+        return "a file that was cut off, or that PyTorch has not written: copy it again"
     return f"a pickle that is not read: {said.splitlines()[0][:120]}. {ONLY_WEIGHTS}"
 
 
