@@ -99,6 +99,23 @@ def diagnose(
     look(run, None if predictions_only else pool, images, quiet)
 
 
+@app.command("inspect")
+@guarded
+def inspect_file(
+    file: Annotated[Path, typer.Argument(help="weights: safetensors, or .pth of PyTorch")],
+    model: Annotated[str | None, typer.Option(help="timm's name of the model that it may be of")] = None,
+    scenario: Annotated[Path | None, typer.Option(help="a scenario that it may be an expert for")] = None,
+) -> None:
+    """Say what FILE is: format, tensors, head, and whether it fits a model or a scenario. It runs no code of the file.
+
+    Exit status 0 if it holds weights, and fits what is named; otherwise 2.
+    """
+    from fedmerge.cli.weights_file import told_of
+
+    for line in told_of(file, model, scenario):
+        typer.echo(line)
+
+
 @app.command()
 @guarded
 def mirage(

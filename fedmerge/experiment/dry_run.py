@@ -70,7 +70,7 @@ class Cost:
     @property
     def training_s(self) -> float:
         """All that must be trained."""
-        return self.first_s + side_by_side([*self.sites_s.values()], self.at_once) + self.rounds_s
+        return self.first_s + abreast([*self.sites_s.values()], self.at_once) + self.rounds_s
 
     @staticmethod
     def of_all(costs: Sequence[Cost]) -> Cost:
@@ -80,7 +80,7 @@ class Cost:
         return Cost(costs[0].first_s, own, rounds, streams, max(one.peak_bytes for one in costs), costs[0].at_once)
 
 
-def side_by_side(seconds: Sequence[float], at_once: int) -> float:
+def abreast(seconds: Sequence[float], at_once: int) -> float:
     """How long it takes to do these, so many at a time."""
     return max([sum(seconds) / at_once, *seconds], default=0.0)
 
@@ -197,8 +197,7 @@ def estimate(experiment: Experiment, model: torch.nn.Module, sites: Sequence[Cen
         for site in left.sites
     }
     rounds = sum(
-        side_by_side([steps * step + one.asked * validation[site] for site, steps in one.left.items()], at_once)
-        for one in left.rounds
+        abreast([steps * step + one.asked * validation[site] for site, steps in one.left.items()], at_once) for one in left.rounds
     )
     forwards = (len(experiment.sites) * 3 + len(scenario.methods) + len(scenario.federated)) * len(mix.classes)
     rows = (len(experiment.sites) + 2 + len(scenario.federated)) * sum(parameter.numel() for parameter in model.parameters()) * 4

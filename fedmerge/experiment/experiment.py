@@ -11,7 +11,7 @@ from typing import Any
 
 from fedmerge.data.corruptions._base import mismatched
 from fedmerge.errors import Problem, ScenarioError
-from fedmerge.experiment.overrides import EACH, domains_of, overridden, target_of
+from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, target_named
 from fedmerge.experiment.overrides import Overrides as Overrides
 from fedmerge.experiment.scenario import Scenario, filled
 from fedmerge.experiment.validation import (
@@ -148,17 +148,17 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
 
     with lines_named(path, same):
         names = filled(content)[1] + (["methods"] if "methods" not in given and not (overrides and overrides.methods) else [])
-        return replace(_checked(content, path, at_target), in_turn=target_of(given) == EACH, filled=tuple(names))
+        return replace(_checked(content, path, at_target), in_turn=target_named(given) == EACH, filled=tuple(names))
 
 
 def load_each(path: Path, overrides: Overrides) -> list[Experiment]:
     """The experiments of a scenario: one, or one for each domain where the target is `each`. Raises ScenarioError."""
     own = replace(overrides, target=None) if overrides.target == EACH else overrides
     content = overridden(read_yaml(path), own)
-    if EACH not in (target_of(content), overrides.target):
+    if EACH not in (target_named(content), overrides.target):
         return [load_experiment(path, overrides)]
     with lines_named(path):
-        domains = domains_of(content, str(path))
+        domains = domains_in_turn(content, str(path))
     return [load_experiment(path, replace(own, target=name, add_sites=(*own.add_sites, *trains))) for name, trains in domains]
 
 
@@ -170,7 +170,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
         problems += error.problems
-    names, target_name = _strings(content.get("sites")), target_of(content)
+    names, target_name = _strings(content.get("sites")), target_named(content)
     if target_name == EACH:
         problems += one_of_each(str(path), names)
         target_name = None

@@ -73,20 +73,20 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     return changed
 
 
-def target_of(content: dict[str, Any]) -> str | None:
+def target_named(content: dict[str, Any]) -> str | None:
     """The target's name as a scenario gives it, alone or in a mapping; None for what is no name."""
     given = content.get("target")
     name = given.get("site") if isinstance(given, dict) else given
     return name if isinstance(name, str) else None
 
 
-def domains_of(content: dict[str, Any], file: str) -> list[tuple[str, tuple[str, ...]]]:
+def domains_in_turn(content: dict[str, Any], file: str) -> list[tuple[str, tuple[str, ...]]]:
     """Every domain of a scenario that may be left out in turn: its sites, and its target unless that is `each`.
 
     With each comes who trains beside the other sites: that target, where it is not the one left out.
     Raises ScenarioError, naming the file, for what is no list of names, and for less than two domains.
     """
-    sites, target = content.get("sites"), target_of(content)
+    sites, target = content.get("sites"), target_named(content)
     if not (isinstance(sites, list) and all(isinstance(site, str) for site in sites)):
         raise ScenarioError([Problem(file, "sites", f"{sites!r}", "a list of names, e.g. [a, b]")])
     trains = (target,) if target not in (None, EACH) and _stem(target) not in map(_stem, sites) else ()

@@ -21,7 +21,7 @@ from typing import Any
 
 from fedmerge.errors import Problem, ScenarioError, SiteError
 from fedmerge.experiment.experiment import Experiment, Overrides, load_experiment
-from fedmerge.experiment.overrides import EACH, domains_of, overridden, parse, target_of
+from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, parse, target_named
 from fedmerge.report.pages.sweep import write_grid
 from fedmerge.report.sweep_table import MAJORITY, DomainTable, Grid, plainly
 from fedmerge.report.terminal import Terminal, shown_path
@@ -126,7 +126,7 @@ def _targets(
 ) -> list[tuple[str | None, tuple[str, ...]]]:
     """Under these settings: every target, and who trains beside the scenario's sites. None: the scenario's own target."""
     changed = overridden(content, Overrides(settings=settings))
-    own = target_of(changed)
+    own = target_named(changed)
     names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
     if wanted and not names:
         raise ScenarioError([Problem("--targets", "", f"'{wanted}'", "'each', or names of sites with commas between them")])
@@ -134,7 +134,7 @@ def _targets(
         return [(None, ())]
     if names not in ([], [EACH]):
         return [(name, ()) for name in names]
-    return [*domains_of(changed, str(scenario))]
+    return [*domains_in_turn(changed, str(scenario))]
 
 
 def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:

@@ -16,7 +16,7 @@ from fedmerge.federated.client.temperature import fit_temperature
 from fedmerge.federated.client.trainer import LabeledImages, Recipe, accuracy, fit, logits_of
 from fedmerge.federated.messages import MILD, SiteTask, Training
 from fedmerge.federated.model import build, normalization, renew_head
-from fedmerge.federated.pool.checkpoint import Weights, fitting
+from fedmerge.federated.pool.checkpoint import Brought, fitting
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.statistics._base import Ground, State, Statistic
 from fedmerge.merging.bank.layout import head_names
@@ -107,7 +107,7 @@ def train_runs(task: SiteTask, theta_0: State, ward: Ward, on_progress: OnProgre
     return [_train_run(task, number, theta_0, ward, on_progress) for number in range(task.runs)]
 
 
-def brought(task: SiteTask, model: nn.Module, theta_0: State) -> Weights:
+def brought(task: SiteTask, model: nn.Module, theta_0: State) -> Brought:
     """The expert that a hospital has trained elsewhere, as the model has it. Raises CheckpointError."""
     own = task.site.expert
     assert own is not None

@@ -1,4 +1,4 @@
-"""Weights that were trained elsewhere: a file as it comes, and what is done so that it fits the model of a scenario."""
+"""Brought that were trained elsewhere: a file as it comes, and what is done so that it fits the model of a scenario."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import CheckpointError, nearest
-from fedmerge.federated.pool.tensor_file import State, begun, kind_of, read_safetensors
+from fedmerge.federated.pool.tensor_file import State, kind_of, opened_file, read_safetensors
 from fedmerge.federated.site import OwnExpert
 from fedmerge.merging.bank.layout import StateDict, check_state, head_names, usual_prefix
 
@@ -27,7 +27,7 @@ ONLY_WEIGHTS = "Save its weights alone: torch.save({'state_dict': model.state_di
 
 
 @dataclass(frozen=True)
-class Weights:
+class Brought:
     """What a file holds. form: its format. done: what was done to it, in words."""
 
     form: str
@@ -35,19 +35,19 @@ class Weights:
     done: tuple[str, ...] = ()
 
 
-def read_weights(path: str | Path, key: str, expected: str = "expected weights: safetensors, or .pth of PyTorch") -> Weights:
+def read_weights(path: str | Path, key: str, expected: str = "expected weights: safetensors, or .pth of PyTorch") -> Brought:
     """The tensors of a file of safetensors or of PyTorch, which runs no code. Raises CheckpointError, naming the key."""
-    file, head = begun(path, key, expected)
+    file, head = opened_file(path, key, expected)
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         state = read_safetensors(file, head, key, expected)
-        return Weights("safetensors", state)
+        return Brought("safetensors", state)
     form = "PyTorch, zip" if head.startswith(b"PK") else "PyTorch, pickle"
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's bytes break in there
         raise CheckpointError(f"{key}: {file}: found {_refused(file, head, error)}; {expected}") from None
     state, done = _unwrapped(content, f"{key}: {file}", expected)
-    return Weights(form, state, tuple(done))
+    return Brought(form, state, tuple(done))
 
 
 def _refused(file: Path, head: bytes, error: Exception) -> str:
@@ -90,20 +90,20 @@ def _holds_tensors(value: Any, depth: int = 0) -> bool:
     return any(isinstance(item, Tensor) or _holds_tensors(item, depth + 1) for item in value.values())
 
 
-def fitting(owner: str, own: OwnExpert, model: nn.Module, classes: Sequence[str], theta_0: StateDict | None = None) -> Weights:
+def fitting(owner: str, own: OwnExpert, model: nn.Module, classes: Sequence[str], theta_0: StateDict | None = None) -> Brought:
     """What a hospital brings, as the model has it. Raises CheckpointError, naming the owner."""
     found = read_weights(own.checkpoint, f"{owner}: expert.checkpoint")
     return fitted(found, model, classes, own.classes, f"{owner}: expert.checkpoint: {own.file.name}", theta_0)
 
 
 def fitted(
-    weights: Weights,
+    weights: Brought,
     model: nn.Module,
     classes: Sequence[str],
     outputs: Sequence[str | None] | None,
     owner: str,
     theta_0: StateDict | None = None,
-) -> Weights:
+) -> Brought:
     """The state as the model has it: without prefixes, the head under its name and in the order of the classes, in its dtypes.
 
     outputs: the class of each output of the file's head, in its order, None for one that is not used; default: the classes.
@@ -125,7 +125,7 @@ def fitted(
         check_state(whole, wanted, owner)
     except CheckpointError as error:
         raise CheckpointError(str(error), "its expert does not fit the model; the hospital's own log says why") from None
-    return Weights(weights.form, {name: whole[name].contiguous() for name in wanted}, tuple(done))
+    return Brought(weights.form, {name: whole[name].contiguous() for name in wanted}, tuple(done))
 
 
 def _other_dtype(state: StateDict, wanted: StateDict, name: str) -> bool:

@@ -57,11 +57,11 @@ def _digest(words: dict[str, str]) -> str:
 def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tensor]:
     """All tensors of a safetensors file; its path may name environment variables. Raises CheckpointError, naming the key."""
     expected = f"expected a safetensors file of {model.name}"
-    file, head = begun(path, key, expected)
+    file, head = opened_file(path, key, expected)
     return read_safetensors(file, head, key, expected)
 
 
-def begun(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]:
+def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]:
     """A file of weights, found, and its first bytes. Raises CheckpointError, naming the key."""
     file = Path(os.path.expandvars(path)).expanduser()
     try:
@@ -80,7 +80,7 @@ def begun(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]:
 
 
 def read_safetensors(file: Path, head: bytes, key: str, expected: str) -> State:
-    """All tensors of a file that has begun so. Raises CheckpointError that says what else the file is."""
+    """All tensors of a file that has opened_file so. Raises CheckpointError that says what else the file is."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -17,7 +17,7 @@ from fedmerge.errors import CheckpointError, ScenarioError
 from fedmerge.federated.client.site_training import train_site
 from fedmerge.federated.messages import Initial, SiteTask
 from fedmerge.federated.model import ModelSpec, build
-from fedmerge.federated.pool.checkpoint import Weights, fitted, read_weights
+from fedmerge.federated.pool.checkpoint import Brought, fitted, read_weights
 from fedmerge.federated.pool.experts import fingerprint
 from fedmerge.federated.site import OwnExpert, Site
 from fedmerge.system.yaml_loader import check
@@ -31,8 +31,8 @@ def state() -> dict[str, Tensor]:
     return dict(build(MODEL, 3, seed=5).state_dict())
 
 
-def fit(state: dict[str, Tensor], outputs: Any = None, done: tuple[str, ...] = ()) -> Weights:
-    return fitted(Weights("x", state, done), build(MODEL, 3), CLASSES, outputs, "w")
+def fit(state: dict[str, Tensor], outputs: Any = None, done: tuple[str, ...] = ()) -> Brought:
+    return fitted(Brought("x", state, done), build(MODEL, 3), CLASSES, outputs, "w")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -138,7 +138,7 @@ def test_counters_of_batchnorm_are_theta_0s() -> None:
     counter = next(name for name in own if name.endswith("num_batches_tracked"))
     for change in ({counter: torch.tensor(99)}, {}):
         state = {name: tensor for name, tensor in own.items() if name != counter} | change
-        found = fitted(Weights("x", state), model, CLASSES, None, "w", theta_0)
+        found = fitted(Brought("x", state), model, CLASSES, None, "w", theta_0)
         assert torch.equal(found.state[counter], theta_0[counter])
 
 
