@@ -187,9 +187,11 @@ def vetted(experiment: Experiment, initial: Initial, experts: list[Expert], opti
 
 def site_task(experiment: Experiment, number: int, initial: Initial) -> SiteTask:
     """What one site is asked."""
-    scenario = experiment.scenario
+    scenario, site = experiment.scenario, experiment.sites[number]
+    if site.expert:
+        site = site.model_copy(update={"expert": site.expert.found_anywhere()})
     return SiteTask(
-        site=experiment.sites[number],
+        site=site,
         model=scenario.model,
         training=scenario.training,
         classes=experiment.classes,

@@ -78,6 +78,10 @@ class OwnExpert(Spec):
         """Where its weights are."""
         return Path(os.path.expandvars(self.checkpoint)).expanduser()
 
+    def found_anywhere(self) -> OwnExpert:
+        """The same for a process with another working folder."""
+        return self.model_copy(update={"checkpoint": str(self.file.absolute())}) if self.checkpoint else self
+
     @property
     def digest(self) -> str:
         """A sha256 of the file, or nothing if it cannot be read."""

@@ -92,7 +92,10 @@ def _holds_tensors(value: Any, depth: int = 0) -> bool:
 
 def fitting(owner: str, own: OwnExpert, model: nn.Module, classes: Sequence[str], theta_0: StateDict | None = None) -> Brought:
     """What a hospital brings, as the model has it. Raises CheckpointError, naming the owner."""
-    found = read_weights(own.checkpoint, f"{owner}: expert.checkpoint")
+    try:
+        found = read_weights(own.checkpoint, f"{owner}: expert.checkpoint")
+    except CheckpointError as error:
+        raise CheckpointError(str(error), "its expert cannot be read; the hospital's own log says why") from None
     return fitted(found, model, classes, own.classes, f"{owner}: expert.checkpoint: {own.file.name}", theta_0)
 
 

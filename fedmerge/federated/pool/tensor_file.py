@@ -80,7 +80,7 @@ def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]
 
 
 def read_safetensors(file: Path, head: bytes, key: str, expected: str) -> State:
-    """All tensors of a file that has opened_file so. Raises CheckpointError that says what else the file is."""
+    """All tensors of a file that begins so. Raises CheckpointError that says what else the file is."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
