@@ -277,4 +277,5 @@ def _site_row(expert: Expert, site: Site, trained: bool, manifest: dict[str, Any
         samples=None if expert.samples is None else expert.samples.numpy(),
         attack=site.attack.words if site.attack else "",
         left_out=manifest["vetting"]["left_out"].get(expert.site, ""),
+        brought=site.expert is not None,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fedmerge.errors import CheckpointError, Problem, difference, folded, nearest, quoted
 from fedmerge.experiment.scenario import Scenario
+from fedmerge.federated.attacks._base import Attack
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.pool.checkpoint import fitting
 from fedmerge.federated.site import OwnExpert, Site
@@ -48,6 +49,10 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
 def untrained(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
     """What asks a hospital to train that brings its expert."""
     brings, problems = [site.name for site in sites if site.expert], list[Problem]()
+    for site in sites:
+        if site.expert and site.attack and type(site.attack).tamper is Attack.tamper:
+            found = f"'{site.attack.kind()}', which acts while a site trains, beside 'expert'"
+            problems.append(Problem(f"site '{site.name}'", "attack", found, "one that acts on weights, or no 'expert'"))
     if brings:
         who = f"site '{brings[0]}', which brings its expert and trains none"
         problems += [
