@@ -85,7 +85,11 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """Weights that do not fit the model they are meant for."""
+    """Weights that do not fit the model they are meant for. told: as of DataError."""
+
+    def __init__(self, text: str, told: str = "") -> None:
+        super().__init__(text)
+        self.told = told
 
 
 class PerSampleRefused(CheckpointError):

@@ -201,7 +201,8 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
             folder.manifest["privacy"] = experiment.scenario.privacy.report()
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
-        terminal.experts(folder.manifest["experts"], folder.manifest["trained"])
+        brought = [site.name for site in experiment.sites if site.expert]
+        terminal.experts(folder.manifest["experts"], folder.manifest["trained"], brought)
         with folder.phase("defenses"):
             vetting = vetted(experiment, initial, experts, options, terminal)
         folder.manifest["vetting"] = vetting.as_record()
@@ -276,4 +277,5 @@ def _site_row(expert: Expert, site: Site, trained: bool, manifest: dict[str, Any
         samples=None if expert.samples is None else expert.samples.numpy(),
         attack=site.attack.words if site.attack else "",
         left_out=manifest["vetting"]["left_out"].get(expert.site, ""),
+        brought=site.expert is not None,
     )

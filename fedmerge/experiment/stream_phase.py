@@ -171,7 +171,7 @@ def under_stream(methods: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def contributions(experiment: Experiment, initial: Initial, experts: Sequence[Expert]) -> tuple[dict[str, Contribution], Arrays]:
     """Experts and theta_0 as they travel to the target, with heads under the prior that the scenario asks for."""
-    scenario, base = experiment.scenario, initial.weights
+    scenario, base = experiment.scenario, initial.weights if initial.known else {}
     if scenario.priors == "as_trained":
         return {expert.site: contribution(expert) for expert in experts}, _arrays(base)
     bias = head_bias(build(scenario.model, len(experiment.classes), seed=scenario.seed))
@@ -183,7 +183,7 @@ def contributions(experiment: Experiment, initial: Initial, experts: Sequence[Ex
         counts = expert.statistics.get("class_counts")
         trained = log_shares(counts["counts"]) if counts else None
         found[expert.site] = contribution(replace(expert, weights=under_prior(expert.weights, bias, trained, there)))
-    return found, _arrays(under_prior(base, bias, None, there))
+    return found, _arrays(under_prior(base, bias, None, there) if base else {})
 
 
 def contribution(expert: Expert) -> Contribution:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from fedmerge.errors import CheckpointError, Problem, difference, folded, nearest, quoted
 from fedmerge.experiment.scenario import Scenario
-from fedmerge.federated.model import build
-from fedmerge.federated.site import Site
+from fedmerge.federated.attacks._base import Attack
+from fedmerge.federated.model import ModelSpec, build
+from fedmerge.federated.pool.checkpoint import fitting
+from fedmerge.federated.site import OwnExpert, Site
 from fedmerge.federated.statistics._base import STATISTICS
 from fedmerge.merging.methods._base import Method
 from fedmerge.merging.prior import head_bias
@@ -28,7 +31,7 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
     if scenario.federated:
         kinds = ", ".join(strategy.key for strategy in scenario.federated)
         problems.append(Problem(where, "federated", kinds, "none with privacy: what hospitals send in rounds carries no noise"))
-    if scenario.initialization.head_init == "fed_lp":
+    if scenario.initialization and scenario.initialization.head_init == "fed_lp":
         problems.append(Problem(where, "initialization.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
     problems += [
         Problem(
@@ -42,6 +45,73 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
         Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with privacy: images that are shown carry no noise")
         for site in shown
     ]
+
+
+def untrained(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
+    """What asks a hospital to train that brings its expert."""
+    brings, problems = [site.name for site in sites if site.expert], list[Problem]()
+    for site in sites:
+        if site.expert and site.attack and type(site.attack).tamper is Attack.tamper:
+            found = f"'{site.attack.kind()}', which acts while a site trains, beside 'expert'"
+            problems.append(Problem(f"site '{site.name}'", "attack", found, "one that acts on weights, or no 'expert'"))
+    if brings:
+        who = f"site '{brings[0]}', which brings its expert and trains none"
+        problems += [
+            Problem(where, f"federated[{number}]", f"'{strategy.key}' beside {who}", "none: all hospitals train in rounds")
+            for number, strategy in enumerate(scenario.federated)
+        ]
+        if scenario.initialization and scenario.initialization.head_init == "fed_lp":
+            problems.append(Problem(where, "initialization.head_init", f"'fed_lp' beside {who}", "another: all hospitals probe"))
+    return problems
+
+
+def without_theta_0(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
+    """What starts from theta_0, or is measured from it, where a scenario has none."""
+    if scenario.initialization is not None:
+        return []
+    trains, mend = [site.name for site in sites if not site.expert], "Or add the key 'initialization', which says what theta_0 is"
+    problems = []
+    if trains:
+        found = f"nothing, but site '{trains[0]}' trains from it"
+        problems.append(Problem(where, "initialization", found, "a value: it may be left out if all sites bring their 'expert'"))
+    problems += [
+        Problem(where, f"methods[{number}]", f"'{method.key}', which needs theta_0", "methods that need none", mend)
+        for number, method in enumerate(scenario.methods)
+        if "theta_0" in method.needed
+    ]
+    if scenario.privacy:
+        problems.append(Problem(where, "privacy", "clipping about theta_0", "none without theta_0", mend))
+    if (scenario.target.shards or 1) > 1:
+        problems.append(Problem(where, "target.shards", str(scenario.target.shards), "1 without theta_0", mend))
+    return problems
+
+
+def brought_by(scenario: Scenario, sites: Sequence[Site], classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What is done to the expert that each site brings, in words, as far as its file is here.
+
+    Raises CheckpointError with every file that does not fit the model, or is of no use here.
+    """
+    found, wrong = {}, []
+    for site in sites:
+        if site.expert and site.expert.checkpoint:
+            said = _fit(site.name, site.expert, site.expert.digest, scenario.model.model_dump_json(), tuple(classes))
+            if isinstance(said, str):
+                wrong.append(said)
+            else:
+                found[site.name] = said
+    if wrong:
+        raise CheckpointError("\n".join(wrong))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _fit(name: str, expert: OwnExpert, digest: str, model: str, classes: tuple[str, ...]) -> tuple[str, ...] | str:
+    """What is done to a file, or why it does not fit. digest: its contents, which may change."""
+    try:
+        skeleton = build(ModelSpec.model_validate_json(model), len(classes))
+        return fitting(f"site '{name}'", expert, skeleton, classes).done
+    except CheckpointError as error:
+        return str(error)
 
 
 def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
@@ -75,8 +145,16 @@ def name_problems(where: str, names: list[str], joining: list[str], target: str 
     ]
     if target and Path(target).stem in [*stems, *(Path(name).stem for name in joining)]:
         expected = "a hospital that trained nothing: the target must be unseen"
-        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected))
+        mend = f"The option '--target {target}' takes it out of the sites" if Path(target).stem in stems else ""
+        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected, mend))
     return problems
+
+
+def one_of_each(where: str, names: list[str]) -> list[Problem]:
+    """A target that stands for all domains, where one is needed."""
+    known = ", ".join(Path(name).stem for name in names)
+    mend = f"Name it with --target (one of: {known}), or run all in turn: fedmerge sweep {where}"
+    return [Problem(where, "target", "'each', which stands for every site in turn", "one of them in a run", mend)]
 
 
 def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[Problem]:

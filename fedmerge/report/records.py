@@ -18,7 +18,7 @@ class SiteRow:
     """One hospital. samples: images that it agrees to show, uint8 (n, H, W, C). runs: hyper-parameters and accuracy of each.
 
     signed: whether its upload was signed with its key. attack: what a simulated attacker does, or nothing. left_out: the check
-    that kept its expert from the target, or nothing.
+    that kept its expert from the target, or nothing. brought: it was trained elsewhere, and not as the scenario has it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class SiteRow:
     signed: bool = False
     attack: str = ""
     left_out: str = ""
+    brought: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,7 @@ def _site(site: SiteRow) -> dict[str, Any]:
     return {
         "name": site.name,
         "trained": site.trained,
+        "brought": site.brought,
         "expert_sha256": site.expert_sha256,
         "n": site.n,
         "validation_accuracy": site.validation_accuracy,

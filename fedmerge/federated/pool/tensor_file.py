@@ -56,11 +56,14 @@ def _digest(words: dict[str, str]) -> str:
 
 def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tensor]:
     """All tensors of a safetensors file; its path may name environment variables. Raises CheckpointError, naming the key."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    file = Path(os.path.expandvars(path)).expanduser()
     expected = f"expected a safetensors file of {model.name}"
+    file, head = opened_file(path, key, expected)
+    return read_safetensors(file, head, key, expected)
+
+
+def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]:
+    """A file of weights, found, and its first bytes. Raises CheckpointError, naming the key."""
+    file = Path(os.path.expandvars(path)).expanduser()
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
             raise CheckpointError(f"{key}: {file}: found no regular file; {expected}")
@@ -73,10 +76,18 @@ def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tens
     except OSError as error:
         where = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise CheckpointError(f"{key}: {file}{where}: {error.strerror}; {expected}") from None
+    return file, head
+
+
+def read_safetensors(file: Path, head: bytes, key: str, expected: str) -> State:
+    """All tensors of a file that begins so. Raises CheckpointError that says what else the file is."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return dict(load_file(file))
     except (OSError, SafetensorError) as error:
-        said = _kind_of(file, head) or f"a damaged file ({error})"
+        said = kind_of(file, head) or f"a damaged file ({error})"
         raise CheckpointError(f"{key}: {file}: found {said}; {expected}") from None
 
 
@@ -96,7 +107,7 @@ KINDS = {
 """What a file begins with that is taken for weights, and what it is."""
 
 
-def _kind_of(file: Path, head: bytes) -> str:
+def kind_of(file: Path, head: bytes) -> str:
     """What a file is that is no safetensors file, by its first bytes and its size; empty if that cannot be told."""
     if not head:
         return "an empty file"

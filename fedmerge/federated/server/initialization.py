@@ -80,7 +80,7 @@ Initialization = Annotated[Pretrained | Checkpoint | Proxy, Field(discriminator=
 
 
 def initialize(
-    spec: Pretrained | Checkpoint | Proxy,
+    spec: Pretrained | Checkpoint | Proxy | None,
     model: ModelSpec,
     classes: int,
     seed: int,
@@ -89,8 +89,13 @@ def initialize(
 ) -> Initial:
     """theta_0 with the head that `head_init` asks for; a proxy's encoder is kept in `folder` and trained once.
 
+    Without a spec the layout of a model alone, for hospitals that all bring their experts.
     Raises CheckpointError if weights cannot be had or do not fit.
     """
+    if spec is None:
+        weights = dict(build(model, classes, seed=seed).state_dict())
+        said = "not known: all hospitals bring experts that were trained elsewhere"
+        return Initial(weights, state_digest(weights), "shared_random", said, head_names(build(model, classes)), known=False)
     match spec:
         case Pretrained():
             weights = _pretrained(model, classes, seed)

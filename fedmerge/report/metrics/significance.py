@@ -68,13 +68,19 @@ def holm(ps: Sequence[float]) -> list[float]:
     return [float(p) for p in adjusted]
 
 
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of several values; None of one."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
 def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
     """95% t interval of the mean over seeds; None with one seed, which says nothing about others."""
     from scipy.stats import t
 
-    if len(values) < 2:
+    error = standard_error(values)
+    if error is None:
         return None
-    center, error = float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    center = float(np.mean(values))
     reach = float(t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
     return center - reach, center + reach
 
