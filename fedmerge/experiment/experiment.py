@@ -26,6 +26,7 @@ from fedmerge.experiment.validation import (
     placed,
     public_problems,
     shown_otherwise,
+    start_nowhere,
     unfit,
     unprotected,
 )
@@ -152,6 +153,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names))
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
+        problems += start_nowhere(str(path), scenario)
     if problems or scenario is None or target is None:
         raise ScenarioError(once(problems))
     try_out(scenario.model, len(target.source.classes()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -241,6 +243,18 @@ def generalist_nowhere(where: str, scenario: Scenario) -> list[Problem]:
     rows = f", or a row of 'federated': {', '.join(keys)}" if keys else ""
     hint = nearest(str(given), keys) if keys else ""
     return [Problem(where, "generalist", found, f"a safetensors file{rows}", hint if hint.endswith("?") else "")]
+
+
+def start_nowhere(where: str, scenario: Scenario) -> list[Problem]:
+    """A file of theta_0 whose place is in an environment variable that is not set."""
+    given = getattr(scenario.initialization, "path", None) or getattr(scenario.initialization, "cache", None) or ""
+    key = "path" if hasattr(scenario.initialization, "path") else "cache"
+    unset = re.search(r"\$\{?(\w+)\}?", os.path.expandvars(given))
+    if not unset:
+        return []
+    expected = "a file of weights" if key == "path" else "a folder"
+    mend = f"Set {unset[1]}, e.g. export {unset[1]}=/path/to/weights.pth" if key == "path" else f"Set {unset[1]}"
+    return [Problem(where, f"initialization.{key}", f"'{given}', but {unset[1]} is not set", expected, mend)]
 
 
 def shown_otherwise(sites: Sequence[Site]) -> list[str]:

@@ -37,6 +37,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for number in range(40):
                 Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / domain / label / f"{number}.jpg")
     monkeypatch.setenv("FEDMERGE_DATA", str(tmp_path))
+    monkeypatch.setenv("FEDMERGE_WEIGHTS", str(tmp_path / "weights.pth"))
     return tmp_path
 
 
@@ -54,6 +55,17 @@ def test_every_scenario_loads_and_nobody_shares_an_image(file: Path, data: Path)
     assert plan.scenario.name == file.stem
     assert plan.scenario.question
     assert len(plan.sites) >= 2
+
+
+@pytest.mark.parametrize("name", ["wbc-pretrained", "brain-mri-pretrained"])
+def test_weights_that_are_not_named_are_one_clear_message(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDMERGE_WEIGHTS")
+    with pytest.raises(ScenarioError) as error:
+        load_experiment(ROOT / "scenarios" / f"{name}.yaml")
+    (problem,) = error.value.problems
+    assert problem.key == "initialization.path"
+    assert "FEDMERGE_WEIGHTS is not set" in problem.found
+    assert "export FEDMERGE_WEIGHTS=" in problem.mend
 
 
 @pytest.mark.parametrize("name", ["wbc", "brain-mri"])
