@@ -32,6 +32,9 @@ def _one_group(pattern: str) -> str:
     return pattern
 
 
+Level = Annotated[int, Field(strict=True, ge=1)]
+
+
 class ImageFolder(FileSource):
     """Every image is a group of its own: files say nothing about patients.
 
@@ -41,10 +44,11 @@ class ImageFolder(FileSource):
 
     root: str = Field(min_length=1, description=ROOT)
     folders: tuple[str, ...] = Field((), description="domains that this hospital holds: subfolders of the root; default all")
-    patient: Annotated[str, AfterValidator(_one_group)] | None = Field(
+    patient: Level | Annotated[str, AfterValidator(_one_group)] | None = Field(
         None,
-        description="regular expression that finds the patient in a file's path below the root, as its one group, e.g. "
-        r"'/(P\d+)_' for ward/nevus/P12_3.png, or '^[^/]+/[^/]+/([^/]+)/' for a folder of each patient below the classes. "
+        description="a number: the folder so many levels below the class is the patient's, e.g. 1 for ward/nevus/P12/3.png; or a "
+        r"regular expression that finds the patient in a file's path below the root, as its one group, e.g. '/(P\d+)_' for "
+        "ward/nevus/P12_3.png. "
         "A patient's images stay together in splits and validation; default: every image by itself, for want of knowing",
     )
 
@@ -61,6 +65,8 @@ class ImageFolder(FileSource):
             if without := sum(self._patient(path) is None for path in every) if self.patient else 0:
                 found = f"'{self.patient}', which finds no patient in {without} of {len(every)} paths below the root"
                 expected = "an expression that finds one in every path <domain>/<class>/<file>, as its one group"
+                if isinstance(self.patient, int):
+                    expected = f"{self.patient} folders or more below the class around every image"
                 return [Problem("", "patient", found, expected)]
             items, odd = self._listed(root)
             if len(odd) > self.max_broken:
@@ -131,5 +137,8 @@ class ImageFolder(FileSource):
         return self._patient(item.path)
 
     def _patient(self, path: str) -> str | None:
+        if isinstance(self.patient, int):
+            folders = path.split("/")[2:-1]
+            return folders[self.patient - 1] if len(folders) >= self.patient else None
         found = re.search(self.patient or "", path)
         return (found[1] or None) if found else None
