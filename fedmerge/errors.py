@@ -27,6 +27,7 @@ EXTRAS = {
         *("PIL", "cryptography", "filelock", "flwr", "platformdirs", "ray", "rich", "ruamel", "scipy"),
         *("timm", "torchvision", "typer", "yaml"),
     ],
+    "tables": ["pandas", "pyarrow"],
 }
 """Packages, as they are imported, that `pip install fedmerge` does not bring, and the extra that does."""
 

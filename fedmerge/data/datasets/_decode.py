@@ -452,6 +452,6 @@ def _notes(seen: _Seen, how: Reading, given: bool) -> list[str]:
     return notes
 
 
-def shortened(names: Sequence[str]) -> str:
-    """The first five, and how many more there are."""
-    return "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """The first ones, and how many more there are."""
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,188 @@
+"""What all sources of image files have in common, however their files are laid out: keys, identity, decoding, patients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, FiniteFloat
+
+from fedmerge.data.cache import cached
+from fedmerge.data.datasets import _image_files
+from fedmerge.data.datasets._base import Geometry, Source
+from fedmerge.data.datasets._contents import digests
+from fedmerge.data.datasets._decode import MOST_PIXELS, Reading, decode_all, shortened
+from fedmerge.data.images import Images
+from fedmerge.data.partition import Split
+from fedmerge.errors import DataError
+
+VERSION = 2
+"""Raise it whenever the same files would give other pixels."""
+
+NAMED = 10_000
+"""Files that are named in the site's own log, at most."""
+
+log = logging.getLogger(__name__)
+
+
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError("expected [black, white] with black below white")
+    return bounds
+
+
+Bounds = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]
+
+
+class FileSource(Source):
+    """Images in files below a root. A layout says which files there are, and of what domain, class and patient each is."""
+
+    left_out: ClassVar[str] = "files that are no image"
+
+    split: Split | None = Field(None, description="the part of these domains that this hospital holds; default everything")
+    flips: bool = Field(False, description="whether a horizontal flip preserves the label")
+    max_broken: int = Field(3, ge=0, description="files that may be truncated or no image; they are named and left out")
+    gray_range: Bounds | None = Field(
+        None,
+        description="[black, white] of images of more than 8 bits, in the files' own values; the same at all hospitals and "
+        "the target if their values mean the same. Default: 0 to the most that 8, 10, 12, 14 or 16 bits hold (0 to 1 for "
+        "fractions), the fewest that hold all images here; values below 0 need a range. Images of 8 bits stay as they are",
+    )
+    background: Literal["black", "white"] = Field("black", description="what shows through transparent pixels")
+    page: int | None = Field(
+        None, ge=1, description="which page, frame or slice of files that hold several, from 1; default the first, with a warning"
+    )
+    max_pixels: int = Field(
+        MOST_PIXELS, ge=1, description="most pixels of an image; larger ones would fill the memory, and are refused"
+    )
+    hint: str = Field("", description="where to get the data; part of the message if the folder is not there")
+
+    @abstractmethod
+    def _root(self) -> Path:
+        """The folder that paths are relative to. Raises DataError."""
+
+    @abstractmethod
+    def _found(self, root: Path) -> tuple[list[_image_files.ImageFile], list[str]]:
+        """All regular files of the chosen domains, domain after domain; and what is left out, by path and reason.
+
+        Raises OSError for what cannot be read.
+        """
+
+    @abstractmethod
+    def _patient_of(self, item: _image_files.ImageFile) -> str | None:
+        """The patient whose image it is, as the hospital calls her."""
+
+    def _determined(self) -> list[Any]:
+        """What determines the images beside the files, by the layout's keys."""
+        return []
+
+    def shown(self) -> frozenset[str]:
+        """Classes of the files that are held."""
+        with self._opened() as root:
+            return frozenset(item.label for item in self._items(root))
+
+    def identity(self, owner: str, seed: int) -> str:
+        """A sha256 of the files' names and contents and of the classes; the same files give the same images to any owner."""
+        with self._opened() as root:
+            items = self._items(root)
+            files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
+        determined = [VERSION, self.domains(), self.classes(), self.flips, *self._determined(), self._reading()[:-1], files]
+        return hashlib.sha256(json.dumps(determined).encode()).hexdigest()
+
+    def holdings(self, owner: str) -> dict[str, str]:
+        """Full paths of the images of this part, by what the names lead to: links to a file are that file."""
+        with self._opened() as root:
+            at = root.resolve()
+            paths = {item: str(at / item.path) for item in self._items(root)}
+        return {f"{item.device}:{item.inode}" if item.inode else path: path for item, path in paths.items()}
+
+    def contents(self, owner: str) -> frozenset[str]:
+        """Of all files of this part, once each."""
+        with self._opened() as root:
+            return frozenset(digests(owner, root, self._items(root))) - {""}
+
+    def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
+        """Images (N, size, size, channels) uint8, sorted by path within each domain.
+
+        Raises DataError, with their names, if more than `max_broken` entries are truncated or no image, and if any cannot be read.
+        """
+        domains, classes, reading = self.domains(), self.classes(), self._reading()
+        with self._opened() as root:
+            items, odd = self._listed(root)
+            files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
+        key = hashlib.sha256(json.dumps([VERSION, str(root.resolve()), geometry, reading[:-1], files]).encode()).hexdigest()
+        decoded = cached(owner, key, lambda: decode_all(root, [item.path for item in items], geometry, reading, owner))
+        for note in decoded["notes"]:
+            log.warning("site '%s': %s: %s", owner, root, note)
+        broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]
+        self._report(owner, root, broken + odd)
+        good = [items[at] for at in decoded["good"]]
+        labels = np.array([classes.index(item.label) for item in good], np.int64)
+        sides = np.array([domains.index(item.domain) for item in good], np.int64)
+        if len(np.unique(labels)) < 2:
+            told = "images of fewer than two classes; expected two or more"
+            raise DataError(f"site '{owner}': {root}: found {len(good)} {told}", f"source: found {told}")
+        for number, domain in enumerate(domains):
+            absent = [name for label, name in enumerate(classes) if not ((sides == number) & (labels == label)).any()]
+            if absent:
+                log.warning("site '%s': domain '%s' holds no image of %s", owner, domain, ", ".join(absent))
+        groups = self._groups(good)
+        return Images(decoded["pixels"], labels, sides, groups, classes, domains, flips=self.flips)
+
+    def _reading(self) -> Reading:
+        return Reading(self.gray_range, self.background, self.page, self.max_pixels)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Path]:
+        """The root. Raises DataError where it, or what it holds of this part, cannot be read."""
+        root = self._root()
+        try:
+            yield root
+        except OSError as error:
+            text = str(replace(_image_files.unreadable(error, root), where=self.kind()))
+            raise DataError(text, "source.root: cannot be read; expected folders that this user may read") from None
+
+    def _items(self, root: Path) -> list[_image_files.ImageFile]:
+        """The regular files of this part, domain after domain."""
+        return self._listed(root)[0]
+
+    def _listed(self, root: Path) -> tuple[list[_image_files.ImageFile], list[str]]:
+        """The regular files of this part, and paths of what is left out: never opened, for a pipe would wait for ever."""
+        found, odd = self._found(root)
+        if self.split is None:
+            return found, odd
+        held: list[_image_files.ImageFile] = []
+        for domain in dict.fromkeys(item.domain for item in found):
+            items = [item for item in found if item.domain == domain]
+            labels = np.unique([item.label for item in items], return_inverse=True)[1]
+            part = self.split.indices(labels.astype(np.int64), domain, self._groups(items) if self.knows_patients else None)
+            held += [items[at] for at in part]
+        return held, odd
+
+    def _groups(self, items: Sequence[_image_files.ImageFile]) -> NDArray[np.int64]:
+        """A number for the patient of each file (n,), or for each file; of one of no patient, its path stands for the patient."""
+        if not self.knows_patients:
+            return np.arange(len(items), dtype=np.int64)
+        names = [self._patient_of(item) or item.path for item in items]
+        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+    def _report(self, owner: str, root: Path, broken: list[str]) -> None:
+        if not broken:
+            return
+        what, most = self.left_out, self.max_broken
+        log.warning("site '%s': %s: left out %d %s: %s", owner, root, len(broken), what, shortened(broken, NAMED))
+        if len(broken) > most:
+            mend = "Mend or remove them, or raise max_broken to leave them out"
+            raise DataError(
+                f"site '{owner}': {root}: found {len(broken)} {what}: {shortened(broken)}; expected at most {most}. {mend}",
+                f"source.max_broken: found more than {most} {what}; expected at most as many. {mend}",
+            )
