@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 EXTRAS = {
+    "datasets": ["medmnist", "xlrd"],
     "report": ["jinja2", "markupsafe", "matplotlib", "sklearn", "torchmetrics"],
     "simulation": [
         *("PIL", "cryptography", "filelock", "flwr", "platformdirs", "ray", "rich", "ruamel", "scipy"),
