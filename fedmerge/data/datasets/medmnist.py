@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -94,8 +95,9 @@ class Medmnist(Source):
     def holdings(self, owner: str) -> dict[str, str]:
         """Every image by its file, part and place."""
         return {
-            f"{file.resolve()}:{part}:{at}": f"{file.name}, {part}, image {at}"
+            f"{whole}:{part}:{at}": f"{file.name}, {part}, image {at}"
             for name, file in self._files().items()
+            for whole in [file.resolve()]
             for part, places in self._indices(name).items()
             for at in places.tolist()
         }
@@ -198,14 +200,32 @@ def _arrays(file: Path, name: str) -> NDArray[Any]:
                     f"no array {name} in {quoted(file)}, which has {', '.join(arrays.files[:8])}", f"the arrays {expected}"
                 )
             return np.asarray(arrays[name])
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise _wrong(f"{quoted(file)}, which cannot be read ({error})", "an .npz of MedMNIST, whole") from None
 
 
 @cache
 def _labels_in(file: Path, facts: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
-    """Labels of all parts; the file is read anew when its facts change."""
-    return {part: _arrays(file, f"{part}_labels").astype(np.int64).reshape(-1) for part in SPLITS}
+    """Labels of all parts; the file is read anew when its facts change. Images are not unpacked: a head tells their shape."""
+    labels = {part: _arrays(file, f"{part}_labels").astype(np.int64).reshape(-1) for part in SPLITS}
+    for part, given in labels.items():
+        shape = _shape(file, f"{part}_images")
+        if shape[:1] != given.shape or len(shape) not in (3, 4):
+            raise _wrong(f"{part}_images of shape {shape} for {len(given)} labels in {quoted(file)}", "one image for each label")
+    return labels
+
+
+def _shape(file: Path, name: str) -> tuple[int, ...]:
+    """What the head of an array says of it."""
+    try:
+        with zipfile.ZipFile(file) as arrays, arrays.open(f"{name}.npy") as opened:
+            version = np.lib.format.read_magic(opened)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return tuple(read(opened)[0])
+    except KeyError:
+        return _arrays(file, name).shape  # says what there is
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _wrong(f"{quoted(file)}, which cannot be read ({error})", "an .npz of MedMNIST, whole") from None
 
 
 def _sized(images: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
