@@ -209,9 +209,10 @@ class Public(FileSource):
         return list(zip(*(cells.column(name) for name in names), strict=True))
 
 
-def is_described(source: type[Source]) -> bool:
-    """Whether a source is a public data set, or several: it has records of what was published."""
-    return hasattr(source, "published")
+def published_by(source: type[Source]) -> Mapping[str, Published]:
+    """The records of a source that is a public data set, or several; none of another."""
+    found: Mapping[str, Published] = getattr(source, "published", {})
+    return found
 
 
 def chosen(key: str, given: Sequence[str], known: Sequence[str]) -> list[Problem]:

@@ -252,7 +252,7 @@ def test_a_root_that_is_not_there_says_where_to_get_it(
 
 
 def test_every_record_is_complete() -> None:
-    described = [SOURCES.load(name) for name in SOURCES.names if _public.is_described(SOURCES.load(name))]
+    described = [SOURCES.load(name) for name in SOURCES.names if _public.published_by(SOURCES.load(name))]
     assert {kind.kind() for kind in described} == {case[1] for case in CASES}
     for kind in described:
         for facts in kind.published.values():  # type: ignore[attr-defined]
