@@ -251,6 +251,7 @@ def record_of(
         stream=description.stream,
         labels=seen.answers.labels,
         domains=seen.answers.domains,
+        patients=seen.answers.patients,
         steps=steps,
         methods={name: info for name, info in description.rows.items() if name in done},
         forwards_run=seen.forwards_run / description.stream.batches,

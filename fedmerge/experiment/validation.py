@@ -118,6 +118,30 @@ def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
     return said
 
 
+def of_two_sites(sites: Sequence[Site], target: str, events: tuple[Event, ...]) -> list[str]:
+    """Lines about patients at two sites, by digests that the sites make; and where that cannot be told."""
+    found = {site.name: site.source.pseudonyms() for site in sites}
+    said, compared = [], set[str]()
+    for index, site in enumerate(sites):
+        for other in sites[:index]:
+            mine, theirs = found[site.name], found[other.name]
+            renewed = any({event.departs, event.arrives} == {site.name, other.name} for event in events)
+            if mine is None or theirs is None or site.name == other.name or mine.secret != theirs.secret:
+                continue
+            compared |= {site.name, other.name}
+            if not renewed and (shared := mine.patients & theirs.patients):
+                seen = (
+                    f", so that the target '{target}' is no unseen hospital for them" if target in (site.name, other.name) else ""
+                )
+                said.append(f"sites '{other.name}' and '{site.name}': patients at both: {len(shared)}{seen}")
+    files = [site for site in sites if "patient_key" in type(site.source).model_fields]
+    left = [site.name for site in files if site.name not in compared]
+    if len(files) > 1 and left and any(site.source.knows_patients for site in files):
+        each = ", ".join(dict.fromkeys(left))
+        said.append(f"whether patients are at two sites is unknown for {each}: no patient_key in common with another site")
+    return said
+
+
 def _other_classes(sites: list[Site]) -> list[Problem]:
     """Sites whose classes are not those that most have. Names that only look the same are told from those that are not there."""
     classes = {site.name: site.source.classes() for site in sites}

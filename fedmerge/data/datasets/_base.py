@@ -31,6 +31,16 @@ def same_names(key: str, kind: str, places: Mapping[str, object], mend: str) -> 
     return problems
 
 
+class Pseudonyms(NamedTuple):
+    """Patients as a secret makes them: who has it, too, finds the same patient, and who has not can tell nothing.
+
+    secret: a digest of the secret, to tell that two hospitals have the same. patients: a digest of each.
+    """
+
+    secret: str
+    patients: frozenset[str]
+
+
 class Source(Plugin):
     """Images of one site, as its YAML describes them. Everything but `load` is cheap and decodes no pixel."""
 
@@ -80,6 +90,10 @@ class Source(Plugin):
     def knows_patients(self) -> bool:
         """Whether images of one patient are known as such."""
         return True
+
+    def pseudonyms(self) -> Pseudonyms | None:
+        """Patients under the secret that hospitals agree on; None where there is none, or patients are not known."""
+        return None
 
     @abstractmethod
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
+import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,15 +20,18 @@ from pydantic import AfterValidator, Field, FiniteFloat
 
 from fedmerge.data.cache import cached
 from fedmerge.data.datasets import _image_files
-from fedmerge.data.datasets._base import Geometry, Source
+from fedmerge.data.datasets._base import Geometry, Pseudonyms, Source
 from fedmerge.data.datasets._contents import digests
 from fedmerge.data.datasets._decode import MOST_PIXELS, Reading, decode_all, shortened
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
-from fedmerge.errors import DataError
+from fedmerge.errors import DataError, Problem, folded, quoted
 
 VERSION = 2
 """Raise it whenever the same files would give other pixels."""
+
+SHORTEST = 16
+"""Bytes of a secret."""
 
 NAMED = 10_000
 """Files that are named in the site's own log, at most."""
@@ -41,6 +46,26 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 Bounds = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]
+
+
+def _secret(file: str) -> bytes | Problem:
+    """What a file holds, without blanks and line ends around it."""
+    path = Path(os.path.expandvars(file)).expanduser()
+    expected = f"a file with a secret of {SHORTEST} bytes or more"
+    try:
+        secret = path.read_bytes().strip()
+    except (OSError, ValueError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        return Problem(
+            "", "patient_key", f"{quoted(path)}, which cannot be read ({why})", expected, "Ask the other hospitals for it"
+        )
+    if len(secret) < SHORTEST:
+        return Problem("", "patient_key", f"{quoted(path)} with {len(secret)} bytes", expected, "Short ones can be guessed")
+    return secret
+
+
+def _hashed(secret: bytes, text: str) -> str:
+    return hmac.new(secret, text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()
 
 
 class FileSource(Source):
@@ -64,6 +89,11 @@ class FileSource(Source):
     max_pixels: int = Field(
         MOST_PIXELS, ge=1, description="most pixels of an image; larger ones would fill the memory, and are refused"
     )
+    patient_key: str | None = Field(
+        None,
+        description="file with a secret that hospitals agree on, 16 bytes or more (e.g. from `openssl rand -hex 32`), and that is "
+        "sent to nobody: by it a patient at two hospitals is found, without a name of hers. Default: that stays unknown",
+    )
     hint: str = Field("", description="where to get the data; part of the message if the folder is not there")
 
     @abstractmethod
@@ -84,6 +114,27 @@ class FileSource(Source):
     def _determined(self) -> list[Any]:
         """What determines the images beside the files, by the layout's keys."""
         return []
+
+    def pseudonyms(self) -> Pseudonyms | None:
+        """HMAC-SHA256 of the patients' names, folded, under the secret of `patient_key`."""
+        if self.patient_key is None or not self.knows_patients:
+            return None
+        secret = _secret(self.patient_key)
+        if isinstance(secret, Problem):
+            raise DataError(f"{self.kind()}: {secret}", "source.patient_key: cannot be read; expected a file with a secret")
+        with self._opened() as root:
+            names = {self._patient_of(item) for item in self._items(root)} - {None}
+        return Pseudonyms(_hashed(secret, "which secret"), frozenset(_hashed(secret, f"patient {folded(str(n))}") for n in names))
+
+    def unkeyed(self) -> list[Problem]:
+        """What is wrong with `patient_key`: part of `check`."""
+        if self.patient_key is None:
+            return []
+        if not self.knows_patients:
+            expected = "a source that knows patients: the key makes digests of them"
+            return [Problem("", "patient_key", quoted(self.patient_key), expected, "Say where the patient stands, or leave it out")]
+        secret = _secret(self.patient_key)
+        return [secret] if isinstance(secret, Problem) else []
 
     def shown(self) -> frozenset[str]:
         """Classes of the files that are held."""

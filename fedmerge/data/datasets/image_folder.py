@@ -74,7 +74,7 @@ class ImageFolder(FileSource):
                 return [Problem("", "max_broken", found, f"at most {self.max_broken}", mend)]
             held = sorted({item.label for item in items})
             if len(held) > 1:
-                return []
+                return self.unkeyed()
             left = _image_files.loose(root, self.domains())
         except OSError as error:
             return [_image_files.unreadable(error, root)]

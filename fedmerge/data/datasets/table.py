@@ -88,7 +88,7 @@ class Table(FileSource):
         try:
             cells = self._sheet()
             root = self._located()
-            return [root] if isinstance(root, Problem) else self._faults(cells) or self._few(cells, root)
+            return [root] if isinstance(root, Problem) else self._faults(cells) or self._few(cells, root) or self.unkeyed()
         except BadTableError as error:
             return [error.problem]
         except OSError as error:
