@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fedmerge.errors import Problem, difference, folded, nearest, quoted
 from fedmerge.experiment.scenario import Scenario
@@ -270,16 +271,21 @@ def generalist_nowhere(where: str, scenario: Scenario) -> list[Problem]:
 def shown_otherwise(sites: Sequence[Site]) -> list[str]:
     """Remarks on keys for the values of image files that differ between sites: the same values are then not the same pixels."""
     said: list[str] = []
-    for key in ("gray_range", "background", "page"):
+    for key in ("gray_range", "range", "background", "page", "frame", "axis", "slices"):
         where: dict[str, list[str]] = {}
         for site in sites:
             if key in type(site.source).model_fields:
-                given = getattr(site.source, key)
-                words = (
-                    f"[{given[0]:g}, {given[1]:g}]" if isinstance(given, tuple) else "not given" if given is None else str(given)
-                )
-                where.setdefault(words, []).append(site.name)
+                where.setdefault(_in_words(site.source.model_dump(mode="json")[key]), []).append(site.name)
         if len(where) > 1:
             each = "; ".join(f"{given} at {', '.join(names)}" for given, names in where.items())
             said.append(f"source.{key} differs: {each}")
     return said
+
+
+def _in_words(given: Any) -> str:
+    """A value of YAML as somebody would write it."""
+    if isinstance(given, dict):
+        return ", ".join(f"{key}: {_in_words(value)}" for key, value in given.items())
+    if isinstance(given, list):
+        return f"[{', '.join(_in_words(value) for value in given)}]"
+    return "not given" if given is None else f"{given:g}" if isinstance(given, float) else str(given)

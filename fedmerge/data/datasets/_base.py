@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedmerge.data.images import Images
 from fedmerge.errors import Problem, difference, folded, quoted
@@ -94,6 +94,10 @@ class Source(Plugin):
     def pseudonyms(self) -> Pseudonyms | None:
         """Patients under the secret that hospitals agree on; None where there is none, or patients are not known."""
         return None
+
+    def decided(self, owner: str) -> dict[str, Any]:
+        """What `load` has decided by all images of the owner together, where that was on this machine: for the manifest."""
+        return {}
 
     @abstractmethod
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
