@@ -306,15 +306,19 @@ class FileSource(Source):
     def _listed(self, root: Path) -> tuple[list[_image_files.ImageFile], list[str]]:
         """The regular files of this part, and paths of what is left out: never opened, for a pipe would wait for ever."""
         found, odd = self._found(root)
+        return self._part(found), odd
+
+    def _part(self, found: list[_image_files.ImageFile]) -> list[_image_files.ImageFile]:
+        """What of the chosen domains is this hospital's."""
         if self.split is None:
-            return found, odd
+            return found
         held: list[_image_files.ImageFile] = []
         for domain in dict.fromkeys(item.domain for item in found):
             items = [item for item in found if item.domain == domain]
             labels = np.unique([item.label for item in items], return_inverse=True)[1]
             part = self.split.indices(labels.astype(np.int64), domain, self._groups(items) if self.knows_patients else None)
             held += [items[at] for at in part]
-        return held, odd
+        return held
 
     def _groups(self, items: Sequence[_image_files.ImageFile]) -> NDArray[np.int64]:
         """A number for the patient of each image (n,), or for its file; of one of no patient, its path stands for the patient."""
