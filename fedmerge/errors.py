@@ -29,6 +29,8 @@ EXTRAS = {
         *("timm", "torchvision", "typer", "yaml"),
     ],
     "tables": ["pandas", "pyarrow"],
+    "dicom": ["pydicom"],
+    "nifti": ["nibabel"],
 }
 """Packages, as they are imported, that `pip install fedmerge` does not bring, and the extra that does."""
 
@@ -117,7 +119,9 @@ def extras_named() -> Iterator[None]:
         if extra is None:
             raise
         text = f"the package '{package}' is not installed; install it with: pip install 'fedmerge[{extra}]'"
-        raise MissingExtra(text, name=package) from error
+        missing = MissingExtra(text, name=package)
+        missing.told = text
+        raise missing from error
 
 
 class SiteError(UserError):

@@ -116,6 +116,8 @@ def site_outline(file: Path, seed: int) -> str:
         "sha256": site.source.identity(site.name, seed),
         "flips": site.source.flips,
     }
+    if told := site.source.pseudonyms():
+        known |= {"patient_key": told.secret, "patients": sorted(told.patients)}
     written = site.model_dump(mode="json", exclude_defaults=True, exclude={"source", "attack", "shifts"})
     whole = site.model_dump(mode="json", include={"attack", "shifts"})
     written |= {name: value for name, value in whole.items() if value}

@@ -22,6 +22,7 @@ from fedmerge.experiment.validation import (
     method_problems,
     name_problems,
     of_one_name,
+    of_two_sites,
     once,
     placed,
     public_problems,
@@ -79,6 +80,7 @@ class Experiment:
         shown = [site.source.shown() for site in everyone]
         nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
         said += shown_otherwise(everyone) + copied(everyone, self.scenario.events)
+        said += of_two_sites(everyone, self.target.name, self.scenario.events)
         return said + ([f"classes that no site has an image of: {', '.join(nobody)}"] if nobody else [])
 
     def resolved(self) -> dict[str, Any]:

@@ -61,20 +61,19 @@ class ImageFolder(FileSource):
             known = _image_files.domains_of(root, self.folders)
             if wrong := _image_files.unknown(root, self.folders, known) or _image_files.unfit_names(root, self.folders):
                 return wrong
-            every = [item.path for domain in self.domains() for item in _image_files.items_of(root, domain)]
-            if without := sum(self._patient(path) is None for path in every) if self.patient else 0:
+            every, odd = self._found(root)
+            if without := sum(self._patient_of(item) is None for item in every) if self.patient else 0:
                 found = f"'{self.patient}', which finds no patient in {without} of {len(every)} paths below the root"
                 expected = "an expression that finds one in every path <domain>/<class>/<file>, as its one group"
                 if isinstance(self.patient, int):
                     expected = f"{self.patient} folders or more below the class around every image"
                 return [Problem("", "patient", found, expected)]
-            items, odd = self._listed(root)
             if len(odd) > self.max_broken:
                 found, mend = f"{len(odd)} entries that are {NO_FILES}", "Remove them, or raise max_broken to leave them out"
                 return [Problem("", "max_broken", found, f"at most {self.max_broken}", mend)]
-            held = sorted({item.label for item in items})
+            held = sorted({item.label for item in self._part(every)})
             if len(held) > 1:
-                return []
+                return self.unkeyed()
             left = _image_files.loose(root, self.domains())
         except OSError as error:
             return [_image_files.unreadable(error, root)]
@@ -134,11 +133,8 @@ class ImageFolder(FileSource):
         return [self.patient]
 
     def _patient_of(self, item: _image_files.ImageFile) -> str | None:
-        return self._patient(item.path)
-
-    def _patient(self, path: str) -> str | None:
         if isinstance(self.patient, int):
-            folders = path.split("/")[2:-1]
+            folders = item.path.split("/")[2:-1]
             return folders[self.patient - 1] if len(folders) >= self.patient else None
-        found = re.search(self.patient or "", path)
+        found = re.search(self.patient or "", item.path)
         return (found[1] or None) if found else None
