@@ -94,10 +94,13 @@ class Public(FileSource):
                 return [root]
             if wrong := chosen("folders", self.folders, self._known()) + chosen("take", self.take, self.facts.parts):
                 return wrong
-            if off := [] if self.facts.unverified or not self.check_counts else self._off(root):
+            whole, odd = self._whole(root)
+            if off := [] if self.facts.unverified or not self.check_counts else self._off(root, whole):
                 mend = f"Get it again ({self.facts.where}), or say check_counts: false if some are left out on purpose"
                 return [Problem("", "root", f"{'; '.join(off)} in {quoted(root)}", "the published number", mend)]
-            held, odd = self._listed(root)
+            if self.take:
+                whole, odd = self._found(root)
+            held = self._part(whole)
         except BadLayoutError as error:
             return [error.problem]
         except OSError as error:
@@ -108,14 +111,21 @@ class Public(FileSource):
         there = sorted({item.label for item in held})
         found = f"images of one class only ({there[0]})" if there else f"no image in {quoted(root)}"
         key = "split" if self.split else "take" if self.take else "folders" if self.folders else "root"
-        return [] if len(there) > 1 else [Problem("", key, found, f"two classes or more of {', '.join(self.classes())}")]
+        few = [Problem("", key, found, f"two classes or more of {', '.join(self.classes())}")]
+        return self.unkeyed() if len(there) > 1 else few
 
     def remarks(self) -> list[str]:
         """What is missing, and numbers that differ from published ones."""
-        root = self._root()
-        missing = len(self._listed(root)[1])
+        with self._opened() as root:
+            whole, odd = self._whole(root)
+            off = self._off(root, whole)
+            missing = len(self._found(root)[1] if self.take else odd)
         said = [f"images left out, for their file is missing: {missing}"] if missing else []
-        return said + [f"{line} (published; {self.facts.unverified or 'not asked for'})" for line in self._off(root)]
+        return said + [f"{line} (published; {self.facts.unverified or 'not asked for'})" for line in off]
+
+    def _whole(self, root: Path) -> tuple[list[ImageFile], list[str]]:
+        """All files of the chosen domains, of whatever part; and those that are missing."""
+        return self.model_copy(update={"take": ()})._found(root)
 
     def classes(self) -> tuple[str, ...]:
         """As published."""
@@ -133,17 +143,16 @@ class Public(FileSource):
     def _known(self) -> tuple[str, ...]:
         return tuple(self.facts.images)
 
-    def _off(self, root: Path) -> list[str]:
-        """Domains with another number of images than was published, whatever part this hospital takes of them."""
-        facts, held = self.facts, self.model_copy(update={"take": (), "split": None})._found(root)[0]
-        counts = Counter(item.domain for item in held)
+    def _off(self, root: Path, held: Sequence[ImageFile]) -> list[str]:
+        """Domains with another number of images than was published. held: all parts of them."""
+        facts, counts = self.facts, Counter(item.domain for item in held)
         off = [
             f"{counts[name]} images of '{name}', not {facts.images[name]}"
             for name in self.domains()
             if facts.images.get(name) and counts[name] != facts.images[name]
         ]
-        whole = facts.total and set(self.domains()) == set(self._known()) and len(held) != facts.total
-        return [*off, f"{len(held)} images, not {facts.total}"] if whole else off
+        all_there = set(self.domains()) == set(self._known())
+        return [*off, f"{len(held)} images, not {facts.total}"] if all_there and facts.total not in (0, len(held)) else off
 
     def _located(self) -> Path | Problem:
         facts = self.facts
@@ -239,7 +248,7 @@ def files_below(root: Path, folders: Sequence[str] = ("",)) -> dict[str, str]:
 def _looked_at(root: Path, row: ImageFile) -> ImageFile:
     """The row with what the system says of its file; regular only if it is one. Raises OSError for what may not be looked at."""
     try:
-        there = (root / row.path).stat()
+        there = os.stat(os.path.join(root, row.path))  # noqa: PTH116, PTH118 - half the time of a Path, for 455,000 rows
     except OSError as error:
         if error.errno not in (*_image_files.NOWHERE, errno.ENAMETOOLONG):
             raise

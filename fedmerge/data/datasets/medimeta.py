@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from fedmerge.data.datasets._image_files import ImageFile
 from fedmerge.data.datasets._public import Public, Published, Row, listed
 from fedmerge.errors import nearest
 from fedmerge.system.yaml_loader import read_yaml
@@ -95,13 +96,11 @@ class Medimeta(Public):
             raise self._wrong(f"'{name}' in the splits of {self.dataset}", f"images 0 to {count - 1}")
         return int(stem)
 
-    def _off(self, root: Path) -> list[str]:
+    def _off(self, root: Path, held: Sequence[ImageFile]) -> list[str]:
         """Parts of another size than info.yaml says."""
         said = self._info(root).get("splits_num_samples")
         said = said if isinstance(said, dict) else {}
-        rows = self._rows(root)
-        held = {item.path for item in self.model_copy(update={"take": (), "split": None})._found(root)[0]}
-        counts = {part: sum(of == part and item.path in held for item, of in rows) for part in PARTS}
-        return [
-            f"{counts[part]} images of '{part}', not {said[part]}" for part in PARTS if said.get(part, counts[part]) != counts[part]
-        ]
+        rows, there = self._rows(root), {item.path for item in held}
+        counts = {part: sum(of == part and item.path in there for item, of in rows) for part in PARTS}
+        wrong = [part for part in PARTS if said.get(part, counts[part]) != counts[part]]
+        return [f"{counts[part]} images of '{part}', not {said[part]}" for part in wrong]
