@@ -22,11 +22,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 EXTRAS = {
+    "datasets": ["medmnist", "xlrd"],
     "report": ["jinja2", "markupsafe", "matplotlib", "sklearn", "torchmetrics"],
     "simulation": [
         *("PIL", "cryptography", "filelock", "flwr", "platformdirs", "ray", "rich", "ruamel", "scipy"),
         *("timm", "torchvision", "typer", "yaml"),
     ],
+    "tables": ["pandas", "pyarrow"],
+    "dicom": ["pydicom"],
+    "nifti": ["nibabel"],
 }
 """Packages, as they are imported, that `pip install fedmerge` does not bring, and the extra that does."""
 
@@ -119,7 +123,9 @@ def extras_named() -> Iterator[None]:
         if extra is None:
             raise
         text = f"the package '{package}' is not installed; install it with: pip install 'fedmerge[{extra}]'"
-        raise MissingExtra(text, name=package) from error
+        missing = MissingExtra(text, name=package)
+        missing.told = text
+        raise missing from error
 
 
 class SiteError(UserError):

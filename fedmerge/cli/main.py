@@ -197,3 +197,20 @@ def methods(
         typer.echo(describe(name))
     else:
         method_table()
+
+
+@app.command()
+@guarded
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="one of them, with all that is known of it; a table if left out")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="all of them as docs/data-sets.md has them")] = False,
+) -> None:
+    """Print the public data sets that can be read by name: where to get them, their layout, classes, parts and licence."""
+    from fedmerge.cli.datasets import dataset_page, dataset_table, describe_dataset
+
+    if markdown:
+        typer.echo(dataset_page(), nl=False)
+    elif name:
+        typer.echo(describe_dataset(name))
+    else:
+        dataset_table()

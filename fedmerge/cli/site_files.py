@@ -123,6 +123,8 @@ def site_outline(file: Path, seed: int) -> str:
         "sha256": site.source.identity(site.name, seed),
         "flips": site.source.flips,
     }
+    if told := site.source.pseudonyms():
+        known |= {"patient_key": told.secret, "patients": sorted(told.patients)}
     written = site.model_dump(mode="json", exclude_defaults=True, exclude={"source", "attack", "shifts", "expert"})
     if site.expert:
         classes = {"classes": list(site.expert.classes)} if site.expert.classes else {}

@@ -24,12 +24,14 @@ from fedmerge.experiment.validation import (
     method_problems,
     name_problems,
     of_one_name,
+    of_two_sites,
     once,
     one_of_each,
     placed,
     prior_problems,
     public_problems,
     shown_otherwise,
+    start_nowhere,
     unfit,
     unprotected,
     untrained,
@@ -97,6 +99,7 @@ class Experiment:
         shown = [site.source.shown() for site in everyone]
         nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
         said += shown_otherwise(everyone) + copied(everyone, self.scenario.events)
+        said += of_two_sites(everyone, self.target.name, self.scenario.events)
         return said + ([f"classes that no site has an image of: {', '.join(nobody)}"] if nobody else [])
 
     def resolved(self) -> dict[str, Any]:
@@ -195,6 +198,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
         problems += prior_problems(str(path), scenario, target)
+        problems += start_nowhere(str(path), scenario)
     if problems or scenario is None or target is None:
         raise ScenarioError(once(problems))
     try_out(scenario.model, len(target.source.classes()))

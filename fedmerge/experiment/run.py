@@ -214,6 +214,8 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         folder.manifest["device"] = seen.description.device
         folder.manifest["per_sample"] = seen.per_sample
         folder.manifest["bank"] = seen.description.bank
+        each = {site.name: site.source.decided(site.name) for site in (*experiment.sites, experiment.target)}
+        folder.manifest["images"] = {name: found for name, found in each.items() if found}
         logs = {site.name: written_since(site.name, started) for site in (*experiment.sites, experiment.target)}
         told = {f"site '{name}' has a remark in its own log": log for name, log in logs.items() if log}
         folder.manifest["remarks"] += list(told)
@@ -252,6 +254,7 @@ def record_of(
         stream=description.stream,
         labels=seen.answers.labels,
         domains=seen.answers.domains,
+        patients=seen.answers.patients,
         steps=steps,
         methods={name: info for name, info in description.rows.items() if name in done},
         forwards_run=seen.forwards_run / description.stream.batches,

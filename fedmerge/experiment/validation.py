@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from fedmerge.errors import CheckpointError, Problem, difference, folded, nearest, quoted
 from fedmerge.experiment.scenario import Scenario
@@ -198,6 +201,30 @@ def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
     return said
 
 
+def of_two_sites(sites: Sequence[Site], target: str, events: tuple[Event, ...]) -> list[str]:
+    """Lines about patients at two sites, by digests that the sites make; and where that cannot be told."""
+    found = {site.name: site.source.pseudonyms() for site in sites}
+    said, compared = [], set[str]()
+    for index, site in enumerate(sites):
+        for other in sites[:index]:
+            mine, theirs = found[site.name], found[other.name]
+            renewed = any({event.departs, event.arrives} == {site.name, other.name} for event in events)
+            if mine is None or theirs is None or site.name == other.name or mine.secret != theirs.secret:
+                continue
+            compared |= {site.name, other.name}
+            if not renewed and (shared := mine.patients & theirs.patients):
+                seen = (
+                    f", so that the target '{target}' is no unseen hospital for them" if target in (site.name, other.name) else ""
+                )
+                said.append(f"sites '{other.name}' and '{site.name}': patients at both: {len(shared)}{seen}")
+    files = [site for site in sites if "patient_key" in type(site.source).model_fields]
+    left = [site.name for site in files if site.name not in compared]
+    if len(files) > 1 and left and any(site.source.knows_patients for site in files):
+        each = ", ".join(dict.fromkeys(left))
+        said.append(f"whether patients are at two sites is unknown for {each}: no patient_key in common with another site")
+    return said
+
+
 def _other_classes(sites: list[Site]) -> list[Problem]:
     """Sites whose classes are not those that most have. Names that only look the same are told from those that are not there."""
     classes = {site.name: site.source.classes() for site in sites}
@@ -355,19 +382,36 @@ def generalist_nowhere(where: str, scenario: Scenario) -> list[Problem]:
     return [Problem(where, "generalist", found, f"a safetensors file{rows}", hint if hint.endswith("?") else "")]
 
 
+def start_nowhere(where: str, scenario: Scenario) -> list[Problem]:
+    """A file of theta_0 whose place is in an environment variable that is not set."""
+    given = getattr(scenario.initialization, "path", None) or getattr(scenario.initialization, "cache", None) or ""
+    key = "path" if hasattr(scenario.initialization, "path") else "cache"
+    unset = re.search(r"\$\{?(\w+)\}?", os.path.expandvars(given))
+    if not unset:
+        return []
+    expected = "a file of weights" if key == "path" else "a folder"
+    mend = f"Set {unset[1]}, e.g. export {unset[1]}=/path/to/weights.pth" if key == "path" else f"Set {unset[1]}"
+    return [Problem(where, f"initialization.{key}", f"'{given}', but {unset[1]} is not set", expected, mend)]
+
+
 def shown_otherwise(sites: Sequence[Site]) -> list[str]:
     """Remarks on keys for the values of image files that differ between sites: the same values are then not the same pixels."""
     said: list[str] = []
-    for key in ("gray_range", "background", "page"):
+    for key in ("gray_range", "range", "background", "page", "frame", "axis", "slices"):
         where: dict[str, list[str]] = {}
         for site in sites:
             if key in type(site.source).model_fields:
-                given = getattr(site.source, key)
-                words = (
-                    f"[{given[0]:g}, {given[1]:g}]" if isinstance(given, tuple) else "not given" if given is None else str(given)
-                )
-                where.setdefault(words, []).append(site.name)
+                where.setdefault(_in_words(site.source.model_dump(mode="json")[key]), []).append(site.name)
         if len(where) > 1:
             each = "; ".join(f"{given} at {', '.join(names)}" for given, names in where.items())
             said.append(f"source.{key} differs: {each}")
     return said
+
+
+def _in_words(given: Any) -> str:
+    """A value of YAML as somebody would write it."""
+    if isinstance(given, dict):
+        return ", ".join(f"{key}: {_in_words(value)}" for key, value in given.items())
+    if isinstance(given, list):
+        return f"[{', '.join(_in_words(value) for value in given)}]"
+    return "not given" if given is None else f"{given:g}" if isinstance(given, float) else str(given)

@@ -77,7 +77,8 @@ class Terminal:
 
     def summary(self, summary: dict[str, Any]) -> None:
         """The final table: accuracy with its interval, the difference to the mean, and the commonest class alone."""
-        table = Table(title=f"{summary['scenario']}, seed {summary['seed']} (one seed; 95% intervals over batches)")
+        over = f"{summary['intervals']['count']} {summary['intervals']['over']}"
+        table = Table(title=f"{summary['scenario']}, seed {summary['seed']} (one seed; 95% intervals over {over})")
         table.add_column("method", no_wrap=True)
         for name in ("accuracy", "95% interval", "against the mean", "balanced", "NLL", "forwards"):
             table.add_column(name, justify="right")
