@@ -123,7 +123,7 @@ def site_outline(file: Path, seed: int) -> str:
         "sha256": site.source.identity(site.name, seed),
         "flips": site.source.flips,
     }
-    if told := site.source.pseudonyms():
+    if getattr(site.source, "patient_key", None) and (told := site.source.pseudonyms()):
         known |= {"patient_key": told.secret, "patients": sorted(told.patients)}
     written = site.model_dump(mode="json", exclude_defaults=True, exclude={"source", "attack", "shifts", "expert"})
     if site.expert:

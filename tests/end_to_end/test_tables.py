@@ -71,7 +71,8 @@ def test_a_run_goes_by_patients_and_tells_no_name(hospitals: Path) -> None:
 
 
 def test_the_plan_counts_patients_and_says_what_is_unknown(hospitals: Path) -> None:
-    write_site(hospitals, "b")
+    (hospitals / "pacs/other.csv").write_bytes((hospitals / "pacs/cohort.csv").read_bytes())
+    write_site(hospitals, "b", file="pacs/other.csv")
     planned = fedmerge(hospitals, "plan", SCENARIO_FILE)
     assert planned.returncode == 0, planned.stderr
     assert "is unknown for b: no patient_key in common with another site" in " ".join(planned.stdout.split())
@@ -91,6 +92,7 @@ def test_an_outline_tells_digests_by_which_the_patient_is_found(hospitals: Path,
     outline = fedmerge(hospitals, "outline", "sites/a.yaml", "--seed", "3")
     assert outline.returncode == 0, outline.stderr
     known = yaml.safe_load(outline.stdout)["source"]
+    assert known["patient_key"] != "key"
     assert len(known["patients"]) == 8
     assert all(len(one) == 64 for one in known["patients"])
     assert "Zorn" not in outline.stdout
@@ -98,6 +100,12 @@ def test_an_outline_tells_digests_by_which_the_patient_is_found(hospitals: Path,
     monkeypatch.chdir(hospitals)
     remarks = load_experiment(Path(SCENARIO_FILE)).remarks()
     assert any(remark.startswith("sites 'a' and 'c': patients at both: 1") for remark in remarks)
+
+
+def test_without_a_key_nothing_of_patients_leaves_in_an_outline(hospitals: Path) -> None:
+    write_site(hospitals, "a")
+    known = yaml.safe_load(fedmerge(hospitals, "outline", "sites/a.yaml", "--seed", "3").stdout)["source"]
+    assert not {"patients", "patient_key"} & set(known)
 
 
 @pytest.mark.parametrize(

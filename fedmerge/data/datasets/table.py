@@ -14,13 +14,15 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from fedmerge.data.datasets import _image_files
-from fedmerge.data.datasets._base import same_names
+from fedmerge.data.datasets._base import Pseudonyms, same_names
 from fedmerge.data.datasets._file_source import FileSource
 from fedmerge.data.spreadsheet import BadTableError, Spreadsheet, known_encoding, read_spreadsheet
 from fedmerge.errors import DataError, Problem, nearest, quoted
 from fedmerge.registry import Spec
 
 HERE = "May begin with ~ and name environment variables as ${NAME}"
+TRUTH = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+
 MOST_CLASSES = 1000
 """Labels beyond this number are measurements or names, and no classes."""
 
@@ -147,8 +149,20 @@ class Table(FileSource):
         """Raises BadTableError, a DataError."""
         return read_spreadsheet(_path(self.file), self.encoding, self.hint)
 
+    def pseudonyms(self) -> Pseudonyms | None:
+        """By `patient_key`; without one, for sites of one and the same table in this process alone."""
+        if self.patient_key or not self.knows_patients:
+            return super().pseudonyms()
+        place = str(_path(self.file).resolve())
+        return Pseudonyms(place, frozenset(row.patient for row in self._rows()))
+
     def _class(self, label: str) -> str | None:
-        return self.labels.get(label) if self.labels else label
+        return self.labels.get(self._key(label)) if self.labels else label
+
+    def _key(self, label: str) -> str:
+        """How `labels` has a cell: YAML takes `yes` and `True` for truth values, and so do tables."""
+        plain = TRUTH.get(label.casefold(), label)
+        return plain if label not in self.labels and plain in self.labels else label
 
     def _rows(self) -> list[_image_files.ImageFile]:
         """The rows of this hospital that have a class, by domain and path, and where they repeat one another all of them."""
@@ -241,7 +255,7 @@ class Table(FileSource):
         """Labels that `labels` does not name; numbers that nobody has given a name; and what is no label at all."""
         counts = Counter(cells.column(self.columns.label))
         if self.labels:
-            left = {label: number for label, number in counts.items() if label not in self.labels}
+            left = {label: number for label, number in counts.items() if self._key(label) not in self.labels}
             found = f"nothing for {_counted(left)} of column {quoted(self.columns.label)}"
             expected = "a class for every label of the table, or null for rows to leave out"
             return [Problem("", "labels", found, expected)] if left else []

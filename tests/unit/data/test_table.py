@@ -236,3 +236,20 @@ def test_other_labels_or_patients_are_another_identity(archive: Path) -> None:
         assert table(archive, written(archive, text_of(archive).replace(right, wrong))).identity("x", 0) != before
     renamed = table(archive, written(archive, text_of(archive).replace(",P", ",patient ")))
     assert renamed.identity("x", 0) == before
+
+
+def test_truth_values_of_yaml_are_those_of_the_table(archive: Path) -> None:
+    for sick, well in (("True", "False"), ("yes", "no"), ("TRUE", "FALSE")):
+        text = text_of(archive).replace("mel", sick).replace("nev", well)
+        source = table(archive, written(archive, text), labels={True: "sick", False: "well"})
+        assert source.check() == []
+        assert source.classes() == ("sick", "well")
+
+
+def test_sites_of_one_table_know_each_others_patients_without_a_key(archive: Path) -> None:
+    """In this process alone: what leaves needs a key."""
+    north, south = (table(archive, folders=[name]).pseudonyms() for name in ("north", "south"))
+    assert north is not None
+    assert south is not None
+    assert north.secret == south.secret
+    assert len(north.patients & south.patients) == 8
