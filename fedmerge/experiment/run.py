@@ -181,8 +181,7 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
     refuse_late_events(experiment)
     with RunFolder(options.out, experiment, keep=options.resume) as folder:
         scenario = experiment.scenario
-        target = experiment.target.name
-        terminal.say(f"{scenario.name}: {len(experiment.sites)} sites, target '{target}', seed {scenario.seed}")
+        terminal.say(f"{scenario.name}: {len(experiment.sites)} sites, target '{experiment.target.name}', seed {scenario.seed}")
         for site in experiment.sites:
             if site.attack:
                 terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
@@ -194,11 +193,9 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         federated = rounds(experiment, tasks, initial, options, folder, terminal, backend)
         down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
         folder.manifest["one_shot"] = {"steps": own_steps(experiment, experts), "down": down}
-        named = next(
-            (model.stand.theta for model in federated if model.strategy.key == str(experiment.scenario.generalist)), generalist
-        )
-        if experiment.scenario.privacy:
-            folder.manifest["privacy"] = experiment.scenario.privacy.report()
+        named = next((one.stand.theta for one in federated if one.strategy.key == str(scenario.generalist)), generalist)
+        if scenario.privacy:
+            folder.manifest["privacy"] = scenario.privacy.report()
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
         brought = [site.name for site in experiment.sites if site.expert]
