@@ -1,12 +1,12 @@
 """Does `posterior` need to know which kind of hospital it stands in? Regret to the best method of every block, over seeds.
 
     python benchmarks/posterior.py --out runs/posterior --set development --jobs 2
-    python benchmarks/posterior.py --out runs/posterior --set development --table docs/posterior-development.md
+    python benchmarks/posterior.py --out runs/posterior --set development --table runs/posterior/tables.md
 
-The development set is the phantom, seeds from 100 on: sites that differ in nothing, scanners, planes or both, and one hijacked
-federation, on streams of every kind. The test set is the scenario organs as it is shipped, seeds 0 to 9. A block is a federation's
-kind and a stream; regret is the best ranked row of the block less a row, in points, each the mean over seeds. Started again, it
-goes on where it stopped. Rows named `+labels` are under the label prior of their batches, and are ranked among themselves.
+The development set is the phantom, seeds from 100 on, in the federations of `WORLDS`, on the streams of `STREAMS`. The test set is
+the scenarios of `REAL` as they are shipped, seeds from 0 on. A block is a federation's kind and a stream; regret is the best ranked
+row of the block less a row, in points, each the mean over seeds. Started again, it goes on where it stopped. Rows named `+labels`
+are under the label prior of their batches, and are ranked among themselves.
 """
 
 from __future__ import annotations
