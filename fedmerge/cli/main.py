@@ -35,6 +35,21 @@ def fedmerge() -> None:
 app.command("simulate")(simulate)
 
 
+@app.command("init")
+@guarded
+def init_folder(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where sites/ and scenarios/ are written; nothing is overwritten")],
+    images: Annotated[Path, typer.Option(help="a folder of images, e.g. ROOT/<hospital>/<class>/*, or a table of them")],
+    target: Annotated[str | None, typer.Option(help="the hospital that trains nothing", show_default="chosen, and said")] = None,
+) -> None:
+    """Write site files and a scenario for your own images into DIR, and say what was assumed of them."""
+    from fedmerge.cli.first_scenario import first_scenario
+
+    scenario, said = first_scenario(folder, images, target)
+    typer.echo("\n".join(["assumed:", *(f"- {line}" for line in said)]))
+    typer.echo(f"written: {scenario}, and its sites. Look at it, then: fedmerge plan {scenario}; fedmerge simulate {scenario}")
+
+
 @app.command()
 @guarded
 def plan(
