@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fedmerge.data.survey import Look, Row, Survey, look, survey
+from fedmerge.data.survey import Look, ListedImage, Survey, look, survey
 from fedmerge.errors import DataError, FolderError, folded, nearest, quoted
 from fedmerge.experiment.experiment import load_experiment
 
@@ -65,7 +65,7 @@ def first_scenario(folder: Path, images: Path, target: str | None) -> tuple[Path
 
 def _planned(found: Survey, target: str | None) -> Plan:
     """Who trains and who is the target. Raises DataError where no hospital's images can be used, or none is called `target`."""
-    said, hospitals = list[str](), dict[str, list[Row]]()
+    said, hospitals = list[str](), dict[str, list[ListedImage]]()
     for site, rows in found.by_site().items():
         own = _of_parts(rows)
         if len({row.label for row in own}) > 1 and len({row.patient or row.path for row in own}) > 1:
@@ -90,13 +90,15 @@ def _planned(found: Survey, target: str | None) -> Plan:
         why = "the one with the fewest images of those that have all classes"
         said.append(f"{quoted(chosen)} is the target, which trains nothing: {why}; --target NAME chooses another")
     if len(rest) == 1:
-        said.append(f"{quoted(rest[0])} alone trains, so that there is nothing to merge: two or more hospitals beside the target would")
+        said.append(
+            f"{quoted(rest[0])} alone trains, so that there is nothing to merge: two or more hospitals beside the target would"
+        )
     said += _unused(hospitals)
     sites = tuple(_draft(names[site], site, hospitals[site], _training(hospitals[site])) for site in rest)
     return Plan(sites, _draft(names[chosen], chosen, hospitals[chosen], {}), said)
 
 
-def _of_one(found: Survey, site: str, rows: list[Row], said: list[str]) -> Plan:
+def _of_one(found: Survey, site: str, rows: list[ListedImage], said: list[str]) -> Plan:
     """One hospital's images shared out: there is no federation yet, but it can be tried."""
     where = {"folders": [site]} if site else {}
     said.append(
@@ -119,7 +121,7 @@ def _of_one(found: Survey, site: str, rows: list[Row], said: list[str]) -> Plan:
     return Plan(tuple(parts), last, said)
 
 
-def _of_two(hospitals: dict[str, list[Row]], names: dict[str, str], said: list[str]) -> Plan:
+def _of_two(hospitals: dict[str, list[ListedImage]], names: dict[str, str], said: list[str]) -> Plan:
     """Two hospitals train, and the target sees what they hold back: with one of them as the target, nothing would be merged."""
     share, shares = TARGET_SHARE, [round(1 - TARGET_SHARE, 2), TARGET_SHARE]
     said.append(
@@ -131,11 +133,13 @@ def _of_two(hospitals: dict[str, list[Row]], names: dict[str, str], said: list[s
     for site, rows in hospitals.items():
         sites.append(_draft(names[site], site, rows, {**_training(rows), "split": _share(2, 0, shares)}))
     n = int(share * sum(map(len, hospitals.values())))
-    own = {"folders": list(hospitals), "split": _share(2, 1, shares)} | _training([row for rows in hospitals.values() for row in rows])
+    own = {"folders": list(hospitals), "split": _share(2, 1, shares)} | _training(
+        [row for rows in hospitals.values() for row in rows]
+    )
     return Plan(tuple(sites), Draft(_slugs([*hospitals, "target"])[-1], "The target, from both hospitals", n, own), said)
 
 
-def _draft(name: str, site: str, rows: list[Row], source: dict[str, Any]) -> Draft:
+def _draft(name: str, site: str, rows: list[ListedImage], source: dict[str, Any]) -> Draft:
     return Draft(name, site, len(rows), {"folders": [site], **source})
 
 
@@ -143,19 +147,19 @@ def _share(parts: int, part: int, shares: list[float]) -> dict[str, Any]:
     return {"by": "quantity", "parts": parts, "part": part, "shares": shares}
 
 
-def _of_parts(rows: Sequence[Row]) -> list[Row]:
+def _of_parts(rows: Sequence[ListedImage]) -> list[ListedImage]:
     """What a hospital trains on, where parts are known."""
     own = [row for row in rows if folded(row.split) not in HELD]
     return own or list(rows)
 
 
-def _training(rows: Sequence[Row]) -> dict[str, Any]:
+def _training(rows: Sequence[ListedImage]) -> dict[str, Any]:
     """The key `take` of a hospital that trains."""
     parts = sorted({row.split for row in _of_parts(rows)} - {""})
     return {"take": parts} if parts else {}
 
 
-def _unused(hospitals: dict[str, list[Row]]) -> list[str]:
+def _unused(hospitals: dict[str, list[ListedImage]]) -> list[str]:
     """What is said of parts."""
     every = {row.split for rows in hospitals.values() for row in rows} - {""}
     trained = {row.split for rows in hospitals.values() for row in _of_parts(rows)} & every
@@ -195,7 +199,14 @@ def _texts(folder: Path, name: str, found: Survey, seen: Look, plan: Plan, said:
         who = "The target, which trains nothing" if site is plan.target else "A hospital"
         texts[f"sites/{site.name}.yaml"] = f"# {who}; written by `fedmerge init`.\n{_dumped(content)}"
     small = seen.side <= MOST
-    kwargs = {"img_size": 32 if small else 48, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4, "in_chans": seen.channels}
+    kwargs = {
+        "img_size": 32 if small else 48,
+        "patch_size": 8,
+        "embed_dim": 96,
+        "depth": 4,
+        "num_heads": 4,
+        "in_chans": seen.channels,
+    }
     said.append(
         f"a small model, trained from public phantom images, sees {kwargs['img_size']} x {kwargs['img_size']} pixels: "
         "model.kwargs.img_size makes it see more, and protocol eam is for a pretrained ViT and a GPU"
@@ -220,11 +231,11 @@ def _dumped(content: dict[str, Any]) -> str:
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _as_csv(rows: Sequence[Row]) -> str:
+def _as_csv(rows: Sequence[ListedImage]) -> str:
     """The rows, with a comma between the cells and every cell in quotes."""
     text = io.StringIO()
     writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-    writer.writerow(Row._fields)
+    writer.writerow(ListedImage._fields)
     writer.writerows(rows)
     return text.getvalue()
 
@@ -234,7 +245,9 @@ def _written(folder: Path, texts: dict[str, str]) -> Iterator[None]:
     """Files that stay if the block ends well. Raises FolderError if one of them is there already."""
     there = [name for name in texts if (folder / name).exists()]
     if there:
-        raise FolderError(f"{folder}: found {', '.join(there)}; expected none of the files to write. Choose another folder, or move them")
+        raise FolderError(
+            f"{folder}: found {', '.join(there)}; expected none of the files to write. Choose another folder, or move them"
+        )
     made: list[Path] = []
     try:
         for name, text in texts.items():

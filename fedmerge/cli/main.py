@@ -52,6 +52,28 @@ def init_folder(
 
 @app.command()
 @guarded
+def doctor(
+    out: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
+    pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
+) -> None:
+    """Say what of this machine and installation is ready, and how to mend the rest.
+
+    Exit status 0 if backend local can run; otherwise 2.
+    """
+    from fedmerge.cli.doctor import examine
+
+    counts = dict.fromkeys(("ok", "warn", "fail"), 0)
+    for found in examine(pool, out):
+        counts[found.of] += 1
+        typer.secho(str(found), fg={"ok": None, "warn": "yellow", "fail": "red"}[found.of])
+    able = "backend local cannot run before that is mended" if counts["fail"] else "backend local can run"
+    typer.echo(f"{counts['fail']} failures, {counts['warn']} warnings: {able}")
+    if counts["fail"]:
+        raise typer.Exit(2)
+
+
+@app.command()
+@guarded
 def plan(
     scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
     seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,

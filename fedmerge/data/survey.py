@@ -54,7 +54,7 @@ SAMPLE = 48
 """Images that are opened."""
 
 
-class Row(NamedTuple):
+class ListedImage(NamedTuple):
     """One image. path: relative to the root, with forward slashes; what is not known is empty."""
 
     path: str
@@ -82,14 +82,14 @@ class Survey:
     """
 
     root: Path
-    rows: tuple[Row, ...]
+    rows: tuple[ListedImage, ...]
     source: dict[str, Any]
     listed: bool = False
     said: list[str] = field(default_factory=list)
 
-    def by_site(self) -> dict[str, list[Row]]:
+    def by_site(self) -> dict[str, list[ListedImage]]:
         """Rows of every hospital, sorted by its name; one without a name if hospitals are not known."""
-        found: dict[str, list[Row]] = defaultdict(list)
+        found: dict[str, list[ListedImage]] = defaultdict(list)
         for row in self.rows:
             found[row.site].append(row)
         return {name: found[name] for name in sorted(found)}
@@ -123,10 +123,10 @@ class Level(NamedTuple):
     split: int | None = None
     patient: int | None = None
 
-    def row(self, parts: Sequence[str]) -> Row:
+    def row(self, parts: Sequence[str]) -> ListedImage:
         """The row of an image by its path's parts."""
         site, split, patient = ("" if at is None or at >= len(parts) - 1 else parts[at] for at in self[1:])
-        return Row("/".join(parts), parts[self.label], site, split, patient)
+        return ListedImage("/".join(parts), parts[self.label], site, split, patient)
 
 
 def _survey_folder(root: Path) -> Survey:
@@ -263,15 +263,17 @@ def _listed(names: set[str]) -> str:
     return ", ".join(map(quoted, first)) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
 
 
-def _folders_in_words(level: Level, rows: Sequence[Row]) -> str:
+def _folders_in_words(level: Level, rows: Sequence[ListedImage]) -> str:
     kinds = {level.site: "hospital", level.split: "part", level.label: "class", level.patient: "patient"}
     last = max(at for at in kinds if at is not None)
     levels = "/".join(f"<{kinds[at]}>" if at in kinds else "<folder>" for at in range(last + 1))
-    values = {what: _listed({getattr(row, name) for row in rows} - {""}) for what, name in (("classes", "label"), ("parts", "split"))}
+    values = {
+        what: _listed({getattr(row, name) for row in rows} - {""}) for what, name in (("classes", "label"), ("parts", "split"))
+    }
     return f"the folders are {levels}; " + "; ".join(f"{what} {text}" for what, text in values.items() if text)
 
 
-def _patients_in_names(rows: Sequence[Row]) -> tuple[Row, ...] | None:
+def _patients_in_names(rows: Sequence[ListedImage]) -> tuple[ListedImage, ...] | None:
     """The rows with patients as file names have them, if all have one, and some have the same."""
     found = [re.search(PATIENT_IN_FILE, f"/{row.path}") for row in rows]
     names = [match[1] for match in found if match]
@@ -280,7 +282,7 @@ def _patients_in_names(rows: Sequence[Row]) -> tuple[Row, ...] | None:
     return tuple(row._replace(patient=name) for row, name in zip(rows, names, strict=True))
 
 
-def _patients_in_words(rows: Sequence[Row], where: str) -> str:
+def _patients_in_words(rows: Sequence[ListedImage], where: str) -> str:
     known = {(row.site, row.patient) for row in rows if row.patient}
     if known:
         return f"patients are taken from {where}: {len(known)} of them, whose images stay together"
@@ -310,11 +312,9 @@ def survey_table(file: Path) -> Survey:
     root, suffix, there = _place(file, paths)
     missing = len(paths) - sum(there)
     labels, empty = cells.column(columns["label"]), ("",) * len(cells)
-    site, split, patient = (
-        cells.column(columns[key]) if key in columns else empty for key in ("domain", "split", "patient")
-    )
+    site, split, patient = (cells.column(columns[key]) if key in columns else empty for key in ("domain", "split", "patient"))
     rows = tuple(
-        Row(path + suffix, *rest)
+        ListedImage(path + suffix, *rest)
         for path, is_there, *rest in zip(paths, there, labels, site, split, patient, strict=True)
         if is_there and rest[0]
     )
@@ -324,7 +324,9 @@ def survey_table(file: Path) -> Survey:
     names = keys.get("labels", {})
     rows = tuple(row._replace(label=names.get(row.label, row.label)) for row in rows)
     if "split" in columns and not {folded(row.split) for row in rows} <= PARTS:
-        said.append(f"column {quoted(columns.pop('split'))} is left alone: its values are no names of parts, such as train and test")
+        said.append(
+            f"column {quoted(columns.pop('split'))} is left alone: its values are no names of parts, such as train and test"
+        )
         rows = tuple(row._replace(split="") for row in rows)
     if missing:
         said.append(f"rows left out, for their file is missing: {missing}")
@@ -404,7 +406,9 @@ def look(found: Survey) -> Look:
         except DAMAGE as error:
             why = f"{quoted(path)} ({error})"
     if not opened:
-        raise DataError(f"--images: found no image that can be read among {len(paths)}, e.g. {why}; expected PNG, JPEG, TIFF, DICOM ...")
+        raise DataError(
+            f"--images: found no image that can be read among {len(paths)}, e.g. {why}; expected PNG, JPEG, TIFF, DICOM ..."
+        )
     sides = [_size(one) for one in opened]
     side = int(np.median([min(size) for size in sides]))
     height, width = (int(np.median([size[axis] for size in sides])) for axis in (0, 1))
