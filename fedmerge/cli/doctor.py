@@ -119,7 +119,12 @@ def _of_extra(what: str, packages: list[str], local: bool) -> Finding:
     lacking = [name for name in packages if find_spec(name) is None]
     mend = f"pip install '{'fedmerge' + what if what.startswith('[') else what}'"
     if lacking:
-        return Finding("fail" if local else "warn", what, f"without {', '.join(lacking)}", f"{'Install it' if local else 'Where it is needed'}: {mend}")
+        return Finding(
+            "fail" if local else "warn",
+            what,
+            f"without {', '.join(lacking)}",
+            f"{'Install it' if local else 'Where it is needed'}: {mend}",
+        )
     return Finding("ok", what, ", ".join(f"{name} {_version(name)}".strip() for name in packages))
 
 
@@ -194,7 +199,9 @@ def _folder(what: str, path: Path) -> Finding:
     except OSError as error:
         of: Of = "warn" if what == "cache" else "fail"
         mend = {"cache": "Set FEDMERGE_CACHE to another folder", "temporary": "Set TMPDIR to another folder"}.get(what)
-        return Finding(of, what, f"'{path}' cannot be written ({error.strerror})", mend or "Mend its rights, or work in another folder")
+        return Finding(
+            of, what, f"'{path}' cannot be written ({error.strerror})", mend or "Mend its rights, or work in another folder"
+        )
     text = f"'{path}', {free:.1f} GiB free"
     if free < LEAST_DISK:
         return Finding("fail", what, text, f"Free some space: a run needs {LEAST_DISK:g} GiB or more")

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from fedmerge.data.survey import Look, ListedImage, Survey, look, survey
+from fedmerge.data.survey import ListedImage, Look, Survey, look, survey
 from fedmerge.errors import DataError, FolderError, folded, nearest, quoted
 from fedmerge.experiment.experiment import load_experiment
 
@@ -102,8 +102,8 @@ def _of_one(found: Survey, site: str, rows: list[ListedImage], said: list[str]) 
     """One hospital's images shared out: there is no federation yet, but it can be tried."""
     where = {"folders": [site]} if site else {}
     said.append(
-        "there is one hospital only; so that it can be tried, its images are shared out: part_1 and part_2 train, and the target sees "
-        "the rest. What is missing: images of other hospitals, in ROOT/<hospital>/<class>/ or as a column 'site' of the table"
+        "there is one hospital only; so that it can be tried, its images are shared out: part_1 and part_2 train, and the target "
+        "sees the rest. What is missing: images of other hospitals, in ROOT/<hospital>/<class>/ or as a column 'site' of the table"
     )
     held = [row for row in rows if folded(row.split) in HELD]
     if held and len({row.label for row in held}) > 1:
@@ -125,8 +125,8 @@ def _of_two(hospitals: dict[str, list[ListedImage]], names: dict[str, str], said
     """Two hospitals train, and the target sees what they hold back: with one of them as the target, nothing would be merged."""
     share, shares = TARGET_SHARE, [round(1 - TARGET_SHARE, 2), TARGET_SHARE]
     said.append(
-        f"both hospitals train on {1 - share:.0%} of their images, and the target sees the rest of both, as a ward that sends images to "
-        "both; --target NAME makes one of them the target, and the other trains alone"
+        f"both hospitals train on {1 - share:.0%} of their images, and the target sees the rest of both, as a ward that "
+        "sends images to both; --target NAME makes one of them the target, and the other trains alone"
     )
     said += _unused(hospitals)
     sites = []

@@ -136,6 +136,29 @@ def diagnose(
     look(run, None if predictions_only else pool, images, quiet)
 
 
+@app.command("compare")
+@guarded
+def compare_runs(
+    first: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    second: Annotated[Path, typer.Argument(help="another, on the same stream: one target, one seed, the same images")],
+    html: Annotated[Path | None, typer.Option(help="write a page, too: one file")] = None,
+) -> None:
+    """Set two runs side by side: every method's accuracy with the paired difference and its interval, and what else differs."""
+    from fedmerge.errors import FolderError
+    from fedmerge.report.comparison import compare, kept_run
+    from fedmerge.report.pages.comparison import comparison_page, show_comparison
+    from fedmerge.system.files import atomic_write, see_that_writable
+
+    found = compare(kept_run(first), kept_run(second))
+    show_comparison(found)
+    if html:
+        if html.is_dir():
+            raise FolderError(f"--html: found the folder '{html}'; expected a file, e.g. {html / 'compare.html'}")
+        see_that_writable(html.parent, "--html")
+        atomic_write(html, comparison_page(found))
+        typer.echo(f"page: {html}")
+
+
 @app.command("inspect")
 @guarded
 def inspect_file(

@@ -39,7 +39,7 @@ PATIENT_IN_FILE = r"(?i)/((?:patient|pat|subject|subj|sub|case|p)[-_]?\d+)(?!\d)
 """How patients stand in names of files, below the root."""
 
 COLUMNS = {
-    "path": "path file filename filepath image imagepath imagefile imagefilename imgpath img imgfile imagename relpath dicom dcm imageid",
+    "path": "path file filename filepath image imagepath imagefile imagefilename imgpath img imgfile imagename dicom imageid",
     "label": "label class dx diagnosis target category finding labels classname disease y",
     "patient": "patient patientid mrn subject subjectid pid patientnumber case caseid lesionid lesion",
     "domain": "site hospital center centre domain institution clinic ward scanner lab laboratory dataset source",
@@ -196,8 +196,8 @@ def _by_folders(root: Path, images: list[str], others: list[str]) -> Survey:
     top = {item.name for item in root.iterdir() if item.is_dir() and not passed_over(item.name)}
     plain = level.site == 0 and level.label == 1 and level.split is None and level.patient in (None, 2)
     if plain and not left and not others and top == {row.site for row in rows}:
-        source = {"kind": "image_folder", "root": str(root), **({"patient": patient} if patient else {})}
-        return Survey(root, rows, source, said=said)
+        known = {"patient": patient} if patient else {}
+        return Survey(root, rows, {"kind": "image_folder", "root": str(root), **known}, said=said)
     columns = {"path": "path", "label": "label"} | {
         key: name
         for key, name in (("patient", "patient"), ("domain", "site"), ("split", "split"))
@@ -379,8 +379,8 @@ def _place(file: Path, paths: Sequence[str]) -> tuple[Path, str, list[bool]]:
     there = [_is_file(best[0], path + best[1]) for path in paths]
     if not any(there):
         raise DataError(
-            f"--images: {quoted(file)}: found no file of its {len(paths)} rows in {quoted(file.parent)} or a folder in it; expected "
-            "paths that are relative to one of these"
+            f"--images: {quoted(file)}: found no file of its {len(paths)} rows in {quoted(file.parent)} or a folder in it; "
+            "expected paths that are relative to one of these"
         )
     return *best, there
 
@@ -406,9 +406,7 @@ def look(found: Survey) -> Look:
         except DAMAGE as error:
             why = f"{quoted(path)} ({error})"
     if not opened:
-        raise DataError(
-            f"--images: found no image that can be read among {len(paths)}, e.g. {why}; expected PNG, JPEG, TIFF, DICOM ..."
-        )
+        raise DataError(f"--images: found no image that can be read among {len(paths)}, e.g. {why}; expected PNG, JPEG, DICOM ...")
     sides = [_size(one) for one in opened]
     side = int(np.median([min(size) for size in sides]))
     height, width = (int(np.median([size[axis] for size in sides])) for axis in (0, 1))

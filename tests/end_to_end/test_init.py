@@ -70,8 +70,6 @@ def test_hospitals_and_classes_and_a_run_to_its_report(tmp_path: Path) -> None:
         "training.max_steps": 2,
     }
     options = [word for key, value in small.items() for word in ("--set", f"{key}={json.dumps(value)}")]
-    planned = fedmerge(tmp_path, "plan", "own/scenarios/skin_2024.yaml", *options)
-    assert planned.returncode == 0, planned.stderr
     ended = fedmerge(tmp_path, "simulate", "own/scenarios/skin_2024.yaml", "--out", "run", "--jobs", "1", *options)
     assert ended.returncode == 0, ended.stderr
     assert read(tmp_path / "run/summary.json")["stream"]["samples"] == 20
@@ -100,7 +98,9 @@ def test_layouts_of_several_hospitals(tmp_path: Path, layout: str, kind: str, wo
     assert "take" not in source_of(tmp_path, scenario["target"])
 
 
-@pytest.mark.parametrize("layout", ["{label}/{n}.png", "{part}/{label}/{n}.png", "{label}/{patient}/{n}.png", "only/{label}/{n}.png"])
+@pytest.mark.parametrize(
+    "layout", ["{label}/{n}.png", "{part}/{label}/{n}.png", "{label}/{patient}/{n}.png", "only/{label}/{n}.png"]
+)
 def test_one_hospital_is_said_and_shared_out(tmp_path: Path, layout: str) -> None:
     said, scenario = init(tmp_path, folders(tmp_path / "images", layout, sites="a", each=30))
     assert "there is one hospital only" in said
