@@ -44,7 +44,7 @@ NOT_FOR_LOCAL = frozenset({"flwr", "ray"})
 Of = Literal["ok", "warn", "fail"]
 
 
-class Finding(NamedTuple):
+class Checked(NamedTuple):
     """One thing that was looked at. of: fail, if backend local cannot run without it. mend: what to do."""
 
     of: Of
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
         return f"{self.of:<5}{self.what:<14}{self.found}" + (f". {self.mend}" if self.mend else "")
 
 
-def examine(pool: Path, out: Path) -> Iterator[Finding]:
+def examine(pool: Path, out: Path) -> Iterator[Checked]:
     """Everything, one after the other. pool, out: folders that a run writes into."""
     yield from _machine()
     yield from _packages()
@@ -65,26 +65,26 @@ def examine(pool: Path, out: Path) -> Iterator[Finding]:
     yield from _ray()
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Checked]:
     version, system = sys.version_info[:2], platform.system()
     text = f"{platform.python_version()} on {system} {platform.machine()}"
     if version < PYTHONS[0]:
-        yield Finding("fail", "python", text, "Install Python 3.11 or newer")
+        yield Checked("fail", "python", text, "Install Python 3.11 or newer")
     elif version > PYTHONS[1] or system != "Linux":
-        yield Finding("warn", "python", text, "It is tried on Linux with Python 3.11 to 3.13 alone")
+        yield Checked("warn", "python", text, "It is tried on Linux with Python 3.11 to 3.13 alone")
     else:
-        yield Finding("ok", "python", text)
+        yield Checked("ok", "python", text)
     count = cores()
-    yield Finding("ok", "cores", f"{count}") if count > 1 else Finding("warn", "cores", "1", "Hospitals train one after the other")
+    yield Checked("ok", "cores", f"{count}") if count > 1 else Checked("warn", "cores", "1", "Hospitals train one after the other")
     free = free_memory() / GIB
     least, wanted = LEAST_MEMORY, LEAST_MEMORY + MEMORY_EACH * count
     text = f"{free:.1f} GiB free"
     if free < least:
-        yield Finding("fail", "memory", text, f"End other programs: a run needs {least:g} GiB or more")
+        yield Checked("fail", "memory", text, f"End other programs: a run needs {least:g} GiB or more")
     elif free < wanted:
-        yield Finding("warn", "memory", text, f"{count} workers may need {wanted:g} GiB: give --jobs 1, or end other programs")
+        yield Checked("warn", "memory", text, f"{count} workers may need {wanted:g} GiB: give --jobs 1, or end other programs")
     else:
-        yield Finding("ok", "memory", text)
+        yield Checked("ok", "memory", text)
 
 
 def free_memory() -> float:
@@ -99,7 +99,7 @@ def free_memory() -> float:
     return free if free < float("inf") else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Checked]:
     """What every extra brings, and whether versions are those that are asked for."""
     yield _of_extra("fedmerge", ["torch", "numpy", "pydantic", "safetensors"], local=True)
     for extra, packages in EXTRAS.items():
@@ -109,23 +109,23 @@ def _packages() -> Iterator[Finding]:
         yield _of_extra("[simulation]", [name for name in packages if name not in NOT_FOR_LOCAL], local=True)
         for name, what in (("flwr", "flower"), ("ray", "ray")):
             if find_spec(name):
-                yield Finding("ok", what, _version(name))
+                yield Checked("ok", what, _version(name))
             else:
-                yield Finding("warn", what, "not installed", "Backend simulation needs it: pip install 'fedmerge[simulation]'")
-    yield from (Finding("fail" if local else "warn", "versions", text, mend) for text, mend, local in _unfit())
+                yield Checked("warn", what, "not installed", "Backend simulation needs it: pip install 'fedmerge[simulation]'")
+    yield from (Checked("fail" if local else "warn", "versions", text, mend) for text, mend, local in _unfit())
 
 
-def _of_extra(what: str, packages: list[str], local: bool) -> Finding:
+def _of_extra(what: str, packages: list[str], local: bool) -> Checked:
     lacking = [name for name in packages if find_spec(name) is None]
     mend = f"pip install '{'fedmerge' + what if what.startswith('[') else what}'"
     if lacking:
-        return Finding(
+        return Checked(
             "fail" if local else "warn",
             what,
             f"without {', '.join(lacking)}",
             f"{'Install it' if local else 'Where it is needed'}: {mend}",
         )
-    return Finding("ok", what, ", ".join(f"{name} {_version(name)}".strip() for name in packages))
+    return Checked("ok", what, ", ".join(f"{name} {_version(name)}".strip() for name in packages))
 
 
 def _version(package: str) -> str:
@@ -155,7 +155,7 @@ def _unfit() -> Iterator[tuple[str, str, bool]]:
                     yield f"{one.name} {found}, where {owner} asks for {one.specifier}", mend, one.name not in NOT_FOR_LOCAL
 
 
-def _gpu() -> Iterator[Finding]:
+def _gpu() -> Iterator[Checked]:
     """The GPU by its driver's own tool; torch is asked only where there is one."""
     try:
         tool = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
@@ -164,18 +164,18 @@ def _gpu() -> Iterator[Finding]:
     except (OSError, subprocess.SubprocessError):
         names = []
     if not names:
-        yield Finding("ok", "gpu", "none that nvidia-smi sees: everything runs on the CPU")
+        yield Checked("ok", "gpu", "none that nvidia-smi sees: everything runs on the CPU")
         return
     import torch
 
     if torch.cuda.is_available():
-        yield Finding("ok", "gpu", f"{'; '.join(names)}; CUDA {torch.version.cuda}")
+        yield Checked("ok", "gpu", f"{'; '.join(names)}; CUDA {torch.version.cuda}")
     else:
         mend = "Install torch and torchvision, as a pair, for CUDA and this driver: see pytorch.org"
-        yield Finding("warn", "gpu", f"{'; '.join(names)}, which torch {torch.__version__} cannot use", mend)
+        yield Checked("warn", "gpu", f"{'; '.join(names)}, which torch {torch.__version__} cannot use", mend)
 
 
-def _folders(named: dict[str, Path]) -> Iterator[Finding]:
+def _folders(named: dict[str, Path]) -> Iterator[Checked]:
     """Whether each can be written, and what is left on its disk; none of them is made."""
     with suppress(ImportError):
         from fedmerge.data.cache import folder
@@ -184,31 +184,31 @@ def _folders(named: dict[str, Path]) -> Iterator[Finding]:
     for what, path in {**named, "temporary": Path(tempfile.gettempdir())}.items():
         yield _folder(what, path)
     if (given := os.environ.get("FEDMERGE_DATA")) and not Path(given).expanduser().is_dir():
-        yield Finding("warn", "FEDMERGE_DATA", f"'{given}', which is no folder", "Set it to the folder that holds your data sets")
+        yield Checked("warn", "FEDMERGE_DATA", f"'{given}', which is no folder", "Set it to the folder that holds your data sets")
 
 
-def _folder(what: str, path: Path) -> Finding:
+def _folder(what: str, path: Path) -> Checked:
     absolute = path.absolute()
     try:
         there = next(place for place in (absolute, *absolute.parents) if place.exists())
         if not there.is_dir():
-            return Finding("fail", what, f"'{path}': '{there}' is a file", "Move it, or choose another folder")
+            return Checked("fail", what, f"'{path}': '{there}' is a file", "Move it, or choose another folder")
         with tempfile.TemporaryFile(dir=there):
             pass
         free = shutil.disk_usage(there).free / GIB
     except OSError as error:
         of: Of = "warn" if what == "cache" else "fail"
         mend = {"cache": "Set FEDMERGE_CACHE to another folder", "temporary": "Set TMPDIR to another folder"}.get(what)
-        return Finding(
+        return Checked(
             of, what, f"'{path}' cannot be written ({error.strerror})", mend or "Mend its rights, or work in another folder"
         )
     text = f"'{path}', {free:.1f} GiB free"
     if free < LEAST_DISK:
-        return Finding("fail", what, text, f"Free some space: a run needs {LEAST_DISK:g} GiB or more")
-    return Finding("warn", what, text, "Large models need more") if free < ENOUGH_DISK else Finding("ok", what, text)
+        return Checked("fail", what, text, f"Free some space: a run needs {LEAST_DISK:g} GiB or more")
+    return Checked("warn", what, text, "Large models need more") if free < ENOUGH_DISK else Checked("ok", what, text)
 
 
-def _ray() -> Iterator[Finding]:
+def _ray() -> Iterator[Checked]:
     """What Ray and Flower need of this machine, or whether the cluster answers: for backend simulation alone."""
     if find_spec("ray") is None or find_spec("flwr") is None:
         return
@@ -216,24 +216,24 @@ def _ray() -> Iterator[Finding]:
 
     if given := os.environ.get("RAY_ADDRESS"):
         try:
-            yield Finding("ok", "ray cluster", f"{head_at(given)} answers")
+            yield Checked("ok", "ray cluster", f"{head_at(given)} answers")
         except FedmergeError as error:
-            yield Finding("warn", "ray cluster", _first_problem(error))
+            yield Checked("warn", "ray cluster", _first_problem(error))
         return
     try:
         see_to_sockets()
-        yield Finding("ok", "ray sockets", "their folder's path is short enough")
+        yield Checked("ok", "ray sockets", "their folder's path is short enough")
     except FedmergeError as error:
-        yield Finding("warn", "ray sockets", _first_problem(error))
+        yield Checked("warn", "ray sockets", _first_problem(error))
     with suppress(OSError):
         shared = shutil.disk_usage("/dev/shm").total / GIB
         if shared < SHARED_MEMORY:
-            yield Finding("warn", "ray memory", f"/dev/shm of {shared:.1f} GiB", "Give a container more: docker run --shm-size=4g")
+            yield Checked("warn", "ray memory", f"/dev/shm of {shared:.1f} GiB", "Give a container more: docker run --shm-size=4g")
         else:
-            yield Finding("ok", "ray memory", f"/dev/shm of {shared:.1f} GiB")
+            yield Checked("ok", "ray memory", f"/dev/shm of {shared:.1f} GiB")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= most < FILES:
-        yield Finding("warn", "open files", f"at most {most}", f"Give more before a large run: ulimit -n {FILES}")
+        yield Checked("warn", "open files", f"at most {most}", f"Give more before a large run: ulimit -n {FILES}")
 
 
 def _first_problem(error: FedmergeError) -> str:

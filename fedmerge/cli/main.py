@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pkgutil
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +17,19 @@ from fedmerge.system.process import cores
 app = typer.Typer(
     help="Share models instead of data: simulate hospitals that upload one expert each, and merge them per batch.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def plugins(folder: str) -> Callable[[str], list[str]]:
+    """Completion of names in a folder of plug-ins, of which none is imported: it has to be immediate."""
+    place = Path(__file__).parents[1] / folder
+
+    def beginning(incomplete: str) -> list[str]:
+        names = [module.name for module in pkgutil.iter_modules([str(place)])]
+        return [name for name in names if name.startswith(incomplete) and not name.startswith("_")]
+
+    return beginning
 
 
 class Document(StrEnum):
@@ -248,7 +260,10 @@ def schema(document: Annotated[Document, typer.Argument(help="which YAML to desc
 @app.command()
 @guarded
 def methods(
-    name: Annotated[str | None, typer.Argument(help="one method, for its formula and fields; all if left out")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="one method, for its formula and fields; all if left out", autocompletion=plugins("merging/methods")),
+    ] = None,
 ) -> None:
     """Print the table of merging methods, or one method with its formula and its fields."""
     from fedmerge.cli.methods import describe, method_table
@@ -262,7 +277,12 @@ def methods(
 @app.command()
 @guarded
 def datasets(
-    name: Annotated[str | None, typer.Argument(help="one of them, with all that is known of it; a table if left out")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="one of them, with all that is known of it; a table if left out", autocompletion=plugins("data/datasets")
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="all of them as docs/data-sets.md has them")] = False,
 ) -> None:
     """Print the public data sets that can be read by name: where to get them, their layout, classes, parts and licence."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmerge.cli.doctor import Finding, examine, free_memory
+from fedmerge.cli.doctor import Checked, examine, free_memory
 from tests.front_door import fedmerge
 
 
@@ -19,7 +19,7 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def found(folder: Path) -> dict[str, Finding]:
+def found(folder: Path) -> dict[str, Checked]:
     return {one.what: one for one in examine(folder / "pool", folder / "runs")}
 
 
