@@ -89,7 +89,7 @@ def _file_name(word: str) -> str:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is swept, where it goes, and how many cells run at once."""
+    """What is swept, where it goes, how many cells run at once, and for which tools they write numbers."""
 
     scenario: Path
     cells: tuple[Cell, ...]
@@ -97,6 +97,7 @@ class Sweep:
     out: Path
     pool: Path
     jobs: int
+    log: tuple[str, ...] = ()
     running: set[subprocess.Popen[str]] = field(default_factory=set, compare=False)
 
 
@@ -213,6 +214,7 @@ def _experts_key(experiment: Experiment) -> str:
 def _simulate(sweep: Sweep, cell: Cell, *options: str, quiet: bool = True) -> str:
     """Run one cell in a process of its own, which shows its progress here unless it is quiet; what it said if it failed."""
     where = ["--out", str(sweep.out / "cells" / cell.name), "--pool", str(sweep.pool), "--resume", *["--quiet"] * quiet]
+    where += [word for tool in sweep.log for word in ("--log", tool)]
     command = [sys.executable, "-m", "fedmerge.simulate", str(sweep.scenario), *cell.options(sweep.methods), *where, *options]
     shown = subprocess.DEVNULL if quiet else None
     with subprocess.Popen(command, stdout=shown, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as process:
