@@ -132,6 +132,8 @@ class Terminal:
         said = f"majority class, {always['class']}"
         table.add_row(said, f"{100 * always['accuracy']:.1f}", "", "", f"{100 * always['balanced_accuracy']:.1f}", "", "")
         self.console.print(table)
+        for sentence in in_short(summary):
+            self.say(sentence)
 
     def quarter(self, key: str, done: int, total: int, text: str) -> None:
         """Without a terminal: a line at each quarter, and no more."""
@@ -213,6 +215,28 @@ class StreamProgress:
         for method, seen in self.seen.items():
             table.add_row(method, f"{100 * self.right[method] / seen:.1f}" if seen else "")
         return Group(f"  batch {self.done} of {self.batches}", table)
+
+
+def in_short(summary: dict[str, Any]) -> list[str]:
+    """Two sentences: which method is best, how sure that is, against what and at which cost; and on which images it fails most."""
+    ranked = {name: row for name, row in summary["methods"].items() if row["ranked"]}
+    if not ranked:
+        return []
+    best = max(ranked, key=lambda name: ranked[name]["accuracy"])
+    row, versus = ranked[best], ranked[best]["vs_mean"]
+    low, high = row["ci95"]
+    said = f"{best} is right for {100 * row['accuracy']:.1f}% of {summary['stream']['samples']} images"
+    said += f" (95% interval {100 * low:.1f} to {100 * high:.1f})"
+    if versus:
+        low, high = versus["ci95"]
+        said += f", {100 * versus['difference']:+.1f} points against the mean ({100 * low:+.1f} to {100 * high:+.1f})"
+    said += f", at {row['forwards_per_batch']:g} forwards per batch."
+    parts = []
+    for what, key in (("domain", "per_domain"), ("class", "per_class")):
+        if len(found := row[key]) > 1:
+            worst = min(found, key=lambda name: found[name])
+            parts.append(f"the {what} '{worst}' ({100 * found[worst]:.1f}%)")
+    return [said, f"It fails most for {' and for '.join(parts)}."] if parts else [said]
 
 
 def p_value(p: float) -> str:
