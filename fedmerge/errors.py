@@ -31,6 +31,8 @@ EXTRAS = {
     "tables": ["pandas", "pyarrow"],
     "dicom": ["pydicom"],
     "nifti": ["nibabel"],
+    "tensorboard": ["tensorboard"],
+    "mlflow": ["mlflow"],
 }
 """Packages, as they are imported, that `pip install fedmerge` does not bring, and the extra that does."""
 

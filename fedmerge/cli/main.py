@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from fedmerge.cli.simulate import guarded, simulate
+from fedmerge.cli.simulate import Tools, guarded, names_of, simulate
 from fedmerge.system.process import cores
 
 app = typer.Typer(
@@ -116,6 +116,7 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     out: Annotated[Path | None, typer.Option(help="folder of the sweep", show_default="runs/<scenario>-sweep")] = None,
     pool: Annotated[Path, typer.Option(help="folder of experts; those already in it are reused")] = Path("pool"),
     jobs: Annotated[int | None, typer.Option(min=1, help="streams at a time", show_default="all cores")] = None,
+    log: Annotated[list[Tools] | None, typer.Option(help="write numbers of every cell for this tool, too; repeatable")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:
     """Run SCENARIO for all combinations of seeds, settings and targets, and write one table.
@@ -127,7 +128,7 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     cells = cells_of(scenario, range(seeds) if seeds else (), setting or [], targets)
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     folder = out or Path("runs") / f"{scenario.stem}-sweep"
-    run_sweep(Sweep(scenario, cells, names, folder, pool, jobs or cores()), quiet)
+    run_sweep(Sweep(scenario, cells, names, folder, pool, jobs or cores(), names_of(log)), quiet)
 
 
 @app.command()

@@ -34,6 +34,18 @@ class Backends(StrEnum):
     deployment = "deployment"
 
 
+class Tools(StrEnum):
+    """What else numbers of a run may be written for."""
+
+    tensorboard = "tensorboard"
+    mlflow = "mlflow"
+
+
+def names_of(tools: list[Tools] | None) -> tuple[str, ...]:
+    """Tools by their names."""
+    return tuple(tool.value for tool in tools or ())
+
+
 def guarded(verb: Callable[A, None]) -> Callable[A, None]:
     """Turn our errors into one message on stderr and an exit status."""
 
@@ -92,6 +104,9 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
         typer.Option(help="local: this process; simulation: Flower and Ray; deployment", show_default="the scenario's"),
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="worker processes of backend local", show_default="all cores")] = None,
+    log: Annotated[
+        list[Tools] | None, typer.Option(help="write numbers for this tool, too, while the run goes on; may be repeated")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:
     """Run SCENARIO, a YAML such as scenarios/organs.yaml.
@@ -109,7 +124,7 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     overrides = Overrides(seed, names, tuple(add_site or ()), settings, target, tuple(without or ()), where, jobs)
     experiment = load_experiment(scenario, overrides)
     folder = out or experiment.run_dir
-    options = RunOptions(out=folder, pool=pool, resume=resume, quiet=quiet, threads=threads)
+    options = RunOptions(out=folder, pool=pool, resume=resume, quiet=quiet, threads=threads, log=names_of(log))
     if experts_only:
         prepare(experiment, options)
     else:

@@ -46,13 +46,17 @@ from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where a run reads and writes. resume: go on from the folder's last snapshot, if there is one. threads: of the target."""
+    """Where a run reads and writes. resume: go on from the folder's last snapshot, if there is one. threads: of the target.
+
+    log: tools that numbers are written for beside the report: tensorboard, mlflow.
+    """
 
     out: Path
     pool: Path
     resume: bool = False
     quiet: bool = False
     threads: int | None = None
+    log: tuple[str, ...] = ()
 
 
 WITHOUT_EFFECT = frozenset({"backend", "jobs"})

@@ -34,6 +34,7 @@ from fedmerge.federated.site import Site
 from fedmerge.report.batch_log import Ledger
 from fedmerge.report.pages.run import write
 from fedmerge.report.records import RunRecord, SiteRow
+from fedmerge.report.run_log import RunLog, run_log
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.system.notebook import html_table
 
@@ -170,7 +171,8 @@ def run(
     pool : str or Path
         Where experts are kept; those that are there are reused.
     **options
-        ``target``, ``add_sites``, ``without``, ``jobs`` (as of the scenario's overrides); ``resume``, ``quiet`` and ``threads``.
+        ``target``, ``add_sites``, ``without``, ``jobs`` (as of the scenario's overrides); ``resume``, ``quiet``, ``threads``, and
+        ``log``, a tuple of ``"tensorboard"`` and ``"mlflow"``.
 
     Returns
     -------
@@ -182,7 +184,7 @@ def run(
     FedmergeError
         For everything that a user can mend; experts that have arrived stay in the pool.
     """
-    own = {name: options.pop(name) for name in ("resume", "quiet", "threads") if name in options}
+    own = {name: options.pop(name) for name in ("resume", "quiet", "threads", "log") if name in options}
     changes = Overrides(seed=seed, backend=backend, methods=tuple(methods), settings=tuple((settings or {}).items()), **options)
     experiment = load_experiment(Path(scenario), changes)
     folder = Path(out) if out is not None else experiment.run_dir
@@ -194,16 +196,15 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
     began, started = time.perf_counter(), time.time()
     terminal = Terminal(options.quiet)
     refuse_late_events(experiment)
-    with RunFolder(options.out, experiment, keep=options.resume) as folder:
+    logged = options.log, options.out, experiment.scenario.name
+    with RunFolder(options.out, experiment, keep=options.resume) as folder, run_log(*logged) as log:
         scenario = experiment.scenario
-        terminal.say(f"{scenario.name}: {len(experiment.sites)} sites, target '{experiment.target.name}', seed {scenario.seed}")
-        for site in experiment.sites:
-            if site.attack:
-                terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
+        _introduce(experiment, terminal, log)
         refuse_what_has_no_place(experiment)
         generalist, backend = read_generalist(experiment), backend_of(experiment.scenario)
         initial, tasks, outcomes = hospitals(experiment, options, folder, terminal, backend)
         experts = load_experts(tasks, options)
+        log.hospitals({expert.site: expert.runs for expert in experts})
         folder.manifest["initial_sha256"] = initial.sha256
         federated = rounds(experiment, tasks, initial, options, folder, terminal, backend)
         down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
@@ -219,7 +220,7 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
             vetting = vetted(experiment, initial, experts, options, terminal)
         folder.manifest["vetting"] = vetting.as_record()
         with folder.phase("stream"):
-            progress, seen = consume(experiment, initial, Sent(vetting.experts, named, federated), options, terminal)
+            progress, seen = consume(experiment, initial, Sent(vetting.experts, named, federated), options, terminal, log)
         folder.manifest["course"] = [asdict(roster) for roster in seen.course]
         folder.manifest["target_deaths"] = [f"after batch {t}" for t in seen.deaths]
         folder.manifest["index_sha256"] = seen.description.stream.index_sha256
@@ -229,16 +230,27 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         each = {site.name: site.source.decided(site.name) for site in (*experiment.sites, experiment.target)}
         folder.manifest["images"] = {name: found for name, found in each.items() if found}
         logs = {site.name: written_since(site.name, started) for site in (*experiment.sites, experiment.target)}
-        told = {f"site '{name}' has a remark in its own log": log for name, log in logs.items() if log}
+        told = {f"site '{name}' has a remark in its own log": where for name, where in logs.items() if where}
         folder.manifest["remarks"] += list(told)
         with folder.phase("report"):
             summary = write(options.out, record_of(experiment, initial, experts, outcomes, progress.ledger, seen, folder))
+            log.summary(summary)
             progress.close()
     terminal.summary(summary)
-    for remark, log in told.items():
-        terminal.say(f"{remark}: {log}")
+    for remark, where in told.items():
+        terminal.say(f"{remark}: {where}")
     terminal.say(f"report: {shown_path(options.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
     return summary
+
+
+def _introduce(experiment: Experiment, terminal: Terminal, log: RunLog) -> None:
+    """What the run is, and who in it attacks on purpose."""
+    scenario = experiment.scenario
+    log.words(question=scenario.question, target=experiment.target.name, seed=str(scenario.seed))
+    terminal.say(f"{scenario.name}: {len(experiment.sites)} sites, target '{experiment.target.name}', seed {scenario.seed}")
+    for site in experiment.sites:
+        if site.attack:
+            terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
 
 
 def record_of(

@@ -34,6 +34,7 @@ from fedmerge.merging.prior import head_bias, log_shares, under_prior
 from fedmerge.merging.state import Roster
 from fedmerge.report.batch_log import Step
 from fedmerge.report.checkpoint import Progress
+from fedmerge.report.run_log import RunLog
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import past_end, rosters
 from fedmerge.stream.schedules._base import Schedule
@@ -79,7 +80,9 @@ def read_generalist(experiment: Experiment) -> dict[str, Any] | None:
     return read_state(scenario.generalist, "generalist", scenario.model, len(experiment.classes))
 
 
-def consume(experiment: Experiment, initial: Initial, sent: Sent, options: RunOptions, terminal: Terminal) -> tuple[Progress, Seen]:
+def consume(
+    experiment: Experiment, initial: Initial, sent: Sent, options: RunOptions, terminal: Terminal, log: RunLog
+) -> tuple[Progress, Seen]:
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
     task, scenario = target_task(experiment, initial, sent, options), experiment.scenario
     course = course_of(experiment, task.experts)
@@ -100,8 +103,11 @@ def consume(experiment: Experiment, initial: Initial, sent: Sent, options: RunOp
         terminal.say(title)
         with terminal.stream(description.stream.batches, list(description.rows)) as bars:
             bars.add(progress.ledger.steps())
+            for step in progress.ledger.steps() if options.log else ():
+                log.steps([step], at_batch(course, step.t).experts)
             for steps in walk:
                 bars.add(steps)
+                log.steps(steps, walk.there)
                 progress.add(steps, target.snapshot())
         told = description, target.answers(), target.forwards_so_far(), target.per_sample_ways()
         return progress, Seen(*told, course, target.deaths)

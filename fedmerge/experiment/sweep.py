@@ -12,8 +12,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from fedmerge.experiment.experiment import Experiment, Overrides, load_experimen
 from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, parse, target_named
 from fedmerge.report.pages.sweep import write_grid
 from fedmerge.report.sweep_table import MAJORITY, DomainTable, Grid, plainly
-from fedmerge.report.terminal import Terminal, shown_path
+from fedmerge.report.terminal import MINUTE_S, Pace, Terminal, shown_path
 from fedmerge.system.process import cores
 from fedmerge.system.yaml_loader import lines_named, read_yaml
 
@@ -89,7 +89,7 @@ def _file_name(word: str) -> str:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is swept, where it goes, and how many cells run at once."""
+    """What is swept, where it goes, how many cells run at once, and for which tools they write numbers."""
 
     scenario: Path
     cells: tuple[Cell, ...]
@@ -97,6 +97,7 @@ class Sweep:
     out: Path
     pool: Path
     jobs: int
+    log: tuple[str, ...] = ()
     running: set[subprocess.Popen[str]] = field(default_factory=set, compare=False)
 
 
@@ -158,8 +159,9 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
     needed = any(plans[cell.name].scenario.backend != "local" for cell in left)
     with _cluster() if needed else nullcontext(), ThreadPoolExecutor(sweep.jobs) as workers, _ended_with(sweep.running, workers):
         going = [cell for cell in left if not failed]
-        results = workers.map(lambda cell: _simulate(sweep, cell, "--threads", str(max(1, cores() // sweep.jobs))), going)
-        for number, (cell, said) in enumerate(zip(going, results, strict=True)):
+        threads = str(max(1, cores() // sweep.jobs))
+        results = [workers.submit(_simulate, sweep, cell, "--threads", threads) for cell in going]
+        for number, (cell, said) in enumerate(zip(going, in_their_order(results, terminal.say), strict=True)):
             terminal.say(f"cell {number + 1} of {len(going)}: {cell.name}{f' failed: {said}' if said else ''}")
             if said:
                 failed[cell.name] = said
@@ -171,6 +173,19 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
         terminal.table("accuracy on the domain left out of training, %", *table.cells())
     terminal.say(f"table and plots: {shown_path(sweep.out / 'sweep.html')}")
     return grid
+
+
+def in_their_order(results: Sequence[Future[str]], say: Callable[[str], None], every: float = MINUTE_S) -> Iterator[str]:
+    """What each gives. Meanwhile, a line as often as `every` seconds: how many are done, and how much time is left."""
+    pace = Pace()
+    pace.words(0)
+    for result in results:
+        while not result.done():
+            wait([result], every)
+            if not result.done():
+                done = sum(one.done() for one in results)
+                say(f"  {pace.words(done / len(results))}: {done} of {len(results)} cells are done")
+        yield result.result()
 
 
 def _row(cell: Cell, folder: Path) -> dict[str, Any]:
@@ -199,6 +214,7 @@ def _experts_key(experiment: Experiment) -> str:
 def _simulate(sweep: Sweep, cell: Cell, *options: str, quiet: bool = True) -> str:
     """Run one cell in a process of its own, which shows its progress here unless it is quiet; what it said if it failed."""
     where = ["--out", str(sweep.out / "cells" / cell.name), "--pool", str(sweep.pool), "--resume", *["--quiet"] * quiet]
+    where += [word for tool in sweep.log for word in ("--log", tool)]
     command = [sys.executable, "-m", "fedmerge.simulate", str(sweep.scenario), *cell.options(sweep.methods), *where, *options]
     shown = subprocess.DEVNULL if quiet else None
     with subprocess.Popen(command, stdout=shown, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as process:

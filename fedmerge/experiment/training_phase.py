@@ -103,7 +103,7 @@ def _gather(experiment: Experiment, job: Job, terminal: Terminal, backend: Backe
             title = f"{title}; " if untrained else "hospitals: "
             title += f"{', '.join(bring)} bring their experts"
     began = time.time()
-    with terminal.progress(title) as bars:
+    with terminal.progress(title, len(asked)) as bars:
         outcomes = backend.gather(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
     failed = [f"site '{name}': {outcome.reason}{where(name, began)}" for name, outcome in outcomes.items() if outcome.reason]
     there = len(outcomes) - len(failed)

@@ -5,7 +5,8 @@ The picture of a scenario before it runs, for the terminal.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,49 @@ from rich.text import Text
 from fedmerge.report.batch_log import Step
 
 QUARTERS = 4
+MOST_NAMED = 4
+"""Sites that a line of progress names."""
+
 PLAIN_WIDTH = 120
 """Characters of a line where there is no terminal to ask."""
 
 
-class Terminal:
-    """Live where there is a terminal, a few plain lines where there is none, and nothing if `quiet`."""
+MINUTE_S = 60.0
+"""Without a terminal, at least so much time lies between two lines of a long wait."""
 
-    def __init__(self, quiet: bool = False) -> None:
+
+class Pace:
+    """How far a long wait is, in words, and whether it is time to say so. clock: seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.began = self.told = clock()
+        self.first: float | None = None
+
+    def due(self) -> bool:
+        """Whether a minute has gone since the last time; begins the next one then."""
+        now = self.clock()
+        if now - self.told < MINUTE_S:
+            return False
+        self.told = now
+        return True
+
+    def words(self, share: float) -> str:
+        """share: of the whole that is done, in [0, 1]; what was done before the first call, as by an earlier run, took no time."""
+        self.first = share if self.first is None else min(self.first, share)
+        gone, done = self.clock() - self.began, share - self.first
+        left = f"about {duration(gone * (1 - share) / done)} left" if done > 0 else "too early to tell how long"
+        return f"{100 * share:.0f}%, {left}"
+
+
+class Terminal:
+    """Live where there is a terminal, a few plain lines where there is none, and nothing if `quiet`.
+
+    Without a terminal, a long wait has a line at each quarter, and one a minute that tells how much time is left. clock: seconds.
+    """
+
+    def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self.console = Console(quiet=quiet, highlight=False)
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
@@ -54,10 +90,10 @@ class Terminal:
         self.say(f"experts: {', '.join(f'{name} {digest[:12]} ({how[name]})' for name, digest in sha256.items())}")
 
     @contextmanager
-    def progress(self, title: str) -> Iterator[SiteProgress]:
-        """A block of progress bars, one for each site that reports."""
+    def progress(self, title: str, expected: int = 0) -> Iterator[SiteProgress]:
+        """A block of progress bars, one for each site that reports. expected: sites, where those that still wait count, too."""
         self.say(title)
-        bars = SiteProgress(self)
+        bars = SiteProgress(self, expected)
         if not self.live:
             yield bars
             return
@@ -96,6 +132,8 @@ class Terminal:
         said = f"majority class, {always['class']}"
         table.add_row(said, f"{100 * always['accuracy']:.1f}", "", "", f"{100 * always['balanced_accuracy']:.1f}", "", "")
         self.console.print(table)
+        for sentence in in_short(summary):
+            self.say(sentence)
 
     def quarter(self, key: str, done: int, total: int, text: str) -> None:
         """Without a terminal: a line at each quarter, and no more."""
@@ -108,10 +146,12 @@ class Terminal:
 
 
 class SiteProgress:
-    """Bars by site."""
+    """Bars by site. expected: how many sites there will be, if that is known."""
 
-    def __init__(self, terminal: Terminal) -> None:
-        self.terminal = terminal
+    def __init__(self, terminal: Terminal, expected: int = 0) -> None:
+        self.terminal, self.expected = terminal, expected
+        self.pace = Pace(terminal.clock)
+        self.shares: dict[str, float] = {}
         self.bars = Progress(
             TextColumn("  {task.fields[site]:<12}"),
             BarColumn(),
@@ -125,10 +165,21 @@ class SiteProgress:
         """Steps done of all, and a few words."""
         if not self.terminal.live:
             self.terminal.quarter(site, done, total, text)
+            self._told(site, done / max(total, 1))
             return
         if site not in self._tasks:
             self._tasks[site] = self.bars.add_task(text, total=total, site=site)
         self.bars.update(self._tasks[site], completed=done, description=text)
+
+    def _told(self, site: str, share: float) -> None:
+        """One line a minute for all sites together, which names those that are at it."""
+        self.shares[site] = share
+        whole = sum(self.shares.values()) / max(len(self.shares), self.expected)
+        words = self.pace.words(whole)
+        if self.pace.due():
+            busy = [f"{name} {100 * part:.0f}%" for name, part in self.shares.items() if part < 1]
+            more = f" and {len(busy) - MOST_NAMED} more" if len(busy) > MOST_NAMED else ""
+            self.terminal.say(f"  {words}{': ' if busy else ''}{', '.join(busy[:MOST_NAMED])}{more}")
 
 
 class StreamProgress:
@@ -140,6 +191,7 @@ class StreamProgress:
         self.seen = dict.fromkeys(methods, 0)
         self.done = 0
         self.live: Live | None = None
+        self.pace = Pace(terminal.clock)
 
     def add(self, steps: Iterable[Step]) -> None:
         """The steps of some batches."""
@@ -151,6 +203,9 @@ class StreamProgress:
             self.live.update(self.render())
         else:
             self.terminal.quarter("stream", self.done, self.batches, f"batch {self.done}/{self.batches}")
+            words = self.pace.words(self.done / max(self.batches, 1))
+            if self.pace.due():
+                self.terminal.say(f"  stream: {words}: batch {self.done} of {self.batches}")
 
     def render(self) -> Group:
         """The stream's position and the table."""
@@ -160,6 +215,28 @@ class StreamProgress:
         for method, seen in self.seen.items():
             table.add_row(method, f"{100 * self.right[method] / seen:.1f}" if seen else "")
         return Group(f"  batch {self.done} of {self.batches}", table)
+
+
+def in_short(summary: dict[str, Any]) -> list[str]:
+    """Two sentences: which method is best, how sure that is, against what and at which cost; and on which images it fails most."""
+    ranked = {name: row for name, row in summary["methods"].items() if row["ranked"]}
+    if not ranked:
+        return []
+    best = max(ranked, key=lambda name: ranked[name]["accuracy"])
+    row, versus = ranked[best], ranked[best]["vs_mean"]
+    low, high = row["ci95"]
+    said = f"{best} is right for {100 * row['accuracy']:.1f}% of {summary['stream']['samples']} images"
+    said += f" (95% interval {100 * low:.1f} to {100 * high:.1f})"
+    if versus:
+        low, high = versus["ci95"]
+        said += f", {100 * versus['difference']:+.1f} points against the mean ({100 * low:+.1f} to {100 * high:+.1f})"
+    said += f", at {row['forwards_per_batch']:g} forwards per batch."
+    parts = []
+    for what, key in (("domain", "per_domain"), ("class", "per_class")):
+        if len(found := row[key]) > 1:
+            worst = min(found, key=lambda name: found[name])
+            parts.append(f"the {what} '{worst}' ({100 * found[worst]:.1f}%)")
+    return [said, f"It fails most for {' and for '.join(parts)}."] if parts else [said]
 
 
 def p_value(p: float) -> str:

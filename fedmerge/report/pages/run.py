@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from fedmerge.report.pages._render import fill
 from fedmerge.report.plots.run import draw
 from fedmerge.report.records import RunRecord
-from fedmerge.report.summary import predictions, summarize
-from fedmerge.report.terminal import p_value
+from fedmerge.report.summary import REFERENCE, predictions, summarize
+from fedmerge.report.terminal import in_short, p_value
 from fedmerge.system.files import atomic, atomic_write
 
 PIXELS = 96
@@ -44,6 +44,8 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         s=summary,
         rows=rows,
         headline=headline(record, summary),
+        weakest=(in_short(summary)[1:] or [""])[0],
+        confused=confusions(record, summary),
         plots={name: _inline(svg) for name, svg in plots.items()},
         adaptive=adaptive,
         changes=changes if 1 < len(changes) <= MOST_SEGMENTS else [],
@@ -78,6 +80,38 @@ def headline(record: RunRecord, summary: dict[str, Any]) -> str:
         alone = f"The commonest class alone, {always['class']}, is right for {_percent(always['accuracy'])}%"
         said.append(f"{alone}: no ranked method is better.")
     return " ".join(said)
+
+
+MOST_CLASSES = 12
+"""Classes of a matrix that can be read; of more, the commonest mistakes are listed."""
+
+MISTAKES = 10
+"""Kinds of mistakes in that list."""
+
+
+def confusions(record: RunRecord, summary: dict[str, Any]) -> dict[str, Any] | None:
+    """For which class which is taken, by the best ranked method and by the mean merge; None where there is nothing to compare.
+
+    counts, mean: images, (C, C) lists, true class by row. mistakes: (true, taken for, by the method, by the mean), commonest first.
+    """
+    ranked = {name: row for name, row in summary["methods"].items() if row["ranked"]}
+    others = {name: row for name, row in ranked.items() if name != REFERENCE}
+    if REFERENCE not in ranked or not others:
+        return None
+    best = max(others, key=lambda name: others[name]["accuracy"])
+    y, C = np.concatenate(record.labels), len(record.classes)
+
+    def counted(method: str) -> list[list[int]]:
+        pairs = y * C + record.probabilities(method).argmax(1)
+        matrix: list[list[int]] = np.bincount(pairs, minlength=C * C).reshape(C, C).tolist()
+        return matrix
+
+    counts, mean = counted(best), counted(REFERENCE)
+    wrong = [(i, j) for i in range(C) for j in range(C) if i != j and (counts[i][j] or mean[i][j])]
+    wrong.sort(key=lambda pair: -max(counts[pair[0]][pair[1]], mean[pair[0]][pair[1]]))
+    names = record.classes
+    mistakes = [(names[i], names[j], counts[i][j], mean[i][j]) for i, j in wrong[:MISTAKES]]
+    return {"method": best, "counts": counts, "mean": mean, "mistakes": mistakes, "matrix": C <= MOST_CLASSES}
 
 
 def _verdict(versus: dict[str, Any]) -> str:

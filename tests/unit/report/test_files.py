@@ -15,9 +15,10 @@ import numpy as np
 
 from fedmerge.report.batch_log import Step
 from fedmerge.report.checkpoint import Progress
-from fedmerge.report.pages.run import headline, write
+from fedmerge.report.pages.run import confusions, headline, write
 from fedmerge.report.records import RunRecord
 from fedmerge.report.summary import summarize
+from fedmerge.report.terminal import in_short
 from tests.unit.report.conftest import steps_of
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -98,6 +99,43 @@ def test_the_headline_says_when_the_commonest_class_alone_is_better(record: RunR
     labels = [np.zeros_like(batch) for batch in record.labels]
     said = headline(record, summarize(replace(record, labels=labels)))
     assert said.endswith("The commonest class alone, bladder, is right for 100.0%: no ranked method is better.")
+
+
+def test_in_short_the_best_method_with_its_cost_and_where_it_fails(record: RunRecord) -> None:
+    summary = summarize(record)
+    first, second = in_short(summary)
+    row = summary["methods"]["eam"]
+    assert first.startswith(f"eam is right for {100 * row['accuracy']:.1f}% of 200 images (95% interval ")
+    assert f"{100 * row['vs_mean']['difference']:+.1f} points against the mean" in first
+    assert first.endswith("at 1 forwards per batch.")
+    worst = min(row["per_class"], key=row["per_class"].get)
+    assert f"the class '{worst}' ({100 * row['per_class'][worst]:.1f}%)" in second
+    assert second.startswith("It fails most for the domain '")
+    assert in_short({**summary, "methods": {name: {**row, "ranked": False} for name, row in summary["methods"].items()}}) == []
+    alone = replace(record, labels=[np.zeros_like(batch) for batch in record.labels])
+    assert "the class" not in in_short(summarize(alone))[1]  # one class cannot be the worst of several
+
+
+def test_the_best_method_is_set_against_the_mean_class_by_class(record: RunRecord, tmp_path: Path) -> None:
+    found = confusions(record, summarize(record))
+    assert found is not None
+    assert found["method"] == "eam"
+    y = np.concatenate(record.labels)
+    for name, key in (("eam", "counts"), ("mean", "mean")):
+        matrix = np.array(found[key])
+        assert matrix.sum(1).tolist() == np.bincount(y).tolist()
+        assert matrix.trace() == sum(step.correct for step in record.steps_of(name))
+    true, taken, count, by_mean = found["mistakes"][0]
+    assert by_mean >= count
+    assert true != taken
+    only = replace(record, methods={"mean": record.methods["mean"]})
+    assert confusions(only, summarize(only)) is None
+    write(tmp_path, record)
+    assert "Which class is taken for which?" in (tmp_path / "report.html").read_text()
+    many = replace(record, classes=tuple(f"class {n}" for n in range(14)))
+    wide = [replace(s, probabilities=np.pad(s.probabilities, ((0, 0), (0, 11)))) for s in record.steps]
+    write(tmp_path, replace(many, steps=wide))
+    assert "The commonest mistakes of eam or the mean" in (tmp_path / "report.html").read_text()
 
 
 def same(a: list[Step], b: list[Step]) -> bool:

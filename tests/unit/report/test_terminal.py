@@ -1,0 +1,86 @@
+"""Without a terminal a long wait has one line a minute, with what is done and how much time is left; sweeps have it, too."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+
+import numpy as np
+import pytest
+
+from fedmerge.experiment.sweep import in_their_order
+from fedmerge.report.batch_log import Step
+from fedmerge.report.terminal import Pace, Terminal
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_sites_that_wait_count_and_short_runs_have_no_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with Terminal(clock=clock).progress("hospitals", expected=4) as bars:
+        bars.tick("north", 0, 1000, "run 1")
+        for clock.now, done in ((30, 100), (59, 200), (61, 210), (90, 220), (122, 220)):
+            bars.tick("north", int(done), 1000, "run 1")
+        clock.now = 183
+        bars.tick("south", 180, 1000, "run 1")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "hospitals",
+        "  5%, about 18 min left: north 21%",
+        "  6%, about 35 min left: north 22%",
+        "  10%, about 27 min left: north 22%, south 18%",
+    ]
+
+
+def test_of_many_sites_the_first_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with Terminal(clock=clock).progress("hospitals") as bars:
+        for number in range(9):
+            clock.now = 61.0 if number == 8 else 0.0
+            bars.tick(f"site_{number}", 1, 10, "run 1")
+    assert capsys.readouterr().out.splitlines()[1].endswith("site_3 10% and 5 more")
+
+
+def test_the_stream_and_what_was_done_before(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    p = np.empty((0, 2), np.float32)
+    with Terminal(clock=clock).stream(100, ["mean"]) as bars:
+        bars.add([Step(t, "mean", 8, 4, p, 0.0, 1, 0.0) for t in range(40)])
+        clock.now = 60
+        bars.add([Step(t, "mean", 8, 4, p, 0.0, 1, 0.0) for t in range(40, 50)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "  stream: batch 40/100 (40%)",
+        "  stream: batch 50/100 (50%)",
+        "  stream: 50%, about 5 min left: batch 50 of 100",
+    ]
+
+
+def test_nothing_is_said_of_the_time_before_anything_is_done() -> None:
+    clock = Clock()
+    pace = Pace(clock)
+    assert pace.words(0.3) == "30%, too early to tell how long"
+    clock.now = 10
+    assert pace.words(0.4) == "40%, about 60 s left"
+    assert pace.words(0.2) == "20%, too early to tell how long"  # a site with its next task
+
+
+def test_a_sweep_says_how_far_its_cells_are() -> None:
+    first, second = Future[str](), Future[str]()
+    second.set_result("failed")
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        first.set_result("")
+
+    assert list(in_their_order([first, second], say, every=0.001)) == ["", "failed"]
+    assert said[0].startswith("  50%, about ")
+    assert said[0].endswith(" left: 1 of 2 cells are done")
