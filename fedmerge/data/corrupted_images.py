@@ -32,7 +32,7 @@ class Gallery:
     def pixels(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images (n, H, W, C) at `index` (n,)."""
         place, under = index % len(self.images), index // len(self.images)
-        found: NDArray[np.uint8] = self.images.pixels[place].copy()
+        found: NDArray[np.uint8] = np.array(self.images.pixels[place])
         for number, condition in enumerate(self.conditions):
             own = under == number
             if own.any():

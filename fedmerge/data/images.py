@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from fedmerge.data.cache import VALUES
+
+if TYPE_CHECKING:  # processes that decode images do without
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Images:
     """Images of one owner.
 
-    pixels: (N, H, W, C), uint8 once a scanner has taken them; int16 Hounsfield units before, for CT.
+    pixels: (N, H, W, C), uint8 once a scanner has taken them; int16 Hounsfield units before, for CT. Nobody writes to them: they
+    may lie on disk.
     labels: (N,) int64 in [0, len(classes)).
     domains: (N,) int64 in [0, len(domain_names)): plane, laboratory, ... of each image.
     groups: (N,) int64; images of one group (one patient) are never split.
@@ -33,6 +41,14 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that the pixels take; none where they are read from disk as they are needed."""
+        base: Any = self.pixels
+        while base is not None and not isinstance(base, mmap.mmap):
+            base = getattr(base, "base", None)
+        return self.pixels.nbytes if base is None else 0
+
     def subset(self, index: NDArray[np.int64]) -> Images:
         """The images at `index` (n,), in that order."""
         return replace(
@@ -44,8 +60,54 @@ class Images:
         )
 
 
-def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+@dataclass(frozen=True)
+class Normalized:
+    """Images as a model sees them, made of their pixels batch by batch: an index gives a tensor (n, C, H, W), as of `to_batch`.
+
+    pixels: (N, H, W, C) uint8. rows: (M,), which of them, in order. device: where the tensors are to be.
+    """
+
+    pixels: NDArray[Any]
+    rows: NDArray[np.int64]
+    mean: Sequence[float]
+    std: Sequence[float]
+    device: torch.device | str = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(M, C, H, W)."""
+        _, height, width, channels = self.pixels.shape
+        return len(self.rows), channels, height, width
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        rows = self.rows[index if isinstance(index, slice) else index.numpy()]
+        return to_batch(self.pixels[rows], self.mean, self.std).to(self.device)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """One batch after the other, as of a tensor."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def chosen(self, index: Tensor) -> Normalized:
+        """Those at `index` (n,), in that order."""
+        return replace(self, rows=self.rows[index.numpy()])
+
+    def to(self, device: torch.device | str) -> Normalized:
+        """The same, with tensors on a device."""
+        return replace(self, device=device)
+
+
+def at_a_time(images: Tensor | Normalized, most: int) -> int:
+    """Images (N, C, H, W) that go through a model at a time: `most`, or fewer large ones, which would fill the memory."""
+    return max(1, min(most, VALUES // prod(images.shape[1:])))
+
+
+def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(N, H, W, C) uint8 to a normalized (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel."""
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
+    import torch
+
+    x = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C")).float().div_(255)
     shape = (1, -1, 1, 1)
-    return ((x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)).contiguous()
+    return x.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))

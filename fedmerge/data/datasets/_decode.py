@@ -22,8 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from fedmerge.data.cache import Rows
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.errors import DataError
+from fedmerge.system.process import cores, spread
 
 DAMAGE = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
@@ -48,6 +50,14 @@ ONE_PICTURE = ("MPO", "PSD")
 
 STEPS = {"L;2": 85, "L;4": 17}
 """Step between gray levels of 2 and 4 bits, by which Pillow stretches pixels but not the level that is transparent."""
+
+MANY = 256
+"""Files from which on processes of their own decode them."""
+
+FILES = 32
+"""Files that one process is given at a time."""
+
+MOST_PROCESSES = 8
 
 ALIKE = "in the files' own values, and the same at all hospitals and the target if their values mean the same"
 
@@ -275,9 +285,13 @@ def _nearly_lost(deep: Deep, bounds: tuple[float, float]) -> bool:
 
 @dataclass
 class _Seen:
-    """What the files of a source are, by their positions. refused: names and reasons of those that stop the source, by key."""
+    """What the files of a source are, by their positions. refused: names and reasons of those that stop the source, by key.
+
+    pixels: of the files of one task, until they are among the rows.
+    """
 
     pixels: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    good: set[int] = field(default_factory=set)
     extents: dict[int, Extent] = field(default_factory=dict)
     broken: dict[int, str] = field(default_factory=dict)
     pages: dict[int, int] = field(default_factory=dict)
@@ -306,50 +320,88 @@ class _Seen:
         if found.pages > 1:
             self.pages[at] = found.pages
 
+    def merge(self, other: _Seen, rows: Rows) -> None:
+        """What a task has seen; its pixels go among the rows."""
+        for at, pixels in other.pixels.items():
+            rows.put(at, pixels[None])
+        self.good |= other.pixels.keys()
+        for name in ("extents", "broken", "pages", "transparent", "nearly_lost"):
+            getattr(self, name).update(getattr(other, name))
+        for key, files in other.refused.items():
+            self.refused.setdefault(key, []).extend(files)
 
-def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Reading, owner: str) -> dict[str, NDArray[Any]]:
-    """pixels (n, size, size, channels) of the files that can be decoded, `good` (n,) their positions in `names`,
+
+class _Task(NamedTuple):
+    """Some files of a source for one process. files: positions and names; deep: the range of their gray values is known;
+
+    opened: only see whether they can be opened.
+    """
+
+    root: Path
+    files: tuple[tuple[int, str], ...]
+    geometry: Geometry
+    how: Reading
+    deep: bool
+    opened: bool = False
+
+
+def decode_all(
+    root: Path, names: Sequence[str], geometry: Geometry, how: Reading, owner: str, rows: Rows
+) -> dict[str, NDArray[Any]]:
+    """Fill rows (n, size, size, channels) with the files that can be decoded, `good` (n,) their positions in `names`,
 
     for the others `broken` (m,) their positions and `reasons` (m,) in words, and `notes`: what the owner should know.
+    Many files are decoded by processes of their own. rows: as many as there are names.
 
     Raises DataError for files that cannot be read or are too large, and for gray values that no range fits.
     """
     seen, where, given = _Seen(), f"site '{owner}': {root}", how.gray_range is not None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # what matters of it is said by files' names, or in `notes`
-        how = _look(seen, root, names, geometry, how, where)
+    _decode(seen, rows, _Task(root, tuple(enumerate(names)), geometry, how, deep=False))
+    if seen.extents and not seen.refused:
+        how = how._replace(gray_range=how.gray_range or _automatic(seen.extents, where))
+        deep = tuple((at, names[at]) for at in seen.extents)
+        _decode(seen, rows, _Task(root, deep, geometry, how, deep=True))
     _refuse(seen, how, where, names)
-    good, empty = sorted(seen.pixels), np.empty((0, geometry.size, geometry.size, geometry.channels), np.uint8)
+    good = np.array(sorted(seen.good), np.int64)
+    rows.keep(good)
     return {
-        "pixels": np.stack([seen.pixels[at] for at in good]) if good else empty,
-        "good": np.array(good, np.int64),
+        "good": good,
         "broken": np.array(sorted(seen.broken), np.int64),
         "reasons": np.array([seen.broken[at] for at in sorted(seen.broken)], np.str_),
         "notes": np.array(_notes(seen, how, given), np.str_),
     }
 
 
-def _look(seen: _Seen, root: Path, names: Sequence[str], geometry: Geometry, how: Reading, where: str) -> Reading:
-    """Fill in what is seen: images of 8 bits at once, and deeper ones when the values of all of them are known; the range used."""
-    for at, name in enumerate(names):
-        with seen.faults_of(at, name, root / name):
-            if seen.refused:  # there will be no pixels: only find out what else is wrong
-                with _page(root / name, how):
+def _decode(seen: _Seen, rows: Rows, task: _Task) -> None:
+    """All files of a task, in order, and what is seen of them; many are decoded by processes of their own."""
+    parts = (
+        task._replace(files=task.files[start : start + FILES], opened=bool(seen.refused))
+        for start in range(0, len(task.files), FILES)
+    )
+    processes = min(cores(), MOST_PROCESSES) if len(task.files) >= MANY else 1
+    for found in spread(_look, parts, processes):
+        seen.merge(found, rows)
+
+
+def _look(task: _Task) -> _Seen:
+    """Images of 8 bits as pixels, and of deeper ones what range their values have, until that of all of them is known."""
+    seen = _Seen()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # what matters of it is said by files' names, or in `notes`
+        for at, name in task.files:
+            path = task.root / name
+            with seen.faults_of(at, name, path):
+                if task.opened or seen.refused:  # there will be no pixels: only find out what else is wrong
+                    with _page(path, task.how):
+                        continue
+                found = read(path, task.how)
+                if isinstance(found.picture, Deep) and not task.deep:
+                    seen.extents[at] = _extent(found.picture)
                     continue
-            found = read(root / name, how)
-            if isinstance(found.picture, Deep):
-                seen.extents[at] = _extent(found.picture)
-            else:
-                seen.add(at, found, geometry, how)
-    if seen.extents and not seen.refused:
-        how = how._replace(gray_range=how.gray_range or _automatic(seen.extents, where))
-        for at in seen.extents:
-            with seen.faults_of(at, names[at], root / names[at]):
-                found = read(root / names[at], how)
-                seen.add(at, found, geometry, how)
-                if isinstance(found.picture, Deep) and how.gray_range and _nearly_lost(found.picture, how.gray_range):
+                seen.add(at, found, task.geometry, task.how)
+                if isinstance(found.picture, Deep) and task.how.gray_range and _nearly_lost(found.picture, task.how.gray_range):
                     seen.nearly_lost.add(at)
-    return how
+    return seen
 
 
 def _failure_to_read(path: Path, error: Exception) -> int | None:
@@ -437,7 +489,7 @@ def _notes(seen: _Seen, how: Reading, given: bool) -> list[str]:
     """What is done to images that are not simply shown as they are. given: the range was."""
     notes: list[str] = []
     if seen.extents:
-        rest = f"; {n} of 8 bits stay as they are" if (n := len(seen.pixels.keys() - seen.extents.keys())) else ""
+        rest = f"; {n} of 8 bits stay as they are" if (n := len(seen.good - seen.extents.keys())) else ""
         fix = "" if given else f". To fix it, set gray_range, {ALIKE}"
         notes.append(f"{len(seen.extents)} images of more than 8 bits are shown by {_range_words(seen, how)}{rest}{fix}")
     elif given:

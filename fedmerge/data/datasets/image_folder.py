@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, FiniteFloat
 
-from fedmerge.data.cache import cached
+from fedmerge.data.cache import cached_rows
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Source
 from fedmerge.data.datasets._contents import digests
@@ -191,7 +191,8 @@ class ImageFolder(Source):
             items, odd = self._listed(root)
             files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
         key = hashlib.sha256(json.dumps([VERSION, str(root.resolve()), geometry, reading[:-1], files]).encode()).hexdigest()
-        decoded = cached(owner, key, lambda: decode_all(root, [item.path for item in items], geometry, reading, owner))
+        names, shape = [item.path for item in items], (len(items), geometry.size, geometry.size, geometry.channels)
+        decoded = cached_rows(owner, key, shape, np.uint8, lambda rows: decode_all(root, names, geometry, reading, owner, rows))
         for note in decoded["notes"]:
             log.warning("site '%s': %s: %s", owner, root, note)
         broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ class Gram(Statistic):
     def measure(self, ground: Ground) -> State:
         """G by weight: of the round's layers where there are rounds, else of all."""
         only = set(ground.layers).__contains__ if ground.layers else linear_layers(ground.model).__contains__
-        found = grams(ground.model, torch.split(ground.draw(self.samples), 128), only)
+        found = grams(ground.model, ground.draw(self.samples).split(128), only)
         return {name: G.cpu() for name, G in found.items()}
 
     def refuses(self, name: str, tensor: Tensor) -> str:

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from fedmerge.data.cache import Rows
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets._decode import Deep, Reading, decode_all, pixels_of, read
 from fedmerge.data.datasets.image_folder import ImageFolder
@@ -131,7 +132,8 @@ def test_deep_values_with_transparency(kind: int, tmp_path: Path) -> None:
 
 def decoded(root: Path, how: Reading = PLAIN, geometry: Geometry = GRAY) -> dict[str, NDArray[Any]]:
     names = sorted(file.name for file in root.iterdir() if not file.name.startswith("."))
-    return decode_all(root, names, geometry, how, "x")
+    rows = Rows((len(names), geometry.size, geometry.size, geometry.channels), np.uint8)
+    return {**decode_all(root, names, geometry, how, "x", rows), "pixels": rows.done()}
 
 
 def refusal(root: Path, how: Reading = PLAIN) -> DataError:
@@ -382,13 +384,13 @@ def test_damaged_files_are_named_and_nothing_else_happens(name: str, tmp_path: P
             damaged[at] = rng.integers(256)
         (tmp_path / name).write_bytes(damaged)
         with suppress(DataError):  # values and sizes that damage made up
-            found = decode_all(tmp_path, [name], GRAY, Reading((-3000, 65535)), "x")
+            found = decode_all(tmp_path, [name], GRAY, Reading((-3000, 65535)), "x", Rows((1, *GRAY[:1] * 2, 1), np.uint8))
             assert len(found["good"]) + len(found["broken"]) == 1
 
 
 def test_a_file_that_has_vanished_is_not_broken(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        decode_all(tmp_path, ["0815.png", "0816.png"], GRAY, Reading(), "x")
+        decode_all(tmp_path, ["0815.png", "0816.png"], GRAY, Reading(), "x", Rows((2, *GRAY[:1] * 2, 1), np.uint8))
     assert "found 2 files that cannot be read: 0815.png (No such file or directory); 0816.png (" in str(error.value)
     assert error.value.told.startswith("source.root: found files that cannot be read")
 
