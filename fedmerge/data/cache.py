@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -25,8 +26,8 @@ from filelock import FileLock
 from numpy.typing import DTypeLike, NDArray
 from platformdirs import user_cache_path
 
-from fedmerge.errors import DataError
-from fedmerge.system.files import atomic, atomic_write
+from fedmerge.errors import DataError, FolderError
+from fedmerge.system.files import atomic, atomic_write, see_that_writable
 from fedmerge.system.process import free_memory
 
 Arrays = dict[str, NDArray[Any]]
@@ -47,6 +48,15 @@ def folder() -> Path:
     """`FEDMERGE_CACHE`, else `fedmerge` in the user's cache folder."""
     given = os.environ.get("FEDMERGE_CACHE")
     return Path(given).expanduser() if given else user_cache_path("fedmerge", appauthor=False)
+
+
+def unusable() -> list[str]:
+    """Why the cache cannot be written, for readers of a run, or nothing."""
+    try:
+        see_that_writable(folder(), "cache of decoded images")
+    except FolderError as error:
+        return [f"{error}. Until then every process makes what is not there, and holds it in memory (FEDMERGE_CACHE names another)"]
+    return []
 
 
 def cached(owner: str, key: str, make: Callable[[], Arrays]) -> Arrays:
@@ -285,10 +295,11 @@ def _packed(arrays: Arrays) -> bytes:
 
 def _reserve(file: IO[bytes], size: int) -> None:
     """Room for the whole file, so that a full disk is known before the work and not after it. Raises OSError."""
+    if size > shutil.disk_usage(folder()).free:  # asking a file system for more would fill it before it refuses
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if not hasattr(os, "posix_fallocate"):
         return
     try:
-        file.flush()
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):

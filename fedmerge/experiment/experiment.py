@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedmerge.data.cache import unusable
 from fedmerge.data.corruptions._base import mismatched
 from fedmerge.errors import Problem, ScenarioError
 from fedmerge.experiment.overrides import Overrides as Overrides
@@ -74,6 +75,7 @@ class Experiment:
         """What is left out of the images, by site, what differs between sites, and classes that nobody shows, as seen from here."""
         everyone = [*self.sites, self.target]
         said = try_out(self.scenario.model, len(self.classes))
+        said += unusable() if self.scenario.backend != "deployment" else []
         said += [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
         shown = [site.source.shown() for site in everyone]
         nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
