@@ -36,7 +36,7 @@ Index = NDArray[np.int64]
 SMALL = 2**26
 """Bytes up to which changed pixels are held in memory: to change them again takes no longer than to find them on disk."""
 
-VALUES = 2**24
+VALUES = 2**23
 """Numbers of images that are worked on at a time, which bounds their float copies."""
 
 MOST_AT_A_TIME = 512
@@ -119,7 +119,7 @@ def changed(owner: str, key: str, pixels: NDArray[Any], change: Change) -> NDArr
         return _held(owner, pixels.shape, np.uint8, make, error.why)["pixels"]
 
 
-def digest(*determined: Any) -> str:
+def key_of(*determined: Any) -> str:
     """A key: the sha256 of all that determines what is made."""
     return sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, PlainSerializer
 
-from fedmerge.data.cache import SMALL, changed, digest
+from fedmerge.data.cache import SMALL, changed, key_of
 from fedmerge.data.corruptions._base import SHIFTS
 from fedmerge.data.datasets._base import SOURCES, Geometry
 from fedmerge.data.images import Images
@@ -81,5 +81,5 @@ class Site(Spec):
 
         if images.pixels.size > SMALL:
             fields = self.model_dump(mode="json", include={"scanner", "shifts"})
-            key = digest("changed", VERSION, self.source.identity(self.name, seed), geometry, fields, seed)
+            key = key_of("changed", VERSION, self.source.identity(self.name, seed), geometry, fields, seed)
         return replace(images, pixels=changed(self.name, key, images.pixels, change))

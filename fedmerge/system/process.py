@@ -210,7 +210,7 @@ def spread(work: Callable[[Task], Found], tasks: Iterable[Task], processes: int)
             process.kill()
         threads.shutdown(cancel_futures=True)
         for process in started:
-            with process, suppress(OSError):  # closes the pipes, of which one may hold what was not heard any more
+            with suppress(OSError), process:  # closes the pipes, of which one may hold what was not heard any more
                 pass
 
 

@@ -54,7 +54,7 @@ STEPS = {"L;2": 85, "L;4": 17}
 MANY = 256
 """Files from which on processes of their own decode them."""
 
-FILES = 32
+FILES = 16
 """Files that one process is given at a time."""
 
 MOST_PROCESSES = 8

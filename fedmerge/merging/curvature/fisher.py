@@ -18,7 +18,7 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 GRADIENT_BYTES = 2**28
 """Memory for the gradients of the samples that are looked at together."""
 
-VALUES = 2**24
+VALUES = 2**23
 """Numbers of images that are looked at together."""
 
 BATCH = 32

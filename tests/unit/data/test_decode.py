@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from fedmerge.data.cache import Rows
+from fedmerge.data.datasets import _decode
 from fedmerge.data.datasets._base import Geometry
-from fedmerge.data.datasets._decode import Deep, Reading, decode_all, pixels_of, read
+from fedmerge.data.datasets._decode import MANY, Deep, Reading, decode_all, pixels_of, read
 from fedmerge.data.datasets.image_folder import ImageFolder
 from fedmerge.errors import DataError
 
@@ -421,3 +422,26 @@ def test_the_way_of_reading_is_part_of_what_determines_images(tmp_path: Path) ->
     assert [int(source.load(GRAY, "x", 0).pixels.max()) for source in sources] == [255, 131, 255, 255]
     with pytest.raises(ValueError, match="black below white"):
         ImageFolder(root=str(tmp_path), gray_range=(9, 1))
+
+
+def test_processes_see_what_one_process_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many files of every kind: plain, deep, transparent, in pages, broken."""
+    rng = np.random.default_rng(0)
+    for number in range(MANY):
+        gray = rng.integers(0, 4096, (9, 8), np.uint16)
+        if number % 7 == 0:
+            Image.fromarray(gray).save(tmp_path / f"{number}.png")
+        elif number % 11 == 0:
+            Image.fromarray(np.dstack([gray >> 4] * 4).astype(np.uint8)).save(tmp_path / f"{number}.png")
+        elif number % 50 == 1:
+            (tmp_path / f"{number}.png").write_bytes(b"nothing")
+        elif number % 50 == 2:
+            pages = [Image.fromarray((gray >> 4).astype(np.uint8))] * 2
+            pages[0].save(tmp_path / f"{number}.tif", save_all=True, append_images=pages[1:])
+        else:
+            Image.fromarray((gray >> 4).astype(np.uint8)).save(tmp_path / f"{number}.png")
+    several = decoded(tmp_path)
+    monkeypatch.setattr(_decode, "MANY", MANY + 1)
+    alone = decoded(tmp_path)
+    assert several.keys() == alone.keys() and len(several["notes"]) == 3 and len(several["broken"]) == 6
+    assert all(np.array_equal(several[name], alone[name]) for name in alone)
