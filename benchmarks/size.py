@@ -93,9 +93,8 @@ def target(
 
 
 def _tell_peaks(told: dict[str, Any], pixels: int) -> None:
-    typer.echo(
-        f"  before it: anonymous {told['before']:.0f} MiB; all pixels are {pixels / 2**20:.0f} MiB, as floats {pixels / 2**18:.0f}"
-    )
+    all_of_them = f"all pixels are {pixels / 2**20:.0f} MiB, as floats {pixels / 2**18:.0f} MiB"
+    typer.echo(f"  before the images: anonymous {told['before']:.0f} MiB; {all_of_them}")
     for name, (anonymous, shared, resident) in told["peaks"].items():
         typer.echo(f"  peak of {name}: anonymous {anonymous:.0f} MiB, PSS {shared:.0f} MiB, max RSS {resident:.0f} MiB")
 

@@ -83,8 +83,12 @@ class Normalized:
         return len(self.rows), channels, height, width
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
+        return self.batch(index)
+
+    def batch(self, index: Tensor | slice, out: Tensor | None = None) -> Tensor:
+        """What an index gives. out: a tensor (n or more, C, H, W) on the CPU whose first rows take it on its way to the device."""
         rows = self.rows[index if isinstance(index, slice) else index.numpy()]
-        return to_batch(self.pixels[rows], self.mean, self.std).to(self.device)
+        return to_batch(self.pixels[rows], self.mean, self.std, None if out is None else out[: len(rows)]).to(self.device)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """One batch after the other, as of a tensor."""
@@ -104,10 +108,11 @@ def at_a_time(images: Tensor | Normalized, most: int) -> int:
     return max(1, min(most, VALUES // prod(images.shape[1:])))
 
 
-def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(N, H, W, C) uint8 to a normalized (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel."""
+def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float], out: Tensor | None = None) -> Tensor:
+    """(N, H, W, C) uint8 to a normalized (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel. out: takes it."""
     import torch
 
-    x = torch.from_numpy(np.array(pixels.transpose(0, 3, 1, 2), order="C")).float().div_(255)
+    given = torch.from_numpy(np.require(pixels, None, ["C", "W"])).permute(0, 3, 1, 2)
+    x = (torch.empty(given.shape) if out is None else out).copy_(given).div_(255)
     shape = (1, -1, 1, 1)
     return x.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +96,8 @@ def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit:
 def _batches(data: LabeledImages, recipe: Recipe, device: torch.device, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Augmented images and labels of every step. While the model is busy with one batch, a thread makes the next.
 
-    All draws are here, in the order of the steps: what the thread does is the same whenever it does it.
+    All draws are here, in the order of the steps: what the thread does is the same whenever it does it. A batch is there until the
+    next one is asked for.
     """
     order = torch.empty(0, dtype=torch.long)
 
@@ -106,15 +108,21 @@ def _batches(data: LabeledImages, recipe: Recipe, device: torch.device, generato
         chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
         return chosen
 
+    # Two tensors take turns: new ones for every batch would leave the memory in pieces
+    turns = cycle([torch.empty(min(recipe.batch_size, len(data.y)), *data.x.shape[1:]) for _ in range(2)])
+
+    def read(chosen: Tensor, out: Tensor) -> Tensor:
+        return data.x.batch(chosen, out) if isinstance(data.x, Normalized) else data.x[chosen]
+
     with ThreadPoolExecutor(1) as reader:
         chosen = draw()
-        ahead = reader.submit(data.x.__getitem__, chosen)
+        ahead = reader.submit(read, chosen, next(turns))
         for step in range(1, recipe.steps + 1):
             x = augment(ahead.result().to(device), recipe.augment, recipe.flips, generator)
             y = data.y[chosen].to(device)
             if step < recipe.steps:
                 chosen = draw()
-                ahead = reader.submit(data.x.__getitem__, chosen)
+                ahead = reader.submit(read, chosen, next(turns))
             yield x, y
 
 
