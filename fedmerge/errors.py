@@ -22,11 +22,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 EXTRAS = {
+    "datasets": ["medmnist", "xlrd"],
     "report": ["jinja2", "markupsafe", "matplotlib", "sklearn", "torchmetrics"],
     "simulation": [
         *("PIL", "cryptography", "filelock", "flwr", "platformdirs", "ray", "rich", "ruamel", "scipy"),
         *("timm", "torchvision", "typer", "yaml"),
     ],
+    "tables": ["pandas", "pyarrow"],
+    "dicom": ["pydicom"],
+    "nifti": ["nibabel"],
 }
 """Packages, as they are imported, that `pip install fedmerge` does not bring, and the extra that does."""
 
@@ -85,7 +89,11 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """Weights that do not fit the model they are meant for."""
+    """Weights that do not fit the model they are meant for. told: as of DataError."""
+
+    def __init__(self, text: str, told: str = "") -> None:
+        super().__init__(text)
+        self.told = told
 
 
 class PerSampleRefused(CheckpointError):
@@ -115,7 +123,9 @@ def extras_named() -> Iterator[None]:
         if extra is None:
             raise
         text = f"the package '{package}' is not installed; install it with: pip install 'fedmerge[{extra}]'"
-        raise MissingExtra(text, name=package) from error
+        missing = MissingExtra(text, name=package)
+        missing.told = text
+        raise missing from error
 
 
 class SiteError(UserError):

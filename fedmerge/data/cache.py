@@ -74,8 +74,8 @@ def cached(owner: str, key: str, make: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
-def cached_rows(owner: str, key: str, shape: tuple[int, ...], dtype: DTypeLike, make: Callable[[Rows], Arrays]) -> Arrays:
-    """`pixels`, mapped from the owner's cache, and the named arrays that `make` returns as it fills their rows.
+def cached_rows(owner: str, key: str, make: Callable[[Rows], Arrays]) -> Arrays:
+    """`pixels`, mapped from the owner's cache, and the named arrays that `make` returns as it begins and fills their rows.
 
     Where the cache cannot be written or is full, all rows are held in memory, and that is said.
     Raises DataError if they do not go into that either.
@@ -86,9 +86,9 @@ def cached_rows(owner: str, key: str, shape: tuple[int, ...], dtype: DTypeLike, 
     try:
         with _turn(place):
             stored = _stored(place, key)  # by whoever had the turn before
-            return _kept(place, key, shape, dtype, make) if stored is None else stored
+            return _kept(place, key, make) if stored is None else stored
     except _UnusableError as error:
-        return _held(owner, shape, dtype, make, error.why)
+        return _held(owner, make, error.why)
 
 
 Change = Callable[[NDArray[Any], Index], NDArray[np.uint8]]
@@ -102,21 +102,20 @@ def changed(owner: str, key: str, pixels: NDArray[Any], change: Change) -> NDArr
     """
 
     def make(rows: Rows) -> Arrays:
+        rows.begin(pixels.shape, np.uint8)
         for start, stop in parts(pixels.shape):
             rows.put(start, change(pixels[start:stop], np.arange(start, stop)))
         return {}
 
     if prod(pixels.shape) <= SMALL:
-        return _filled(pixels.shape, np.uint8, make)["pixels"]
+        return _filled(Rows(), make)["pixels"]
     if key:
-        return cached_rows(owner, key, pixels.shape, np.uint8, make)["pixels"]
+        return cached_rows(owner, key, make)["pixels"]
     try:
         with _scratch() as file:
-            rows = Rows(pixels.shape, np.uint8, file)
-            make(rows)
-            return rows.done()
+            return _filled(Rows(file), make)["pixels"]
     except _UnusableError as error:
-        return _held(owner, pixels.shape, np.uint8, make, error.why)["pixels"]
+        return _held(owner, make, error.why)["pixels"]
 
 
 def key_of(*determined: Any) -> str:
@@ -132,18 +131,27 @@ def parts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 class Rows:
-    """An array (N, ...) while its rows are made: in a file, or without one in memory."""
+    """An array (N, ...) while its rows are made: in a file, or without one in memory.
 
-    def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, file: IO[bytes] | None = None) -> None:
-        self._shape, self._dtype, self._file = shape, np.dtype(dtype), file
+    admit: called with the bytes that all rows take, before they are made in memory.
+    """
+
+    def __init__(self, file: IO[bytes] | None = None, admit: Callable[[int], None] | None = None) -> None:
+        self._file, self._admit = file, admit
+
+    def begin(self, shape: tuple[int, ...], dtype: DTypeLike) -> None:
+        """Make room for rows of an array (N, ...)."""
+        self._shape, self._dtype = shape, np.dtype(dtype)
         self._bytes = prod(shape[1:]) * self._dtype.itemsize
-        if file is None:
+        if self._file is None:
+            if self._admit is not None:
+                self._admit(shape[0] * self._bytes)
             self._array = np.empty(shape, dtype)
             return
         with _as_unusable():
             self._write_header()
-            self._start = file.tell()
-            _reserve(file, self._start + shape[0] * self._bytes)
+            self._start = self._file.tell()
+            _reserve(self._file, self._start + shape[0] * self._bytes)
 
     def put(self, start: int, rows: NDArray[Any]) -> None:
         """Rows (n, ...) from `start` on."""
@@ -230,18 +238,16 @@ def _turn(place: Path) -> Iterator[None]:
         yield
 
 
-def _kept(place: Path, key: str, shape: tuple[int, ...], dtype: DTypeLike, make: Callable[[Rows], Arrays]) -> Arrays:
+def _kept(place: Path, key: str, make: Callable[[Rows], Arrays]) -> Arrays:
     """Into the cache: first the rows, then the arrays beside them, which say that the rows are whole."""
     with ExitStack() as opened:
         with _as_unusable():
             file = opened.enter_context(opened.enter_context(atomic(place / f"{key}.npy")).open("w+b", buffering=0))
-        rows = Rows(shape, dtype, file)
-        facts = make(rows)
-        pixels = rows.done()
+        found = _filled(Rows(file), make)
         with _as_unusable():
             opened.close()
-            atomic_write(place / f"{key}.npz", _packed(facts))
-    return {**facts, "pixels": pixels}
+            atomic_write(place / f"{key}.npz", _packed({name: array for name, array in found.items() if name != "pixels"}))
+    return found
 
 
 def _stored(place: Path, key: str) -> Arrays | None:
@@ -255,10 +261,14 @@ def _stored(place: Path, key: str) -> Arrays | None:
         return None
 
 
-def _held(owner: str, shape: tuple[int, ...], dtype: DTypeLike, make: Callable[[Rows], Arrays], why: str) -> Arrays:
+def _held(owner: str, make: Callable[[Rows], Arrays], why: str) -> Arrays:
     """In memory, for want of a cache."""
-    needed, free = prod(shape) * np.dtype(dtype).itemsize, free_memory()
-    mend = "Make room there, or set FEDMERGE_CACHE to a folder that can hold them"
+    return _filled(Rows(admit=lambda needed: _admit(owner, needed, why)), make)
+
+
+def _admit(owner: str, needed: int, why: str) -> None:
+    """Say that so many bytes are held in memory, or raise DataError if they do not go into it."""
+    free, mend = free_memory(), "Make room there, or set FEDMERGE_CACHE to a folder that can hold them"
     if free is not None and needed > free // 2:
         told = f"its images take {_size(needed)}, and the cache folder cannot hold them ({why}); expected room for them. {mend}"
         raise DataError(
@@ -270,11 +280,9 @@ def _held(owner: str, shape: tuple[int, ...], dtype: DTypeLike, make: Callable[[
         "site '%s': cache folder '%s' cannot be used (%s): %s of images are made anew by every process, and held in memory. %s",
         *(owner, folder(), why, _size(needed), mend),
     )
-    return _filled(shape, dtype, make)
 
 
-def _filled(shape: tuple[int, ...], dtype: DTypeLike, make: Callable[[Rows], Arrays]) -> Arrays:
-    rows = Rows(shape, dtype)
+def _filled(rows: Rows, make: Callable[[Rows], Arrays]) -> Arrays:
     facts = make(rows)
     return {**facts, "pixels": rows.done()}
 

@@ -60,6 +60,13 @@ class Images:
         )
 
 
+def numbered(groups: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Groups of several batches, (n_t,) each, as numbers from 0 in the order in which they first appear."""
+    _, first, member = np.unique(np.concatenate(groups), return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    return np.split(rank[member].astype(np.int64), np.cumsum([len(batch) for batch in groups])[:-1])
+
+
 @dataclass(frozen=True)
 class Normalized:
     """Images as a model sees them, made of their pixels batch by batch: an index gives a tensor (n, C, H, W), as of `to_batch`.

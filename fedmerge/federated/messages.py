@@ -107,19 +107,28 @@ class SiteTask(Spec):
     federated: tuple[AnyStrategy, ...] = ()
     privacy: Privacy | None = None
 
+    @property
+    def runs(self) -> int:
+        """Runs that the hospital trains: none where it brings its expert."""
+        return 0 if self.site.expert else self.training.runs
+
 
 HeadInit = Literal["shared_random", "fed_lp", "per_site_random", "zero"]
 
 
 @dataclass(frozen=True)
 class Initial:
-    """theta_0 as a whole state dict, its digest, and words for the report. heads: names of the classifier's parameters."""
+    """theta_0 as a whole state dict, its digest, and words for the report. heads: names of the classifier's parameters.
+
+    known: whether it is one that anybody has started from; otherwise it tells the layout of weights and nothing else.
+    """
 
     weights: dict[str, Tensor]
     sha256: str
     head_init: HeadInit
     description: str
     heads: tuple[str, ...] = ()
+    known: bool = True
 
 
 START_GRACE_S = 120.0

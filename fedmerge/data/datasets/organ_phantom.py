@@ -93,9 +93,10 @@ class OrganPhantom(Source):
         shape = (self.images, geometry.size, geometry.size)
 
         def render(rows: Rows) -> Arrays:
+            rows.begin(shape, np.int16)
             return self._render(patient, labels, domains, rows, geometry.size, rng)
 
-        rendered = cached_rows(owner, key, shape, np.int16, render)
+        rendered = cached_rows(owner, key, render)
         # Without a copy of the gray for each channel
         pixels = np.broadcast_to(rendered["pixels"][..., None], (*shape, geometry.channels))
         return Images(pixels, labels.astype(np.int64), domains, patient, ORGANS, self.planes, flips=False)

@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 
+import torch
 from torch import Tensor
 
 from fedmerge.errors import CheckpointError, FolderError
@@ -55,12 +58,18 @@ def _digest(words: dict[str, str]) -> str:
 
 
 def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; its path may name environment variables. Raises CheckpointError, naming the key."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """All tensors of a file of safetensors or of PyTorch; its path may name environment variables.
 
+    Raises CheckpointError, naming the key.
+    """
+    expected = f"expected a safetensors file of {model.name}, or one of PyTorch"
+    file, head = opened_file(path, key, expected)
+    return read_safetensors(file, head, key, expected)
+
+
+def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]:
+    """A file of weights, found, and its first bytes. Raises CheckpointError, naming the key."""
     file = Path(os.path.expandvars(path)).expanduser()
-    expected = f"expected a safetensors file of {model.name}"
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
             raise CheckpointError(f"{key}: {file}: found no regular file; {expected}")
@@ -73,21 +82,50 @@ def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tens
     except OSError as error:
         where = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise CheckpointError(f"{key}: {file}{where}: {error.strerror}; {expected}") from None
+    return file, head
+
+
+def read_safetensors(file: Path, head: bytes, key: str, expected: str) -> State:
+    """All tensors of a file that begins so. Raises CheckpointError that says what else the file is."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
-        return dict(load_file(file))
+        return _unpickled(file) if head.startswith(PICKLED) else dict(load_file(file))
     except (OSError, SafetensorError) as error:
-        said = _kind_of(file, head) or f"a damaged file ({error})"
+        said = kind_of(file, head) or f"a damaged file ({error})"
         raise CheckpointError(f"{key}: {file}: found {said}; {expected}") from None
 
 
-CONVERT = (
-    "convert it: safetensors.torch.save_file(state, 'FILE.safetensors') with state = torch.load(FILE, weights_only=True), "
-    "or what that holds under 'state_dict' or 'model'"
-)
+PICKLED = (b"PK\x03\x04", b"\x80")
+"""What files of PyTorch (.pth, .pt, .bin) begin with, those of today and those of its versions before 1.6."""
+
+UNDER = ("state_dict", "model_state_dict", "model", "weights")
+"""Names under which training programs keep the weights beside other things."""
+
+ALONE = "that holds more than tensors, or is damaged: save the weights alone, torch.save(model.state_dict(), FILE)"
+
+
+def keeps_order(path: str | Path) -> bool:
+    """Whether tensors come out of the file in the order in which they were saved: safetensors sorts them."""
+    with Path(os.path.expandvars(path)).expanduser().open("rb") as opened:
+        return opened.read(4).startswith(PICKLED)
+
+
+def _unpickled(file: Path) -> dict[str, Tensor]:
+    """The weights of a file of PyTorch; no code in it is run. Raises OSError if it cannot be read so."""
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise OSError(str(error)) from None
+    if not isinstance(found, Mapping):
+        raise OSError(f"it holds a {type(found).__name__}")
+    return dict(next((found[name] for name in UNDER if isinstance(found.get(name), Mapping)), found))
+
 
 KINDS = {
     b"version https://git-lfs": "a pointer of Git LFS in place of the file: fetch it with 'git lfs pull'",
-    b"\x80": f"a pickle, as PyTorch wrote .pth once: {CONVERT}",
+    b"\x80": f"a pickle, as PyTorch wrote .pth once, {ALONE}",
     b"\x89HDF": "an HDF5 file, as Keras writes it: no weights of timm",
     b"\x93NUMPY": "an array of NumPy",
     b"GGUF": "a GGUF file: no weights of timm",
@@ -96,7 +134,7 @@ KINDS = {
 """What a file begins with that is taken for weights, and what it is."""
 
 
-def _kind_of(file: Path, head: bytes) -> str:
+def kind_of(file: Path, head: bytes) -> str:
     """What a file is that is no safetensors file, by its first bytes and its size; empty if that cannot be told."""
     if not head:
         return "an empty file"
@@ -138,9 +176,9 @@ def _kind_of_zip(file: Path) -> str:
         with zipfile.ZipFile(file) as opened:
             names = opened.namelist()
     except zipfile.BadZipFile:
-        return f"a zip that was cut off, as PyTorch writes .pth, .pt and .bin: copy it again, and {CONVERT}"
+        return "a zip that was cut off, as PyTorch writes .pth, .pt and .bin: copy it again"
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        return f"a zip, as PyTorch writes .pth, .pt and .bin: {CONVERT}"
+        return f"a zip, as PyTorch writes .pth, .pt and .bin, {ALONE}"
     if any(name.endswith(".npy") for name in names):
         return "arrays of NumPy (.npz)"
     return f"a zip of {', '.join(names[:3])}: unpack it"

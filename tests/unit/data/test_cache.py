@@ -28,6 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def fill(rows: Rows) -> Arrays:
+    rows.begin(SHAPE, np.uint8)
     rows.put(3, PIXELS[3:])
     rows.put(0, PIXELS[:3])
     return {"beside": np.array([1, 2])}
@@ -38,7 +39,7 @@ def never(rows: Rows) -> Arrays:
 
 
 def loaded() -> Arrays:
-    return cached_rows("x", "key", SHAPE, np.uint8, fill)
+    return cached_rows("x", "key", fill)
 
 
 def held_bytes(pixels: np.ndarray) -> int:
@@ -70,7 +71,7 @@ def test_a_folder_that_is_named_wins(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("cache")
 def test_rows_are_made_once_and_mapped() -> None:
-    first, again = loaded(), cached_rows("x", "key", SHAPE, np.uint8, never)
+    first, again = loaded(), cached_rows("x", "key", never)
     for found in (first, again):
         assert np.array_equal(found["pixels"], PIXELS)
         assert held_bytes(found["pixels"]) == held_bytes(np.broadcast_to(found["pixels"][..., None], (*SHAPE, 3))) == 0
@@ -86,7 +87,7 @@ def test_what_is_not_whole_is_made_again(cache: Path) -> None:
     assert np.array_equal(loaded()["pixels"], PIXELS)
     (cache / "key.npy").write_bytes(b"")
     assert np.array_equal(loaded()["pixels"], PIXELS)
-    assert np.array_equal(cached_rows("x", "key", SHAPE, np.uint8, never)["pixels"], PIXELS)
+    assert np.array_equal(cached_rows("x", "key", never)["pixels"], PIXELS)
 
 
 def test_an_error_leaves_nothing_and_drafts_of_the_dead_are_swept(cache: Path) -> None:
@@ -95,7 +96,7 @@ def test_an_error_leaves_nothing_and_drafts_of_the_dead_are_swept(cache: Path) -
         raise OSError("a disk that images come from")
 
     with pytest.raises(OSError, match="a disk that images come from"):
-        cached_rows("x", "key", SHAPE, np.uint8, fails)
+        cached_rows("x", "key", fails)
     assert [file.name for file in cache.iterdir()] == ["making.lock"]
     (cache / ".other.npy-12-ab.draft").write_bytes(b"half")
     loaded()
@@ -110,11 +111,11 @@ def test_some_rows_are_kept(chosen: list[int]) -> None:
         rows.keep(np.array(chosen, np.int64))
         return {}
 
-    rows = Rows(SHAPE, np.uint8)
+    rows = Rows()
     some(rows)
     assert np.array_equal(rows.done(), PIXELS[chosen])
     for make in (some, never):
-        assert np.array_equal(cached_rows("x", "key", SHAPE, np.uint8, make)["pixels"], PIXELS[chosen])
+        assert np.array_equal(cached_rows("x", "key", make)["pixels"], PIXELS[chosen])
 
 
 def test_without_a_folder_to_write_to_it_goes_on_in_memory_and_says_so(
@@ -142,8 +143,13 @@ def test_a_disk_that_fills_up_is_no_end(cache: Path, caplog: pytest.LogCaptureFi
 
 def test_rows_that_go_nowhere_are_one_clear_error(cache: Path) -> None:
     """Ten terabytes, which are more than this disk and this memory: known before the first image is decoded."""
+
+    def too_many(rows: Rows) -> Arrays:
+        rows.begin((10**7, 1000, 1000), np.uint8)
+        raise AssertionError("there is no room for it")
+
     with pytest.raises(DataError) as error:
-        cached_rows("x", "key", (10**7, 1000, 1000), np.uint8, never)
+        cached_rows("x", "key", too_many)
     text, told = str(error.value), error.value.told
     assert text.startswith(f"site 'x': cache folder '{cache.parent}': found No space left on device; expected ")
     assert "expected room for 1e+04 GB of images, which do not go into the memory either" in text
@@ -159,9 +165,10 @@ from fedmerge.data.cache import cached_rows
 def make(rows):
     with open(sys.argv[1], "a") as log: log.write("made\\n")
     time.sleep(0.3)
+    rows.begin((5, 2), np.uint8)
     rows.put(0, np.full((5, 2), 7, np.uint8))
     return {}
-print(int(cached_rows("x", "key", (5, 2), np.uint8, make)["pixels"].sum()))
+print(int(cached_rows("x", "key", make)["pixels"].sum()))
 """
 
 

@@ -17,7 +17,8 @@ from PIL import Image, features
 from fedmerge.data.cache import Rows
 from fedmerge.data.datasets import _decode
 from fedmerge.data.datasets._base import Geometry
-from fedmerge.data.datasets._decode import MANY, Deep, Reading, decode_all, pixels_of, read
+from fedmerge.data.datasets._decode import MANY, decode_all, pixels_of
+from fedmerge.data.datasets._formats import Deep, Reading, read
 from fedmerge.data.datasets.image_folder import ImageFolder
 from fedmerge.errors import DataError
 
@@ -133,7 +134,7 @@ def test_deep_values_with_transparency(kind: int, tmp_path: Path) -> None:
 
 def decoded(root: Path, how: Reading = PLAIN, geometry: Geometry = GRAY) -> dict[str, NDArray[Any]]:
     names = sorted(file.name for file in root.iterdir() if not file.name.startswith("."))
-    rows = Rows((len(names), geometry.size, geometry.size, geometry.channels), np.uint8)
+    rows = Rows()
     return {**decode_all(root, names, geometry, how, "x", rows), "pixels": rows.done()}
 
 
@@ -385,13 +386,13 @@ def test_damaged_files_are_named_and_nothing_else_happens(name: str, tmp_path: P
             damaged[at] = rng.integers(256)
         (tmp_path / name).write_bytes(damaged)
         with suppress(DataError):  # values and sizes that damage made up
-            found = decode_all(tmp_path, [name], GRAY, Reading((-3000, 65535)), "x", Rows((1, *GRAY[:1] * 2, 1), np.uint8))
+            found = decode_all(tmp_path, [name], GRAY, Reading((-3000, 65535)), "x", Rows())
             assert len(found["good"]) + len(found["broken"]) == 1
 
 
 def test_a_file_that_has_vanished_is_not_broken(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        decode_all(tmp_path, ["0815.png", "0816.png"], GRAY, Reading(), "x", Rows((2, *GRAY[:1] * 2, 1), np.uint8))
+        decode_all(tmp_path, ["0815.png", "0816.png"], GRAY, Reading(), "x", Rows())
     assert "found 2 files that cannot be read: 0815.png (No such file or directory); 0816.png (" in str(error.value)
     assert error.value.told.startswith("source.root: found files that cannot be read")
 

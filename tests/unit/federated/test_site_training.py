@@ -48,7 +48,7 @@ def test_batches_from_pixels_are_those_of_all_images_as_floats(hospital: Callabl
         fit(net, data, recipe, 7, lambda _: None)
         trained.append([*net.state_dict().values(), logits_of(net, data.x, 16)])
         statistics.append(
-            [kind(samples=20).measure(Ground(net.eval(), data.x, list, (), 3)) for kind in (FisherInformation, Gram, Kfac)]
+            [kind(samples=20).measure(Ground(net.eval(), data.x, data.y, list, (), 3)) for kind in (FisherInformation, Gram, Kfac)]
         )
     assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
     for one, other in zip(*statistics, strict=True):
