@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import logging
+import mmap
 import os
 import shutil
 import tempfile
@@ -105,6 +106,7 @@ def changed(owner: str, key: str, pixels: NDArray[Any], change: Change) -> NDArr
         rows.begin(pixels.shape, np.uint8)
         for start, stop in parts(pixels.shape):
             rows.put(start, change(pixels[start:stop], np.arange(start, stop)))
+            let_go(pixels)
         return {}
 
     if prod(pixels.shape) <= SMALL:
@@ -128,6 +130,21 @@ def parts(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     size = max(1, min(MOST_AT_A_TIME, VALUES // max(1, prod(shape[1:]))))
     for start in range(0, shape[0], size):
         yield start, min(start + size, shape[0])
+
+
+def mapped_from(pixels: NDArray[Any]) -> mmap.mmap | None:
+    """The file that an array is read from as it is looked at; None for one that is in memory."""
+    base: Any = pixels
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    return base
+
+
+def let_go(pixels: NDArray[Any]) -> None:
+    """Take what was looked at of a file out of this process: otherwise its pages count as the process's until memory is short."""
+    file = mapped_from(pixels)
+    if file is not None and hasattr(mmap, "MADV_DONTNEED"):
+        file.madvise(mmap.MADV_DONTNEED)
 
 
 class Rows:
@@ -160,7 +177,7 @@ class Rows:
             return
         with _as_unusable():
             self._file.seek(self._start + start * self._bytes)
-            left = np.ascontiguousarray(rows, self._dtype).data.cast("B")
+            left = np.ascontiguousarray(rows, self._dtype).reshape(-1).view(np.uint8).data
             while left:  # the last bytes that go onto a full disk are written, and the next ones refused
                 left = left[self._file.write(left) :]
 

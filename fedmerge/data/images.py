@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.data.cache import VALUES
+from fedmerge.data.cache import VALUES, let_go, mapped_from
 
 if TYPE_CHECKING:  # processes that decode images do without
     import torch
@@ -44,10 +43,7 @@ class Images:
     @property
     def held_bytes(self) -> int:
         """Bytes of memory that the pixels take; none where they are read from disk as they are needed."""
-        base: Any = self.pixels
-        while base is not None and not isinstance(base, mmap.mmap):
-            base = getattr(base, "base", None)
-        return self.pixels.nbytes if base is None else 0
+        return self.pixels.nbytes if mapped_from(self.pixels) is None else 0
 
     def subset(self, index: NDArray[np.int64]) -> Images:
         """The images at `index` (n,), in that order."""
@@ -95,7 +91,9 @@ class Normalized:
     def batch(self, index: Tensor | slice, out: Tensor | None = None) -> Tensor:
         """What an index gives. out: a tensor (n or more, C, H, W) on the CPU whose first rows take it on its way to the device."""
         rows = self.rows[index if isinstance(index, slice) else index.numpy()]
-        return to_batch(self.pixels[rows], self.mean, self.std, None if out is None else out[: len(rows)]).to(self.device)
+        x = to_batch(self.pixels[rows], self.mean, self.std, None if out is None else out[: len(rows)]).to(self.device)
+        let_go(self.pixels)
+        return x
 
     def split(self, size: int) -> Iterator[Tensor]:
         """One batch after the other, as of a tensor."""
