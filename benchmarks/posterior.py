@@ -142,14 +142,18 @@ def scenario_of(folder: Path, kind: str, seed: int) -> Path:
     return ROOT / "scenarios" / f"{kind}.yaml" if kind in REAL else WORLDS[kind].write(folder, seed)
 
 
-def measure(out: Path, kind: str, seed: int, ablations: bool) -> None:
+def measure(out: Path, which: str, kind: str, seed: int, ablations: bool, priors: str) -> None:
     """Accuracies of all methods on all streams of one federation, into a file of its own."""
-    place = out / kind.replace(" ", "_")
+    place = out / which / kind.replace(" ", "_")
     done = place / f"seed{seed}{'-ablations' if ablations else ''}.json"
     if done.exists():
         return
     methods = yaml.safe_dump([*METHODS, *(ABLATIONS if ablations else [])])
-    settings = (("methods", yaml.safe_load(methods)), ("defenses", []), ("limits", {"growth": 1000}))
+    settings: tuple[tuple[str, Any], ...] = (
+        ("methods", yaml.safe_load(methods)), ("defenses", []), ("limits", {"growth": 1000})
+    )  # fmt: skip
+    if priors != "as_trained":
+        settings += (("priors", priors), ("uploads", ["class_counts"]))
     plan = load_experiment(scenario_of(place / f"world{seed}", kind, seed), Overrides(seed=seed, settings=settings))
     streams = Streams(plan, out / "pool", place / f"seed{seed}")
     rows = {name: streams.accuracies(schedule_of({"batch_size": 32, **spec})) for name, spec in STREAMS.items()}
@@ -204,22 +208,26 @@ def page(of: dict[tuple[str, str], dict[str, float]], ablations: bool) -> str:
     return "\n".join(lines)
 
 
-def main(
+def main(  # noqa: PLR0913 - a command line
     out: Annotated[Path, typer.Option(help="folder of worlds, pool and results")] = Path("runs/posterior"),
     which: Annotated[str, typer.Option("--set", help="development or test")] = "development",
     seeds: Annotated[int, typer.Option(help="how many")] = 5,
     jobs: Annotated[int, typer.Option(help="federations at a time")] = 2,
     ablations: Annotated[bool, typer.Option("--ablations", help="also with every part left out")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="this kind of federation; once for each")] = None,
+    priors: Annotated[str, typer.Option(help="the scenario's key of that name")] = "as_trained",
     table: Annotated[Path | None, typer.Option(help="only write this page of what has been measured")] = None,
 ) -> None:
     """Measure what is not there yet, and print the regrets."""
     terminal = Terminal()
-    kinds = [*WORLDS] if which == "development" else [*REAL]
+    known = [*WORLDS] if which == "development" else [*REAL]
+    kinds = [kind for kind in known if only is None or kind in only]
     first = 100 if which == "development" else 0
+    which += "" if priors == "as_trained" else f"-{priors}"
     if table is None:
         with owners(jobs) as processes:
             cells = [(kind, seed) for seed in range(first, first + seeds) for kind in kinds]
-            running = [processes.submit(measure, out / which, kind, seed, ablations) for kind, seed in cells]
+            running = [processes.submit(measure, out, which, kind, seed, ablations, priors) for kind, seed in cells]
             for number, (cell, one) in enumerate(zip(cells, running, strict=True), 1):
                 one.result()
                 terminal.say(f"{number}/{len(cells)}: {cell[0]}, seed {cell[1]}")

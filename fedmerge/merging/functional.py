@@ -234,7 +234,8 @@ class Adapter:
             return self._bank.state_dict(row.theta, row.statistics)
         if last is None:
             raise MethodError(f"method {row.method.key}: nothing has been merged yet; give the adapter a batch first")
-        what = "one model for each sample" if last.coefficients else "predictions and no model"
+        apart = last.coefficients is not None and last.coefficients.of == "weights"
+        what = "one model for each sample" if apart else "predictions and no model"
         raise MethodError(f"method {row.method.key}: merges {what}; expected a method with one model for each batch, such as eam")
 
     def reset(self) -> None:
