@@ -38,7 +38,8 @@ FLOAT = 4
 
 @dataclass(frozen=True)
 class Budget:
-    """Whether rows of K experts and A anchors go into `limit` bytes with everything else. images: bytes of the target's pixels.
+    """Whether rows of K experts and A anchors go into `limit` bytes with everything else. images: bytes of the target's
+    pixels that are in memory.
 
     fixed: models that are rows of their own.
     """
@@ -145,7 +146,7 @@ class Holding:
         torch.set_num_threads(task.threads)
         self.images = task.site.images(task.model.geometry, task.seed) if self.known is None else self.known
         model = build(task.model, len(task.classes), seed=task.seed)
-        self.budget = Budget.of(task, self.experts, self.images.pixels.nbytes, model)
+        self.budget = Budget.of(task, self.experts, self.images.held_bytes, model)
         self.budget.check()
         self.device = "cuda" if torch.cuda.is_available() and not self.budget.on_disk and task.gpus != 0 else "cpu"
         count = self.budget.anchors - (not self.base) + (0 if self.shards else self.experts)

@@ -94,7 +94,7 @@ class TargetSite:
 
     def describe(self) -> Description:
         """What a reader of the report may know of the stream and the methods."""
-        shown = self.images.pixels[: self.task.site.samples] if self.task.site.samples else None
+        shown = np.array(self.images.pixels[: self.task.site.samples]) if self.task.site.samples else None
         facts = StreamFacts(
             kind=self.task.schedule.kind(),
             batches=len(self.stream),

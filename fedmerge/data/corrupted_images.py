@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmerge.data.cache import let_go
 from fedmerge.data.corruptions._base import Shift
 from fedmerge.data.images import Images
 
@@ -32,7 +33,8 @@ class Gallery:
     def pixels(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images (n, H, W, C) at `index` (n,)."""
         place, under = index % len(self.images), index // len(self.images)
-        found: NDArray[np.uint8] = self.images.pixels[place].copy()
+        found: NDArray[np.uint8] = np.array(self.images.pixels[place])
+        let_go(self.images.pixels)
         for number, condition in enumerate(self.conditions):
             own = under == number
             if own.any():

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from fedmerge.data.cache import VALUES, let_go, mapped_from
+
+if TYPE_CHECKING:  # processes that decode images do without
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Images:
     """Images of one owner.
 
-    pixels: (N, H, W, C), uint8 once a scanner has taken them; int16 Hounsfield units before, for CT.
+    pixels: (N, H, W, C), uint8 once a scanner has taken them; int16 Hounsfield units before, for CT. Nobody writes to them: they
+    may lie on disk.
     labels: (N,) int64 in [0, len(classes)).
     domains: (N,) int64 in [0, len(domain_names)): plane, laboratory, ... of each image.
     groups: (N,) int64; images of one group (one patient) are never split.
@@ -32,6 +39,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of memory that the pixels take; none where they are read from disk as they are needed."""
+        return self.pixels.nbytes if mapped_from(self.pixels) is None else 0
 
     def subset(self, index: NDArray[np.int64]) -> Images:
         """The images at `index` (n,), in that order."""
@@ -51,8 +63,61 @@ def numbered(groups: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
     return np.split(rank[member].astype(np.int64), np.cumsum([len(batch) for batch in groups])[:-1])
 
 
-def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """(N, H, W, C) uint8 to a normalized (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel."""
-    x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255
+@dataclass(frozen=True)
+class Normalized:
+    """Images as a model sees them, made of their pixels batch by batch: an index gives a tensor (n, C, H, W), as of `to_batch`.
+
+    pixels: (N, H, W, C) uint8. rows: (M,), which of them, in order. device: where the tensors are to be.
+    """
+
+    pixels: NDArray[Any]
+    rows: NDArray[np.int64]
+    mean: Sequence[float]
+    std: Sequence[float]
+    device: torch.device | str = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(M, C, H, W)."""
+        _, height, width, channels = self.pixels.shape
+        return len(self.rows), channels, height, width
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        return self.batch(index)
+
+    def batch(self, index: Tensor | slice, out: Tensor | None = None) -> Tensor:
+        """What an index gives. out: a tensor (n or more, C, H, W) on the CPU whose first rows take it on its way to the device."""
+        rows = self.rows[index if isinstance(index, slice) else index.numpy()]
+        x = to_batch(self.pixels[rows], self.mean, self.std, None if out is None else out[: len(rows)]).to(self.device)
+        let_go(self.pixels)
+        return x
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """One batch after the other, as of a tensor."""
+        return (self[start : start + size] for start in range(0, len(self), size))
+
+    def chosen(self, index: Tensor) -> Normalized:
+        """Those at `index` (n,), in that order."""
+        return replace(self, rows=self.rows[index.numpy()])
+
+    def to(self, device: torch.device | str) -> Normalized:
+        """The same, with tensors on a device."""
+        return replace(self, device=device)
+
+
+def at_a_time(images: Tensor | Normalized, most: int) -> int:
+    """Images (N, C, H, W) that go through a model at a time: `most`, or fewer large ones, which would fill the memory."""
+    return max(1, min(most, VALUES // prod(images.shape[1:])))
+
+
+def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float], out: Tensor | None = None) -> Tensor:
+    """(N, H, W, C) uint8 to a normalized (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel. out: takes it."""
+    import torch
+
+    given = torch.from_numpy(np.require(pixels, None, ["C", "W"])).permute(0, 3, 1, 2)
+    x = (torch.empty(given.shape) if out is None else out).copy_(given).div_(255)
     shape = (1, -1, 1, 1)
-    return ((x - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)).contiguous()
+    return x.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))

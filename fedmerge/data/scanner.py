@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -10,15 +11,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy.ndimage import gaussian_filter
 
+from fedmerge.data.cache import parts
 from fedmerge.data.images import Images
 from fedmerge.errors import DataError
 from fedmerge.registry import Spec
 from fedmerge.rng import generator
 
 Float = NDArray[np.float32]
-
-CHUNK = 512
-"""Images filtered at a time: bounds the float copies in memory."""
 
 CT_WINDOW = (40.0, 400.0)
 """Level and width of the abdominal soft-tissue window, Hounsfield units."""
@@ -44,26 +43,39 @@ class Scanner(Spec):
     tint: tuple[Gain, Gain, Gain] | None = Field(None, description="gains of red, green and blue; color images only")
 
     def scan(self, images: Images, owner: str, seed: int) -> Images:
-        """The images as this scanner shows them: pixels (N, H, W, C) uint8, everything else unchanged.
+        """The images as this scanner shows them, in memory: pixels (N, H, W, C) uint8, everything else unchanged.
+
+        As of `begin`.
+        """
+        shown = self.begin(images, owner, seed)
+        pixels = [shown(images.pixels[start:stop]) for start, stop in parts(images.pixels.shape)]
+        return replace(images, pixels=np.concatenate(pixels) if pixels else images.pixels.astype(np.uint8))
+
+    def begin(self, images: Images, owner: str, seed: int) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
+        """What shows the next pixels (n, H, W, C) of the images, from the first on, as this scanner does: uint8.
 
         Pixels are int16 Hounsfield units (CT) or uint8 (photographs). Image i gets the i-th noise of (seed, owner), however
         many images there are. Raises DataError if color gains meet images of one channel, or for other pixels.
         """
-        pixels = images.pixels
-        if self.tint is not None and pixels.shape[-1] != 3:
+        if self.tint is not None and images.pixels.shape[-1] != 3:
             told = (
-                f"scanner.tint: found images of {pixels.shape[-1]} channel; expected 3 channels. "
+                f"scanner.tint: found images of {images.pixels.shape[-1]} channel; expected 3 channels. "
                 "Remove the tint, or give the model in_chans: 3"
             )
             raise DataError(f"site '{owner}': {told}", told)
-        level, width = self._window(pixels.dtype, owner)
+        level, width = self._window(images.pixels.dtype, owner)
         rng = generator(seed, "scanner", owner)
-        taken = np.empty(pixels.shape, np.uint8)
-        for start in range(0, len(pixels), CHUNK):
-            x: Float = (pixels[start : start + CHUNK].astype(np.float32) - np.float32(level)) / np.float32(width)
+
+        def shown(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+            x: Float = (pixels.astype(np.float32) - np.float32(level)) / np.float32(width)
             x = self._tone(self._exposure(x, rng) + np.float32(0.5))
-            taken[start : start + CHUNK] = np.rint(x * 255).astype(np.uint8)
-        return replace(images, pixels=taken)
+            return np.rint(x * 255).astype(np.uint8)
+
+        return shown
+
+    def changes(self, images: Images) -> bool:
+        """Whether images look different after it: the default shows those of 8 bits as they are."""
+        return images.pixels.dtype != np.uint8 or self != Scanner()
 
     def _window(self, dtype: np.dtype[Any], owner: str) -> tuple[float, float]:
         """Level and width in the unit of the pixels: Hounsfield units, or 0 to 255."""

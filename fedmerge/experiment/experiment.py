@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedmerge.data.cache import unusable
 from fedmerge.data.corruptions._base import mismatched
 from fedmerge.errors import Problem, ScenarioError
 from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, target_named
@@ -97,6 +98,7 @@ class Experiment:
             else []
         )
         said += try_out(self.scenario.model, len(self.classes))
+        said += unusable() if self.scenario.backend != "deployment" else []
         for name, done in brought_by(self.scenario, self.sites, self.classes).items():
             said.append(f"site '{name}' brings its expert, and trains none: {'; '.join(done) or 'taken as it is'}")
         said += [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]

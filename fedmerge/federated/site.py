@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
+from fedmerge.data.cache import SMALL, changed, key_of
 from fedmerge.data.corruptions._base import SHIFTS
 from fedmerge.data.datasets._base import SOURCES, Geometry
 from fedmerge.data.images import Images
@@ -18,6 +20,9 @@ from fedmerge.data.scanner import Scanner
 from fedmerge.federated.attacks._base import ATTACKS, Attack
 from fedmerge.registry import Spec, as_written, by_name
 from fedmerge.system.files import settled_digest
+
+VERSION = 1
+"""Raise it whenever a scanner or a shift would show the same images otherwise."""
 
 AnySource: Any = SOURCES.union()
 AnyShift: Any = by_name(SHIFTS)
@@ -113,8 +118,18 @@ class Site(Spec):
 
     def images(self, geometry: Geometry, seed: int) -> Images:
         """The hospital's images as a model sees them: loaded, scanned, shifted. Raises DataError if they cannot be used."""
-        images = self.scanner.scan(self.source.load(geometry, self.name, seed), self.name, seed)
-        for shift in self.shifts:
-            pixels = shift.shifted(images.pixels, np.arange(len(images)), self.name, seed)
-            images = replace(images, pixels=pixels)
-        return images
+        images: Images = self.source.load(geometry, self.name, seed)
+        if not self.shifts and not self.scanner.changes(images):
+            return images
+        shown, key = self.scanner.begin(images, self.name, seed), ""
+
+        def change(pixels: NDArray[Any], places: NDArray[np.int64]) -> NDArray[np.uint8]:
+            found = shown(pixels)
+            for shift in self.shifts:
+                found = shift.shifted(found, places, self.name, seed)
+            return found
+
+        if images.pixels.size > SMALL:
+            fields = self.model_dump(mode="json", include={"scanner", "shifts"})
+            key = key_of("changed", VERSION, self.source.identity(self.name, seed), geometry, fields, seed)
+        return replace(images, pixels=changed(self.name, key, images.pixels, change))

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
+
+Task = TypeVar("Task")
+Found = TypeVar("Found")
 
 STDIN = 0
 
@@ -76,6 +84,14 @@ def own_signals() -> Iterator[None]:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_memory() -> int | None:
+    """Bytes that this machine has for new arrays, where the system tells."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
+    return None
 
 
 def make_core_slots(folder: Path, count: int) -> dict[str, str]:
@@ -143,6 +159,77 @@ def owners(
     """Processes that own images for a while; each first calls `begin`. The pool's own would wait for ever for a killed parent."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(count, context, _begin, (begin, arguments), max_tasks_per_child=tasks_each)
+
+
+def spread(work: Callable[[Task], Found], tasks: Iterable[Task], processes: int) -> Iterator[Found]:
+    """What `work` finds of every task, in their order, by so many processes; a few tasks ahead, so that answers do not pile up.
+
+    The processes import the module of `work` and nothing else, not the program that runs here as well; they end when nobody holds
+    their standard input any more. If one dies, this process does what is left. work: a function of a module that can be imported.
+    """
+    if processes < 2:
+        yield from map(work, tasks)
+        return
+    path = os.pathsep.join(filter(None, sys.path))
+    command = [sys.executable, "-P", "-c", f"from {__name__} import _work; _work()"]
+    apart: dict[str, Any] = {"process_group": 0} if hasattr(os, "setpgid") else {}  # Ctrl-C is for this process
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}, **apart)
+        for _ in range(processes)
+    ]
+    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+    for process in started:
+        idle.put(process)
+
+    def ask(task: Task) -> Found:
+        process = idle.get()
+        assert process.stdin and process.stdout
+        try:
+            pickle.dump((work, task), process.stdin)
+            process.stdin.flush()
+            found, error = pickle.load(process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):  # it is gone, as when memory has run out
+            found, error = work(task), None
+        finally:
+            idle.put(process)
+        if error is not None:
+            raise error
+        return found  # type: ignore[no-any-return]
+
+    ahead: deque[Future[Found]] = deque()
+    threads = ThreadPoolExecutor(processes)
+    try:
+        for task in tasks:
+            ahead.append(threads.submit(ask, task))
+            if len(ahead) > 2 * processes:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        for process in started:
+            process.kill()
+        threads.shutdown(cancel_futures=True)
+        for process in started:
+            with suppress(OSError), process:  # closes the pipes, of which one may hold what was not heard any more
+                pass
+
+
+def _work() -> None:
+    """In such a process: answer one task after the other. What decoders print goes where errors go."""
+    told = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            work, task = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        answer: tuple[Any, Exception | None]
+        try:
+            answer = (work(task), None)
+        except Exception as error:
+            answer = (None, error)
+        pickle.dump(answer, told, pickle.HIGHEST_PROTOCOL)
+        told.flush()
 
 
 def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from fedmerge.data.cache import Rows
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets._formats import (
     DAMAGE,
@@ -24,12 +25,14 @@ from fedmerge.data.datasets._formats import (
     Opened,
     Reading,
     Refused,
+    count_of,
     failure_to_read,
     page_of,
     pictures,
     reason_of,
 )
 from fedmerge.errors import DataError
+from fedmerge.system.process import cores, spread
 
 TOPS = (255, 1023, 4095, 16383, 65535)
 """The brightest values of detectors of 8, 10, 12, 14 and 16 bits."""
@@ -39,6 +42,14 @@ FEW_LEVELS = 24
 
 SAMPLED = 65_536
 """Pixels of an image, at most, whose gray levels are counted."""
+
+MANY = 256
+"""Pictures from which on processes of their own decode them."""
+
+TOGETHER = 16
+"""Pictures that one process is given at a time, or one file of more."""
+
+MOST_PROCESSES = 8
 
 ALIKE = "in the files' own values, and the same at all hospitals and the target if their values mean the same"
 
@@ -126,11 +137,12 @@ def _nearly_lost(deep: Deep, bounds: tuple[float, float]) -> bool:
 class _Seen:
     """What the files of a source are, by their positions. refused: names and reasons of those that stop the source, by key.
 
-    pixels: of every picture of a file. samples: some values of deep images, where percentiles are asked for.
-    burned: what DICOM files say of text in their pixels.
+    pixels: of every picture of a file, until they are among the rows; good: those files. samples: some values of deep images, where
+    percentiles are asked for. burned: what DICOM files say of text in their pixels.
     """
 
     pixels: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
+    good: set[int] = field(default_factory=set)
     extents: dict[int, Extent] = field(default_factory=dict)
     samples: list[NDArray[np.float32]] = field(default_factory=list)
     burned: list[str] = field(default_factory=list)
@@ -171,59 +183,111 @@ class _Seen:
             places = np.linspace(0, values.size - 1, min(sampled, values.size)).round().astype(np.int64)
             self.samples.append(values[places].astype(np.float32))
 
+    def merge(self, other: _Seen, rows: Rows, starts: NDArray[np.int64]) -> None:
+        """What a task has seen; its pixels go among the rows, from its files' `starts` on."""
+        for at, pixels in other.pixels.items():
+            rows.put(int(starts[at]), np.stack(pixels))
+        self.good |= other.pixels.keys()
+        self.samples += other.samples
+        self.burned += other.burned
+        for name in ("extents", "broken", "pages", "transparent", "nearly_lost"):
+            getattr(self, name).update(getattr(other, name))
+        for key, files in other.refused.items():
+            self.refused.setdefault(key, []).extend(files)
 
-def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Reading, owner: str) -> dict[str, NDArray[Any]]:
-    """pixels (n, size, size, channels) of the files that can be decoded, `good` (n,) the positions in `names` of their files,
+
+class _Task(NamedTuple):
+    """Some files of a source for one process. files: positions, names, and how many pictures each has.
+
+    deep: the range of their gray values is known. opened: only see whether they can be opened. sampled: values of each deep image
+    from which percentiles are found.
+    """
+
+    root: Path
+    files: tuple[tuple[int, str, int], ...]
+    geometry: Geometry
+    how: Reading
+    deep: bool = False
+    opened: bool = False
+    sampled: int = 0
+
+
+def decode_all(
+    root: Path, names: Sequence[str], geometry: Geometry, how: Reading, owner: str, rows: Rows
+) -> dict[str, NDArray[Any]]:
+    """Fill rows (n, size, size, channels) with the files that can be decoded, `good` (n,) the positions in `names` of their files,
 
     for the others `broken` (m,) their positions and `reasons` (m,) in words, `notes`: what the owner should know, and
     `range` (2,): black and white of deep images, or (0,) where there are none or each has its own, and `deep`: how many files.
+    Many are decoded by processes of their own.
 
     Raises DataError for files that cannot be read or are too large, and for gray values that no range fits.
     """
     seen, where, given = _Seen(), f"site '{owner}': {root}", how.gray_range is not None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")  # what matters of it is said by files' names, or in `notes`
-        how = _look(seen, root, names, geometry, how, where)
+    files = tuple((at, name, count_of(root / name, how)) for at, name in enumerate(names))
+    ends = np.cumsum([0, *(count for _, _, count in files)])
+    rows.begin((int(ends[-1]), geometry.size, geometry.size, geometry.channels), np.uint8)
+    sampled = max(16, min(4096, SAMPLES // max(1, len(names)))) if isinstance(how.rule, tuple) else 0
+    _decode(seen, rows, _Task(root, files, geometry, how, sampled=sampled), ends)
+    if seen.extents and not seen.refused:
+        how = how._replace(gray_range=how.gray_range or _decided(seen, how, where))
+        _decode(seen, rows, _Task(root, tuple(files[at] for at in seen.extents), geometry, how, deep=True), ends)
     _refuse(seen, how, where, names)
-    good = [at for at in sorted(seen.pixels) for _ in seen.pixels[at]]
-    pixels, empty = (
-        [one for at in sorted(seen.pixels) for one in seen.pixels[at]],
-        np.empty((0, geometry.size, geometry.size, geometry.channels), np.uint8),
-    )
+    good = sorted(seen.good)
+    counts = np.array([count for _, _, count in files], np.int64)
+    rows.keep(np.flatnonzero(np.repeat(np.isin(np.arange(len(files)), good), counts)))
     return {
-        "pixels": np.stack(pixels) if good else empty,
         "deep": np.array(len(seen.extents)),
         "range": np.array(how.gray_range if seen.extents and how.gray_range else [], np.float64),
-        "good": np.array(good, np.int64),
+        "good": np.repeat(np.array(good, np.int64), counts[good]),
         "broken": np.array(sorted(seen.broken), np.int64),
         "reasons": np.array([seen.broken[at] for at in sorted(seen.broken)], np.str_),
         "notes": np.array(_notes(seen, how, given), np.str_),
     }
 
 
-def _look(seen: _Seen, root: Path, names: Sequence[str], geometry: Geometry, how: Reading, where: str) -> Reading:
-    """Fill in what is seen: images of 8 bits at once, and deeper ones when the values of all of them are known; the range used."""
-    sampled = max(16, min(4096, SAMPLES // max(1, len(names)))) if isinstance(how.rule, tuple) else 0
-    for at, name in enumerate(names):
-        with seen.faults_of(at, name, root / name):
-            if seen.refused and not name.casefold().endswith((*DICOM_ENDS, *NIFTI_ENDS)):
-                with page_of(root / name, how):  # there will be no pixels: only find out what else is wrong
-                    continue
-            found = pictures(root / name, how)
-            if deep := [one.picture for one in found if isinstance(one.picture, Deep)]:
-                seen.measure(at, deep, sampled)
-            else:
-                seen.add(at, found, geometry, how)
-    if seen.extents and not seen.refused:
-        how = how._replace(gray_range=how.gray_range or _decided(seen, how, where))
-        for at in seen.extents:
-            with seen.faults_of(at, names[at], root / names[at]):
-                found = pictures(root / names[at], how)
-                seen.add(at, found, geometry, how)
+def _decode(seen: _Seen, rows: Rows, task: _Task, starts: NDArray[np.int64]) -> None:
+    """All files of a task, in order, and what is seen of them; many are decoded by processes of their own."""
+    processes = min(cores(), MOST_PROCESSES) if sum(count for _, _, count in task.files) >= MANY else 1
+    tasks = (task._replace(files=files, opened=bool(seen.refused)) for files in _together(task.files))
+    for found in spread(_look, tasks, processes):
+        seen.merge(found, rows, starts)
+
+
+def _together(files: Sequence[tuple[int, str, int]]) -> Iterator[tuple[tuple[int, str, int], ...]]:
+    """Files in order, so many at a time."""
+    some: list[tuple[int, str, int]] = []
+    for file in files:
+        some.append(file)
+        if sum(max(1, count) for _, _, count in some) >= TOGETHER:
+            yield tuple(some)
+            some = []
+    if some:
+        yield tuple(some)
+
+
+def _look(task: _Task) -> _Seen:
+    """Images of 8 bits as pixels, and of deeper ones what range their values have, until that of all of them is known."""
+    seen, geometry, how = _Seen(), task.geometry, task.how
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")  # what matters of it is said by files' names, or in `notes`
+        for at, name, count in task.files:
+            path = task.root / name
+            with seen.faults_of(at, name, path):
+                if (task.opened or seen.refused) and not name.casefold().endswith((*DICOM_ENDS, *NIFTI_ENDS)):
+                    with page_of(path, how):  # there will be no pixels: only find out what else is wrong
+                        continue
+                found = pictures(path, how)
+                if len(found) != count:
+                    raise ValueError(f"{len(found)} pictures, and {count} a moment ago: it is being written")
                 deep = [one.picture for one in found if isinstance(one.picture, Deep)]
-                if all(_nearly_lost(one, _bounds(one, how)) for one in deep):
+                if deep and not task.deep:
+                    seen.measure(at, deep, task.sampled)
+                    continue
+                seen.add(at, found, geometry, how)
+                if deep and all(_nearly_lost(one, _bounds(one, how)) for one in deep):
                     seen.nearly_lost.add(at)
-    return how
+    return seen
 
 
 def _decided(seen: _Seen, how: Reading, where: str) -> tuple[float, float] | None:
@@ -316,7 +380,7 @@ def _notes(seen: _Seen, how: Reading, given: bool) -> list[str]:
     """What is done to images that are not simply shown as they are. given: the range was."""
     notes: list[str] = []
     if seen.extents:
-        rest = f"; {n} of 8 bits stay as they are" if (n := len(seen.pixels.keys() - seen.extents.keys())) else ""
+        rest = f"; {n} of 8 bits stay as they are" if (n := len(seen.good - seen.extents.keys())) else ""
         fix = "" if given else f". To fix it, set gray_range, {ALIKE}" if how.rule == "auto" else f" (range: {_rule_words(how)})"
         notes.append(f"{len(seen.extents)} images of more than 8 bits are shown by {_range_words(seen, how)}{rest}{fix}")
     elif given:

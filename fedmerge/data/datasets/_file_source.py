@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, model_validator
 
-from fedmerge.data.cache import cached, folder
+from fedmerge.data.cache import cached_rows, folder
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Pseudonyms, Source
 from fedmerge.data.datasets._contents import digests
@@ -263,7 +263,8 @@ class FileSource(Source):
             items, odd = self._listed(root)
             files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
         key = _digest(["with its range", VERSION, str(root.resolve()), geometry, reading.determining(), files])
-        decoded = cached(owner, key, lambda: decode_all(root, [item.path for item in items], geometry, reading, owner))
+        names = [item.path for item in items]
+        decoded = cached_rows(owner, key, lambda rows: decode_all(root, names, geometry, reading, owner, rows))
         _keep(owner, self._of(files), decoded["range"].tolist(), int(decoded["deep"]))
         for note in decoded["notes"]:
             log.warning("site '%s': %s: %s", owner, root, note)

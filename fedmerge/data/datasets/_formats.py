@@ -144,6 +144,17 @@ def pictures(path: Path, how: Reading = PLAIN) -> list[Opened]:
     return [_dicom(path, how)]
 
 
+def count_of(path: Path, how: Reading = PLAIN) -> int:
+    """How many pictures a file gives, as far as its head tells: none where it cannot be read."""
+    if not path.name.casefold().endswith(NIFTI_ENDS) or how.slices == "middle":
+        return 1
+    if not isinstance(how.slices, str):
+        return len(how.slices)
+    with suppress(*DAMAGE), _volume(path) as (volume, nibabel):
+        return int(volume.shape[nibabel.io_orientation(volume.affine)[:, 0].tolist().index(AXES[how.axis])])
+    return 0
+
+
 def read(path: Path, how: Reading = PLAIN) -> Opened:
     """One picture of a file, at its full depth. Raises one of DAMAGE, or Refused."""
     with page_of(path, how) as (opened, pages):
@@ -360,15 +371,22 @@ def _window(header: Any) -> tuple[float, float] | None:
     return middle - reach, middle + reach
 
 
-def _nifti(path: Path, how: Reading) -> list[Opened]:
-    """Slices of a volume, as radiologists look at them: the patient's right, or front, is on the left."""
+@contextmanager
+def _volume(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A volume whose voxels are read as they are needed, and the package. Raises one of DAMAGE, here and while it is read."""
     with extras_named():
         import nibabel
         from nibabel.filebasedimages import ImageFileError
+        from nibabel.orientations import OrientationError
         from nibabel.spatialimages import HeaderDataError
         from nibabel.wrapstruct import WrapStructError
-    with _quiet("nibabel"), _as_damage(ImageFileError, HeaderDataError, WrapStructError):
-        volume = nibabel.load(path)
+    with _quiet("nibabel"), _as_damage(ImageFileError, OrientationError, HeaderDataError, WrapStructError):
+        yield nibabel.load(path), nibabel
+
+
+def _nifti(path: Path, how: Reading) -> list[Opened]:
+    """Slices of a volume, as radiologists look at them: the patient's right, or front, is on the left."""
+    with _volume(path) as (volume, nibabel):
         shape = volume.shape
         if len(shape) < 3 or len(shape) > 4:
             raise ValueError(f"{len(shape)} axes; expected a volume, or several over time")

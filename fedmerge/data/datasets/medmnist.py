@@ -6,17 +6,19 @@ import hashlib
 import json
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
+from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from fedmerge.data.cache import cached
+from fedmerge.data.cache import Arrays, Rows, cached_rows, parts
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Source
 from fedmerge.data.datasets._contents import digests
@@ -110,20 +112,25 @@ class Medmnist(Source):
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
         """Images (N, size, size, channels) uint8, by data set, part and place."""
         key = f"{self.identity(owner, seed)}-{geometry.size}-{geometry.channels}"
-        stored = cached(owner, key, lambda: self._read(geometry))
+        stored = cached_rows(owner, key, lambda rows: self._read(geometry, rows))
         index = np.arange(len(stored["labels"]))
         return Images(
             stored["pixels"], stored["labels"], stored["domains"], index, self.classes(), self.domains(), flips=self.flips
         )
 
-    def _read(self, geometry: Geometry) -> dict[str, NDArray[Any]]:
-        pixels, labels, domains = [], [], []
-        for number, (name, file) in enumerate(self._files().items()):
-            for part, places in self._indices(name).items():
-                pixels.append(_sized(_arrays(file, f"{part}_images")[places], geometry))
-                labels.append(self._labels_of()[name][part][places])
-                domains.append(np.full(len(places), number, np.int64))
-        return {"pixels": np.concatenate(pixels), "labels": np.concatenate(labels), "domains": np.concatenate(domains)}
+    def _read(self, geometry: Geometry, rows: Rows) -> Arrays:
+        labels: list[NDArray[np.int64]] = []
+        domains: list[NDArray[np.int64]] = []
+        held = [(name, part, places) for name in self.datasets for part, places in self._indices(name).items()]
+        rows.begin((sum(len(places) for _, _, places in held), geometry.size, geometry.size, geometry.channels), np.uint8)
+        done = 0
+        for name, part, places in held:
+            for images in _pictures(self._files()[name], f"{part}_images", places):
+                rows.put(done, _sized(images, geometry))
+                done += len(images)
+            labels.append(self._labels_of()[name][part][places])
+            domains.append(np.full(len(places), self.datasets.index(name), np.int64))
+        return {"labels": np.concatenate(labels), "domains": np.concatenate(domains)}
 
     def _root(self) -> Path:
         root = _image_files.locate(self.root, self.hint or WHERE)
@@ -174,6 +181,13 @@ class Medmnist(Source):
         return {part: self.split.indices(given, f"{name} {part}") for part, given in labels.items()}
 
 
+UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _unreadable(file: Path, error: Exception) -> BadLayoutError:
+    return _wrong(f"{quoted(file)}, which cannot be read ({error})", "an .npz of MedMNIST, whole")
+
+
 def _wrong(found: str, expected: str, mend: str = "") -> BadLayoutError:
     return BadLayoutError(Problem("", "root", found, expected, mend or f"The data: {WHERE}"))
 
@@ -200,8 +214,8 @@ def _arrays(file: Path, name: str) -> NDArray[Any]:
                     f"no array {name} in {quoted(file)}, which has {', '.join(arrays.files[:8])}", f"the arrays {expected}"
                 )
             return np.asarray(arrays[name])
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise _wrong(f"{quoted(file)}, which cannot be read ({error})", "an .npz of MedMNIST, whole") from None
+    except (*UNREADABLE, TypeError, AttributeError) as error:
+        raise _unreadable(file, error) from None
 
 
 @cache
@@ -216,16 +230,40 @@ def _labels_in(file: Path, facts: tuple[int, int]) -> dict[str, NDArray[np.int64
 
 
 def _shape(file: Path, name: str) -> tuple[int, ...]:
-    """What the head of an array says of it."""
+    """What the head of an array says of it. Raises BadLayoutError."""
     try:
         with zipfile.ZipFile(file) as arrays, arrays.open(f"{name}.npy") as opened:
-            version = np.lib.format.read_magic(opened)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            return tuple(read(opened)[0])
+            return _head(opened)[0]
     except KeyError:
         return _arrays(file, name).shape  # says what there is
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise _wrong(f"{quoted(file)}, which cannot be read ({error})", "an .npz of MedMNIST, whole") from None
+    except UNREADABLE as error:
+        raise _unreadable(file, error) from None
+
+
+def _pictures(file: Path, name: str, places: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    """Images (m, H, W) or (m, H, W, 3) at these places (n,), which rise, some at a time. Raises BadLayoutError.
+
+    The file is unpacked as it is read: the largest holds more than the memory.
+    """
+    try:
+        with zipfile.ZipFile(file) as arrays, arrays.open(f"{name}.npy") as opened:
+            shape, by_columns, dtype = _head(opened)
+            if by_columns or dtype.hasobject:
+                yield _arrays(file, name)[places]
+                return
+            for start, stop in parts(shape):
+                block = np.frombuffer(opened.read((stop - start) * prod(shape[1:]) * dtype.itemsize), dtype)
+                own = places[(places >= start) & (places < stop)] - start
+                yield block.reshape(stop - start, *shape[1:])[own]
+    except UNREADABLE as error:
+        raise _unreadable(file, error) from None
+
+
+def _head(opened: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape of an array, whether columns lie together, and its type."""
+    version = np.lib.format.read_magic(opened)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(opened)
 
 
 def _sized(images: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:

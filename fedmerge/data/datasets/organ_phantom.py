@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from fedmerge.data.cache import cached
+from fedmerge.data.cache import Arrays, Rows, cached_rows
 from fedmerge.data.datasets import _anatomy
 from fedmerge.data.datasets._base import Geometry, Source
 from fedmerge.data.images import Images
@@ -26,7 +26,9 @@ ORGANS = (
 VERSION = 2
 """Raise it whenever the same fields would give other images."""
 
-CHUNK = 1000
+CHUNK, CHUNK_SIDE = 1000, 64
+"""About so many images are rendered at a time, up to a side of so many pixels, and fewer of larger ones."""
+
 Weight = Annotated[float, Field(ge=0, le=1000)]
 Plane = Literal["axial", "coronal", "sagittal"]
 
@@ -88,13 +90,20 @@ class OrganPhantom(Source):
         labels = rng.choice(len(ORGANS), self.images, p=weights / weights.sum())
         domains = rng.permutation(np.arange(self.images) % len(self.planes))
         key = f"{self.identity(owner, seed)}-{geometry.size}"
-        rendered = cached(owner, key, lambda: {"pixels": self._render(patient, labels, domains, geometry.size, rng)})
-        pixels = np.repeat(rendered["pixels"][..., None], geometry.channels, axis=-1)
+        shape = (self.images, geometry.size, geometry.size)
+
+        def render(rows: Rows) -> Arrays:
+            rows.begin(shape, np.int16)
+            return self._render(patient, labels, domains, rows, geometry.size, rng)
+
+        rendered = cached_rows(owner, key, render)
+        # Without a copy of the gray for each channel
+        pixels = np.broadcast_to(rendered["pixels"][..., None], (*shape, geometry.channels))
         return Images(pixels, labels.astype(np.int64), domains, patient, ORGANS, self.planes, flips=False)
 
     def _render(
-        self, patient: np.ndarray, labels: np.ndarray, domains: np.ndarray, size: int, rng: np.random.Generator
-    ) -> np.ndarray:
+        self, patient: np.ndarray, labels: np.ndarray, domains: np.ndarray, rows: Rows, size: int, rng: np.random.Generator
+    ) -> Arrays:
         """The slice of `planes[domains[i]]` through about the center of organ `labels[i]` of patient `patient[i]`."""
         torsos = _anatomy.draw_anatomies(self.patients, self.variation, rng)
         organ = np.array([_anatomy.NAMES.index(name) for name in ORGANS])[labels]
@@ -106,16 +115,14 @@ class OrganPhantom(Source):
         off_plane, in_slice = 0.25 * axes * (1 - in_plane), 0.12 * radius[:, None] * in_plane
         origins = torsos.centers[patient, organ] + self.variation * jitter * (off_plane + in_slice)
         half_widths = self.crop * radius * np.exp(0.08 * self.variation * rng.standard_normal(self.images))
-        parts = np.array_split(np.arange(self.images), max(1, self.images // CHUNK))
-        return np.concatenate(
-            [
-                _anatomy.slices(
-                    _anatomy.Anatomies(*(getattr(torsos, name)[patient[part]] for name in _anatomy.FIELDS)),
-                    origins[part].astype(np.float32),
-                    planes[part],
-                    half_widths[part].astype(np.float32),
-                    size,
-                )
-                for part in parts
-            ]
-        )
+        together = CHUNK if size <= CHUNK_SIDE else max(1, CHUNK * CHUNK_SIDE**2 // size**2)
+        for part in np.array_split(np.arange(self.images), max(1, self.images // together)):
+            made = _anatomy.slices(
+                _anatomy.Anatomies(*(getattr(torsos, name)[patient[part]] for name in _anatomy.FIELDS)),
+                origins[part].astype(np.float32),
+                planes[part],
+                half_widths[part].astype(np.float32),
+                size,
+            )
+            rows.put(int(part[0]), made)
+        return {}

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
+from fedmerge.data.cache import changed
 from fedmerge.data.corruptions.patch import Corner, Patch
 from fedmerge.data.images import Images
 from fedmerge.errors import DataError
@@ -34,7 +36,12 @@ class Backdoor(Attack):
             raise DataError(f"site '{owner}': attack.backdoor.target: found {self.target}; expected a class from 0 to {last}")
         rng = generator(seed, "attack", self.kind(), owner)
         chosen = np.sort(rng.permutation(len(images))[: round(self.share * len(images))])
-        pixels, labels = images.pixels.copy(), images.labels.copy()
-        pixels[chosen] = self.patch.shifted(pixels[chosen], chosen, owner, seed)
+        labels, stamped = images.labels.copy(), np.isin(np.arange(len(images)), chosen)
         labels[chosen] = self.target
-        return replace(images, pixels=pixels, labels=labels)
+
+        def change(pixels: NDArray[np.uint8], places: NDArray[np.int64]) -> NDArray[np.uint8]:
+            own, found = stamped[places], np.array(pixels)
+            found[own] = self.patch.shifted(found[own], places[own], owner, seed)
+            return found
+
+        return replace(images, pixels=changed(owner, "", images.pixels, change), labels=labels)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedmerge.data.images import Normalized, at_a_time
 from fedmerge.federated.client.site_training import admit_images
 from fedmerge.federated.messages import SiteTask
 from fedmerge.federated.model import build
@@ -57,12 +58,12 @@ def _classifier(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _features(model: nn.Module, head: nn.Module, x: Tensor) -> Tensor:
+def _features(model: nn.Module, head: nn.Module, x: Tensor | Normalized) -> Tensor:
     """The head's input for every image (N, D), in evaluation mode."""
     seen: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     model.eval()
-    for part in torch.split(x, 256):
+    for part in x.split(at_a_time(x, 256)):
         model(part)
     hook.remove()
     return torch.cat(seen)

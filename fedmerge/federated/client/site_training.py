@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fedmerge.data.images import Images, to_batch
-from fedmerge.data.partition import own_split
+from fedmerge.data.images import Images, Normalized
+from fedmerge.data.partition import Index, own_split
 from fedmerge.errors import CheckpointError
 from fedmerge.federated.client.diwa import Run, select
 from fedmerge.federated.client.temperature import fit_temperature
@@ -151,9 +151,12 @@ def admit_images(task: SiteTask) -> Ward:
     if site.attack:
         images = site.attack.poison(images, site.name, task.seed)
     train, held = own_split(images, site.name, site.validation, task.seed)
-    x = to_batch(images.pixels, *normalization(task.model))
     y = torch.from_numpy(images.labels)
-    return Ward(LabeledImages(x[train], y[train]), LabeledImages(x[held], y[held]), images)
+
+    def labeled(part: Index) -> LabeledImages:
+        return LabeledImages(Normalized(images.pixels, part, *normalization(task.model)), y[part])
+
+    return Ward(labeled(train), labeled(held), images)
 
 
 def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progress: OnProgress) -> Run:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+from fedmerge.data.images import Normalized, at_a_time
 from fedmerge.errors import SiteError
 from fedmerge.federated.client.augmentation import augment
 from fedmerge.federated.messages import LearningRate, Strength
@@ -52,9 +55,9 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Normalized images (N, channels, H, W) and labels (N,)."""
+    """Normalized images (N, channels, H, W), as a tensor or made batch by batch, and labels (N,)."""
 
-    x: Tensor
+    x: Tensor | Normalized
     y: Tensor
 
 
@@ -70,16 +73,11 @@ def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit:
     optimizer = _optimizer(model, recipe)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step + recipe.before, recipe))
     anchors = [parameter.detach().clone() for parameter in model.parameters()] if recipe.proximal else []
-    order = torch.empty(0, dtype=torch.long)
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         train_mode(model)
-        for step in range(1, recipe.steps + 1):
-            if len(order) < min(recipe.batch_size, len(data.y)):
-                order = torch.randperm(len(data.y), generator=generator)
-            chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
-            x = augment(data.x[chosen].to(device), recipe.augment, recipe.flips, generator)
-            loss = F.cross_entropy(model(x), data.y[chosen].to(device))
+        for step, (x, y) in enumerate(_batches(data, recipe, device, generator), start=1):
+            loss = F.cross_entropy(model(x), y)
             if anchors:
                 away = [(p - anchor).pow(2).sum() for p, anchor in zip(model.parameters(), anchors, strict=True)]
                 loss = loss + recipe.proximal / 2 * torch.stack(away).sum()
@@ -95,6 +93,39 @@ def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit:
             visit(step)
 
 
+def _batches(data: LabeledImages, recipe: Recipe, device: torch.device, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Augmented images and labels of every step. While the model is busy with one batch, a thread makes the next.
+
+    All draws are here, in the order of the steps: what the thread does is the same whenever it does it. A batch is there until the
+    next one is asked for.
+    """
+    order = torch.empty(0, dtype=torch.long)
+
+    def draw() -> Tensor:
+        nonlocal order
+        if len(order) < min(recipe.batch_size, len(data.y)):
+            order = torch.randperm(len(data.y), generator=generator)
+        chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
+        return chosen
+
+    # Two tensors take turns: new ones for every batch would leave the memory in pieces
+    turns = cycle([torch.empty(min(recipe.batch_size, len(data.y)), *data.x.shape[1:]) for _ in range(2)])
+
+    def read(chosen: Tensor, out: Tensor) -> Tensor:
+        return data.x.batch(chosen, out) if isinstance(data.x, Normalized) else data.x[chosen]
+
+    with ThreadPoolExecutor(1) as reader:
+        chosen = draw()
+        ahead = reader.submit(read, chosen, next(turns))
+        for step in range(1, recipe.steps + 1):
+            x = augment(ahead.result().to(device), recipe.augment, recipe.flips, generator)
+            y = data.y[chosen].to(device)
+            if step < recipe.steps:
+                chosen = draw()
+                ahead = reader.submit(read, chosen, next(turns))
+            yield x, y
+
+
 @torch.no_grad()
 def _finite(model: nn.Module, x: Tensor) -> bool:
     """Whether a model's weights are finite, and what it says of a batch: weights can be too large for that."""
@@ -102,12 +133,12 @@ def _finite(model: nn.Module, x: Tensor) -> bool:
 
 
 @torch.inference_mode()
-def logits_of(model: nn.Module, x: Tensor, batch_size: int = 256) -> Tensor:
+def logits_of(model: nn.Module, x: Tensor | Normalized, batch_size: int = 256) -> Tensor:
     """Logits (N, C) in evaluation mode, on the CPU; the model's mode is restored."""
     device = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    logits = torch.cat([model(part.to(device)).float().cpu() for part in torch.split(x, batch_size)])
+    logits = torch.cat([model(part.to(device)).float().cpu() for part in x.split(at_a_time(x, batch_size))])
     for module, mode in modes.items():
         module.training = mode
     return logits

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from fedmerge.data.datasets._base import SOURCES
-from fedmerge.data.images import to_batch
+from fedmerge.data.images import Normalized
 from fedmerge.data.scanner import Scanner
 from fedmerge.errors import CheckpointError
 from fedmerge.federated.client.trainer import LabeledImages, Recipe, fit
@@ -23,6 +24,7 @@ from fedmerge.federated.model import ModelSpec, build, normalization, on_the_hub
 from fedmerge.federated.pool import tensor_file
 from fedmerge.federated.pool.tensor_file import keeps_order, read_tensors
 from fedmerge.federated.security.audit import state_digest
+from fedmerge.federated.site import Site
 from fedmerge.merging.bank.layout import check_state, head_names
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
@@ -251,9 +253,9 @@ def _train_proxy(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgre
 
 
 def _proxy_of(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
-    raw = spec.source.load(model.geometry, PUBLIC, seed)
-    images = spec.scanner.scan(raw, PUBLIC, seed)
-    data = LabeledImages(to_batch(images.pixels, *normalization(model)), torch.from_numpy(images.labels))
+    images = Site(name=PUBLIC, source=spec.source, scanner=spec.scanner).images(model.geometry, seed)
+    x = Normalized(images.pixels, np.arange(len(images)), *normalization(model))
+    data = LabeledImages(x, torch.from_numpy(images.labels))
     net = build(model, len(images.classes), seed=seed)
     net.to("cuda" if torch.cuda.is_available() else "cpu")
     steps = spec.epochs * max(1, len(images) // spec.batch_size)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from fedmerge.data.images import Normalized
 from fedmerge.registry import Folder, Plugin
 
 VERSION = 1
@@ -26,21 +27,23 @@ class Ground:
     """What a site computes a statistic from, all of it its own.
 
     model: in evaluation mode, with the site's expert or with what the coordinator sent. x: training images (N, channels, H, W),
-    normalized. y: their labels (N,). runs: the states of all its runs; it may have to train them again. layers: for statistics in
-    rounds, the linear weights that this round asks for. seed: of the site, for draws.
+    normalized, as a tensor or made batch by batch, on the model's device. y: their labels (N,). runs: the states of all its runs;
+    it may have to train them again. layers: for statistics in rounds, the linear weights that this round asks for. seed: of the
+    site, for draws.
     """
 
     model: nn.Module
-    x: Tensor
+    x: Tensor | Normalized
     y: Tensor
     runs: Callable[[], Sequence[State]]
     layers: tuple[str, ...]
     seed: int
 
-    def draw(self, count: int) -> Tensor:
+    def draw(self, count: int) -> Tensor | Normalized:
         """`count` training images, or all if there are fewer, the same at every call."""
         order = torch.randperm(len(self.x), generator=torch.Generator().manual_seed(self.seed))
-        return self.x[order[:count].sort().values]
+        chosen = order[:count].sort().values
+        return self.x.chosen(chosen) if isinstance(self.x, Normalized) else self.x[chosen]
 
 
 class Statistic(Plugin):

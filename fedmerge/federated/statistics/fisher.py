@@ -22,7 +22,7 @@ class FisherInformation(Statistic):
 
     def measure(self, ground: Ground) -> State:
         """F by parameter, not negative."""
-        bank = Bank.of(ground.model, [ground.model.state_dict()], device=ground.x.device)
+        bank = Bank.of(ground.model, [ground.model.state_dict()], device=next(ground.model.parameters()).device)
         F = diagonal(bank.forward_of(0), bank.theta[0], ground.draw(self.samples), self.estimator, ground.seed)
         return {name: F[columns].reshape(bank.shapes[name]).float().cpu().clone() for name, columns in bank.slices.items()}
 

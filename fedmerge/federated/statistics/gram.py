@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedmerge.data.images import at_a_time
 from fedmerge.federated.statistics._base import Ground, Shapes, State, Statistic, asymmetry
 from fedmerge.merging.curvature.gram import grams, linear_layers
 
@@ -22,7 +22,8 @@ class Gram(Statistic):
     def measure(self, ground: Ground) -> State:
         """G by weight: of the round's layers where there are rounds, else of all."""
         only = set(ground.layers).__contains__ if ground.layers else linear_layers(ground.model).__contains__
-        found = grams(ground.model, torch.split(ground.draw(self.samples), 128), only)
+        x = ground.draw(self.samples)
+        found = grams(ground.model, x.split(at_a_time(x, 128)), only)
         return {name: G.cpu() for name, G in found.items()}
 
     def refuses(self, name: str, tensor: Tensor) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +18,27 @@ Forward = Callable[[Tensor, Tensor], Tensor]
 GRADIENT_BYTES = 2**28
 """Memory for the gradients of the samples that are looked at together."""
 
+VALUES = 2**23
+"""Numbers of images that are looked at together."""
+
 BATCH = 32
 """Samples whose gradients `fb_compat` sums before squaring."""
 
 
-def diagonal(forward: Forward, theta: Tensor, x: Tensor, estimator: Estimator = "exact", seed: int = 0) -> Tensor:
+class Batched(Protocol):
+    """Images (N, channels, H, W): a tensor, or what makes batches of them as they are asked for, on the model's device."""
+
+    @property
+    def shape(self) -> Any:
+        """As of a tensor."""
+
+    def __len__(self) -> int: ...
+
+    def split(self, split_size: int, /) -> Iterable[Tensor]:
+        """Batches of so many."""
+
+
+def diagonal(forward: Forward, theta: Tensor, x: Batched, estimator: Estimator = "exact", seed: int = 0) -> Tensor:
     """F (P,), not negative, of the samples x (N, channels, H, W) under the model's own label distribution.
 
     exact:      F = (1/N) sum_i sum_c p_ic (d log p_ic / d theta)^2
@@ -33,15 +50,15 @@ def diagonal(forward: Forward, theta: Tensor, x: Tensor, estimator: Estimator = 
         return _squares_of_sums(forward, theta, x)
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros_like(theta)
-    size = max(1, GRADIENT_BYTES // (theta.numel() * theta.element_size()))
-    for part in torch.split(x, size):
+    size = max(1, min(GRADIENT_BYTES // (theta.numel() * theta.element_size()), VALUES // prod(x.shape[1:])))
+    for part in x.split(size):
         p = forward(theta, part).detach().softmax(-1)
         if estimator == "mc":
-            labels = torch.multinomial(p.cpu(), 1, generator=generator).to(x.device)
+            labels = torch.multinomial(p.cpu(), 1, generator=generator).to(part.device)
             total += (_gradients(forward, theta, part, labels[:, 0]) ** 2).sum(0)
         else:
             for c in range(p.shape[1]):
-                g = _gradients(forward, theta, part, torch.full((len(part),), c, device=x.device))
+                g = _gradients(forward, theta, part, torch.full((len(part),), c, device=part.device))
                 total += p[:, c] @ g**2
     return total / len(x)
 
@@ -58,9 +75,9 @@ def _gradients(forward: Forward, theta: Tensor, x: Tensor, labels: Tensor) -> Te
 
 
 @torch.enable_grad()
-def _squares_of_sums(forward: Forward, theta: Tensor, x: Tensor) -> Tensor:
+def _squares_of_sums(forward: Forward, theta: Tensor, x: Batched) -> Tensor:
     total = torch.zeros_like(theta)
-    for part in torch.split(x, BATCH):
+    for part in x.split(BATCH):
         leaf = theta.detach().requires_grad_()
         log_p = forward(leaf, part).log_softmax(-1)
         weighted = (log_p.detach().exp().sqrt() * log_p).sum()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fedmerge.errors import SiteError
 from fedmerge.merging.bank.stateless import Stateless
-from fedmerge.merging.curvature.fisher import diagonal
+from fedmerge.merging.curvature.fisher import Batched, diagonal
 
 Layer = nn.Linear | nn.Conv2d
 Estimator = Literal["exact", "mc"]
@@ -58,7 +58,7 @@ def others(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @torch.enable_grad()
-def factors(model: nn.Module, x: Tensor, estimator: Estimator = "exact", seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
+def factors(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
     """Weight's name -> A (d, d), G (o, o), float64, of the images x (N, channels, H, W) under the model's own label distribution.
 
     A = (1/N) sum_i a_i a_i^T               a_i: mean over tokens of the layer's input, with a 1 below if the layer has a bias
@@ -69,10 +69,10 @@ def factors(model: nn.Module, x: Tensor, estimator: Estimator = "exact", seed: i
     for images. The model must be in evaluation mode. Raises SiteError if a layer is not applied to the rows of each image.
     """
     found, generator = layers(model), torch.Generator().manual_seed(seed)
-    double: dict[str, Any] = {"dtype": torch.float64, "device": x.device}
+    double: dict[str, Any] = {"dtype": torch.float64, "device": next(model.parameters()).device}
     A = {name: torch.zeros(sides(layer)[0], sides(layer)[0], **double) for name, layer in found.items()}
     G = {name: torch.zeros(sides(layer)[1], sides(layer)[1], **double) for name, layer in found.items()}
-    for part in torch.split(x, BATCH) if found else ():
+    for part in x.split(BATCH) if found else ():
         with listening(found, len(part)) as heard:
             log_p = model(part.detach().requires_grad_()).log_softmax(-1)
         outputs = [(name, s) for name, calls in heard.items() for _, s in calls]
@@ -87,7 +87,7 @@ def factors(model: nn.Module, x: Tensor, estimator: Estimator = "exact", seed: i
     return {name: (A[name], G[name]) for name in found}
 
 
-def rest(model: nn.Module, x: Tensor, estimator: Estimator = "exact", seed: int = 0) -> dict[str, Tensor]:
+def rest(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: int = 0) -> dict[str, Tensor]:
     """Name -> the exact diagonal of the Fisher information, of the parameter's shape, for all parameters of no such layer."""
     apart = {name: parameter.detach() for name, parameter in others(model).items()}
     if not apart:
@@ -104,7 +104,7 @@ def rest(model: nn.Module, x: Tensor, estimator: Estimator = "exact", seed: int 
 
     theta = torch.cat([tensor.reshape(-1) for tensor in apart.values()])
     total = torch.zeros_like(theta)
-    for number, part in enumerate(torch.split(x, BATCH)):
+    for number, part in enumerate(x.split(BATCH)):
         total += diagonal(forward, theta, part, estimator, seed + number) * (len(part) / len(x))
     return unflat(total)
 

@@ -14,8 +14,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from fedmerge.data.cache import Rows
+from fedmerge.data.datasets import _decode
 from fedmerge.data.datasets._base import Geometry
-from fedmerge.data.datasets._decode import decode_all, pixels_of
+from fedmerge.data.datasets._decode import MANY, decode_all, pixels_of
 from fedmerge.data.datasets._formats import Deep, Reading, read
 from fedmerge.data.datasets.image_folder import ImageFolder
 from fedmerge.errors import DataError
@@ -132,7 +134,8 @@ def test_deep_values_with_transparency(kind: int, tmp_path: Path) -> None:
 
 def decoded(root: Path, how: Reading = PLAIN, geometry: Geometry = GRAY) -> dict[str, NDArray[Any]]:
     names = sorted(file.name for file in root.iterdir() if not file.name.startswith("."))
-    return decode_all(root, names, geometry, how, "x")
+    rows = Rows()
+    return {**decode_all(root, names, geometry, how, "x", rows), "pixels": rows.done()}
 
 
 def refusal(root: Path, how: Reading = PLAIN) -> DataError:
@@ -383,13 +386,13 @@ def test_damaged_files_are_named_and_nothing_else_happens(name: str, tmp_path: P
             damaged[at] = rng.integers(256)
         (tmp_path / name).write_bytes(damaged)
         with suppress(DataError):  # values and sizes that damage made up
-            found = decode_all(tmp_path, [name], GRAY, Reading((-3000, 65535)), "x")
+            found = decode_all(tmp_path, [name], GRAY, Reading((-3000, 65535)), "x", Rows())
             assert len(found["good"]) + len(found["broken"]) == 1
 
 
 def test_a_file_that_has_vanished_is_not_broken(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
-        decode_all(tmp_path, ["0815.png", "0816.png"], GRAY, Reading(), "x")
+        decode_all(tmp_path, ["0815.png", "0816.png"], GRAY, Reading(), "x", Rows())
     assert "found 2 files that cannot be read: 0815.png (No such file or directory); 0816.png (" in str(error.value)
     assert error.value.told.startswith("source.root: found files that cannot be read")
 
@@ -420,3 +423,26 @@ def test_the_way_of_reading_is_part_of_what_determines_images(tmp_path: Path) ->
     assert [int(source.load(GRAY, "x", 0).pixels.max()) for source in sources] == [255, 131, 255, 255]
     with pytest.raises(ValueError, match="black below white"):
         ImageFolder(root=str(tmp_path), gray_range=(9, 1))
+
+
+def test_processes_see_what_one_process_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many files of every kind: plain, deep, transparent, in pages, broken."""
+    rng = np.random.default_rng(0)
+    for number in range(MANY):
+        gray = rng.integers(0, 4096, (9, 8), np.uint16)
+        if number % 7 == 0:
+            Image.fromarray(gray).save(tmp_path / f"{number}.png")
+        elif number % 11 == 0:
+            Image.fromarray(np.dstack([gray >> 4] * 4).astype(np.uint8)).save(tmp_path / f"{number}.png")
+        elif number % 50 == 1:
+            (tmp_path / f"{number}.png").write_bytes(b"nothing")
+        elif number % 50 == 2:
+            pages = [Image.fromarray((gray >> 4).astype(np.uint8))] * 2
+            pages[0].save(tmp_path / f"{number}.tif", save_all=True, append_images=pages[1:])
+        else:
+            Image.fromarray((gray >> 4).astype(np.uint8)).save(tmp_path / f"{number}.png")
+    several = decoded(tmp_path)
+    monkeypatch.setattr(_decode, "MANY", MANY + 1)
+    alone = decoded(tmp_path)
+    assert several.keys() == alone.keys() and len(several["notes"]) == 3 and len(several["broken"]) == 6
+    assert all(np.array_equal(several[name], alone[name]) for name in alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.pixels import get_decoder
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
+from fedmerge.data.cache import Rows
+from fedmerge.data.datasets import _decode
 from fedmerge.data.datasets._base import Geometry
-from fedmerge.data.datasets._decode import decode_all
+from fedmerge.data.datasets._decode import decode_all, pixels_of
 from fedmerge.data.datasets._formats import Deep, Reading, pictures
 from fedmerge.data.datasets.image_folder import ImageFolder
 from fedmerge.data.partition import own_split
@@ -62,9 +65,14 @@ def by(levels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     return np.rint((levels.astype(float) - low) * 255 / (high - low)).clip(0, 255).astype(np.uint8)
 
 
+def all_of(folder: Path, names: list[str], geometry: Geometry, how: Reading) -> dict[str, NDArray[Any]]:
+    rows = Rows()
+    return {**decode_all(folder, names, geometry, how, "x", rows), "pixels": rows.done()}
+
+
 def decoded(folder: Path, **how: Any) -> dict[str, NDArray[Any]]:
     names = sorted(file.name for file in folder.iterdir())
-    return decode_all(folder, names, GRAY, Reading(**how), "x")
+    return all_of(folder, names, GRAY, Reading(**how))
 
 
 def test_values_are_those_after_rescaling(tmp_path: Path) -> None:
@@ -142,7 +150,7 @@ def test_several_frames_need_the_one_asked_for(tmp_path: Path) -> None:
 def test_colors_palettes_and_small_grays_are_as_they_are(tmp_path: Path) -> None:
     color = RNG.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
     dicom(tmp_path / "a.dcm", color)
-    assert np.array_equal(decode_all(tmp_path, ["a.dcm"], Geometry(SIDE, 3), Reading(), "x")["pixels"][0], color)
+    assert np.array_equal(all_of(tmp_path, ["a.dcm"], Geometry(SIDE, 3), Reading())["pixels"][0], color)
     for name in ("examples_palette.dcm", "SC_rgb_rle.dcm", "SC_ybr_full_422_uncompressed.dcm", "SC_rgb_small_odd_jpeg.dcm"):
         (opened,) = pictures(Path(str(get_testdata_file(name))))
         assert isinstance(opened.picture, Image.Image), name
@@ -347,3 +355,36 @@ def test_a_header_that_is_a_little_wrong_is_read() -> None:
         path = Path(str(get_testdata_file(name)))
         if "PixelData" in pydicom.dcmread(path, force=True):
             assert pictures(path, Reading(frame=1))
+
+
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+def test_slices_of_volumes_that_lie_in_every_way_fill_the_rows(tmp_path: Path, axis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their numbers are told by heads, before anything is decoded; a picture between them and broken volumes leave no gap."""
+    turned = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], float)
+    nifti(tmp_path / "a.nii", VOLUME[:5])
+    nifti(tmp_path / "b.nii.gz", VOLUME, turned)
+    (tmp_path / "c.nii").write_bytes((tmp_path / "a.nii").read_bytes()[:600])
+    nifti(tmp_path / "d.nii", VOLUME)
+    flat = (tmp_path / "d.nii").read_bytes()
+    (tmp_path / "d.nii").write_bytes(flat[:312] + bytes(16) + flat[328:])  # srow_z: no axis leads to the head
+    Image.fromarray(np.full((4, 4), 77, np.uint8)).save(tmp_path / "e.png")
+    nifti(tmp_path / "f.nii", VOLUME[:, :3])
+    found = decoded(tmp_path, axis=axis, slices="all", gray_range=(0.0, 2000.0))
+    files, how = {0: "a.nii", 1: "b.nii.gz", 5: "f.nii"}, Reading(axis=axis, slices="all")
+    volumes = {at: pictures(tmp_path / name, how) for at, name in files.items()}
+    assert found["broken"].tolist() == [2, 3]
+    assert found["good"].tolist() == [0] * len(volumes[0]) + [1] * len(volumes[1]) + [4] + [5] * len(volumes[5])
+    expected = [pixels_of(one, GRAY, Reading((0, 2000)))[0] for at in (0, 1) for one in volumes[at]]
+    expected += [np.full((SIDE, SIDE, 1), 77, np.uint8)]
+    expected += [pixels_of(one, GRAY, Reading((0, 2000)))[0] for one in volumes[5]]
+    assert np.array_equal(found["pixels"], np.stack(expected))
+    monkeypatch.setattr(_decode, "MANY", 1)
+    several = decoded(tmp_path, axis=axis, slices="all", gray_range=(0.0, 2000.0))
+    assert all(np.array_equal(several[name], found[name]) for name in found)
+
+
+def test_a_package_that_is_missing_is_named_by_processes_too() -> None:
+    error = MissingExtra("the package 'nibabel' is not installed", name="nibabel")
+    error.told = "said"
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.name, again.told) == (str(error), "nibabel", "said")

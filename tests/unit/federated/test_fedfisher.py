@@ -114,7 +114,7 @@ def test_what_a_hospital_sends_is_of_what_it_has_trained(hospital: Hospital, job
     assert {name: tuple(tensor.shape) for name, tensor in sent.items()} == strategy.statistics[0].layout(model_of(task))
     model = build(task.model, len(task.classes)).eval()
     model.load_state_dict(upload.weights)
-    x = admit_images(task).train.x
+    x = admit_images(task).train.x[:]
     model, x = model.double(), x.double()
     for name, (A, G) in factors(model, x).items():
         torch.testing.assert_close(sent[f"{name}.A"].double(), A, rtol=1e-3, atol=1e-5 * float(A.abs().max()))

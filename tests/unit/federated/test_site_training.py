@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -17,19 +18,41 @@ from pydantic import TypeAdapter
 from fedmerge.errors import SiteError
 from fedmerge.federated.client.augmentation import augment
 from fedmerge.federated.client.diwa import Run, select, soup
-from fedmerge.federated.client.site_training import train_site
+from fedmerge.federated.client.site_training import open_ward, train_site
 from fedmerge.federated.client.temperature import fit_temperature
-from fedmerge.federated.messages import MILD, Diversity, Draw, Initial, Job, SiteTask
+from fedmerge.federated.client.trainer import LabeledImages, Recipe, fit, logits_of
+from fedmerge.federated.messages import MILD, Diversity, Draw, Initial, Job, SiteTask, Strength
 from fedmerge.federated.model import ModelSpec, build, train_mode
 from fedmerge.federated.security.audit import state_digest
 from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.federated.server.initialization import Initialization, initialize
-from fedmerge.federated.statistics._base import State
+from fedmerge.federated.statistics._base import Ground, State
+from fedmerge.federated.statistics.fisher import FisherInformation
+from fedmerge.federated.statistics.gram import Gram
+from fedmerge.federated.statistics.kfac import Kfac
 from tests.hospitals import MODEL
 
 
 def trained(task: SiteTask, initial: Initial) -> str:
     return state_digest(train_site(task, initial.weights, lambda *_: None).weights)
+
+
+@pytest.mark.parametrize("strength", ["none", "full"])
+def test_batches_from_pixels_are_those_of_all_images_as_floats(hospital: Callable[..., SiteTask], strength: Strength) -> None:
+    """In training, in validation, and in statistics: the same bits."""
+    ward, model = open_ward(hospital("north"))
+    whole, trained, statistics = LabeledImages(ward.train.x[:], ward.train.y), [], []
+    recipe = Recipe(1e-3, 0, 12, 16, "adamw", "cosine", strength, flips=True)
+    for data in (ward.train, whole):
+        net = copy.deepcopy(model)
+        fit(net, data, recipe, 7, lambda _: None)
+        trained.append([*net.state_dict().values(), logits_of(net, data.x, 16)])
+        statistics.append(
+            [kind(samples=20).measure(Ground(net.eval(), data.x, data.y, list, (), 3)) for kind in (FisherInformation, Gram, Kfac)]
+        )
+    assert all(torch.equal(one, other) for one, other in zip(*trained, strict=True))
+    for one, other in zip(*statistics, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_same_seed_gives_the_same_bits(hospital: Callable[..., SiteTask], initial: Initial) -> None:

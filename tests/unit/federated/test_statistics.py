@@ -54,7 +54,7 @@ def test_they_are_of_the_expert_on_the_sites_own_images(sites: tuple[SiteTask, .
     asked = job(*(asked_for(task, {"kind": "fisher", "samples": 10_000}, {"kind": "gram", "samples": 10_000}) for task in sites))
     LocalBackend().gather(asked, lambda _: None)
     for task, expert in zip(asked.tasks, loaded(asked), strict=True):
-        x = admit_images(task).train.x.double()
+        x = admit_images(task).train.x[:].double()
         model = build(task.model, len(task.classes)).double().eval()
         model.load_state_dict(expert.weights)
         F = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
