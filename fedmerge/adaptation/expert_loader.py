@@ -141,7 +141,9 @@ class Holding:
     def __post_init__(self) -> None:
         task = self.task
         torch.set_num_threads(task.threads)
-        self.images = task.site.images(task.model.geometry, task.seed) if self.known is None else self.known
+        self.images = self.known
+        if self.images is None:
+            self.images = task.site.images(task.model.geometry, task.seed).of_classes(task.classes)
         model = build(task.model, len(task.classes), seed=task.seed)
         self.budget = Budget.of(task, self.experts, self.images.pixels.nbytes, model)
         self.budget.check()

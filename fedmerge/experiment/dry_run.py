@@ -85,7 +85,8 @@ def preview(experiment: Experiment, pool: Path, cores: int) -> Preview:
     geometry = scenario.model.geometry
     with owners(min(cores, len(everyone)), tasks_each=1) as workers:
         mixed = workers.submit(mix_of, experiment)
-        counted = [workers.submit(census, site, geometry, scenario.seed, site is not experiment.target) for site in everyone]
+        counted = [workers.submit(census, site, geometry, scenario.seed, True, experiment.classes) for site in experiment.sites]
+        counted += [workers.submit(census, experiment.target, geometry, scenario.seed, False, experiment.target_classes)]
         found = [one.result() for one in counted]
         mix = mixed.result()
     if late := past_end(scenario.events, len(mix.classes), f"scenario '{scenario.name}'"):
@@ -104,10 +105,10 @@ def mix_of(experiment: Experiment) -> Mix:
     """The stream as the target will see it, in numbers."""
     scenario, target = experiment.scenario, experiment.target
     with kept_privately(target.name):  # `census` tells the same
-        loaded = target.source.load(scenario.model.geometry, target.name, scenario.seed)
+        loaded = target.source.load(scenario.model.geometry, target.name, scenario.seed).of_classes(experiment.target_classes)
     images = Gallery(loaded, scenario.stream.conditions(), target.name, scenario.seed)
     stream = Stream(images, scenario.stream, target.name, scenario.seed)
-    classes = np.stack([np.bincount(labels, minlength=len(experiment.classes)) / len(labels) for labels in stream.answers().labels])
+    classes = np.stack([np.bincount(labels, minlength=len(loaded.classes)) / len(labels) for labels in stream.answers().labels])
     return Mix(classes, stream.truth, images.domain_names, stream.samples, stream.unused, stream.index_sha256)
 
 

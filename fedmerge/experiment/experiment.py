@@ -16,6 +16,7 @@ from fedmerge.experiment.overrides import overridden
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.experiment.validation import (
     agreement_problems,
+    class_problems,
     copied,
     event_problems,
     generalist_nowhere,
@@ -53,12 +54,16 @@ WITHOUT_EFFECT = frozenset({"backend", "jobs"})
 
 @dataclass(frozen=True)
 class Experiment:
-    """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join."""
+    """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join.
+
+    classes: those that hospitals train on. target_classes: the target's, which only differ where a model reads prompts.
+    """
 
     scenario: Scenario
     sites: tuple[Site, ...]
     target: Site
     classes: tuple[str, ...]
+    target_classes: tuple[str, ...]
 
     @property
     def founders(self) -> tuple[str, ...]:
@@ -88,8 +93,11 @@ class Experiment:
             **self.scenario.model_dump(mode="json"),
             "sites": founders,
             **({"joining": joining} if joining else {}),
-            "target": {**self.target.model_dump(mode="json"), **self.scenario.target.limits},
+            "target": {**self.target.model_dump(mode="json"), **self.scenario.target.limits, **self._other_classes()},
         }
+
+    def _other_classes(self) -> dict[str, Any]:
+        return {"classes": list(self.target_classes)} if self.scenario.target.classes else {}
 
     def inputs(self) -> dict[str, str]:
         """A sha256 of every input that the scenario only names: all images, and the files of weights that can be read."""
@@ -99,6 +107,7 @@ class Experiment:
         public = {"initialization": getattr(start, "source", None), "probe": scenario.probe}
         found |= {key: source.identity(PUBLIC, scenario.seed) for key, source in public.items() if source}
         files = {"initialization": getattr(start, "path", None), "generalist": scenario.generalist}
+        files["model"] = getattr(scenario.model, "weights", None)
         return found | {
             key: digest
             for key, path in files.items()
@@ -140,7 +149,8 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
     target = _read_site(target_name, path, problems) if target_name else None
     found = [site for site in sites.values() if site]
     problems += name_problems(str(path), names, joining, target_name)
-    problems += agreement_problems(found + ([target] if target else []), scenario.events if scenario else ())
+    everyone, reads_text = found + ([target] if target else []), bool(scenario and scenario.model.reads_text)
+    problems += agreement_problems(everyone, scenario.events if scenario else (), apart=target if reads_text else None)
     problems += event_problems(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
     problems += public_problems(str(path), scenario) if scenario else []
     if scenario and target:
@@ -152,10 +162,13 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names))
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
+        problems += class_problems(str(path), scenario, found, target)
     if problems or scenario is None or target is None:
         raise ScenarioError(once(problems))
-    try_out(scenario.model, len(target.source.classes()))
-    return Experiment(scenario, tuple(found), target, target.source.classes())
+    known = found[0].source.classes() if reads_text else target.source.classes()
+    classes, seen = scenario.classes or known, scenario.target.classes or target.source.classes()
+    try_out(scenario.model, len(classes))
+    return Experiment(scenario, tuple(found), target, classes, seen)
 
 
 def _strings(value: Any) -> list[str]:

@@ -242,7 +242,7 @@ def record_of(
         scenario=experiment.scenario.name,
         question=experiment.scenario.question,
         seed=experiment.scenario.seed,
-        classes=experiment.classes,
+        classes=experiment.target_classes,
         sites=[_site_row(expert, sites[expert.site], outcomes[expert.site].trained, folder.manifest) for expert in experts],
         target=experiment.target.name,
         target_title=experiment.target.title,

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSeri
 
 from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.federated.messages import Training
-from fedmerge.federated.model import ModelSpec
+from fedmerge.federated.model import AnyModel
 from fedmerge.federated.security.limits import Limits
 from fedmerge.federated.security.privacy import Privacy
 from fedmerge.federated.server.initialization import Initialization, PublicSource
@@ -19,7 +19,7 @@ from fedmerge.federated.statistics._base import STATISTICS, Statistic
 from fedmerge.federated.strategies._base import STRATEGIES
 from fedmerge.merging.methods._base import METHODS
 from fedmerge.merging.per_sample.dispatch import Way
-from fedmerge.registry import Spec, as_written, by_name
+from fedmerge.registry import Spec, as_written, by_name, renamed
 from fedmerge.stream.events import Event
 from fedmerge.stream.schedules._base import SCHEDULES
 
@@ -43,6 +43,9 @@ class Target(Spec):
     """The unseen hospital, and what it has. In YAML its site's name alone stands for it."""
 
     site: str = Field(description="name of a file in sites/, or a path")
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=2, description="with a CLIP: its classes, also such that nobody trains on; default: all of its images'"
+    )
     max_bytes: ByteSize | None = Field(None, gt=0, description="memory that the target may take, e.g. 2GB")
     shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over")
     gpus: float | None = Field(None, ge=0, description="GPUs of its process; default: one if there is one")
@@ -53,10 +56,10 @@ class Target(Spec):
     @property
     def limits(self) -> dict[str, Any]:
         """What was set beside the site."""
-        return self.model_dump(mode="json", exclude={"site"}, exclude_none=True)
+        return self.model_dump(mode="json", exclude={"site", "classes"}, exclude_none=True)
 
 
-LIMITS = frozenset(Target.model_fields) - {"site"}
+LIMITS = frozenset(Target.model_fields) - {"site", "classes"}
 """Keys below `target` beside the site."""
 
 
@@ -75,10 +78,13 @@ class Scenario(Spec):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,59}$", description="names the run folder")
     question: str = Field("", description="what the scenario asks, one line for the report")
     seed: int = Field(0, ge=0, description="root of all randomness")
-    model: ModelSpec = Field(description="the backbone, by its timm name")
+    model: AnyModel = Field(description="the backbone, by its timm name; with kind: clip a CLIP of open_clip and its prompts")
     initialization: Initialization = Field(description="theta_0, which all hospitals share")
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=2, description="with a CLIP: classes that hospitals train on; images of others stay out; default: all"
+    )
     target: AnyTarget = Field(description="the unseen hospital: name of a file in sites/, or a mapping with what it has")
     stream: AnySchedule = Field(description="order in which the target's images arrive")
     methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(as_written)] = Field(
@@ -114,6 +120,17 @@ class Scenario(Spec):
     target_deadline_s: float = Field(
         600, gt=0, description="longest wait for a sign of life from the target, seconds; each batch is one"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begun_with_text(cls, value: Any) -> Any:
+        """A CLIP begins with its own weights and the head of its prompts, unless a scenario says otherwise."""
+        value = renamed(value)
+        model = value.get("model") if isinstance(value, dict) else None
+        if not isinstance(model, dict) or model.get("kind") != "clip":
+            return value
+        start = value.get("initialization", {"kind": "pretrained"} if model.get("weights") else None)
+        return {**value, "initialization": {"head_init": "text", **start}} if isinstance(start, dict) else value
 
     @model_validator(mode="before")
     @classmethod

@@ -79,9 +79,9 @@ def consume(experiment: Experiment, initial: Initial, sent: Sent, options: RunOp
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
     task, scenario = target_task(experiment, initial, sent, options), experiment.scenario
     course = course_of(experiment, task.experts)
-    experts = {expert.site: contribution(expert) for expert in sent.experts}
+    experts = {expert.site: contribution(expert, initial) for expert in sent.experts}
     first = [experts[name] for name in course[0].experts]
-    base = _arrays(initial.weights)
+    base = _arrays(initial.weights | initial.target_head)
     with target_of(task, first, base, scenario) as target:
         description = target.describe()
         key = {"index": description.stream.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}
@@ -131,17 +131,17 @@ def target_task(experiment: Experiment, initial: Initial, sent: Sent, options: R
     scenario = experiment.scenario
     return TargetTask(
         site=experiment.target,
-        model=scenario.model,
-        classes=experiment.classes,
+        model=scenario.model.as_sent,
+        classes=experiment.target_classes,
         schedule=scenario.stream,
         methods=usable(experiment, sent.experts),
         seed=scenario.seed,
         threads=options.threads or cores(),
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
-        generalist=_arrays(sent.generalist) if sent.generalist else None,
+        generalist=_arrays(sent.generalist | initial.target_head) if sent.generalist else None,
         experts=tuple(expert.site for expert in sent.experts),
-        federated=tuple(_row(model) for model in sent.federated),
+        federated=tuple(_row(model, initial) for model in sent.federated),
         cap=min((one.most for one in scenario.defenses if one.at_target), default=None),
         max_bytes=scenario.target.max_bytes,
         shards=scenario.target.shards or 1,
@@ -157,29 +157,30 @@ def usable(experiment: Experiment, experts: list[Expert]) -> tuple[Any, ...]:
     return tuple(method for method in experiment.scenario.methods if getattr(method, "site", None) not in gone)
 
 
-def _row(model: GlobalModel) -> Federated:
+def _row(model: GlobalModel, initial: Initial) -> Federated:
     strategy = model.strategy
-    return Federated(strategy.key, strategy.paper, strategy.fields(), strategy.remark, _arrays(model.stand.theta))
+    theta = _arrays(model.stand.theta | initial.target_head)
+    return Federated(strategy.key, strategy.paper, strategy.fields(), strategy.remark, theta)
 
 
-def contribution(expert: Expert) -> Contribution:
-    """An expert as it travels to the target."""
+def contribution(expert: Expert, initial: Initial) -> Contribution:
+    """An expert as it travels to the target, with the head of the target's own classes where these are others."""
     statistics = {kind: _arrays(state) for kind, state in expert.statistics.items()}
-    return Contribution(expert.site, _arrays(expert.weights), expert.n, expert.temperature, statistics)
+    return Contribution(expert.site, _arrays(expert.weights | initial.target_head), expert.n, expert.temperature, statistics)
 
 
 def _arrays(state: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in state.items()}
 
 
-def count_batches(site: Site, geometry: Geometry, schedule: Schedule, seed: int) -> int:
+def count_batches(site: Site, geometry: Geometry, schedule: Schedule, seed: int, classes: Sequence[str]) -> int:
     """Batches of the stream, counted in a process that is gone afterwards. Raises DataError if the images cannot be used."""
     with owners(1) as owner:
-        return owner.submit(_count, site, geometry, schedule, seed).result()
+        return owner.submit(_count, site, geometry, schedule, seed, classes).result()
 
 
-def _count(site: Site, geometry: Geometry, schedule: Schedule, seed: int) -> int:
-    loaded = site.source.load(geometry, site.name, seed)
+def _count(site: Site, geometry: Geometry, schedule: Schedule, seed: int, classes: Sequence[str]) -> int:
+    loaded = site.source.load(geometry, site.name, seed).of_classes(classes)
     return len(Stream(Gallery(loaded, schedule.conditions(), site.name, seed), schedule, site.name, seed))
 
 
@@ -202,7 +203,9 @@ def refuse_late_events(experiment: Experiment) -> None:
     """Raises ScenarioError if an event comes after the end of the stream, before anybody trains for it."""
     scenario = experiment.scenario
     if scenario.events:
-        batches = count_batches(experiment.target, scenario.model.geometry, scenario.stream, scenario.seed)
+        batches = count_batches(
+            experiment.target, scenario.model.geometry, scenario.stream, scenario.seed, experiment.target_classes
+        )
         if problems := past_end(scenario.events, batches, f"scenario '{scenario.name}'"):
             raise ScenarioError(problems)
 

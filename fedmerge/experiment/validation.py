@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fedmerge.errors import Problem, difference, folded, nearest, quoted
 from fedmerge.experiment.scenario import Scenario
+from fedmerge.federated.model import ClipSpec
 from fedmerge.federated.site import Site
 from fedmerge.federated.statistics._base import STATISTICS
 from fedmerge.merging.methods._base import Method
@@ -90,9 +91,12 @@ def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[
     return problems
 
 
-def agreement_problems(sites: list[Site], events: tuple[Event, ...]) -> list[Problem]:
-    """Sites must have the same classes in the same order, and no image in common, but with whom they replace."""
-    problems = _other_classes(sites)
+def agreement_problems(sites: list[Site], events: tuple[Event, ...], apart: Site | None = None) -> list[Problem]:
+    """Sites must have the same classes in the same order, and no image in common, but with whom they replace.
+
+    apart: the target, where it may have classes of its own.
+    """
+    problems = _other_classes([site for site in sites if site is not apart])
     held = [(site.name, site.source.holdings(site.name)) for site in sites]
     for index, (name, items) in enumerate(held):
         for other, theirs in held[:index]:
@@ -142,6 +146,75 @@ def _other_classes(sites: list[Site]) -> list[Problem]:
             mend.append("If they are right, the others need them too, if without an image")
         mend += [f"They are: {', '.join(usual)}"]
         problems.append(Problem(f"site '{site.name}'", "source", found, f"the classes of '{other}'", ". ".join(filter(None, mend))))
+    return problems
+
+
+def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target: Site) -> list[Problem]:
+    """Classes of hospitals and target, which may differ where a model reads prompts, and the prompts."""
+    given = {"classes": scenario.classes, "target.classes": scenario.target.classes}
+    model = scenario.model
+    if not isinstance(model, ClipSpec):
+        expected = "none with a model of timm, whose heads know what they were trained on: only a CLIP has prompts for others"
+        found = [Problem(where, key, _listed(names), expected, "Leave it out") for key, names in given.items() if names]
+        if getattr(scenario.initialization, "captions", None):
+            expected = "none with a model of timm: only a CLIP reads them"
+            found.append(Problem(where, "initialization.captions", "captions", expected))
+        if scenario.initialization.head_init == "text":
+            expected = "another with a model of timm: only a CLIP has prompts"
+            found.append(Problem(where, "initialization.head_init", "'text'", expected))
+        return found
+    sources = {"classes": [site.source for site in sites], "target.classes": [target.source]}
+    problems = []
+    for key, names in given.items():
+        there = [source.classes() for source in sources[key]]
+        for name in names or ():
+            if any(name not in known for known in there):
+                least = min(there, key=lambda known: name in known)
+                problems.append(Problem(where, key, f"'{name}'", "a class of the images", nearest(name, least)))
+        twice = [name for name in dict.fromkeys(names or ()) if (names or ()).count(name) > 1]
+        problems += [Problem(where, key, f"'{name}' twice", "every class once") for name in twice]
+    trained = set(scenario.classes or (sites[0].source.classes() if sites else ()))
+    asked = scenario.target.classes or target.source.classes()
+    public = getattr(scenario.initialization, "source", None)
+    needed = [*dict.fromkeys([*sorted(trained), *asked, *(public.classes() if public else ())])]
+    problems += _prompt_problems(where, model, needed)
+    problems += _start_problems(where, model, scenario)
+    novel = [name for name in asked if name not in trained]
+    if novel and not model.fixed_head:
+        expected = "no method of experts, whose heads are trained and never saw these classes: say 'model.head: text'"
+        problems += [
+            Problem(where, f"methods[{number}]", f"'{method.key}' on the novel {', '.join(novel)}", expected)
+            for number, method in enumerate(scenario.methods)
+        ]
+    return problems
+
+
+def _prompt_problems(where: str, model: ClipSpec, needed: Sequence[str]) -> list[Problem]:
+    """A class without a word, and a word without its class. needed: all classes."""
+    lacking = [name for name in needed if name not in model.words]
+    problems = []
+    if lacking:
+        example = f"{lacking[0]}: {lacking[0].replace('-', ' ').replace('_', ' ')}"
+        found = f"no word for {', '.join(quoted(name) for name in lacking)}"
+        problems.append(Problem(where, "model.words", found, "one for each class, for its prompts", f"Add, e.g., '{example}'"))
+    for name in model.words:
+        if name not in needed:
+            problems.append(Problem(where, f"model.words.{name}", "a word of no class", "a class", nearest(name, needed)))
+    return problems
+
+
+def _start_problems(where: str, model: ClipSpec, scenario: Scenario) -> list[Problem]:
+    """Where a CLIP's weights come from, and what its head is: each said once."""
+    start, problems = scenario.initialization, []
+    if start.kind == "pretrained" and not model.weights:
+        expected = "a file or a tag of open_clip, or 'initialization' with a checkpoint or a proxy"
+        problems.append(Problem(where, "model.weights", "nothing", expected))
+    if start.kind != "pretrained" and model.weights:
+        found = f"weights beside initialization: {{kind: {start.kind}}}"
+        problems.append(Problem(where, "model.weights", found, "one of the two"))
+    if start.head_init != "text":
+        expected = "none: a CLIP's head comes from its prompts. Whether it is trained says model.head"
+        problems.append(Problem(where, "initialization.head_init", f"'{start.head_init}'", expected))
     return problems
 
 

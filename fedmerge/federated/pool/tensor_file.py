@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import zipfile
 from pathlib import Path
 
 from torch import Tensor
 
 from fedmerge.errors import CheckpointError, FolderError
-from fedmerge.federated.model import ModelSpec, build
+from fedmerge.federated.model import ClipSpec, ModelSpec, build
+from fedmerge.federated.model.clip_classifier import configuration
 from fedmerge.federated.security.audit import state_digest
 from fedmerge.merging.bank.layout import check_state
 from fedmerge.system.files import atomic
@@ -60,7 +62,7 @@ def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tens
     from safetensors.torch import load_file
 
     file = Path(os.path.expandvars(path)).expanduser()
-    expected = f"expected a safetensors file of {model.name}"
+    expected = f"expected a safetensors file of {model.name}" if type(model) is ModelSpec else f"expected weights of {model.name}"
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
             raise CheckpointError(f"{key}: {file}: found no regular file; {expected}")
@@ -73,11 +75,36 @@ def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tens
     except OSError as error:
         where = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise CheckpointError(f"{key}: {file}{where}: {error.strerror}; {expected}") from None
+    if isinstance(model, ClipSpec) and head.startswith((b"PK\x03\x04", b"\x80")):
+        return _of_torch(file, key, model, expected)
     try:
         return dict(load_file(file))
     except (OSError, SafetensorError) as error:
         said = _kind_of(file, head) or f"a damaged file ({error})"
         raise CheckpointError(f"{key}: {file}: found {said}; {expected}") from None
+
+
+def _of_torch(file: Path, key: str, model: ClipSpec, expected: str) -> State:
+    """The tensors of a file that torch has written: TorchScript as OpenAI's, or a dictionary; no code of it is run."""
+    import torch
+
+    try:
+        if zipfile.is_zipfile(file) and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(file).namelist()):
+            if not configuration(model).get("quick_gelu"):
+                raise CheckpointError(
+                    f"{key}: {file}: found a TorchScript archive, as OpenAI's, whose weights were trained with QuickGELU; expected "
+                    f"a model with it: name: {model.name}-quickgelu, or kwargs: {{quick_gelu: true}}"
+                )
+            return dict(torch.jit.load(file, map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{key}: {file}: found a file of torch that cannot be read ({said}); {expected}") from None
+    for inner in ("state_dict", "model"):
+        found = found[inner] if isinstance(found, dict) and isinstance(found.get(inner), dict) else found
+    if not isinstance(found, dict) or not all(isinstance(item, Tensor) for item in found.values()):
+        raise CheckpointError(f"{key}: {file}: found no dictionary of tensors; {expected}")
+    return dict(found)
 
 
 CONVERT = (

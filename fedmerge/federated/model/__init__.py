@@ -1,0 +1,25 @@
+"""The classifier that all hospitals share: timm's, or an image tower of CLIP under a head made of class prompts."""
+
+from fedmerge.federated.model.building import (
+    AnyModel,
+    build,
+    normalization,
+    ties_of,
+    train_mode,
+    try_out,
+)
+from fedmerge.federated.model.clip_classifier import ClipSpec
+from fedmerge.federated.model.timm_classifier import Arguments, ModelSpec, renew_head
+
+__all__ = [
+    "AnyModel",
+    "Arguments",
+    "ClipSpec",
+    "ModelSpec",
+    "build",
+    "normalization",
+    "renew_head",
+    "ties_of",
+    "train_mode",
+    "try_out",
+]
