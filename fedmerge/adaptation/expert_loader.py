@@ -141,9 +141,8 @@ class Holding:
     def __post_init__(self) -> None:
         task = self.task
         torch.set_num_threads(task.threads)
-        self.images = self.known
-        if self.images is None:
-            self.images = task.site.images(task.model.geometry, task.seed).of_classes(task.classes)
+        known = self.known or task.site.images(task.model.geometry, task.seed)
+        self.images: Images = known.of_classes(task.classes)
         model = build(task.model, len(task.classes), seed=task.seed)
         self.budget = Budget.of(task, self.experts, self.images.pixels.nbytes, model)
         self.budget.check()

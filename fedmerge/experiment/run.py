@@ -259,6 +259,7 @@ def record_of(
         yaml=(folder.path / "scenario.yaml").read_text(encoding="utf-8"),
         seconds=folder.manifest["phases_seconds"],
         course=tuple(seen.course),
+        novel=tuple(name for name in experiment.target_classes if name not in experiment.classes),
     )
 
 

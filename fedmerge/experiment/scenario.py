@@ -127,7 +127,7 @@ class Scenario(Spec):
         """A CLIP begins with its own weights and the head of its prompts, unless a scenario says otherwise."""
         value = renamed(value)
         model = value.get("model") if isinstance(value, dict) else None
-        if not isinstance(model, dict) or model.get("kind") != "clip":
+        if not isinstance(model, dict) or not (model.get("kind") == "clip" or "weights" in model):
             return value
         start = value.get("initialization", {"kind": "pretrained"} if model.get("weights") else None)
         return {**value, "initialization": {"head_init": "text", **start}} if isinstance(start, dict) else value

@@ -177,6 +177,8 @@ def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target
     asked = scenario.target.classes or target.source.classes()
     public = getattr(scenario.initialization, "source", None)
     needed = [*dict.fromkeys([*sorted(trained), *asked, *(public.classes() if public else ())])]
+    known = {name for source in (*sources["classes"], target.source, *([public] if public else [])) for name in source.classes()}
+    needed = [name for name in needed if name in known]
     problems += _prompt_problems(where, model, needed)
     problems += _start_problems(where, model, scenario)
     novel = [name for name in asked if name not in trained]
@@ -278,6 +280,11 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
             if here != there:
                 expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
                 problems.append(Problem(where, f"{place}.{field}", str(here), expected))
+    lacks = sorted(method.needed & {*STATISTICS.names, "counts", "theta_0"}) if method.with_theta_0 else []
+    if lacks or (method.with_theta_0 and (scenario.target.shards or 1) > 1):
+        why = f"theta_0 has no {lacks[0]}" if lacks else "theta_0 is in no shard"
+        why = "it is what the rule starts from, and no expert" if "theta_0" in lacks else why
+        problems.append(Problem(where, f"{at}.{method.kind()}.with_theta_0", "true", f"false: {why}"))
     if "generalist" in method.needed and scenario.generalist is None:
         expected = "a key 'generalist': the path of a safetensors file, or the name of a federated model"
         problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))

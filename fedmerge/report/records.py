@@ -67,6 +67,7 @@ class RunRecord:
     """A whole run. labels, domains: per batch, (n_t,) int64. forwards_run: per batch, with logits shared by all methods.
 
     course: who was there when; everybody all the time if it is empty. steps: of all methods, in memory or on disk.
+    novel: classes that no hospital has trained on, where prompts make heads.
     """
 
     scenario: str
@@ -89,6 +90,7 @@ class RunRecord:
     yaml: str
     seconds: dict[str, float] = field(default_factory=dict)
     course: tuple[Roster, ...] = ()
+    novel: tuple[str, ...] = ()
 
     @property
     def changes(self) -> list[Roster]:

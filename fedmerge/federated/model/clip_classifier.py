@@ -164,18 +164,18 @@ class AttentionPool(nn.Module):
     So samples can have models of their own (`merging/per_sample`): there every activation begins with the samples.
     """
 
-    def __init__(self, pool: nn.Module) -> None:
+    def __init__(self, pool: Any) -> None:
         super().__init__()
         self.positional_embedding = pool.positional_embedding
         self.k_proj, self.q_proj, self.v_proj, self.c_proj = pool.k_proj, pool.q_proj, pool.v_proj, pool.c_proj
-        self.num_heads = int(pool.num_heads)  # type: ignore[arg-type]
+        self.num_heads = int(pool.num_heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, width): what the mean of the places asks of all places."""
         x = x.flatten(2).transpose(1, 2)
         x = torch.cat([x.mean(1, keepdim=True), x], 1) + self.positional_embedding
         q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
-        q, k, v = (item.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for item in (q, k, v))
+        q, k, v = (item.reshape(*item.shape[:2], self.num_heads, -1).transpose(1, 2) for item in (q, k, v))
         found: Tensor = self.c_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
         return found
 
@@ -183,7 +183,7 @@ class AttentionPool(nn.Module):
 def embedded(text: nn.Module, tokens: Tensor) -> Tensor:
     """Text embeddings (C, width) of length 1: the mean over the templates' embeddings, each of length 1 before (Radford et al.)."""
     each = F.normalize(text(tokens.flatten(0, 1)), dim=-1)
-    return F.normalize(each.unflatten(0, tokens.shape[:2]).mean(1), dim=-1)
+    return F.normalize(each.reshape(*tokens.shape[:2], -1).mean(1), dim=-1)
 
 
 def configuration(spec: ClipSpec) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def tower(spec: ClipSpec, which: Literal["vision", "text"]) -> nn.Module:
         expected = f"a configuration of open_clip that can be built ({which} tower)"
         raise ScenarioError([Problem("scenario", key, found, expected)]) from None
     if which == "vision" and type(getattr(built, "attnpool", None)).__name__ == "AttentionPool2d":
-        built.attnpool = AttentionPool(built.attnpool)  # type: ignore[arg-type]
+        built.attnpool = AttentionPool(built.attnpool)
     return built
 
 

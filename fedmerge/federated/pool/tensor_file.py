@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -95,7 +96,8 @@ def _of_torch(file: Path, key: str, model: ClipSpec, expected: str) -> State:
                     f"{key}: {file}: found a TorchScript archive, as OpenAI's, whose weights were trained with QuickGELU; expected "
                     f"a model with it: name: {model.name}-quickgelu, or kwargs: {{quick_gelu: true}}"
                 )
-            return dict(torch.jit.load(file, map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # torch would have no new archives made
+                return dict(torch.jit.load(file, map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
         found = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]

@@ -129,7 +129,7 @@ def tokens_of(spec: ClipSpec, texts: Sequence[str], seen_as: str) -> Tensor:
 def prompts_of(spec: ClipSpec, classes: Sequence[str]) -> Tensor:
     """Prompts (C, templates, length) of classes. Raises ScenarioError where two are the same, as behind a text that is too long."""
     texts = [template.replace("{}", spec.words[name]) for name in classes for template in spec.templates]
-    tokens = tokens_of(spec, texts, "model.words").unflatten(0, (len(classes), len(spec.templates)))
+    tokens = tokens_of(spec, texts, "model.words").reshape(len(classes), len(spec.templates), -1)
     for number, name in enumerate(classes):
         for other in range(number):
             if torch.equal(tokens[number], tokens[other]):
@@ -154,7 +154,9 @@ def head_of(spec: ClipSpec, towers: State, classes: Sequence[str]) -> State:
     text = tower(spec, "text").eval()
     text.load_state_dict(text_state)
     with torch.no_grad():
-        rows = [embedded(text, part).float() for part in tokens.split(16)]  # (C, width): of few classes at a time, for memory
+        rows = [
+            embedded(text, part).float() for part in torch.split(tokens, 16)
+        ]  # (C, width): of few classes at a time, for memory
     return {"head.weight": torch.cat(rows)} | scale
 
 

@@ -44,6 +44,10 @@ class Method(Plugin):
         "none", description="batch: predictions under the batch's own shares of labels, where these pay for their parameters"
     )
 
+    with_theta_0: bool = Field(
+        False, description="theta_0 is one more expert of this row, the last: the zero-shot model, where it knows the classes"
+    )
+
     @property
     def key(self) -> str:
         """The method's name in tables and records: its label, else the name of its file."""

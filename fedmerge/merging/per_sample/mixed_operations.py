@@ -154,7 +154,7 @@ def multi_head_attention(func: Any, args: Any, kwargs: Any) -> Any:
     biases = given["in_proj_bias"].chunk(3) if given["in_proj_bias"] is not None else (None,) * 3
     heads = given["num_heads"]
     q, k, v = (
-        F.linear(side, weight, bias).unflatten(-1, (heads, -1)).transpose(1, 2)
+        F.linear(side, weight, bias).reshape(*side.shape[:2], heads, -1).transpose(1, 2)
         for side, weight, bias in zip(sides, weights, biases, strict=True)
     )
     mask = given.get("attn_mask")
