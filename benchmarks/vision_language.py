@@ -1,4 +1,4 @@
-"""Seconds of a batch for CLIP's ViT-B/16 at 224 px with random weights: T^3_B, one merge, against T^3, one for every image; on a CPU.
+"""Seconds of a batch for CLIP's ViT-B/16 at 224 px with random weights: T^3_B, one merge, against T^3, one for every image.
 
 python benchmarks/vision_language.py [--images 8] [--batches 2] [--name ViT-B-16]. What docs/vision-language.md shows.
 """

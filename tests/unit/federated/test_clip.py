@@ -107,7 +107,7 @@ def test_openai_archives_want_their_activation(tmp_path: Path) -> None:
     x = torch.rand(4, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(ours(x), zero_shot(clip, x), rtol=1e-4, atol=1e-4)
-    with pytest.raises(CheckpointError, match="ViT.pt: found a TorchScript archive.*QuickGELU; expected a model with it: name: "):
+    with pytest.raises(CheckpointError, match=r"ViT.pt: found a TorchScript archive.*QuickGELU; expected a model with it: name: "):
         begun(spec(weights=str(tmp_path / "ViT.pt")))
 
 
@@ -141,17 +141,17 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     file = saved(tmp_path / "w.pt", random_clip(RESNET).state_dict())
     with pytest.raises(CheckpointError, match=r"model.weights: w.pt \(of ViT-B-32\) does not fit the model"):
         begun(spec(weights=file))
-    with pytest.raises(CheckpointError, match="model.weights: .*gone.pt: No such file.*expected weights of ViT-B-32"):
+    with pytest.raises(CheckpointError, match=r"model.weights: .*gone.pt: No such file.*expected weights of ViT-B-32"):
         begun(spec(weights=str(tmp_path / "gone.pt")))
     with pytest.raises(
-        CheckpointError, match="model.weights: found 'laion', no file here; expected a file, or a tag of ViT-B-32: "
+        CheckpointError, match=r"model.weights: found 'laion', no file here; expected a file, or a tag of ViT-B-32: "
     ):
         begun(spec(weights="laion"))
     torch.save(["no", "dictionary"], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="list.pt: found no dictionary of tensors"):
+    with pytest.raises(CheckpointError, match=r"list.pt: found no dictionary of tensors"):
         begun(spec(weights=str(tmp_path / "list.pt")))
     (tmp_path / "cut.pt").write_bytes(Path(file).read_bytes()[:2000])
-    with pytest.raises(CheckpointError, match="cut.pt: found a file of torch that cannot be read"):
+    with pytest.raises(CheckpointError, match=r"cut.pt: found a file of torch that cannot be read"):
         begun(spec(weights=str(tmp_path / "cut.pt")))
 
 
@@ -186,10 +186,10 @@ def test_prompts_that_cannot_be(changes: dict[str, Any], said: str) -> None:
 def test_prompts_that_differ_too_late(tmp_path: Path) -> None:
     long = "a scan " + "of the abdomen " * 8
     model = spec(templates=[long + "{}"])
-    with pytest.raises(ScenarioError, match="found one prompt for 'liver' and 'heart' within 16 tokens"):
+    with pytest.raises(ScenarioError, match=r"found one prompt for 'liver' and 'heart' within 16 tokens"):
         prompts_of(model, ("liver", "heart"))
     few = spec(kwargs=VIT | {"text_cfg": VIT["text_cfg"] | {"vocab_size": 100}})
-    with pytest.raises(ScenarioError, match="text_cfg.vocab_size: found 100; expected more than 49407"):
+    with pytest.raises(ScenarioError, match=r"text_cfg.vocab_size: found 100; expected more than 49407"):
         prompts_of(few, ("liver",))
 
 
@@ -198,7 +198,7 @@ def test_a_model_of_timm_stays_as_it_was() -> None:
     plain = read({"name": "resnet18"})
     assert plain == read({"kind": "timm", "name": "resnet18"})
     assert "kind" not in plain.model_dump()
-    with pytest.raises(ValidationError, match="words: only a model that reads text has them. Say 'kind: clip'"):
+    with pytest.raises(ValidationError, match=r"words: only a model that reads text has them. Say 'kind: clip'"):
         read({"name": "resnet18", "words": WORDS})
     assert isinstance(read(MODEL), ClipSpec) and read(json.loads(read(MODEL).model_dump_json())) == read(MODEL)
 
