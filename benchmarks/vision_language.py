@@ -43,7 +43,9 @@ def main() -> None:
             adapt(batch)
             seconds.append(time.process_time() - began)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{method}: {min(seconds):.2f} CPU seconds for {asked.images} images, the best of {asked.batches} batches; peak {peak:.1f} GiB")
+        print(
+            f"{method}: {min(seconds):.2f} CPU seconds for {asked.images} images, the best of {asked.batches} batches; peak {peak:.1f} GiB"
+        )
 
 
 if __name__ == "__main__":

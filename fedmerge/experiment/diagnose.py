@@ -107,7 +107,7 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
             bars.tick("pairs", done, total, "encoder, head and both")
 
         arrays = {name: tensor.numpy() for name, tensor in base.items()}
-        between = landscapes(task, [contribution(expert, initial) for expert in experts], arrays, images, tick)
+        between = landscapes(task, [contribution(expert) for expert in experts], arrays, images, tick)
     return Weights(drift(bank, relative=False), drift(bank, relative=True), between)
 
 

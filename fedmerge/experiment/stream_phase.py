@@ -79,7 +79,7 @@ def consume(experiment: Experiment, initial: Initial, sent: Sent, options: RunOp
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
     task, scenario = target_task(experiment, initial, sent, options), experiment.scenario
     course = course_of(experiment, task.experts)
-    experts = {expert.site: contribution(expert, initial) for expert in sent.experts}
+    experts = {expert.site: contribution(expert, initial.target_head) for expert in sent.experts}
     first = [experts[name] for name in course[0].experts]
     base = _arrays(initial.weights | initial.target_head)
     with target_of(task, first, base, scenario) as target:
@@ -163,10 +163,10 @@ def _row(model: GlobalModel, initial: Initial) -> Federated:
     return Federated(strategy.key, strategy.paper, strategy.fields(), strategy.remark, theta)
 
 
-def contribution(expert: Expert, initial: Initial) -> Contribution:
-    """An expert as it travels to the target, with the head of the target's own classes where these are others."""
+def contribution(expert: Expert, head: Mapping[str, Any] | None = None) -> Contribution:
+    """An expert as it travels to the target. head: that of the target's own classes, where these are others."""
     statistics = {kind: _arrays(state) for kind, state in expert.statistics.items()}
-    return Contribution(expert.site, _arrays(expert.weights | initial.target_head), expert.n, expert.temperature, statistics)
+    return Contribution(expert.site, _arrays(expert.weights | dict(head or {})), expert.n, expert.temperature, statistics)
 
 
 def _arrays(state: dict[str, Any]) -> dict[str, Any]:
