@@ -1,6 +1,6 @@
 """CPU seconds of a batch for CLIP's ViT-B/16 at 224 px with random weights: T^3_B, one merge, against T^3, one for every image.
 
-python benchmarks/vision_language.py [--images 4] [--batches 2] [--name ViT-B-16] [--methods t3]. What docs/vision-language.md shows.
+python benchmarks/vision_language.py [--images 4] [--batches 2] [--name ViT-B-16] [--methods t3].
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ def main() -> None:
             adapt(batch)
             seconds.append(time.process_time() - began)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(
-            f"{method}: {min(seconds):.2f} CPU seconds for {asked.images} images, the best of {asked.batches} batches; peak {peak:.1f} GiB"
-        )
+        said = f"{min(seconds):.2f} CPU seconds for {asked.images} images, the best of {asked.batches} batches"
+        print(f"{method}: {said}; peak {peak:.1f} GiB")
 
 
 if __name__ == "__main__":
