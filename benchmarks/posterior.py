@@ -1,18 +1,19 @@
 """Does `posterior` need to know which kind of hospital it stands in? Regret to the best method of every block, over seeds.
 
     python benchmarks/posterior.py --out runs/posterior --set development --jobs 2
-    python benchmarks/posterior.py --out runs/posterior --set development --table docs/posterior-development.md
+    python benchmarks/posterior.py --out runs/posterior --set development --table runs/posterior/tables.md
 
-The development set is the phantom, seeds from 100 on: sites that differ in nothing, scanners, planes or both, and one hijacked
-federation, on streams of every kind. The test set is the scenario organs as it is shipped, seeds 0 to 9. A block is a federation's
-kind and a stream; regret is the best ranked row of the block less a row, in points, each the mean over seeds. Started again, it
-goes on where it stopped. Rows named `+labels` are under the label prior of their batches, and are ranked among themselves.
+The development set is the phantom, seeds from 100 on, in the federations of `WORLDS`, on the streams of `STREAMS`. The test set is
+the scenarios of `REAL` as they are shipped, seeds from 0 on. A block is a federation's kind and a stream; regret is the best ranked
+row of the block less a row, in points, each the mean over seeds. Started again, it goes on where it stopped. Rows named `+labels`
+are under the label prior of their batches, and are ranked among themselves.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,24 +21,23 @@ import numpy as np
 import typer
 import yaml
 from many_streams import Streams, schedule_of
-from regimes import DIFFERENCES, federation
+from regimes import DIFFERENCES, SITES, federation
 
+from fedmerge.data.datasets.organ_phantom import ORGANS
 from fedmerge.experiment.experiment import Overrides, load_experiment
 from fedmerge.report.terminal import Terminal
 from fedmerge.system.process import owners
 
 ROOT = Path(__file__).resolve().parents[1]
 TARGET_IMAGES = 600
-HIJACKED = {"scale_head": {"factor": 20}}
 STREAMS: dict[str, dict[str, Any]] = {
     "i.i.d.": {"kind": "iid"},
     "Dirichlet 0.01": {"kind": "dirichlet_batch", "delta": 0.01},
-    "Dirichlet 0.1": {"kind": "dirichlet_batch", "delta": 0.1},
     "Dirichlet 1": {"kind": "dirichlet_batch", "delta": 1.0},
     "sorted by class": {"kind": "temporal", "order": "sorted"},
+    "recurring": {"kind": "mixture_drift", "drift": "recurring"},
     "domain after domain": {"kind": "domain_seq", "within": {"kind": "iid"}},
     "smooth drift": {"kind": "mixture_drift", "drift": "smooth"},
-    "abrupt drift": {"kind": "mixture_drift", "drift": "abrupt"},
     "single images": {"kind": "iid", "batch_size": 1},
 }
 PLAIN = ("mean", "ensemble", "dcs", "model_stock", "wise_ft", "ties", "eam")
@@ -46,11 +46,9 @@ METHODS: list[Any] = [
     "expert",
     *({name: {"label_prior": "batch", "label": f"{name}+labels"}} for name in PLAIN),
     "posterior",
-    {"posterior": {"shrink": "half", "label": "posterior-half"}},
-    {"posterior": {"shrink": "none", "label": "posterior-unshrunk"}},
-    {"posterior": {"shrink": "none", "granularity": "batch", "label": "posterior-unshrunk-batch"}},
+    {"posterior": {"granularity": "batch", "label": "posterior-batch"}},
     {"posterior": {"label_prior": "batch", "label": "posterior+labels"}},
-    {"posterior": {"label_prior": "batch", "shrink": "none", "label": "posterior-unshrunk+labels"}},
+    {"posterior": {"label_prior": "batch", "granularity": "batch", "label": "posterior-batch+labels"}},
 ]
 ABLATIONS: list[Any] = [
     *(
@@ -58,6 +56,7 @@ ABLATIONS: list[Any] = [
         for MEMBERS in (("ensemble", "mean", "wise_ft", "model_stock"),)
         for left_out in MEMBERS
     ),
+    *({"posterior": {"label": f"shrink-{shrink}", "shrink": shrink}} for shrink in ("none", "half")),
     {"posterior": {"label": "agreement", "evidence": "agreement"}},
     *({"posterior": {"label": f"beta-{beta}", "beta": beta}} for beta in (0.5, 2, 4)),
     {"posterior": {"label": "head-beta-4", "head_beta": 4}},
@@ -67,20 +66,80 @@ ABLATIONS: list[Any] = [
 ]
 
 
-def scenario_of(folder: Path, kind: str) -> Path:
-    """The file of a federation of this kind; `organs` is the one that is shipped."""
-    if kind == "organs":
-        return ROOT / "scenarios" / "organs.yaml"
-    hijacked = kind.startswith("hijacked")
-    file = federation(folder, ("scanner", "plane") if hijacked else DIFFERENCES[kind])
-    target = folder / "sites" / "mercy.yaml"
-    content = yaml.safe_load(target.read_text(encoding="utf-8"))
-    content["source"]["images"] = TARGET_IMAGES
-    target.write_text(yaml.safe_dump(content), encoding="utf-8")
-    if hijacked:
-        site = folder / "sites" / "axial.yaml"
-        site.write_text(yaml.safe_dump({**yaml.safe_load(site.read_text()), "attack": HIJACKED}), encoding="utf-8")
-    return file
+@dataclass(frozen=True)
+class World:
+    """A federation of the development set. differs: what sites differ in, by name; sites: how many, with planes and scanners drawn
+    where they are not three. skew: Dirichlet concentration of every hospital's shares of classes, the target's too. hijacked: the
+    hospital `axial` multiplies its head by 20. epochs: of the proxy that makes theta_0.
+    """
+
+    differs: tuple[str, ...] = ("scanner", "plane")
+    sites: int = 3
+    skew: float | None = None
+    hijacked: bool = False
+    epochs: int = 8
+
+    def write(self, folder: Path, seed: int) -> Path:
+        """Its files, as this seed draws them; returns the scenario's."""
+        file = federation(folder, self.differs)
+        rng = np.random.default_rng([seed, self.sites])
+        target = _read(folder / "sites" / "mercy.yaml")
+        target["source"]["images"] = TARGET_IMAGES
+        scenario = _read(file)
+        scenario["initialization"]["epochs"] = self.epochs
+        if self.sites != len(SITES):
+            scenario["sites"] = [f"drawn_{number}" for number in range(self.sites)]
+            for name in scenario["sites"]:
+                site = _drawn(_read(folder / "sites" / "axial.yaml"), rng) | {"name": name}
+                _write(folder / "sites" / f"{name}.yaml", site)
+        for name in scenario["sites"]:
+            site = _read(folder / "sites" / f"{name}.yaml")
+            _write(folder / "sites" / f"{name}.yaml", self._skewed(site, rng))
+        if self.hijacked:
+            site = _read(folder / "sites" / "axial.yaml")
+            _write(folder / "sites" / "axial.yaml", {**site, "attack": {"scale_head": {"factor": 20}}})
+        _write(folder / "sites" / "mercy.yaml", self._skewed(target, rng))
+        _write(file, scenario)
+        return file
+
+    def _skewed(self, site: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        if self.skew is not None:
+            shares = 10 * rng.dirichlet([self.skew] * len(ORGANS)) + 0.01
+            site["source"]["priors"] = {organ: round(float(share), 4) for organ, share in zip(ORGANS, shares, strict=True)}
+        return site
+
+
+def _drawn(site: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """A hospital with one plane or two, and a scanner of its own."""
+    low, noise = int(rng.integers(20, 70)), round(float(rng.uniform(0.03, 0.1)), 3)
+    blur, gamma = round(float(rng.uniform(0, 0.9)), 2), round(float(rng.uniform(0.8, 1.2)), 2)
+    site["source"]["planes"] = sorted(rng.choice(SITES, int(rng.integers(1, 3)), replace=False).tolist())
+    return site | {"scanner": {"window": [low, int(rng.integers(320, 520))], "noise": noise, "blur": blur, "gamma": gamma}}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+WORLDS = {
+    **{name: World(differs) for name, differs in DIFFERENCES.items()},
+    "hijacked": World(hijacked=True),
+    "skewed priors": World(skew=0.3),
+    "poor theta_0": World(epochs=1),
+    "2 sites": World(sites=2),
+    "5 sites": World(sites=5),
+    "8 sites": World(sites=8),
+}
+REAL = ("organs", "wbc", "brain-mri")
+
+
+def scenario_of(folder: Path, kind: str, seed: int) -> Path:
+    """The file of a federation of this kind."""
+    return ROOT / "scenarios" / f"{kind}.yaml" if kind in REAL else WORLDS[kind].write(folder, seed)
 
 
 def measure(out: Path, kind: str, seed: int, ablations: bool) -> None:
@@ -91,7 +150,7 @@ def measure(out: Path, kind: str, seed: int, ablations: bool) -> None:
         return
     methods = yaml.safe_dump([*METHODS, *(ABLATIONS if ablations else [])])
     settings = (("methods", yaml.safe_load(methods)), ("defenses", []), ("limits", {"growth": 1000}))
-    plan = load_experiment(scenario_of(place / "world", kind), Overrides(seed=seed, settings=settings))
+    plan = load_experiment(scenario_of(place / f"world{seed}", kind, seed), Overrides(seed=seed, settings=settings))
     streams = Streams(plan, out / "pool", place / f"seed{seed}")
     rows = {name: streams.accuracies(schedule_of({"batch_size": 32, **spec})) for name, spec in STREAMS.items()}
     done.write_text(json.dumps(rows, indent=2), encoding="utf-8")
@@ -155,7 +214,7 @@ def main(
 ) -> None:
     """Measure what is not there yet, and print the regrets."""
     terminal = Terminal()
-    kinds = [*DIFFERENCES, "hijacked"] if which == "development" else ["organs"]
+    kinds = [*WORLDS] if which == "development" else [*REAL]
     first = 100 if which == "development" else 0
     if table is None:
         with owners(jobs) as processes:

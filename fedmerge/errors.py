@@ -23,11 +23,15 @@ from dataclasses import dataclass
 
 EXTRAS = {
     "vlm": ["open_clip", "transformers"],
+    "datasets": ["medmnist", "xlrd"],
     "report": ["jinja2", "markupsafe", "matplotlib", "sklearn", "torchmetrics"],
     "simulation": [
         *("PIL", "cryptography", "filelock", "flwr", "platformdirs", "ray", "rich", "ruamel", "scipy"),
         *("timm", "torchvision", "typer", "yaml"),
     ],
+    "tables": ["pandas", "pyarrow"],
+    "dicom": ["pydicom"],
+    "nifti": ["nibabel"],
 }
 """Packages, as they are imported, that `pip install fedmerge` does not bring, and the extra that does."""
 
@@ -86,7 +90,11 @@ class DataError(UserError):
 
 
 class CheckpointError(UserError):
-    """Weights that do not fit the model they are meant for."""
+    """Weights that do not fit the model they are meant for. told: as of DataError."""
+
+    def __init__(self, text: str, told: str = "") -> None:
+        super().__init__(text)
+        self.told = told
 
 
 class PerSampleRefused(CheckpointError):
@@ -116,7 +124,9 @@ def extras_named() -> Iterator[None]:
         if extra is None:
             raise
         text = f"the package '{package}' is not installed; install it with: pip install 'fedmerge[{extra}]'"
-        raise MissingExtra(text, name=package) from error
+        missing = MissingExtra(text, name=package)
+        missing.told = text
+        raise missing from error
 
 
 class SiteError(UserError):

@@ -127,6 +127,8 @@ def sizes_of(model: torch.nn.Module, experts: int) -> Sizes:
 class Holding:
     """A target's images, and its experts as far as they have come; `bank` when all have. known: the images, if they are loaded.
 
+    base: theta_0; empty where nobody knows it.
+
     shards: who has the experts' parameters; what comes here then is only what they have beside them.
     Raises ScenarioError if the limit is too small, FolderError if the disk is, and CheckpointError for an expert that does not fit.
     """
@@ -147,7 +149,7 @@ class Holding:
         self.budget = Budget.of(task, self.experts, self.images.pixels.nbytes, model)
         self.budget.check()
         self.device = "cuda" if torch.cuda.is_available() and not self.budget.on_disk and task.gpus != 0 else "cpu"
-        count = self.budget.anchors + (0 if self.shards else self.experts)
+        count = self.budget.anchors - (not self.base) + (0 if self.shards else self.experts)
         self._shelf = Shelf(model, count, device=self.device, mapped=self._mapped(count) if self.budget.on_disk else None)
 
     @staticmethod
@@ -174,7 +176,7 @@ class Holding:
     def bank(self) -> Bank:
         """The bank of all experts, with theta_0 and the generalist if there is one."""
         task, came = self.task, self.came
-        anchors = {"theta_0": self.base} | ({"generalist": task.generalist} if task.generalist else {})
+        anchors = ({"theta_0": self.base} if self.base else {}) | ({"generalist": task.generalist} if task.generalist else {})
         for name, state in anchors.items():
             self._shelf.add(name, tensors(state))
         bank = self._bank([expert.site for expert in came], list(anchors))

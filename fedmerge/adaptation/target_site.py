@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fedmerge.adaptation.expert_loader import Holding
 from fedmerge.adaptation.tasks import Arrays, Contribution, Description, Federated, TargetTask, tensors
 from fedmerge.data.corrupted_images import Gallery
-from fedmerge.data.images import to_batch
+from fedmerge.data.images import numbered, to_batch
 from fedmerge.federated.model import build, normalization
 from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import Adaptive, Method
@@ -135,8 +135,12 @@ class TargetSite:
         return {"taken": self.per_sample.taken, "refusal": self.per_sample.refusal}
 
     def answers(self) -> Answers:
-        """Labels and domains of the whole stream, for the report."""
-        return self.stream.answers()
+        """Labels, domains and patients of the whole stream, for the report."""
+        answers = self.stream.answers()
+        if not self.task.site.source.knows_patients:
+            return answers
+        places = [batch % len(self.images) for batch in self.stream.batches]  # an image under several conditions
+        return replace(answers, patients=numbered([self.images.groups[place] for place in places]))
 
     def snapshot(self) -> dict[str, Any]:
         """The position, the experts, every method's state as numpy arrays, and how rows of coefficients are merged."""

@@ -41,17 +41,17 @@ def plan(
     scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
     seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario; may be repeated")] = None,
-    target: Annotated[str | None, typer.Option(help="another target")] = None,
+    target: Annotated[str | None, typer.Option(help="another target; 'each': every domain in turn")] = None,
     pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
 ) -> None:
     """Show what SCENARIO will do, before anything is trained: sites, stream, what is in the pool, time and memory."""
-    from fedmerge.cli.show_plan import show_preview
-    from fedmerge.experiment.dry_run import preview
-    from fedmerge.experiment.experiment import Overrides, load_experiment
+    from fedmerge.cli.show_plan import show_previews
+    from fedmerge.experiment.dry_run import previews
+    from fedmerge.experiment.experiment import Overrides, load_each
     from fedmerge.experiment.overrides import single
 
     changes = Overrides(seed=seed, settings=tuple(single(text) for text in setting or ()), target=target)
-    show_preview(preview(load_experiment(scenario, changes), pool, cores()))
+    show_previews(previews(load_each(scenario, changes), pool, cores()))
 
 
 @app.command()
@@ -62,7 +62,7 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE,VALUE,... of the scenario, e.g. methods.eam.gamma=1,10; repeatable")
     ] = None,
-    targets: Annotated[str, typer.Option(help="'each' site in turn, left out of training, or names separated by commas")] = "",
+    targets: Annotated[str, typer.Option(help="'each' domain in turn, left out of training, or names separated by commas")] = "",
     methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
     out: Annotated[Path | None, typer.Option(help="folder of the sweep", show_default="runs/<scenario>-sweep")] = None,
     pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path("pool"),
@@ -97,6 +97,23 @@ def diagnose(
     from fedmerge.experiment.diagnose import diagnose_run as look
 
     look(run, None if predictions_only else pool, images, quiet)
+
+
+@app.command("inspect")
+@guarded
+def inspect_file(
+    file: Annotated[Path, typer.Argument(help="weights: safetensors, or .pth of PyTorch")],
+    model: Annotated[str | None, typer.Option(help="timm's name of the model that it may be of")] = None,
+    scenario: Annotated[Path | None, typer.Option(help="a scenario that it may be an expert for")] = None,
+) -> None:
+    """Say what FILE is: format, tensors, head, and whether it fits a model or a scenario. It runs no code of the file.
+
+    Exit status 0 if it holds weights, and fits what is named; otherwise 2.
+    """
+    from fedmerge.cli.weights_file import told_of
+
+    for line in told_of(file, model, scenario):
+        typer.echo(line)
 
 
 @app.command()
@@ -180,3 +197,20 @@ def methods(
         typer.echo(describe(name))
     else:
         method_table()
+
+
+@app.command()
+@guarded
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="one of them, with all that is known of it; a table if left out")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="all of them as docs/data-sets.md has them")] = False,
+) -> None:
+    """Print the public data sets that can be read by name: where to get them, their layout, classes, parts and licence."""
+    from fedmerge.cli.datasets import dataset_page, dataset_table, describe_dataset
+
+    if markdown:
+        typer.echo(dataset_page(), nl=False)
+    elif name:
+        typer.echo(describe_dataset(name))
+    else:
+        dataset_table()

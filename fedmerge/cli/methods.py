@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedmerge.merging.methods._base import METHODS, Adaptive, Method, Online, Output, Static
+from fedmerge.registry import Plugin
 
 KINDS: dict[type[Method], str] = {Static: "once", Adaptive: "per batch", Online: "online", Output: "predictions"}
 """What is merged, and when."""
@@ -46,12 +47,17 @@ def row(name: str) -> tuple[str, ...]:
 def describe(name: str) -> str:
     """A method's paper, its docstring with formula, and its fields. Raises ScenarioError for an unknown name."""
     kind = METHODS.load(name)
-    fields = [
-        f"  {field}: {_shown(info.annotation)} = {info.default!r}  {info.description or ''}".rstrip()
-        for field, info in kind.model_fields.items()
-    ]
     first = inspect.getdoc(inspect.getmodule(kind)) or ""
-    return "\n".join([f"{name}: {first}", kind.paper, "", inspect.getdoc(kind) or "", "", "Fields:", *fields])
+    return "\n".join([f"{name}: {first}", kind.paper, "", inspect.getdoc(kind) or "", "", "Fields:", *fields_of(kind)])
+
+
+def fields_of(kind: type[Plugin]) -> list[str]:
+    """A line for each key of a plug-in: what it takes, its default, and what it is for."""
+    lines = []
+    for field, info in kind.model_fields.items():
+        default = "" if info.is_required() else f" = {info.default!r}"
+        lines.append(f"  {field}: {_shown(info.annotation)}{default}  {info.description or ''}".rstrip())
+    return lines
 
 
 def _shown(annotation: object) -> str:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from fedmerge.experiment.dry_run import Preview
+from collections.abc import Sequence
+
+from fedmerge.experiment.dry_run import Cost, Preview
 from fedmerge.report.terminal import console, duration, histogram, site_table, stripes
 
 IN_POOL = {True: "in the pool", False: "trains", None: "known when theta_0 is there"}
+
+
+def show_previews(found: Sequence[Preview]) -> None:
+    """Print a plan; where a scenario leaves out one domain after the other, that of each, and what all take together."""
+    for number, one in enumerate(found):
+        if len(found) > 1:
+            console().print(f"\ntarget {number + 1} of {len(found)}: {one.experiment.target.name}", markup=False)
+        show_preview(one)
+    if len(found) > 1:
+        sites = {site: there for one in found for site, there in one.trained.items()}
+        count, pooled = len(found[0].sites), sum(there is True for there in sites.values())
+        experts = f"{len(found)} runs of {count} experts each, of {len(sites)} that are trained once and shared"
+        console().print(f"\n{experts} ({pooled} are in the pool)", markup=False)
+        console().print(f"estimate for all: {_told(Cost.of_all([one.cost for one in found]))}", markup=False)
 
 
 def show_preview(found: Preview) -> None:
@@ -30,7 +46,7 @@ def show_preview(found: Preview) -> None:
                 "validation": str(one.validation) if trains else "",
                 "labels": histogram(one.per_class),
                 "domains": ", ".join(f"{name} {count}" for name, count in one.per_domain.items() if count),
-                "expert": IN_POOL[found.trained[one.site]] if trains else "never trains",
+                "expert": _expert(found, one.site) if trains else "never trains",
             }
         )
     out.print(site_table(rows))
@@ -51,6 +67,15 @@ def show_preview(found: Preview) -> None:
         count = f"{strategy.rounds} round{'s' if strategy.rounds > 1 else ''}"
         steps = f"{strategy.steps:.0f} local steps a hospital in all"
         out.print(f"federated: {strategy.key}, {count}, {steps}: {strategy.words}", markup=False)
+    out.print(f"estimate for this machine: {_told(cost)}", markup=False)
+
+
+def _expert(found: Preview, name: str) -> str:
+    there = found.trained[name]
+    brings = any(site.expert for site in found.experiment.sites if site.name == name)
+    return "brings it" if brings and not there else IN_POOL[there]
+
+
+def _told(cost: Cost) -> str:
     training = f"training about {duration(cost.training_s)}" if cost.training_s else "nobody trains"
-    gib = cost.peak_bytes / 2**30
-    out.print(f"estimate for this machine: {training}, stream about {duration(cost.stream_s)}, {gib:.1f} GiB at the peak")
+    return f"{training}, stream about {duration(cost.stream_s)}, {cost.peak_bytes / 2**30:.1f} GiB at the peak"

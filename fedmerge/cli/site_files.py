@@ -20,7 +20,7 @@ from ruamel.yaml.util import load_yaml_guess_indent
 
 from fedmerge.errors import FolderError, Problem, ScenarioError
 from fedmerge.federated.security.signing import key_file, make
-from fedmerge.federated.site import Site
+from fedmerge.federated.site import OwnExpert, Site
 from fedmerge.system.files import atomic
 from fedmerge.system.yaml_loader import lined, read_as
 
@@ -100,6 +100,13 @@ def _move_comments(mapping: Any) -> None:
         del mapping.ca.items["name"]
 
 
+def _known_file(file: Path, expert: OwnExpert) -> str:
+    if not (digest := expert.digest):
+        wrong = Problem(str(file), "expert.checkpoint", f"'{expert.checkpoint}'", "a file that can be read")
+        raise ScenarioError(lined([wrong], file))
+    return digest
+
+
 def site_outline(file: Path, seed: int) -> str:
     """The site of `file` as YAML, its source replaced by what may be known of it. seed: the scenario's.
 
@@ -116,7 +123,12 @@ def site_outline(file: Path, seed: int) -> str:
         "sha256": site.source.identity(site.name, seed),
         "flips": site.source.flips,
     }
-    written = site.model_dump(mode="json", exclude_defaults=True, exclude={"source", "attack", "shifts"})
+    if getattr(site.source, "patient_key", None) and (told := site.source.pseudonyms()):
+        known |= {"patient_key": told.secret, "patients": sorted(told.patients)}
+    written = site.model_dump(mode="json", exclude_defaults=True, exclude={"source", "attack", "shifts", "expert"})
+    if site.expert:
+        classes = {"classes": list(site.expert.classes)} if site.expert.classes else {}
+        written["expert"] = {"sha256": _known_file(file, site.expert), **classes}
     whole = site.model_dump(mode="json", include={"attack", "shifts"})
     written |= {name: value for name, value in whole.items() if value}
     first = f"# What a coordinator may know of '{site.name}' at seed {seed}; made by `fedmerge outline`, at the hospital.\n"

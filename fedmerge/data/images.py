@@ -57,6 +57,13 @@ class Images:
         return replace(self.subset(kept), labels=place[self.labels[kept]], classes=tuple(classes))
 
 
+def numbered(groups: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """Groups of several batches, (n_t,) each, as numbers from 0 in the order in which they first appear."""
+    _, first, member = np.unique(np.concatenate(groups), return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    return np.split(rank[member].astype(np.int64), np.cumsum([len(batch) for batch in groups])[:-1])
+
+
 def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(N, H, W, C) uint8 to a normalized (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel."""
     x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 255

@@ -83,7 +83,8 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
     base = kept_theta_0(manifest.get("initial_sha256", ""), pool)
     if base is None:
         raise _missing(run, pool, "theta_0")
-    initial = Initial(base, manifest["initial_sha256"], scenario.initialization.head_init, "")
+    head_init = scenario.initialization.head_init if scenario.initialization else "shared_random"
+    initial = Initial(base, manifest["initial_sha256"], head_init, "")
     target = experiment.target
     seen = manifest.get("inputs", {}).get(f"site {target.name}")
     if seen and seen != target.source.identity(target.name, scenario.seed):

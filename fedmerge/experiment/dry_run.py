@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -55,11 +55,34 @@ class Mix:
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimates for this machine: seconds of training (all that must, and all rounds) and of the stream, and bytes at the peak."""
+    """Estimates for this machine: seconds of theta_0, of sites that must train, of rounds and of the stream, and bytes at the peak.
 
-    training_s: float
+    at_once: how many sites train side by side.
+    """
+
+    first_s: float
+    sites_s: dict[str, float]
+    rounds_s: float
     stream_s: float
     peak_bytes: float
+    at_once: int
+
+    @property
+    def training_s(self) -> float:
+        """All that must be trained."""
+        return self.first_s + abreast([*self.sites_s.values()], self.at_once) + self.rounds_s
+
+    @staticmethod
+    def of_all(costs: Sequence[Cost]) -> Cost:
+        """Of runs one after the other with one pool: every site trains once."""
+        own = {site: seconds for one in costs for site, seconds in one.sites_s.items()}
+        rounds, streams = sum(one.rounds_s for one in costs), sum(one.stream_s for one in costs)
+        return Cost(costs[0].first_s, own, rounds, streams, max(one.peak_bytes for one in costs), costs[0].at_once)
+
+
+def abreast(seconds: Sequence[float], at_once: int) -> float:
+    """How long it takes to do these, so many at a time."""
+    return max([sum(seconds) / at_once, *seconds], default=0.0)
 
 
 @dataclass(frozen=True)
@@ -81,24 +104,44 @@ def preview(experiment: Experiment, pool: Path, cores: int) -> Preview:
 
     Raises DataError if images cannot be used, and ScenarioError if an event comes after the end of the stream.
     """
-    scenario, everyone = experiment.scenario, [*experiment.sites, experiment.target]
-    geometry = scenario.model.geometry
+    return previews([experiment], pool, cores)[0]
+
+
+def previews(experiments: Sequence[Experiment], pool: Path, cores: int) -> list[Preview]:
+    """The same for several experiments of one scenario: the images of a site are counted once. Raises as `preview`."""
+    trains = {site.name for one in experiments for site in one.sites}
+    everyone = {(site.name, one.classes): site for one in experiments for site in one.sites}
+    everyone |= {(one.target.name, one.target_classes): one.target for one in experiments}
+    geometry, seed = experiments[0].scenario.model.geometry, experiments[0].scenario.seed
     with owners(min(cores, len(everyone)), tasks_each=1) as workers:
-        mixed = workers.submit(mix_of, experiment)
-        counted = [workers.submit(census, site, geometry, scenario.seed, True, experiment.classes) for site in experiment.sites]
-        counted += [workers.submit(census, experiment.target, geometry, scenario.seed, False, experiment.target_classes)]
-        found = [one.result() for one in counted]
-        mix = mixed.result()
+        mixed = [workers.submit(mix_of, one) for one in experiments]
+        counted = {
+            (name, classes): workers.submit(census, site, geometry, seed, name in trains, classes)
+            for (name, classes), site in everyone.items()
+        }
+        found = {key: one.result() for key, one in counted.items()}
+        mixes = [one.result() for one in mixed]
+    return [_preview(one, pool, cores, found, mix) for one, mix in zip(experiments, mixes, strict=True)]
+
+
+def _preview(
+    experiment: Experiment, pool: Path, cores: int, counted: dict[tuple[str, tuple[str, ...]], Census], mix: Mix
+) -> Preview:
+    scenario = experiment.scenario
     if late := past_end(scenario.events, len(mix.classes), f"scenario '{scenario.name}'"):
         raise ScenarioError(late)
+    found = tuple(counted[site.name, experiment.classes] for site in experiment.sites)
+    streamed = counted[experiment.target.name, experiment.target_classes]
+    target = replace(streamed, train=0, validation=0)
     initial = known_start(experiment, pool)
     trained = in_pool(experiment, pool, initial)
-    rounds = ahead(experiment, pool, initial, found[:-1])
+    rounds = ahead(experiment, pool, initial, found)
     model = build(scenario.model, len(experiment.classes), seed=scenario.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    left = [one for one in found[:-1] if not trained[one.site]]
-    cost = estimate(experiment, model, found[:-1], Left(proxy_steps(experiment, pool), left, rounds), mix, cores)
-    return Preview(experiment, tuple(found[:-1]), found[-1], trained, mix, parameters, cost, rounds)
+    bring = {site.name for site in experiment.sites if site.expert}
+    left = [one for one in found if not trained[one.site] and one.site not in bring]
+    cost = estimate(experiment, model, found, Left(proxy_steps(experiment, pool), left, rounds), mix, cores)
+    return Preview(experiment, found, target, trained, mix, parameters, cost, rounds)
 
 
 def mix_of(experiment: Experiment) -> Mix:
@@ -114,7 +157,8 @@ def mix_of(experiment: Experiment) -> Mix:
 
 def known_start(experiment: Experiment, pool: Path) -> Initial | None:
     """theta_0, unless it has to be trained first."""
-    if experiment.scenario.initialization.head_init == "fed_lp" or proxy_steps(experiment, pool):
+    start = experiment.scenario.initialization
+    if (start and start.head_init == "fed_lp") or proxy_steps(experiment, pool):
         return None
     return make_theta_0(experiment, RunOptions(out=pool, pool=pool), Terminal(quiet=True))
 
@@ -154,22 +198,20 @@ def estimate(experiment: Experiment, model: torch.nn.Module, sites: Sequence[Cen
     forward = _seconds(model, min(32, int(mix.samples / len(mix.classes)) or 1), (channels, size, size), backward=False)
     at_once = max(1, cores // training.threads)
 
-    def side_by_side(seconds: Sequence[float]) -> float:
-        return max([sum(seconds) / at_once, *seconds], default=0.0)
-
     validation = {site.site: forward * site.validation / 32 for site in sites}
-    own = [
-        training.runs * (steps_of(training, site.train)[1] * step + training.evaluations * validation[site.site])
+    own = {
+        site.site: training.runs * (steps_of(training, site.train)[1] * step + training.evaluations * validation[site.site])
         for site in left.sites
-    ]
-    trains = left.first_steps * step + side_by_side(own)
-    for one in left.rounds:
-        trains += side_by_side([steps * step + one.asked * validation[site] for site, steps in one.left.items()])
+    }
+    rounds = sum(
+        abreast([steps * step + one.asked * validation[site] for site, steps in one.left.items()], at_once) for one in left.rounds
+    )
     forwards = (len(experiment.sites) * 3 + len(scenario.methods) + len(scenario.federated)) * len(mix.classes)
     rows = (len(experiment.sites) + 2 + len(scenario.federated)) * sum(parameter.numel() for parameter in model.parameters()) * 4
     pixels = mix.samples * size * size * channels
     busy = max([1, len(left.sites), *(len(one.left) for one in left.rounds if one.asked)])
-    return Cost(trains, forwards * forward, rows * 2 + pixels + WORKER_BYTES * (4 + min(at_once, busy)))
+    peak = rows * 2 + pixels + WORKER_BYTES * (4 + min(at_once, busy))
+    return Cost(left.first_steps * step, own, rounds, forwards * forward, peak, at_once)
 
 
 def _seconds(model: torch.nn.Module, batch: int, image: tuple[int, ...], backward: bool = True) -> float:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedmerge.data.corruptions._base import mismatched
 from fedmerge.errors import Problem, ScenarioError
+from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, target_named
 from fedmerge.experiment.overrides import Overrides as Overrides
-from fedmerge.experiment.overrides import overridden
-from fedmerge.experiment.scenario import Scenario
+from fedmerge.experiment.scenario import Scenario, filled
 from fedmerge.experiment.validation import (
     agreement_problems,
+    biasless,
+    brought_by,
     class_problems,
     copied,
     event_problems,
@@ -23,12 +25,18 @@ from fedmerge.experiment.validation import (
     method_problems,
     name_problems,
     of_one_name,
+    of_two_sites,
     once,
+    one_of_each,
     placed,
+    prior_problems,
     public_problems,
     shown_otherwise,
+    start_nowhere,
     unfit,
     unprotected,
+    untrained,
+    without_theta_0,
 )
 from fedmerge.federated.model import try_out
 from fedmerge.federated.server.initialization import PUBLIC
@@ -57,6 +65,7 @@ class Experiment:
     """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join.
 
     classes: those that hospitals train on. target_classes: the target's, which only differ where a model reads prompts.
+    in_turn: the target is one of several that the scenario leaves out in turn. filled: keys whose values its protocol gives.
     """
 
     scenario: Scenario
@@ -64,6 +73,8 @@ class Experiment:
     target: Site
     classes: tuple[str, ...]
     target_classes: tuple[str, ...]
+    in_turn: bool = False
+    filled: tuple[str, ...] = ()
 
     @property
     def founders(self) -> tuple[str, ...]:
@@ -73,27 +84,37 @@ class Experiment:
     @property
     def run_dir(self) -> Path:
         """Where its run is kept, unless somebody says otherwise."""
-        return Path("runs") / f"{self.scenario.name}-{self.scenario.seed}"
+        names = [self.scenario.name, *([self.target.name] if self.in_turn else []), str(self.scenario.seed)]
+        return Path("runs") / "-".join(names)
 
     def remarks(self) -> list[str]:
         """What is left out of the images, by site, what differs between sites, and classes that nobody shows, as seen from here."""
         everyone = [*self.sites, self.target]
-        said = try_out(self.scenario.model, len(self.classes))
+        said = (
+            [f"protocol '{self.scenario.protocol}' gives: {', '.join(self.filled)}"]
+            if self.scenario.protocol and self.filled
+            else []
+        )
+        said += try_out(self.scenario.model, len(self.classes))
+        for name, done in brought_by(self.scenario, self.sites, self.classes).items():
+            said.append(f"site '{name}' brings its expert, and trains none: {'; '.join(done) or 'taken as it is'}")
         said += [f"site '{site.name}': {remark}" for site in everyone for remark in site.source.remarks()]
         shown = [site.source.shown() for site in everyone]
         nobody = [name for name in self.classes if all(those is not None and name not in those for those in shown)]
         said += shown_otherwise(everyone) + copied(everyone, self.scenario.events)
+        said += of_two_sites(everyone, self.target.name, self.scenario.events)
         return said + ([f"classes that no site has an image of: {', '.join(nobody)}"] if nobody else [])
 
     def resolved(self) -> dict[str, Any]:
         """All that was asked for, with every default written out. joining: sites that only events name, if there are any."""
-        sites = [site.model_dump(mode="json") for site in self.sites]
+        sites = [_written(site) for site in self.sites]
+        scenario = self.scenario.model_dump(mode="json")
         founders, joining = sites[: len(self.scenario.sites)], sites[len(self.scenario.sites) :]
         return {
-            **self.scenario.model_dump(mode="json"),
+            **{key: value for key, value in scenario.items() if key != "protocol" or value},
             "sites": founders,
             **({"joining": joining} if joining else {}),
-            "target": {**self.target.model_dump(mode="json"), **self.scenario.target.limits, **self._other_classes()},
+            "target": {**_written(self.target), **self.scenario.target.limits, **self._other_classes()},
         }
 
     def _other_classes(self) -> dict[str, Any]:
@@ -108,6 +129,7 @@ class Experiment:
         found |= {key: source.identity(PUBLIC, scenario.seed) for key, source in public.items() if source}
         files = {"initialization": getattr(start, "path", None), "generalist": scenario.generalist}
         files["model"] = getattr(scenario.model, "weights", None)
+        found |= {f"expert of {site.name}": site.expert.digest for site in self.sites if site.expert}
         return found | {
             key: digest
             for key, path in files.items()
@@ -118,6 +140,11 @@ class Experiment:
         """Digest of the resolved scenario, without what does not change a result."""
         determined = {key: value for key, value in self.resolved().items() if key not in WITHOUT_EFFECT}
         return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
+
+
+def _written(site: Site) -> dict[str, Any]:
+    """A site's keys; of what was not there once, only what is given, so that runs of older versions stay the same."""
+    return {key: value for key, value in site.model_dump(mode="json").items() if key != "expert" or value}
 
 
 def load_experiment(path: Path, overrides: Overrides | None = None, at_target: bool = True) -> Experiment:
@@ -132,7 +159,19 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
         return bool(value_at(given, key) == value_at(content, key))
 
     with lines_named(path, same):
-        return _checked(content, path, at_target)
+        names = filled(content)[1] + (["methods"] if "methods" not in given and not (overrides and overrides.methods) else [])
+        return replace(_checked(content, path, at_target), in_turn=target_named(given) == EACH, filled=tuple(names))
+
+
+def load_each(path: Path, overrides: Overrides) -> list[Experiment]:
+    """The experiments of a scenario: one, or one for each domain where the target is `each`. Raises ScenarioError."""
+    own = replace(overrides, target=None) if overrides.target == EACH else overrides
+    content = overridden(read_yaml(path), own)
+    if EACH not in (target_named(content), overrides.target):
+        return [load_experiment(path, overrides)]
+    with lines_named(path):
+        domains = domains_in_turn(content, str(path))
+    return [load_experiment(path, replace(own, target=name, add_sites=(*own.add_sites, *trains))) for name, trains in domains]
 
 
 def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment:
@@ -143,7 +182,10 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         scenario = check(Scenario, content, str(path))
     except ScenarioError as error:
         problems += error.problems
-    names, target_name = _strings(content.get("sites")), _target_name(content.get("target"))
+    names, target_name = _strings(content.get("sites")), target_named(content)
+    if target_name == EACH:
+        problems += one_of_each(str(path), names)
+        target_name = None
     joining = _joining(content.get("events"), names)
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys([*names, *joining])}
     target = _read_site(target_name, path, problems) if target_name else None
@@ -159,25 +201,26 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += [placed(str(path), "stream", problem) for problem in in_stream]
         problems += [placed(f"site '{s.name}'", "", p) for s in [*found, target] for p in mismatched(s.shifts, channels, "shifts")]
         problems += method_problems(str(path), scenario, [site.name for site in found], [*found, target])
+        problems += untrained(str(path), scenario, found) + without_theta_0(str(path), scenario, found)
         problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names))
         problems += of_one_name(str(path), scenario, [site.name for site in found])
         problems += generalist_nowhere(str(path), scenario) if at_target else []
+        problems += prior_problems(str(path), scenario, target)
+        problems += start_nowhere(str(path), scenario)
         problems += class_problems(str(path), scenario, found, target)
     if problems or scenario is None or target is None:
         raise ScenarioError(once(problems))
     known = found[0].source.classes() if reads_text else target.source.classes()
     classes, seen = scenario.classes or known, scenario.target.classes or target.source.classes()
     try_out(scenario.model, len(classes))
+    if problems := biasless(str(path), scenario, len(classes)):
+        raise ScenarioError(problems)
+    brought_by(scenario, found, classes)
     return Experiment(scenario, tuple(found), target, classes, seen)
 
 
 def _strings(value: Any) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
-
-
-def _target_name(given: Any) -> str | None:
-    name = given.get("site") if isinstance(given, dict) else given
-    return name if isinstance(name, str) else None
 
 
 def _joining(events: Any, founders: list[str]) -> list[str]:

@@ -15,10 +15,14 @@ import yaml
 from pydantic import ValidationError
 
 from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.experiment.scenario import PROTOCOLS
 from fedmerge.registry import FORMER, renamed
 from fedmerge.system.yaml_loader import load_yaml
 
 NAMED_BY_EVENTS = ("join", "leave", "replace", "by")
+
+EACH = "each"
+"""A target that stands for every domain in turn, left out of training."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,9 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
 
     Raises ScenarioError for a site to leave out that the scenario does not have, and for a federated row among the methods.
     """
-    changed = dict(content)
+    changed = content | {key: value for key, value in overrides.settings if key == "protocol"}
+    if changed.get("methods") is None and (known := PROTOCOLS.get(str(changed.get("protocol")))):
+        changed["methods"] = known["methods"]  # so that settings can name their fields
     for key, value in overrides.settings:
         changed = assign(changed, key, value)
     if overrides.backend is not None:
@@ -56,8 +62,8 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if overrides.target is not None:
         has = changed.get("target")
         changed["target"] = {**has, "site": overrides.target} if isinstance(has, dict) else overrides.target
-        if isinstance(content.get("sites"), list):
-            changed["sites"] = [site for site in content["sites"] if site != overrides.target]
+        if isinstance(changed.get("sites"), list):
+            changed["sites"] = [site for site in changed["sites"] if _stem(site) != _stem(overrides.target)]
     if overrides.add_sites and isinstance(changed.get("sites"), list):
         changed["sites"] = [*changed["sites"], *overrides.add_sites]
     if overrides.without:
@@ -65,6 +71,30 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if overrides.methods:
         changed["methods"] = _only(changed, overrides.methods)
     return changed
+
+
+def target_named(content: dict[str, Any]) -> str | None:
+    """The target's name as a scenario gives it, alone or in a mapping; None for what is no name."""
+    given = content.get("target")
+    name = given.get("site") if isinstance(given, dict) else given
+    return name if isinstance(name, str) else None
+
+
+def domains_in_turn(content: dict[str, Any], file: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Every domain of a scenario that may be left out in turn: its sites, and its target unless that is `each`.
+
+    With each comes who trains beside the other sites: that target, where it is not the one left out.
+    Raises ScenarioError, naming the file, for what is no list of names, and for less than two domains.
+    """
+    sites, target = content.get("sites"), target_named(content)
+    if not (isinstance(sites, list) and all(isinstance(site, str) for site in sites)):
+        raise ScenarioError([Problem(file, "sites", f"{sites!r}", "a list of names, e.g. [a, b]")])
+    trains = (target,) if target not in (None, EACH) and _stem(target) not in map(_stem, sites) else ()
+    found = list(dict.fromkeys([*sites, *trains]))
+    if len(found) < 2:
+        what = f"'{found[0]}' alone" if found else "none"
+        raise ScenarioError([Problem(file, "sites", what, "two or more: each in turn is left out, and the others train")])
+    return [(name, () if name in trains else trains) for name in found]
 
 
 def _only(content: dict[str, Any], names: Sequence[str]) -> list[Any]:

@@ -181,8 +181,7 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
     refuse_late_events(experiment)
     with RunFolder(options.out, experiment, keep=options.resume) as folder:
         scenario = experiment.scenario
-        target = experiment.target.name
-        terminal.say(f"{scenario.name}: {len(experiment.sites)} sites, target '{target}', seed {scenario.seed}")
+        terminal.say(f"{scenario.name}: {len(experiment.sites)} sites, target '{experiment.target.name}', seed {scenario.seed}")
         for site in experiment.sites:
             if site.attack:
                 terminal.say(f"SIMULATED ATTACKER: site '{site.name}' attacks on purpose: {site.attack.words}")
@@ -194,14 +193,13 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         federated = rounds(experiment, tasks, initial, options, folder, terminal, backend)
         down = sum(tensor.numel() * tensor.element_size() for tensor in initial.weights.values())
         folder.manifest["one_shot"] = {"steps": own_steps(experiment, experts), "down": down}
-        named = next(
-            (model.stand.theta for model in federated if model.strategy.key == str(experiment.scenario.generalist)), generalist
-        )
-        if experiment.scenario.privacy:
-            folder.manifest["privacy"] = experiment.scenario.privacy.report()
+        named = next((one.stand.theta for one in federated if one.strategy.key == str(scenario.generalist)), generalist)
+        if scenario.privacy:
+            folder.manifest["privacy"] = scenario.privacy.report()
         folder.manifest["experts"] = {expert.site: expert.sha256 for expert in experts}
         folder.manifest["uploads"] = {expert.site: "signed" if expert.signed else "unsigned" for expert in experts}
-        terminal.experts(folder.manifest["experts"], folder.manifest["trained"])
+        brought = [site.name for site in experiment.sites if site.expert]
+        terminal.experts(folder.manifest["experts"], folder.manifest["trained"], brought)
         with folder.phase("defenses"):
             vetting = vetted(experiment, initial, experts, options, terminal)
         folder.manifest["vetting"] = vetting.as_record()
@@ -213,6 +211,8 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         folder.manifest["device"] = seen.description.device
         folder.manifest["per_sample"] = seen.per_sample
         folder.manifest["bank"] = seen.description.bank
+        each = {site.name: site.source.decided(site.name) for site in (*experiment.sites, experiment.target)}
+        folder.manifest["images"] = {name: found for name, found in each.items() if found}
         logs = {site.name: written_since(site.name, started) for site in (*experiment.sites, experiment.target)}
         told = {f"site '{name}' has a remark in its own log": log for name, log in logs.items() if log}
         folder.manifest["remarks"] += list(told)
@@ -251,6 +251,7 @@ def record_of(
         stream=description.stream,
         labels=seen.answers.labels,
         domains=seen.answers.domains,
+        patients=seen.answers.patients,
         steps=steps,
         methods={name: info for name, info in description.rows.items() if name in done},
         forwards_run=seen.forwards_run / description.stream.batches,
@@ -277,4 +278,5 @@ def _site_row(expert: Expert, site: Site, trained: bool, manifest: dict[str, Any
         samples=None if expert.samples is None else expert.samples.numpy(),
         attack=site.attack.words if site.attack else "",
         left_out=manifest["vetting"]["left_out"].get(expert.site, ""),
+        brought=site.expert is not None,
     )

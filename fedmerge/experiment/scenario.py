@@ -42,7 +42,7 @@ CHECKS = tuple(DEFENSES.load(name)() for name in ("calibration", "norms", "agree
 class Target(Spec):
     """The unseen hospital, and what it has. In YAML its site's name alone stands for it."""
 
-    site: str = Field(description="name of a file in sites/, or a path")
+    site: str = Field(description="name of a file in sites/, or a path; each: every site in turn, left out of training")
     classes: tuple[str, ...] | None = Field(
         None, min_length=2, description="with a CLIP: its classes, also such that nobody trains on; default: all of its images'"
     )
@@ -72,26 +72,135 @@ AnyTarget: Any = Annotated[
 ]
 
 
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "eam": {
+        "model": {"name": "vit_base_patch32_224"},
+        "initialization": {"kind": "pretrained", "head_init": "shared_random"},
+        "training": {
+            "runs": 20,  # DiWA: one with default hyper-parameters, and draws
+            "epochs": 50,
+            "max_steps": 5001,
+            "batch_size": 32,
+            "evaluations": 50,  # DomainBed: every 100 steps of 5001
+            "select": "best",
+            "optimizer": "adam",
+            "schedule": "constant",
+            "augment": "full",
+            "diversity": {"space": "mild"},
+            "deadline_s": 7 * 86400,
+        },
+        "stream": {"kind": "dirichlet_batch", "delta": 0.1, "batch_size": 32},
+        "methods": ["mean", "expert", "ensemble", "task_arithmetic", "ties", "slerp", "dawin", "t3_batch", "eam"],
+    },
+    "quick": {
+        "model": {
+            "name": "vit_tiny_patch16_224",
+            "kwargs": {"img_size": 48, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4},
+        },
+        "initialization": {"kind": "proxy", "source": "organ_phantom", "epochs": 3},
+        "training": {
+            "runs": 1,
+            "epochs": 20,
+            "max_steps": 300,
+            "batch_size": 32,
+            "evaluations": 5,
+            "select": "best",
+            "optimizer": "adamw",
+            "schedule": "cosine",
+            "augment": "light",
+            "diversity": {"lr": {"default": 1e-3, "draw": [7e-4, 1e-3, 1.5e-3]}},
+        },
+        "stream": {"kind": "dirichlet_batch", "delta": 0.1, "batch_size": 32},
+        "methods": ["mean", "expert", "ensemble", "eam"],
+        "backend": "local",
+    },
+}
+"""Values for what a scenario leaves out. eam: as Ambekar et al., with DiWA's ranges and DomainBed's steps; quick: for 2 cores.
+
+Both hold out what the site files say, 20 % by default, select on it alone, and stream all of the target.
+"""
+
+
+def filled(content: Any) -> tuple[Any, list[str]]:
+    """A scenario with the values of its protocol for the keys that it leaves out, and their names.
+
+    Of `training` every key is filled alone; of other mappings, all keys if they do not say of what name or kind they are.
+    """
+    content = renamed(content)
+    name = content.get("protocol") if isinstance(content, dict) else None
+    if not isinstance(name, str) or name not in PROTOCOLS:
+        return content, []
+    whole, names = dict(content), []
+    for key, value in PROTOCOLS[name].items():
+        given = content.get(key)
+        if key == "training" and isinstance(given, dict):
+            given = renamed(given)
+            whole[key] = value | given
+            names += [f"{key}.{inner}" for inner in value if inner not in given]
+        elif isinstance(given, dict) and isinstance(value, dict) and not {"name", "kind"} & given.keys():
+            whole[key] = _completed(given, value)
+            names.append(key)
+        elif given is None:
+            whole[key] = value
+            names.append(key)
+    return whole, names
+
+
+def _of_prompts(content: Any) -> Any:
+    """A scenario of a CLIP with what it begins with: its own weights, and the head of its prompts."""
+    content = renamed(content)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not (model.get("kind") == "clip" or "weights" in model):
+        return content
+    start = content.get("initialization", {"kind": "pretrained"} if model.get("weights") else None)
+    return {**content, "initialization": {"head_init": "text", **start}} if isinstance(start, dict) else content
+
+
+def _completed(given: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    inner = {key: _completed(item, value[key]) for key, item in given.items() if _both_mappings(item, value.get(key))}
+    return value | given | inner
+
+
+def _both_mappings(*values: Any) -> bool:
+    return all(isinstance(value, dict) for value in values)
+
+
 class Scenario(Spec):
     """One experiment: which hospitals, which model, which target, which stream, which methods."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,59}$", description="names the run folder")
     question: str = Field("", description="what the scenario asks, one line for the report")
     seed: int = Field(0, ge=0, description="root of all randomness")
+    protocol: Literal["eam", "quick"] | None = Field(
+        None,
+        description="values for keys that are left out (model, initialization, training, stream, methods). eam: a pretrained "
+        "ViT-B/32, batches of 32, 20 runs in the ranges of DiWA, 5,001 steps or 50 epochs; quick: a tiny ViT, 2 cores, minutes",
+    )
     model: AnyModel = Field(description="the backbone, by its timm name; with kind: clip a CLIP of open_clip and its prompts")
-    initialization: Initialization = Field(description="theta_0, which all hospitals share")
+    initialization: Initialization | None = Field(
+        None, description="theta_0, which all hospitals share; needed unless all bring their 'expert', as its site file says"
+    )
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
     classes: tuple[str, ...] | None = Field(
         None, min_length=2, description="with a CLIP: classes that hospitals train on; images of others stay out; default: all"
     )
-    target: AnyTarget = Field(description="the unseen hospital: name of a file in sites/, or a mapping with what it has")
+    target: AnyTarget = Field(
+        description="the unseen hospital: name of a file in sites/, or a mapping with what it has. "
+        "each: every one of `sites` in turn, while the others train: `fedmerge sweep`, or `--target NAME` for one of them"
+    )
     stream: AnySchedule = Field(description="order in which the target's images arrive")
     methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(as_written)] = Field(
         min_length=1, description="what is compared: names, or a name with its hyper-parameters below"
     )
     uploads: Annotated[tuple[AnyUpload, ...], PlainSerializer(as_written)] = Field(
         (), description="statistics that sites upload beside weights, for methods that need them: names, or with fields below"
+    )
+    priors: Literal["as_trained", "uniform", "declared", "estimated"] = Field(
+        "as_trained",
+        description="what heads say of how common labels are. uniform: each expert's own shares, which it uploads as "
+        "'class_counts', are taken out; declared: and those put in that the target's site file has as 'prevalences'; estimated: "
+        "and those that the stream so far shows, where they have told more of its batches than even ones",
     )
     federated: Annotated[tuple[AnyStrategy, ...], PlainSerializer(as_written)] = Field(
         (), description="competitors with rounds, each of which makes one global model: names, or with fields below"
@@ -125,12 +234,13 @@ class Scenario(Spec):
     @classmethod
     def _begun_with_text(cls, value: Any) -> Any:
         """A CLIP begins with its own weights and the head of its prompts, unless a scenario says otherwise."""
-        value = renamed(value)
-        model = value.get("model") if isinstance(value, dict) else None
-        if not isinstance(model, dict) or not (model.get("kind") == "clip" or "weights" in model):
-            return value
-        start = value.get("initialization", {"kind": "pretrained"} if model.get("weights") else None)
-        return {**value, "initialization": {"head_init": "text", **start}} if isinstance(start, dict) else value
+        return _of_prompts(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_protocol(cls, value: Any) -> Any:
+        """What the protocol says of keys that are left out."""
+        return filled(_of_prompts(value))[0]
 
     @model_validator(mode="before")
     @classmethod

@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
+
+import torch
 
 from fedmerge.adaptation.target_site import TargetSite
 from fedmerge.adaptation.tasks import Arrays, Contribution, Federated, TargetTask
@@ -22,11 +24,13 @@ from fedmerge.experiment.experiment import Experiment, RunOptions
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.federated.client.site_log import discreet
 from fedmerge.federated.messages import Initial
+from fedmerge.federated.model import build
+from fedmerge.federated.pool.checkpoint import read_state
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.pool.global_models import GlobalModel
-from fedmerge.federated.pool.tensor_file import read_state
 from fedmerge.federated.security.audit import state_digest
 from fedmerge.federated.site import Site
+from fedmerge.merging.prior import head_bias, log_shares, under_prior
 from fedmerge.merging.state import Roster
 from fedmerge.report.batch_log import Step
 from fedmerge.report.checkpoint import Progress
@@ -79,9 +83,8 @@ def consume(experiment: Experiment, initial: Initial, sent: Sent, options: RunOp
     """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
     task, scenario = target_task(experiment, initial, sent, options), experiment.scenario
     course = course_of(experiment, task.experts)
-    experts = {expert.site: contribution(expert, initial.target_head) for expert in sent.experts}
+    experts, base = contributions(experiment, initial, sent.experts)
     first = [experts[name] for name in course[0].experts]
-    base = _arrays(initial.weights | initial.target_head)
     with target_of(task, first, base, scenario) as target:
         description = target.describe()
         key = {"index": description.stream.index_sha256, "course": [[roster.start, *roster.experts] for roster in course]}
@@ -115,8 +118,6 @@ def target_of(task: TargetTask, experts: Sequence[Contribution], base: Arrays, s
 
 @contextmanager
 def _in_this_process(task: TargetTask, experts: Sequence[Contribution], base: Arrays) -> Iterator[TargetSite]:
-    import torch
-
     threads = torch.get_num_threads()
     try:
         with discreet(task.site.name):
@@ -154,7 +155,8 @@ def usable(experiment: Experiment, experts: list[Expert]) -> tuple[Any, ...]:
     """The methods without those that name an expert which was left out."""
     there = {expert.site for expert in experts}
     gone = {site.name for site in experiment.sites} - there
-    return tuple(method for method in experiment.scenario.methods if getattr(method, "site", None) not in gone)
+    methods = tuple(method for method in experiment.scenario.methods if getattr(method, "site", None) not in gone)
+    return under_stream(methods) if experiment.scenario.priors == "estimated" else methods
 
 
 def _row(model: GlobalModel, initial: Initial) -> Federated:
@@ -163,9 +165,37 @@ def _row(model: GlobalModel, initial: Initial) -> Federated:
     return Federated(strategy.key, strategy.paper, strategy.fields(), strategy.remark, theta)
 
 
+def under_stream(methods: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The methods, with predictions under the stream's shares of labels where they have no prior of their own."""
+    return tuple(one.model_copy(update={"label_prior": "stream"}) if one.label_prior == "none" else one for one in methods)
+
+
+def contributions(experiment: Experiment, initial: Initial, experts: Sequence[Expert]) -> tuple[dict[str, Contribution], Arrays]:
+    """Experts and theta_0 as they travel to the target, with heads under the prior that the scenario asks for.
+
+    Where the target has classes of its own, each has the head that prompts make for them.
+    """
+    scenario, base = experiment.scenario, initial.weights if initial.known else {}
+    if scenario.priors == "as_trained":
+        return {one.site: contribution(one, initial.target_head) for one in experts}, _arrays(base | initial.target_head)
+    bias = head_bias(build(scenario.model, len(experiment.classes), seed=scenario.seed))
+    shares = experiment.target.prevalences if scenario.priors == "declared" else None
+    target = torch.tensor([shares[name] for name in experiment.classes]).double() if shares else None
+    there = (len(target) * target / target.sum()).log() if target is not None else None
+    found = {}
+    for expert in experts:
+        counts = expert.statistics.get("class_counts")
+        trained = log_shares(counts["counts"]) if counts else None
+        found[expert.site] = contribution(replace(expert, weights=under_prior(expert.weights, bias, trained, there)))
+    return found, _arrays(under_prior(base, bias, None, there) if base else {})
+
+
 def contribution(expert: Expert, head: Mapping[str, Any] | None = None) -> Contribution:
-    """An expert as it travels to the target. head: that of the target's own classes, where these are others."""
-    statistics = {kind: _arrays(state) for kind, state in expert.statistics.items()}
+    """An expert as it travels to the target, without the counts of its classes, which no method needs.
+
+    head: that of the target's own classes, where these are others.
+    """
+    statistics = {kind: _arrays(state) for kind, state in expert.statistics.items() if kind != "class_counts"}
     return Contribution(expert.site, _arrays(expert.weights | dict(head or {})), expert.n, expert.temperature, statistics)
 
 

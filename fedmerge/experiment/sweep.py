@@ -21,12 +21,12 @@ from typing import Any
 
 from fedmerge.errors import Problem, ScenarioError, SiteError
 from fedmerge.experiment.experiment import Experiment, Overrides, load_experiment
-from fedmerge.experiment.overrides import parse
+from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, parse, target_named
 from fedmerge.report.pages.sweep import write_grid
-from fedmerge.report.sweep_table import MAJORITY, Grid, plainly
+from fedmerge.report.sweep_table import MAJORITY, DomainTable, Grid, plainly
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.system.process import cores
-from fedmerge.system.yaml_loader import lined, read_yaml
+from fedmerge.system.yaml_loader import lines_named, read_yaml
 
 OF_THE_TARGET = (
     "stream",
@@ -48,22 +48,28 @@ LONGEST = 48
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a sweep. settings: in the order of the command line."""
+    """One run of a sweep. settings: in the order of the command line. joins: the scenario's own target, where it trains."""
 
     seed: int
     settings: tuple[tuple[str, Any], ...]
     target: str | None
+    joins: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> str | None:
+        """The name of its target, which may be given as a path."""
+        return Path(self.target).stem if self.target else None
 
     @property
     def name(self) -> str:
         """The name of its folder."""
         words = [f"{key.rpartition('.')[2]}={plainly(value)}" for key, value in self.settings]
         words = [_file_name(word) for word in words]
-        return "-".join([*([self.target] if self.target else []), *words, f"seed{self.seed}"])
+        return "-".join([*([self.left_out] if self.left_out else []), *words, f"seed{self.seed}"])
 
     def overrides(self, methods: tuple[str, ...]) -> Overrides:
         """The scenario's changes for this cell."""
-        return Overrides(seed=self.seed, settings=self.settings, target=self.target, methods=methods)
+        return Overrides(seed=self.seed, settings=self.settings, target=self.target, add_sites=self.joins, methods=methods)
 
     def options(self, methods: tuple[str, ...]) -> list[str]:
         """The same for the command line."""
@@ -71,7 +77,7 @@ class Cell:
         for key, value in self.settings:
             found += ["--set", f"{key}={json.dumps(value)}"]
         if self.target:
-            found += ["--target", self.target]
+            found += ["--target", self.target, *[word for name in self.joins for word in ("--add-site", name)]]
         return found + (["--methods", ",".join(methods)] if methods else [])
 
 
@@ -97,24 +103,38 @@ class Sweep:
 def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targets: str) -> tuple[Cell, ...]:
     """All combinations.
 
-    seeds: none means the scenario's own. targets: "" for the scenario's own, "each" for all its sites in turn, or names.
+    seeds: none means the scenario's own. targets: "" for the scenario's own, "each" for all its domains in turn, or names.
     """
     content = read_yaml(scenario)
-    sites: Any = content.get("sites")
-    chosen: list[str | None] = [None]
-    if targets == "each" and not (isinstance(sites, list) and all(isinstance(site, str) for site in sites)):
-        raise ScenarioError(lined([Problem(str(scenario), "sites", f"{sites!r}", "a list of names, e.g. [a, b]")], scenario))
-    if targets:
-        chosen = list(sites) if targets == "each" else [name.strip() for name in targets.split(",")]
     axes = [parse(text) for text in settings]
     keys = [key for key, _ in axes]
     if len(set(keys)) < len(keys):
         raise ScenarioError(
             [Problem("--set", ", ".join(keys), "a key twice", "every key once, its values with commas between them")]
         )
-    combinations = itertools.product(*[[(key, value) for value in values] for key, values in axes])
+    combinations = list(itertools.product(*[[(key, value) for value in values] for key, values in axes]))
     seeds = seeds or [content.get("seed") or 0]
-    return tuple(Cell(seed, tuple(one), target) for target, one, seed in itertools.product(chosen, list(combinations), seeds))
+    with lines_named(scenario):
+        chosen = [(target, one) for one in combinations for target in _targets(scenario, content, one, targets)]
+    order = list(dict.fromkeys(target for target, _ in chosen))
+    chosen.sort(key=lambda pair: order.index(pair[0]))
+    return tuple(Cell(seed, one, *target) for target, one in chosen for seed in seeds)
+
+
+def _targets(
+    scenario: Path, content: dict[str, Any], settings: tuple[tuple[str, Any], ...], wanted: str
+) -> list[tuple[str | None, tuple[str, ...]]]:
+    """Under these settings: every target, and who trains beside the scenario's sites. None: the scenario's own target."""
+    changed = overridden(content, Overrides(settings=settings))
+    own = target_named(changed)
+    names = list(dict.fromkeys(name.strip() for name in wanted.split(",") if name.strip()))
+    if wanted and not names:
+        raise ScenarioError([Problem("--targets", "", f"'{wanted}'", "'each', or names of sites with commas between them")])
+    if not names and own != EACH:
+        return [(None, ())]
+    if names not in ([], [EACH]):
+        return [(name, ()) for name in names]
+    return [*domains_in_turn(changed, str(scenario))]
 
 
 def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
@@ -147,6 +167,8 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
         raise SiteError("\n".join(f"cell {name}: {said}" for name, said in failed.items()) + "\nall other cells are kept")
     grid = Grid.of([_row(cell, sweep.out / "cells" / cell.name) for cell in sweep.cells])
     write_grid(sweep.out, grid, sweep.scenario.stem)
+    if table := DomainTable.of(grid):
+        terminal.table("accuracy on the domain left out of training, %", *table.cells())
     terminal.say(f"table and plots: {shown_path(sweep.out / 'sweep.html')}")
     return grid
 
@@ -155,7 +177,7 @@ def _row(cell: Cell, folder: Path) -> dict[str, Any]:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     always = {MAJORITY: summary["majority_class"]} if "majority_class" in summary else {}  # a cell of an older version has none
     methods = {**summary["methods"], **always}
-    return {"seed": cell.seed, "target": cell.target, "settings": dict(cell.settings), "methods": methods}
+    return {"seed": cell.seed, "target": cell.left_out, "settings": dict(cell.settings), "methods": methods}
 
 
 def _done(folder: Path, experiment: Experiment) -> bool:

@@ -66,7 +66,8 @@ def make_theta_0(experiment: Experiment, options: RunOptions, terminal: Terminal
             initial = backend.probe(
                 job_of(experiment, tasks, initial, options), lambda t: bars.tick(t.site, t.done, t.total, t.text)
             )
-    keep_theta_0(initial, options.pool)
+    if initial.known:
+        keep_theta_0(initial, options.pool)
     return initial
 
 
@@ -92,13 +93,17 @@ def train_sites(
 
 def _gather(experiment: Experiment, job: Job, terminal: Terminal, backend: Backend) -> dict[str, Outcome]:
     pool = ExpertPool(job.pool)
-    untrained = [task.site.name for task in job.tasks if not pool.has(task)]
+    untrained = [task.site.name for task in job.tasks if not pool.has(task) and task.runs]
+    bring = [task.site.name for task in job.tasks if not pool.has(task) and not task.runs]
     asked = [task.site.name for task in incomplete(job)]
     title = "hospitals: every expert is in the pool; nobody trains"
     if asked:
         see_that_writable(job.pool, "--pool")
         kinds = ", ".join(statistic.kind() for statistic in experiment.scenario.uploads)
         title = f"hospitals: {', '.join(untrained)} train" if untrained else f"hospitals: {', '.join(asked)} compute {kinds}"
+        if bring:
+            title = f"{title}; " if untrained else "hospitals: "
+            title += f"{', '.join(bring)} bring their experts"
     began = time.time()
     with terminal.progress(title) as bars:
         outcomes = backend.gather(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))
@@ -152,8 +157,9 @@ def run_strategies(
 
 def own_steps(experiment: Experiment, experts: list[Expert]) -> dict[str, int]:
     """Local steps of every site's own training, all runs together; of those that tell how many images they have."""
-    training = experiment.scenario.training
-    return {one.site: training.runs * steps_of(training, one.n)[1] for one in experts if one.n is not None}
+    training, bring = experiment.scenario.training, {site.name for site in experiment.sites if site.expert}
+    steps = {one.site: training.runs * steps_of(training, one.n)[1] for one in experts if one.n is not None}
+    return {site: 0 if site in bring else count for site, count in steps.items()}
 
 
 def load_experts(tasks: list[SiteTask], options: RunOptions) -> list[Expert]:
@@ -172,7 +178,7 @@ def vetted(experiment: Experiment, initial: Initial, experts: list[Expert], opti
     looks = nullcontext() if len(experts) < MANY else terminal.progress(f"defenses: {len(experts)} experts on public images")
     with looks as bars:
         tick = (lambda done, total: bars.tick("coordinator", done, total, "looks at experts")) if bars else lambda done, total: None
-        found = vet(experts, initial.weights, model, scenario.defenses, probe, tick)
+        found = vet(experts, initial.weights if initial.known else None, model, scenario.defenses, probe, tick)
     write_audit(options.out / "audit.jsonl", found.audit())
     for one in found.done:
         terminal.say(f"DEFENSE {one.check}: the expert of '{one.site}' is {one.what}: {one.why}")
@@ -183,9 +189,11 @@ def vetted(experiment: Experiment, initial: Initial, experts: list[Expert], opti
 
 def site_task(experiment: Experiment, number: int, initial: Initial) -> SiteTask:
     """What one site is asked."""
-    scenario = experiment.scenario
+    scenario, site = experiment.scenario, experiment.sites[number]
+    if site.expert:
+        site = site.model_copy(update={"expert": site.expert.found_anywhere()})
     return SiteTask(
-        site=experiment.sites[number],
+        site=site,
         model=scenario.model.as_sent,
         training=scenario.training,
         classes=experiment.classes,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from fedmerge.errors import Problem, difference, folded, nearest, quoted
+from fedmerge.errors import CheckpointError, Problem, difference, folded, nearest, quoted
 from fedmerge.experiment.scenario import Scenario
-from fedmerge.federated.model import ClipSpec
-from fedmerge.federated.site import Site
+from fedmerge.federated.attacks._base import Attack
+from fedmerge.federated.model import ClipSpec, build, model_of_json
+from fedmerge.federated.pool.checkpoint import fitting
+from fedmerge.federated.site import OwnExpert, Site
 from fedmerge.federated.statistics._base import STATISTICS
 from fedmerge.merging.methods._base import Method
+from fedmerge.merging.prior import head_bias
 from fedmerge.stream.events import Event, inconsistent
 
 
@@ -27,7 +34,7 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
     if scenario.federated:
         kinds = ", ".join(strategy.key for strategy in scenario.federated)
         problems.append(Problem(where, "federated", kinds, "none with privacy: what hospitals send in rounds carries no noise"))
-    if scenario.initialization.head_init == "fed_lp":
+    if scenario.initialization and scenario.initialization.head_init == "fed_lp":
         problems.append(Problem(where, "initialization.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
     problems += [
         Problem(
@@ -41,6 +48,73 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
         Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with privacy: images that are shown carry no noise")
         for site in shown
     ]
+
+
+def untrained(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
+    """What asks a hospital to train that brings its expert."""
+    brings, problems = [site.name for site in sites if site.expert], list[Problem]()
+    for site in sites:
+        if site.expert and site.attack and type(site.attack).tamper is Attack.tamper:
+            found = f"'{site.attack.kind()}', which acts while a site trains, beside 'expert'"
+            problems.append(Problem(f"site '{site.name}'", "attack", found, "one that acts on weights, or no 'expert'"))
+    if brings:
+        who = f"site '{brings[0]}', which brings its expert and trains none"
+        problems += [
+            Problem(where, f"federated[{number}]", f"'{strategy.key}' beside {who}", "none: all hospitals train in rounds")
+            for number, strategy in enumerate(scenario.federated)
+        ]
+        if scenario.initialization and scenario.initialization.head_init == "fed_lp":
+            problems.append(Problem(where, "initialization.head_init", f"'fed_lp' beside {who}", "another: all hospitals probe"))
+    return problems
+
+
+def without_theta_0(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
+    """What starts from theta_0, or is measured from it, where a scenario has none."""
+    if scenario.initialization is not None:
+        return []
+    trains, mend = [site.name for site in sites if not site.expert], "Or add the key 'initialization', which says what theta_0 is"
+    problems = []
+    if trains:
+        found = f"nothing, but site '{trains[0]}' trains from it"
+        problems.append(Problem(where, "initialization", found, "a value: it may be left out if all sites bring their 'expert'"))
+    problems += [
+        Problem(where, f"methods[{number}]", f"'{method.key}', which needs theta_0", "methods that need none", mend)
+        for number, method in enumerate(scenario.methods)
+        if "theta_0" in method.needed
+    ]
+    if scenario.privacy:
+        problems.append(Problem(where, "privacy", "clipping about theta_0", "none without theta_0", mend))
+    if (scenario.target.shards or 1) > 1:
+        problems.append(Problem(where, "target.shards", str(scenario.target.shards), "1 without theta_0", mend))
+    return problems
+
+
+def brought_by(scenario: Scenario, sites: Sequence[Site], classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What is done to the expert that each site brings, in words, as far as its file is here.
+
+    Raises CheckpointError with every file that does not fit the model, or is of no use here.
+    """
+    found, wrong = {}, []
+    for site in sites:
+        if site.expert and site.expert.checkpoint:
+            said = _fit(site.name, site.expert, site.expert.digest, scenario.model.model_dump_json(), tuple(classes))
+            if isinstance(said, str):
+                wrong.append(said)
+            else:
+                found[site.name] = said
+    if wrong:
+        raise CheckpointError("\n".join(wrong))
+    return found
+
+
+@lru_cache(maxsize=256)
+def _fit(name: str, expert: OwnExpert, digest: str, model: str, classes: tuple[str, ...]) -> tuple[str, ...] | str:
+    """What is done to a file, or why it does not fit. digest: its contents, which may change."""
+    try:
+        skeleton = build(model_of_json(model), len(classes))
+        return fitting(f"site '{name}'", expert, skeleton, classes).done
+    except CheckpointError as error:
+        return str(error)
 
 
 def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
@@ -74,8 +148,16 @@ def name_problems(where: str, names: list[str], joining: list[str], target: str 
     ]
     if target and Path(target).stem in [*stems, *(Path(name).stem for name in joining)]:
         expected = "a hospital that trained nothing: the target must be unseen"
-        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected))
+        mend = f"The option '--target {target}' takes it out of the sites" if Path(target).stem in stems else ""
+        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected, mend))
     return problems
+
+
+def one_of_each(where: str, names: list[str]) -> list[Problem]:
+    """A target that stands for all domains, where one is needed."""
+    known = ", ".join(Path(name).stem for name in names)
+    mend = f"Name it with --target (one of: {known}), or run all in turn: fedmerge sweep {where}"
+    return [Problem(where, "target", "'each', which stands for every site in turn", "one of them in a run", mend)]
 
 
 def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[Problem]:
@@ -122,6 +204,30 @@ def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
     return said
 
 
+def of_two_sites(sites: Sequence[Site], target: str, events: tuple[Event, ...]) -> list[str]:
+    """Lines about patients at two sites, by digests that the sites make; and where that cannot be told."""
+    found = {site.name: site.source.pseudonyms() for site in sites}
+    said, compared = [], set[str]()
+    for index, site in enumerate(sites):
+        for other in sites[:index]:
+            mine, theirs = found[site.name], found[other.name]
+            renewed = any({event.departs, event.arrives} == {site.name, other.name} for event in events)
+            if mine is None or theirs is None or site.name == other.name or mine.secret != theirs.secret:
+                continue
+            compared |= {site.name, other.name}
+            if not renewed and (shared := mine.patients & theirs.patients):
+                seen = (
+                    f", so that the target '{target}' is no unseen hospital for them" if target in (site.name, other.name) else ""
+                )
+                said.append(f"sites '{other.name}' and '{site.name}': patients at both: {len(shared)}{seen}")
+    files = [site for site in sites if "patient_key" in type(site.source).model_fields]
+    left = [site.name for site in files if site.name not in compared]
+    if len(files) > 1 and left and any(site.source.knows_patients for site in files):
+        each = ", ".join(dict.fromkeys(left))
+        said.append(f"whether patients are at two sites is unknown for {each}: no patient_key in common with another site")
+    return said
+
+
 def _other_classes(sites: list[Site]) -> list[Problem]:
     """Sites whose classes are not those that most have. Names that only look the same are told from those that are not there."""
     classes = {site.name: site.source.classes() for site in sites}
@@ -159,7 +265,7 @@ def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target
         if getattr(scenario.initialization, "captions", None):
             expected = "none with a model of timm: only a CLIP reads them"
             found.append(Problem(where, "initialization.captions", "captions", expected))
-        if scenario.initialization.head_init == "text":
+        if getattr(scenario.initialization, "head_init", None) == "text":
             expected = "another with a model of timm: only a CLIP has prompts"
             found.append(Problem(where, "initialization.head_init", "'text'", expected))
         return found
@@ -181,6 +287,9 @@ def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target
     needed = [name for name in needed if name in known]
     problems += _prompt_problems(where, model, needed)
     problems += _start_problems(where, model, scenario)
+    if scenario.initialization is None and set(asked) != trained:
+        expected = "those of the hospitals: without 'initialization' nobody has a text tower, which makes heads for others"
+        problems.append(Problem(where, "target.classes", _listed(asked), expected))
     novel = [name for name in asked if name not in trained]
     if novel and not model.fixed_head:
         expected = "no method of experts, whose heads are trained and never saw these classes: say 'model.head: text'"
@@ -207,7 +316,9 @@ def _prompt_problems(where: str, model: ClipSpec, needed: Sequence[str]) -> list
 
 def _start_problems(where: str, model: ClipSpec, scenario: Scenario) -> list[Problem]:
     """Where a CLIP's weights come from, and what its head is: each said once."""
-    start, problems = scenario.initialization, []
+    start, problems = scenario.initialization, list[Problem]()
+    if start is None:
+        return problems
     if start.kind == "pretrained" and not model.weights:
         expected = "a file or a tag of open_clip, or 'initialization' with a checkpoint or a proxy"
         problems.append(Problem(where, "model.weights", "nothing", expected))
@@ -291,6 +402,38 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
     return problems
 
 
+def prior_problems(where: str, scenario: Scenario, target: Site) -> list[Problem]:
+    """What `priors` needs of hospitals and of the target."""
+    if scenario.priors == "as_trained":
+        return []
+    classes = target.source.classes()
+    problems, key = [], f"'{scenario.priors}'"
+    kinds = [statistic.kind() for statistic in scenario.uploads]
+    if "class_counts" not in kinds:
+        mend = f"Add the line 'uploads: [{', '.join([*kinds, 'class_counts'])}]'"
+        expected = "'class_counts' among the uploads, so that hospitals tell how common classes are"
+        problems.append(Problem(where, "priors", key, expected, mend))
+    if scenario.priors == "declared" and set(target.prevalences or ()) != set(classes):
+        given = target.prevalences
+        found = "no prevalences" if given is None else f"prevalences of {_listed(sorted(given))}"
+        expected = f"one for each class: {', '.join(classes)}"
+        problems.append(
+            Problem(f"site '{target.name}'", "prevalences", f"{found}, and 'priors: declared' in the scenario", expected)
+        )
+    return problems
+
+
+def biasless(where: str, scenario: Scenario, classes: int) -> list[Problem]:
+    """A model whose head can hold no prior, where `priors` would change it. The model can be built."""
+    if scenario.priors == "as_trained":
+        return []
+    try:
+        head_bias(build(scenario.model, classes))
+    except CheckpointError as error:
+        return [Problem(where, "priors", f"'{scenario.priors}', but {error}", "'as_trained' with this model")]
+    return []
+
+
 def of_one_name(where: str, scenario: Scenario, sites: Sequence[str]) -> list[Problem]:
     """Entries whose rows have one name: the later would stand in the place of the earlier without a word.
 
@@ -323,19 +466,36 @@ def generalist_nowhere(where: str, scenario: Scenario) -> list[Problem]:
     return [Problem(where, "generalist", found, f"a safetensors file{rows}", hint if hint.endswith("?") else "")]
 
 
+def start_nowhere(where: str, scenario: Scenario) -> list[Problem]:
+    """A file of theta_0 whose place is in an environment variable that is not set."""
+    given = getattr(scenario.initialization, "path", None) or getattr(scenario.initialization, "cache", None) or ""
+    key = "path" if hasattr(scenario.initialization, "path") else "cache"
+    unset = re.search(r"\$\{?(\w+)\}?", os.path.expandvars(given))
+    if not unset:
+        return []
+    expected = "a file of weights" if key == "path" else "a folder"
+    mend = f"Set {unset[1]}, e.g. export {unset[1]}=/path/to/weights.pth" if key == "path" else f"Set {unset[1]}"
+    return [Problem(where, f"initialization.{key}", f"'{given}', but {unset[1]} is not set", expected, mend)]
+
+
 def shown_otherwise(sites: Sequence[Site]) -> list[str]:
     """Remarks on keys for the values of image files that differ between sites: the same values are then not the same pixels."""
     said: list[str] = []
-    for key in ("gray_range", "background", "page"):
+    for key in ("gray_range", "range", "background", "page", "frame", "axis", "slices"):
         where: dict[str, list[str]] = {}
         for site in sites:
             if key in type(site.source).model_fields:
-                given = getattr(site.source, key)
-                words = (
-                    f"[{given[0]:g}, {given[1]:g}]" if isinstance(given, tuple) else "not given" if given is None else str(given)
-                )
-                where.setdefault(words, []).append(site.name)
+                where.setdefault(_in_words(site.source.model_dump(mode="json")[key]), []).append(site.name)
         if len(where) > 1:
             each = "; ".join(f"{given} at {', '.join(names)}" for given, names in where.items())
             said.append(f"source.{key} differs: {each}")
     return said
+
+
+def _in_words(given: Any) -> str:
+    """A value of YAML as somebody would write it."""
+    if isinstance(given, dict):
+        return ", ".join(f"{key}: {_in_words(value)}" for key, value in given.items())
+    if isinstance(given, list):
+        return f"[{', '.join(_in_words(value) for value in given)}]"
+    return "not given" if given is None else f"{given:g}" if isinstance(given, float) else str(given)

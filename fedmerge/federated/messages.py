@@ -107,6 +107,11 @@ class SiteTask(Spec):
     federated: tuple[AnyStrategy, ...] = ()
     privacy: Privacy | None = None
 
+    @property
+    def runs(self) -> int:
+        """Runs that the hospital trains: none where it brings its expert."""
+        return 0 if self.site.expert else self.training.runs
+
 
 HeadInit = Literal["shared_random", "fed_lp", "per_site_random", "zero", "text"]
 
@@ -116,6 +121,7 @@ class Initial:
     """theta_0 as a whole state dict, its digest, and words for the report. heads: names of the classifier's parameters.
 
     target_head: what the target has in place of the hospitals' head, where its classes are others.
+    known: whether it is one that anybody has started from; otherwise it tells the layout of weights and nothing else.
     """
 
     weights: dict[str, Tensor]
@@ -124,6 +130,7 @@ class Initial:
     description: str
     heads: tuple[str, ...] = ()
     target_head: dict[str, Tensor] = field(default_factory=dict)
+    known: bool = True
 
 
 START_GRACE_S = 120.0

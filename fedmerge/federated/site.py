@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from fedmerge.data.corruptions._base import SHIFTS
 from fedmerge.data.datasets._base import SOURCES, Geometry
@@ -15,6 +17,7 @@ from fedmerge.data.images import Images
 from fedmerge.data.scanner import Scanner
 from fedmerge.federated.attacks._base import ATTACKS, Attack
 from fedmerge.registry import Spec, as_written, by_name
+from fedmerge.system.files import settled_digest
 
 AnySource: Any = SOURCES.union()
 AnyShift: Any = by_name(SHIFTS)
@@ -42,6 +45,49 @@ def _is_key(key: str | None) -> str | None:
     return key
 
 
+def _in_their_order(value: Any) -> Any:
+    """A mapping from the file's names to the scenario's stands for the latter, in its order."""
+    return list(value.values()) if isinstance(value, dict) else value
+
+
+class OwnExpert(Spec):
+    """An expert that a hospital brings. It trains none then, and its images only validate, calibrate and measure."""
+
+    checkpoint: str = Field(
+        "", description="file of its weights, safetensors or .pth of PyTorch; may name environment variables as ${NAME}"
+    )
+    classes: Annotated[tuple[str | None, ...] | None, BeforeValidator(_in_their_order)] = Field(
+        None,
+        description="the class of each output of the file's head, in its order: a list of the scenario's names, or a mapping from "
+        "the file's to these; null for an output that is not used. Default: the scenario's classes as they are",
+    )
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="digest of a file that only the hospital has; `fedmerge outline` writes it",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> OwnExpert:
+        if bool(self.checkpoint) == bool(self.sha256):
+            raise ValueError("expected 'checkpoint: FILE', or 'sha256' where the file is at the hospital alone, and not both")
+        return self
+
+    @property
+    def file(self) -> Path:
+        """Where its weights are."""
+        return Path(os.path.expandvars(self.checkpoint)).expanduser()
+
+    def found_anywhere(self) -> OwnExpert:
+        """The same for a process with another working folder."""
+        return self.model_copy(update={"checkpoint": str(self.file.absolute())}) if self.checkpoint else self
+
+    @property
+    def digest(self) -> str:
+        """A sha256 of the file, or nothing if it cannot be read."""
+        return self.sha256 or settled_digest(self.file)
+
+
 class Site(Spec):
     """One hospital: where its images come from, which scanner takes them, and what it agrees to show."""
 
@@ -58,7 +104,11 @@ class Site(Spec):
     attack: Annotated[AnyAttack | None, PlainSerializer(_written)] = Field(
         None, description="makes this hospital a simulated attacker: a name in attacks/, or with fields below"
     )
+    expert: OwnExpert | None = Field(None, description="weights that the hospital has trained elsewhere and brings: it trains none")
     validation: float = Field(0.2, gt=0, lt=1, description="share of the groups (patients) held out to select and calibrate")
+    prevalences: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None, description="of a target: how common each class is there, as shares or counts, for `priors: declared` of a scenario"
+    )
     samples: int = Field(0, ge=0, le=12, description="images that the hospital agrees to show in the report; audited")
 
     def images(self, geometry: Geometry, seed: int) -> Images:

@@ -240,8 +240,7 @@ class Adapter:
     def reset(self) -> None:
         """Forget all batches: the next is as the first. Experts stay as they are."""
         self._began, self._last = False, None
-        if isinstance(self._row.method, Stateful):
-            self._row.state = self._row.method.start(self._bank)
+        self._row.state = self._row.method.start(self._bank) if isinstance(self._row.method, Stateful) else {}
 
     def join(
         self,

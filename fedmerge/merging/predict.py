@@ -15,7 +15,9 @@ from fedmerge.merging.coefficients import Coefficients, cap
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Adaptive, Method, Online, Output, State, Stateful, Static
 from fedmerge.merging.per_sample.dispatch import PerSample
-from fedmerge.merging.scoring.latent import label_shares, under
+
+STREAM = "stream."
+"""Before the names of what a row has seen of its stream, beside what its method remembers."""
 
 
 class Fixed(Method):
@@ -138,18 +140,34 @@ def infos(methods: Sequence[Method], names: tuple[str, ...]) -> dict[str, RowInf
 def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], bank: Bank) -> None:
     """Take over, into the rows of a new bank, what the rows of the bank before remember; transductive ones begin anew."""
     for key, row in rows.items():
-        if isinstance(row.method, Stateful) and key in past and not row.transductive:
-            there = (*before, "theta_0") if row.method.with_theta_0 else before
-            row.state = row.method.carried(past[key].state, there, bank_of(row.method, bank))
+        if key not in past or row.transductive:
+            continue
+        own, seen = _apart(past[key].state)
+        there = (*before, "theta_0") if row.method.with_theta_0 else before
+        kept = row.method.carried(own, there, bank_of(row.method, bank)) if isinstance(row.method, Stateful) else {}
+        row.state = _together(kept, seen)
 
 
 def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
     """The row's prediction for the batch of its evidence, by `evidence_of`; its state goes on to the next."""
     per_sample = per_sample.joined if row.method.with_theta_0 else per_sample
+    row.state, seen = _apart(row.state)
     found = _predicted(row, evidence, per_sample)
     if row.method.label_prior == "none":
         return found
-    return replace(found, log_p=under(label_shares(found.log_p), found.log_p))
+    seen, log_p = row.method.under_labels(row.state, seen, found.log_p)
+    row.state = _together(row.state, seen)
+    return replace(found, log_p=log_p)
+
+
+def _apart(state: State) -> tuple[State, State]:
+    """What the method remembers, and what the row has seen of its stream's labels."""
+    seen = {name.removeprefix(STREAM): value for name, value in state.items() if name.startswith(STREAM)}
+    return {name: value for name, value in state.items() if not name.startswith(STREAM)}, seen
+
+
+def _together(own: State, seen: State) -> State:
+    return own | {STREAM + name: value for name, value in seen.items()}
 
 
 def _predicted(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:

@@ -18,7 +18,7 @@ class SiteRow:
     """One hospital. samples: images that it agrees to show, uint8 (n, H, W, C). runs: hyper-parameters and accuracy of each.
 
     signed: whether its upload was signed with its key. attack: what a simulated attacker does, or nothing. left_out: the check
-    that kept its expert from the target, or nothing.
+    that kept its expert from the target, or nothing. brought: it was trained elsewhere, and not as the scenario has it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class SiteRow:
     signed: bool = False
     attack: str = ""
     left_out: str = ""
+    brought: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,12 @@ ANCHORS = ("theta_0", "generalist")
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A whole run. labels, domains: per batch, (n_t,) int64. forwards_run: per batch, with logits shared by all methods.
+    """A whole run. labels, domains, and patients where they are known: per batch, (n_t,) int64.
 
     course: who was there when; everybody all the time if it is empty. steps: of all methods, in memory or on disk.
     novel: classes that no hospital has trained on, where prompts make heads.
+    forwards_run: per batch, with logits shared by all methods. course: who was there when; everybody
+    all the time if it is empty. steps: of all methods, in memory or on disk.
     """
 
     scenario: str
@@ -91,6 +94,19 @@ class RunRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     course: tuple[Roster, ...] = ()
     novel: tuple[str, ...] = ()
+    patients: list[NDArray[np.int64]] | None = None
+
+    @property
+    def units(self) -> tuple[str, NDArray[np.int64], int | None]:
+        """What intervals are over: its name, its number for every image (samples,), and the length of blocks that are drawn.
+
+        Patients where two or more are known, and otherwise batches.
+        """
+        sizes = [len(batch) for batch in self.labels]
+        patients = np.concatenate(self.patients) if self.patients else np.zeros(0, np.int64)
+        if len(np.unique(patients)) > 1:
+            return "patients", patients, 1
+        return "batches", np.repeat(np.arange(len(sizes)), sizes), None
 
     @property
     def changes(self) -> list[Roster]:

@@ -17,7 +17,7 @@ from fedmerge.merging.scoring.latent import label_shares, under
 from fedmerge.report.metrics.classification import SMALLEST, by_group, err, gap_closed, mce_in, mce_t3, measure
 from fedmerge.report.metrics.communication_cost import costs
 from fedmerge.report.metrics.segments import halves, segments
-from fedmerge.report.metrics.significance import holm, interval, paired
+from fedmerge.report.metrics.significance import holm, interval, paired, per_unit
 from fedmerge.report.records import RunRecord, SiteRow
 
 REFERENCE = "mean"
@@ -37,6 +37,7 @@ def summarize(record: RunRecord) -> dict[str, Any]:
         "scenario": record.scenario,
         "seed": record.seed,
         "seeds": "one seed",
+        "intervals": {"over": record.units[0], "count": len(np.unique(record.units[1]))},
         "stream": {
             "kind": stream.kind,
             "batches": stream.batches,
@@ -99,12 +100,16 @@ def right(record: RunRecord, method: str) -> NDArray[np.bool_]:
 
 
 def predictions(record: RunRecord) -> dict[str, NDArray[Any]]:
-    """Labels, domains, batch numbers, and every method's probabilities (samples, C) as float32; NaN where its row was not there."""
+    """Labels, domains, batch numbers, and every method's probabilities (samples, C) as float32; NaN where its row was not there.
+
+    Numbers of patients, too, where they are known: as they first appear in the stream.
+    """
     sizes = [len(batch) for batch in record.labels]
     return {
         "labels": np.concatenate(record.labels),
         "domains": np.concatenate(record.domains),
         "batch": np.repeat(np.arange(len(sizes)), sizes),
+        **({"patients": np.concatenate(record.patients)} if record.patients else {}),
         **{f"p:{name}": _whole(record, name) for name in record.methods},
     }
 
@@ -122,6 +127,7 @@ def _site(site: SiteRow) -> dict[str, Any]:
     return {
         "name": site.name,
         "trained": site.trained,
+        "brought": site.brought,
         "expert_sha256": site.expert_sha256,
         "n": site.n,
         "validation_accuracy": site.validation_accuracy,
@@ -143,8 +149,8 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
     return {
         **measure(p, labels).as_dict(),
         "accuracy_label_prior": _under_label_prior(p, labels, done=info.hyper_parameters.get("label_prior") == "batch"),
-        "ci95": interval(correct, sizes, record.seed),
-        "vs_mean": _versus_mean(record, name, sizes),
+        "ci95": _interval(record, name),
+        "vs_mean": _versus_mean(record, name),
         "halves": halves(correct, sizes) if whole else None,
         "segments": [asdict(s) | {"domain": names[s.domain]} for s in segments(record.stream.truth, correct, sizes)]
         if whole
@@ -173,9 +179,11 @@ def _under_label_prior(p: NDArray[np.float32], labels: Sequence[NDArray[np.int64
     """
     if done:
         return float((p.argmax(1) == np.concatenate(labels)).mean())
+    seen: dict[str, torch.Tensor] = {}
     hits, log_p_all = 0, torch.from_numpy(p).clamp(min=SMALLEST).log()
     for log_p, y in zip(torch.split(log_p_all, [len(batch) for batch in labels]), labels, strict=True):
-        hits += int((under(label_shares(log_p), log_p).argmax(1).numpy() == y).sum())
+        shares, _, seen = label_shares(log_p, seen)
+        hits += int((under(shares, log_p).argmax(1).numpy() == y).sum())
     return hits / sum(map(len, labels))
 
 
@@ -236,12 +244,19 @@ def _by_severity(methods: dict[str, dict[str, Any]], conditions: tuple[tuple[str
         row["mce_in_vs_mean"] = mce_in(errors[name], errors[REFERENCE]) if comparable else None
 
 
-def _versus_mean(record: RunRecord, name: str, sizes: NDArray[np.int64]) -> dict[str, Any] | None:
+def _interval(record: RunRecord, name: str) -> tuple[float, float]:
+    """Of the accuracy, over the patients or batches that the row covers."""
+    _, units, length = record.units
+    hits = right(record, name).astype(np.int64)
+    return interval(*per_unit(hits, units[record.covered_samples(name)]), record.seed, length)
+
+
+def _versus_mean(record: RunRecord, name: str) -> dict[str, Any] | None:
     """On the batches that the row covers; nothing for the mean itself, and nothing where it was not run."""
     if name == REFERENCE or REFERENCE not in record.methods:
         return None
-    common = record.covered_samples(name)
-    found = paired(right(record, name), right(record, REFERENCE)[common], sizes, record.seed)
+    common, (_, units, length) = record.covered_samples(name), record.units
+    found = paired(right(record, name), right(record, REFERENCE)[common], units[common], record.seed, length)
     return {"difference": found.difference, "ci95": found.ci95, "p": found.p}
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedmerge.report.metrics.significance import over_seeds
+from fedmerge.report.metrics.significance import over_seeds, standard_error
 
 REFERENCE = "mean"
 
@@ -72,7 +72,7 @@ class Grid:
             [
                 *([line.target] if self.targets else []),
                 *[plainly(line.settings[key]) for key in self.keys],
-                line.method if line.ranked else f"{line.method} (not ranked)",
+                _marked(line),
                 str(len(line.seeds)),
                 *_with_interval(line.accuracies, ""),
                 f"{100 * sum(line.balanced) / len(line.balanced):.1f}",
@@ -80,6 +80,70 @@ class Grid:
             ]
             for line in self.lines
         ]
+
+
+@dataclass(frozen=True)
+class DomainTable:
+    """A row for each method, a column for each domain that was left out, and their mean: as papers on generalization print it.
+
+    rows: what was swept and the method, then for each domain, and for all, the mean accuracy over seeds and its standard error.
+    None where a method has no row in a domain (an expert in its own), or where one seed has no error.
+    """
+
+    header: tuple[str, ...]
+    domains: tuple[str, ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[tuple[float, float | None] | None, ...]], ...]
+
+    @staticmethod
+    def of(grid: Grid) -> DomainTable | None:
+        """From the lines of a grid over two targets or more; None for any other grid."""
+        domains = tuple(dict.fromkeys(line.target for line in grid.lines))
+        if not grid.targets or len(domains) < 2:
+            return None
+        found: dict[tuple[str, ...], dict[str, dict[str, Line]]] = {}
+        for line in grid.lines:
+            swept = tuple(plainly(line.settings[key]) for key in grid.keys)
+            found.setdefault(swept, {}).setdefault(line.method, {})[line.target] = line
+        rows: list[Any] = []
+        for swept, methods in found.items():
+            named = [(_marked(next(iter(lines.values()))), lines) for lines in methods.values()]
+            these = [((*swept, name), _over_domains(lines, domains)) for name, lines in named]
+            rows += sorted(these, key=lambda row: (row[1][-1] is None, "not ranked" in row[0][-1], -(row[1][-1] or (0,))[0]))
+        return DomainTable((*grid.keys, "method"), domains, tuple(rows))
+
+    def cells(self, missing: str = "-") -> list[list[str]]:
+        """Header and rows as text, in percent, as `85.0 ± 1.2` over several seeds."""
+        head = [*self.header, *self.domains, "mean"]
+        return [head, *[[*names, *[_with_error(one, missing) for one in values]] for names, values in self.rows]]
+
+    def as_csv(self) -> str:
+        """Comma-separated values; standard errors over seeds in columns of their own, after those of the accuracies."""
+        columns = [*self.domains, "mean"]
+        several = any(value and value[1] is not None for _, values in self.rows for value in values)
+        rows = [[*self.header, *columns, *([f"{name} error" for name in columns] if several else [])]]
+        for names, values in self.rows:
+            errors = ["" if one is None or one[1] is None else f"{100 * one[1]:.1f}" for one in values] if several else []
+            rows.append([*names, *["" if one is None else f"{100 * one[0]:.1f}" for one in values], *errors])
+        return _comma_separated(rows)
+
+
+def _over_domains(lines: Mapping[str, Line], domains: Sequence[str]) -> tuple[tuple[float, float | None] | None, ...]:
+    """Mean and standard error over seeds for each domain, and of the means over domains if the method has a row in each."""
+    each = [lines[domain].accuracies if domain in lines else None for domain in domains]
+    there = [one for one in each if one is not None]
+    seeds = {lines[domain].seeds for domain in lines}
+    whole = [sum(of) / len(of) for of in zip(*there, strict=True)] if len(there) == len(domains) and len(seeds) == 1 else None
+    return tuple(None if one is None else (sum(one) / len(one), standard_error(one)) for one in [*each, whole])
+
+
+def _with_error(value: tuple[float, float | None] | None, missing: str) -> str:
+    if value is None:
+        return missing
+    return f"{100 * value[0]:.1f}" + ("" if value[1] is None else f" ± {100 * value[1]:.1f}")
+
+
+def _marked(line: Line) -> str:
+    return line.method if line.ranked else f"{line.method} (not ranked)"
 
 
 def plainly(value: Any) -> str:
@@ -91,30 +155,33 @@ def plainly(value: Any) -> str:
 
 def as_csv(grid: Grid) -> str:
     """Comma-separated values."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([grid.header(), *grid.cells()])
-    return text.getvalue()
+    return _comma_separated([grid.header(), *grid.cells()])
 
 
-def as_markdown(grid: Grid) -> str:
+def as_markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
-    rows = [grid.header(), ["---"] * len(grid.header()), *grid.cells()]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *cells])
 
 
-def as_latex(grid: Grid) -> str:
+def as_latex(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A LaTeX tabular with booktabs rules."""
 
-    def line(cells: list[str]) -> str:
-        return " & ".join(cell.translate(LATEX) for cell in cells) + r" \\"
+    def line(row: Sequence[str]) -> str:
+        return " & ".join(cell.translate(LATEX) for cell in row) + r" \\"
 
-    columns = "l" * len(grid.header())
-    body = [line(cells) for cells in grid.cells()]
-    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(grid.header()), r"\midrule"]
+    columns = "l" * len(header)
+    body = [line(row) for row in cells]
+    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(header), r"\midrule"]
     return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
-LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{", "}": r"\}", "$": r"\$"})
+LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "{": r"\{", "}": r"\}", "$": r"\$", "±": r"$\pm$"})
+
+
+def _comma_separated(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _line(group: Sequence[Mapping[str, Any]], name: str) -> Line:

@@ -16,6 +16,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedmerge.report.batch_log import Step
 
@@ -38,10 +39,19 @@ class Terminal:
         """One line."""
         self.console.print(text, markup=False)
 
-    def experts(self, sha256: dict[str, str], trained: dict[str, bool]) -> None:
-        """One line: every expert's digest, and whether it was trained now or lay in the pool."""
-        each = [f"{name} {digest[:12]} ({'trained now' if trained[name] else 'from the pool'})" for name, digest in sha256.items()]
-        self.say(f"experts: {', '.join(each)}")
+    def table(self, title: str, header: Sequence[str], *rows: Sequence[str]) -> None:
+        """Names to the left of numbers."""
+        shown = Table(title=title)
+        for name in header:
+            shown.add_column(Text(name), justify="left" if name == "method" else "right")
+        for row in rows:
+            shown.add_row(*map(Text, row))
+        self.console.print(shown)
+
+    def experts(self, sha256: dict[str, str], trained: dict[str, bool], brought: Sequence[str] = ()) -> None:
+        """One line: every expert's digest, and whether it was trained now, lay in the pool, or was trained elsewhere."""
+        how = {name: "trained now" if now else "brought" if name in brought else "from the pool" for name, now in trained.items()}
+        self.say(f"experts: {', '.join(f'{name} {digest[:12]} ({how[name]})' for name, digest in sha256.items())}")
 
     @contextmanager
     def progress(self, title: str) -> Iterator[SiteProgress]:
@@ -67,7 +77,8 @@ class Terminal:
 
     def summary(self, summary: dict[str, Any]) -> None:
         """The final table: accuracy with its interval, the difference to the mean, and the commonest class alone."""
-        table = Table(title=f"{summary['scenario']}, seed {summary['seed']} (one seed; 95% intervals over batches)")
+        over = f"{summary['intervals']['count']} {summary['intervals']['over']}"
+        table = Table(title=f"{summary['scenario']}, seed {summary['seed']} (one seed; 95% intervals over {over})")
         table.add_column("method", no_wrap=True)
         for name in ("accuracy", "95% interval", "against the mean", "balanced", "NLL", "forwards"):
             table.add_column(name, justify="right")

@@ -16,10 +16,14 @@ from fedmerge.stream.schedules._base import Batches, Schedule
 
 @dataclass(frozen=True)
 class Answers:
-    """Labels and domains of every batch in order, as the report needs them: lists of (n_t,) int64."""
+    """Labels and domains of every batch in order, as the report needs them: lists of (n_t,) int64.
+
+    patients: a number for the patient of each image, from 0 as they first appear, which tells nothing else; None if not known.
+    """
 
     labels: list[NDArray[np.int64]]
     domains: list[NDArray[np.int64]]
+    patients: list[NDArray[np.int64]] | None = None
 
 
 class Labeled(Protocol):

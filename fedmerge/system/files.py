@@ -8,8 +8,10 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from fedmerge.errors import FolderError
@@ -26,6 +28,26 @@ def file_digest(file: Path) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError:
         return ""
+
+
+SETTLED_NS = 2_000_000_000
+"""Age of the last change from which on a file's times tell of the next one: file systems count in steps of up to two seconds."""
+
+
+def settled_digest(file: Path) -> str:
+    """The same, of a large file that is asked for often: its bytes are read once, for as long as it stays as it is."""
+    try:
+        facts = file.stat()
+    except OSError:
+        return ""
+    if facts.st_ctime_ns + SETTLED_NS > time.time_ns():
+        return file_digest(file)
+    return _digest_once(file, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns))
+
+
+@lru_cache(maxsize=256)
+def _digest_once(file: Path, facts: tuple[int, ...]) -> str:
+    return file_digest(file)
 
 
 @contextmanager

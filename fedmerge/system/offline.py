@@ -8,8 +8,11 @@ though, so it is given one that leads nowhere. Processes that Ray starts inherit
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import getproxies
 
 NOWHERE = "http://127.0.0.1:9"
 """The port for what is to be discarded: as a rule nobody listens there, and whoever does is on this machine."""
@@ -57,3 +60,31 @@ def sealed() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def cached_weights(hub: str, filename: str | None, cache: Path | None) -> Path | None:
+    """The file of weights of a model of the hub, if its cache holds it; nobody is asked. hub: such as timm/resnet18.a1_in1k."""
+    if not hub:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in [filename] if filename else ["model.safetensors", "pytorch_model.bin"]:
+        found = try_to_load_from_cache(hub, name, cache_dir=cache)
+        if isinstance(found, str):
+            return Path(found)
+    return None
+
+
+def hub_is_found() -> bool:
+    """Whether the hub's name leads anywhere from here. Its client would ask twelve times, and print each, before it gives up."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if getproxies().keys() & {"https", "all"}:  # who is behind a proxy leaves names to it
+        return True
+    host = constants.ENDPOINT.partition("//")[2].partition("/")[0]
+    try:
+        return bool(socket.getaddrinfo(host.partition(":")[0], None))
+    except OSError:
+        return False

@@ -34,6 +34,9 @@ def test_how_values_of_12_bits_are_shown_is_said(tmp_path: Path, monkeypatch: py
     remarks = read(tmp_path / "run" / "manifest.json")["remarks"]
     assert remarks[0] == "source.gray_range differs: [0, 4095] at north; not given at south, mercy"
     assert remarks[1:] == [f"site '{name}' has a remark in its own log" for name in ("north", "mercy")]
+    shown = read(tmp_path / "run" / "manifest.json")["images"]
+    given, found = ({"gray_range": {"range": [0, 4095], "images": 24, "rule": rule}} for rule in ("gray_range", "auto"))
+    assert shown == {"north": given, "mercy": found}
     for name in ("north", "mercy"):
         assert f"site '{name}' has a remark in its own log" in told
         said = own_log(name).read_text()

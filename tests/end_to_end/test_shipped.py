@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from medmnist import INFO
 from PIL import Image
 from pydantic import ValidationError
 
@@ -24,7 +25,7 @@ SCENARIOS = sorted((ROOT / "scenarios").glob("*.yaml"))
 
 
 @pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
     """Folders with the layout of the real data, filled with noise."""
     rng = np.random.default_rng(0)
     for domain, classes in {
@@ -36,8 +37,21 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             (tmp_path / domain / label).mkdir(parents=True)
             for number in range(40):
                 Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / domain / label / f"{number}.jpg")
+    if "organmnist" in request.node.name:
+        medmnist(tmp_path / "medmnist")
     monkeypatch.setenv("FEDMERGE_DATA", str(tmp_path))
+    monkeypatch.setenv("FEDMERGE_WEIGHTS", str(tmp_path / "weights.pth"))
     return tmp_path
+
+
+def medmnist(folder: Path) -> None:
+    """As many images as are published, all black."""
+    folder.mkdir()
+    for dataset in ("organamnist", "organcmnist", "organsmnist"):
+        counts: dict[str, int] = INFO[dataset]["n_samples"]
+        images = {f"{part}_images": np.zeros((count, 28, 28), np.uint8) for part, count in counts.items()}
+        labels = {f"{part}_labels": (np.arange(count) % 11)[:, None].astype(np.uint8) for part, count in counts.items()}
+        np.savez(folder / f"{dataset}.npz", **images, **labels)
 
 
 @pytest.mark.parametrize("file", SITES, ids=lambda file: file.stem)
@@ -54,6 +68,17 @@ def test_every_scenario_loads_and_nobody_shares_an_image(file: Path, data: Path)
     assert plan.scenario.name == file.stem
     assert plan.scenario.question
     assert len(plan.sites) >= (1 if plan.scenario.model.reads_text else 2)  # a zero-shot model is the other of two
+
+
+@pytest.mark.parametrize("name", ["wbc-pretrained", "brain-mri-pretrained"])
+def test_weights_that_are_not_named_are_one_clear_message(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDMERGE_WEIGHTS")
+    with pytest.raises(ScenarioError) as error:
+        load_experiment(ROOT / "scenarios" / f"{name}.yaml")
+    (problem,) = error.value.problems
+    assert problem.key == "initialization.path"
+    assert "FEDMERGE_WEIGHTS is not set" in problem.found
+    assert "export FEDMERGE_WEIGHTS=" in problem.mend
 
 
 @pytest.mark.parametrize("name", ["wbc", "brain-mri"])

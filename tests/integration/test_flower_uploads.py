@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedmerge.federated.flower.launcher import SimulationBackend
-from fedmerge.federated.messages import Job, SiteTask
+from fedmerge.federated.messages import Initial, Job, SiteTask
 from fedmerge.federated.pool.experts import ExpertPool, fingerprint
 from fedmerge.federated.server.collect import incomplete
 from fedmerge.federated.server.in_process import LocalBackend
+from fedmerge.federated.site import OwnExpert
 from tests.unit.federated.test_admission import keyed as keyed
 from tests.unit.federated.test_statistics import loaded, same
 from tests.unit.federated.test_statistics import sites as sites
@@ -66,3 +68,31 @@ def test_by_flower_by_the_loop_and_asked_for_later_they_are_the_same(sites: tupl
     lines = [[json.loads(line) for line in j.audit.read_text().splitlines()] for j in (here, there, later)]
     sums = [sum(line["bytes"] for line in said if line["kind"] != "statement") for said in lines]  # one for each message
     assert sums[0] == sums[1] == sums[2]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
+def test_by_flower_a_hospital_brings_its_expert(
+    hospital: Hospital, job: Jobs, initial: Initial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trains = hospital("trains", runs=1, epochs=1)
+    own = {name: tensor + 0.001 if tensor.is_floating_point() else tensor for name, tensor in initial.weights.items()}
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in own.items()}}, "own.pth")
+    torch.save({"state_dict": {"w": torch.ones(3)}}, "wrong.pth")
+
+    def bring(name: str, file: str) -> SiteTask:
+        task = hospital(name)
+        return task.model_copy(
+            update={"site": task.site.model_copy(update={"expert": OwnExpert(checkpoint=file).found_anywhere()})}
+        )
+
+    asked = job(trains, bring("brings", "own.pth"), bring("wrong", "wrong.pth"))
+    outcomes = SimulationBackend().gather(asked, lambda _: None)
+    assert {name: outcome.trained for name, outcome in outcomes.items()} == {"trains": True, "brings": False, "wrong": False}
+    assert not outcomes["brings"].reason
+    assert "its expert does not fit the model" in outcomes["wrong"].reason
+    assert "wrong.pth" not in outcomes["wrong"].reason  # names of files stay in the hospital's own log
+    found = ExpertPool(asked.pool).load(asked.tasks[1])
+    assert all(torch.equal(found.weights[name], own[name]) for name in own)
+    assert found.runs == []

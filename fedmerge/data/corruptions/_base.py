@@ -43,12 +43,14 @@ class Shift(Plugin):
     """One family at one severity. color: whether it needs 3 channels.
 
     strengths: what severities 1 to 5 mean to the family by our own choice; none where only others have chosen. published: the same
-    by modality as the sources have it; the first stands for modalities for which there is nothing.
+    by modality as the sources have it; the first stands for modalities for which there is nothing. borrowed: whether the sources
+    have those constants for another family.
     """
 
     strengths: ClassVar[tuple[Any, ...]] = ()
     published: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     color: ClassVar[bool] = False
+    borrowed: ClassVar[bool] = False
 
     severity: int = Field(3, ge=1, le=5, description="1 is hardly seen, 5 is hard")
     strength: Strength = Field("published", description="whose constants: the sources' where there are some, or our own")
@@ -143,3 +145,11 @@ def mismatched(shifts: Sequence[Shift], channels: int, key: str) -> list[Problem
 
 
 SHIFTS: Folder[Shift] = Folder("fedmerge.data.corruptions", Shift, "shift")  # type: ignore[type-abstract]
+
+
+def published_for(modality: Modality) -> tuple[str, ...]:
+    """Families that have published constants of this modality: for those of MedMNIST-C, the corruptions that it applies to it.
+
+    It counts brightness, contrast and gamma up and down as two each; here a coin decides for each image.
+    """
+    return tuple(name for name in SHIFTS.names if modality in SHIFTS.load(name)().tables and not SHIFTS.load(name).borrowed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from fedmerge.data.corruptions._base import Float, Shift
@@ -13,6 +15,7 @@ class Window(Shift):
     No source has windows; the published factors are those by which MedMNIST-C raises contrast.
     """
 
+    borrowed: ClassVar[bool] = True
     strengths = (1.2, 1.5, 1.9, 2.4, 3.2)
     published = {
         "ct": (1.3, 1.4, 1.6, 1.7, 1.8),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedmerge.data.images import Images
 from fedmerge.errors import Problem, difference, folded, quoted
@@ -29,6 +29,16 @@ def same_names(key: str, kind: str, places: Mapping[str, object], mend: str) -> 
         differ = " or ".join(dict.fromkeys(difference(first, other) for other in others))
         problems.append(Problem("", key, f"{found}, which differ in {differ} only", f"one name for one {kind}", mend))
     return problems
+
+
+class Pseudonyms(NamedTuple):
+    """Patients as a secret makes them: who has it, too, finds the same patient, and who has not can tell nothing.
+
+    secret: a digest of the secret, to tell that two hospitals have the same. patients: a digest of each.
+    """
+
+    secret: str
+    patients: frozenset[str]
 
 
 class Source(Plugin):
@@ -80,6 +90,14 @@ class Source(Plugin):
     def knows_patients(self) -> bool:
         """Whether images of one patient are known as such."""
         return True
+
+    def pseudonyms(self) -> Pseudonyms | None:
+        """Patients under the secret that hospitals agree on; None where there is none, or patients are not known."""
+        return None
+
+    def decided(self, owner: str) -> dict[str, Any]:
+        """What `load` has decided by all images of the owner together, where that was on this machine: for the manifest."""
+        return {}
 
     @abstractmethod
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:

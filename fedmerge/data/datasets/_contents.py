@@ -13,11 +13,8 @@ import numpy as np
 
 from fedmerge.data.cache import Arrays, cached
 from fedmerge.data.datasets._image_files import ImageFile
-from fedmerge.system.files import file_digest
+from fedmerge.system.files import SETTLED_NS, file_digest
 from fedmerge.system.process import cores
-
-SETTLED_NS = 2_000_000_000
-"""Age of the last change from which on a file's times tell of the next one: file systems count in steps of up to two seconds."""
 
 
 class _UnreadableError(Exception):

@@ -1,38 +1,35 @@
-"""One image file as pixels: values deeper than 8 bits, transparency, pages, size; and the same for all files of a source.
-
-A file that cannot be read now (no permission, a disk that fails) is told from one that is no image: only the latter is a
-property of the file, which may be left out and remembered.
-"""
+"""All files of a source as pixels: one range of gray values for those deeper than 8 bits, transparency, size; and notes on it."""
 
 from __future__ import annotations
 
-import errno
 import os
-import struct
-import sys
 import warnings
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from fedmerge.data.datasets._base import Geometry
-from fedmerge.errors import DataError
-
-DAMAGE = (
-    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
-    *(RuntimeError, SystemError),  # of decoders in C
+from fedmerge.data.datasets._formats import (
+    DAMAGE,
+    DICOM_ENDS,
+    NIFTI_ENDS,
+    REFUSALS,
+    Deep,
+    Opened,
+    Reading,
+    Refused,
+    failure_to_read,
+    page_of,
+    pictures,
+    reason_of,
 )
-"""What Pillow raises for a file that is truncated or no image."""
-
-MOST_PIXELS = 178_956_970
-"""Where Pillow, too, suspects a file that was made to fill the memory."""
+from fedmerge.errors import DataError
 
 TOPS = (255, 1023, 4095, 16383, 65535)
 """The brightest values of detectors of 8, 10, 12, 14 and 16 bits."""
@@ -43,82 +40,25 @@ FEW_LEVELS = 24
 SAMPLED = 65_536
 """Pixels of an image, at most, whose gray levels are counted."""
 
-ONE_PICTURE = ("MPO", "PSD")
-"""Formats whose further frames are previews or layers of the first."""
-
-STEPS = {"L;2": 85, "L;4": 17}
-"""Step between gray levels of 2 and 4 bits, by which Pillow stretches pixels but not the level that is transparent."""
-
 ALIKE = "in the files' own values, and the same at all hospitals and the target if their values mean the same"
 
 
-class Reading(NamedTuple):
-    """How files become pixels: fields of the source. gray_range: None finds one; page: from 1, None takes the first."""
+SAMPLES = 2**24
+"""Values of all images of a source, at most, from which percentiles are found; of one image no more than 4096."""
 
-    gray_range: tuple[float, float] | None = None
-    background: str = "black"
-    page: int | None = None
-    max_pixels: int = MOST_PIXELS
-
-
-REFUSALS = {
-    "root": (
-        "files that cannot be read",
-        "files that may be read. Mend that (permissions, the disk, the network) and run it again",
-    ),
-    "max_pixels": (
-        "images of more pixels than max_pixels",
-        "smaller ones. Make them smaller, or raise max_pixels in the source if the memory holds them",
-    ),
-    "page": ("files of several pages without the page asked for", "a page that all of them have. Set page in the source"),
-}
-"""What stops a source, by the key that it is about: what was found, what is expected, and how to mend it."""
-
-
-class Refused(Exception):
-    """One file that stops the whole source. key: of REFUSALS."""
-
-    def __init__(self, key: str, why: str) -> None:
-        super().__init__(why)
-        self.key = key
-
-
-class Deep(NamedTuple):
-    """An image of more than 8 bits. values: (H, W) or (H, W, 3) as in the file; alpha: (H, W) uint8; inverted: 0 is white."""
-
-    values: NDArray[Any]
-    alpha: NDArray[np.uint8] | None
-    inverted: bool
-
-
-class Opened(NamedTuple):
-    """One picture of a file, upright. pages: how many the file holds."""
-
-    picture: Image.Image | Deep
-    orientation: int
-    pages: int
+RULES = "set range in the source: {window: [black, white]}, {percentile: [1, 99]}, full, or file for each file's own window"
 
 
 class Extent(NamedTuple):
-    """Least and greatest value of deep images, and whether any of them holds floating-point numbers."""
+    """Least and greatest value of the deep images of a file, and whether any of them holds floating-point numbers.
+
+    window: the file's own.
+    """
 
     low: float
     high: float
     floating: bool
-
-
-PLAIN = Reading()
-
-
-def read(path: Path, how: Reading = PLAIN) -> Opened:
-    """One picture of a file, at its full depth. Raises one of DAMAGE, or Refused."""
-    with _page(path, how) as (opened, pages):
-        if (raw := _raw_mode(opened)) in STEPS and "transparency" in opened.info:
-            opened.info["transparency"] *= STEPS[raw]
-        deep = _deep(path, how, opened, raw)
-        if deep is None:
-            return Opened(ImageOps.exif_transpose(opened), 1, pages)
-        return Opened(deep, int(opened.getexif().get(0x0112, 1)), pages)
+    window: tuple[float, float] | None = None
 
 
 def pixels_of(found: Opened, geometry: Geometry, how: Reading) -> tuple[NDArray[np.uint8], bool]:
@@ -127,7 +67,7 @@ def pixels_of(found: Opened, geometry: Geometry, how: Reading) -> tuple[NDArray[
     The whole image is stretched to a square, as in DomainBed.
     """
     picture = found.picture
-    image = _shown(picture, how.gray_range or (0, 255), found.orientation) if isinstance(picture, Deep) else picture
+    image = _shown(picture, _bounds(picture, how), found.orientation) if isinstance(picture, Deep) else picture
     mode = "L" if geometry.channels == 1 else "RGB"
     transparent = False
     if image.has_transparency_data:
@@ -139,112 +79,21 @@ def pixels_of(found: Opened, geometry: Geometry, how: Reading) -> tuple[NDArray[
     return np.asarray(image, np.uint8).reshape(geometry.size, geometry.size, geometry.channels), transparent
 
 
-@contextmanager
-def _page(path: Path, how: Reading) -> Iterator[tuple[Image.Image, int]]:
-    """The chosen page of a file, and the number of pages. A file of one page is read whatever page is asked for."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is the limit: one error, and no warning below it
-    try:
-        # A file and not its path: of a path Pillow maps raw TIFF into memory, and scrambles those that lie on their side
-        with path.open("rb") as file, Image.open(file) as opened:
-            pages = 1
-            if opened.format not in ONE_PICTURE:
-                with suppress(*DAMAGE):  # rubbish behind a first page that is whole
-                    pages = getattr(opened, "n_frames", 1)
-            if pages > 1 and how.page is not None:
-                if how.page > pages:
-                    raise Refused("page", f"{pages} pages, and no page {how.page}")
-                opened.seek(how.page - 1)
-            if opened.width * opened.height > how.max_pixels:
-                raise Refused("max_pixels", f"{opened.width} x {opened.height} = {opened.width * opened.height} pixels")
-            yield opened, pages
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+def _bounds(deep: Deep, how: Reading) -> tuple[float, float]:
+    """The range by which an image is shown: that of the source, or its own."""
+    return how.gray_range or deep.window or (0, 255)
 
 
-def _deep(path: Path, how: Reading, opened: Any, raw: str) -> Deep | None:
-    """The values of an image of more than 8 bits a sample; None for any other."""
-    tags = getattr(opened, "tag_v2", {})
-    inverted, signed = tags.get(262) == 0, tags.get(339, (1,))[0] == 2  # photometric interpretation and sample format of TIFF
-    transparent = opened.info.get("transparency")
-    if opened.mode.startswith(("I", "F")):
-        values = np.asarray(opened)
-        if raw.startswith("I;32") and tags and not signed:
-            values = values.view(np.uint32)
-        if opened.format == "PPM" and opened.mode == "I":  # Pillow has stretched them to 16 bits
-            values = np.rint(values * (_declared_top(path) / 65535)).astype(np.uint16)
-        alpha = None if transparent is None else np.where(values == transparent, 0, 255).astype(np.uint8)
-        return Deep(values, alpha, inverted)
-    if opened.mode == "L" and signed and tags.get(258) == (8,):
-        return Deep(np.asarray(opened).view(np.int8), None, inverted)
-    if opened.format == "PPM" and opened.mode == "RGB" and _declared_top(path) > 255:
-        return Deep(_deep_ppm(path, opened), None, False)
-    return _deep_color(path, how, opened, raw) if ";16" in raw else None
-
-
-def _raw_mode(opened: Any) -> str:
-    """Pillow's name for how samples lie in the file; empty for formats that have none."""
-    if not getattr(opened, "tile", None):
-        return ""
-    args = opened.tile[0].args
-    return str(args[0] if isinstance(args, tuple) and args else args or "")
-
-
-def _words(data: bytes) -> list[bytes]:
-    """What stands in a text of the PGM and PPM family, without its comments."""
-    return b" ".join(line.partition(b"#")[0] for line in data.splitlines()).split()
-
-
-def _declared_top(path: Path) -> int:
-    """The greatest value that a file of the PGM and PPM family declares."""
-    with path.open("rb") as file:
-        return int(_words(file.read(8192))[3])
-
-
-def _deep_ppm(path: Path, opened: Any) -> NDArray[Any]:
-    """Colors of a PPM of 16 bits, which Pillow would cut to 8."""
-    tile, size = opened.tile[0], opened.width * opened.height * 3
-    if tile.codec_name == "ppm":
-        values = np.fromfile(path, ">u2", size, offset=tile.offset)
-    else:
-        values = np.array(_words(path.read_bytes())[4 : 4 + size]).astype(np.uint16)
-    if len(values) < size:
-        raise ValueError("image file is truncated")
-    return values.reshape(opened.height, opened.width, 3)
-
-
-def _deep_color(path: Path, how: Reading, opened: Any, raw: str) -> Deep:
-    """Colors of 16 bits. Pillow keeps the upper byte of each sample only: the lower one is read as if bytes lay the other way."""
-    if raw == "LA;16B":  # of PNG: two samples of two bytes lie where four of one byte would
-        bytes_ = _unpacked(path, how, "RGBA").astype(np.uint16)
-        return Deep(bytes_[..., 0] << 8 | bytes_[..., 1], bytes_[..., 2].astype(np.uint8), False)
-    if raw[:-1] not in ("RGB;16", "RGBA;16", "RGBX;16"):
-        raise ValueError(f"16 bits a sample as {raw}, which cannot be read at its depth")
-    little = raw.endswith("L") or (raw.endswith("N") and sys.byteorder == "little")
-    lower = _unpacked(path, how, raw[:-1] + ("B" if little else "L"))
-    upper = np.asarray(opened)
-    values = upper[..., :3].astype(np.uint16) << 8 | lower[..., :3]
-    alpha = upper[..., 3] if raw.startswith("RGBA") else None
-    if (clear := opened.info.get("transparency")) is not None:
-        alpha = np.where((values == np.array(clear)).all(-1), 0, 255).astype(np.uint8)
-    return Deep(values, alpha, False)
-
-
-def _unpacked(path: Path, how: Reading, raw: str) -> NDArray[np.uint8]:
-    """The pixels of a file as if its samples lay as `raw` says."""
-    with _page(path, how) as (opened, _):
-        image: Any = opened
-        image.tile = [tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile]
-        return np.asarray(image)
+def _finite(deep: Deep) -> NDArray[Any]:
+    return deep.values[np.isfinite(deep.values)] if deep.values.dtype.kind == "f" else deep.values.reshape(-1)
 
 
 def _extent(deep: Deep) -> Extent:
     """Raises ValueError if no value is finite."""
-    values, floating = deep.values, deep.values.dtype.kind == "f"
-    if floating:
-        values = values[np.isfinite(values)]
+    values = _finite(deep)
     if not values.size:
         raise ValueError("no finite value")
-    return Extent(float(values.min()), float(values.max()), floating)
+    return Extent(float(values.min()), float(values.max()), deep.values.dtype.kind == "f", deep.window)
 
 
 def _mapped(deep: Deep, bounds: tuple[float, float]) -> NDArray[np.uint8]:
@@ -275,10 +124,16 @@ def _nearly_lost(deep: Deep, bounds: tuple[float, float]) -> bool:
 
 @dataclass
 class _Seen:
-    """What the files of a source are, by their positions. refused: names and reasons of those that stop the source, by key."""
+    """What the files of a source are, by their positions. refused: names and reasons of those that stop the source, by key.
 
-    pixels: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    pixels: of every picture of a file. samples: some values of deep images, where percentiles are asked for.
+    burned: what DICOM files say of text in their pixels.
+    """
+
+    pixels: dict[int, list[NDArray[np.uint8]]] = field(default_factory=dict)
     extents: dict[int, Extent] = field(default_factory=dict)
+    samples: list[NDArray[np.float32]] = field(default_factory=list)
+    burned: list[str] = field(default_factory=list)
     broken: dict[int, str] = field(default_factory=dict)
     pages: dict[int, int] = field(default_factory=dict)
     transparent: set[int] = field(default_factory=set)
@@ -293,24 +148,35 @@ class _Seen:
         except Refused as error:
             self.refused.setdefault(error.key, []).append(f"{name} ({error})")
         except DAMAGE as error:
-            if failure := _failure_to_read(path, error):
+            if failure := failure_to_read(path, error):
                 self.refused.setdefault("root", []).append(f"{name} ({os.strerror(failure)})")
             else:
-                self.broken[at] = _reason(error, path)
+                self.broken[at] = reason_of(error, path)
 
-    def add(self, at: int, found: Opened, geometry: Geometry, how: Reading) -> None:
+    def add(self, at: int, found: Sequence[Opened], geometry: Geometry, how: Reading) -> None:
         """Pixels of one file."""
-        self.pixels[at], transparent = pixels_of(found, geometry, how)
-        if transparent:
+        shown = [pixels_of(one, geometry, how) for one in found]
+        self.pixels[at] = [pixels for pixels, _ in shown]
+        if any(transparent for _, transparent in shown):
             self.transparent.add(at)
-        if found.pages > 1:
-            self.pages[at] = found.pages
+        if found[0].pages > 1:
+            self.pages[at] = found[0].pages
+        if found[0].burned is not None:
+            self.burned.append(found[0].burned)
+
+    def measure(self, at: int, deep: Sequence[Deep], sampled: int) -> None:
+        """Extent of the deep images of one file, and `sampled` values of each."""
+        self.extents[at] = _values([_extent(one) for one in deep])
+        for values in map(_finite, deep) if sampled else ():
+            places = np.linspace(0, values.size - 1, min(sampled, values.size)).round().astype(np.int64)
+            self.samples.append(values[places].astype(np.float32))
 
 
 def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Reading, owner: str) -> dict[str, NDArray[Any]]:
-    """pixels (n, size, size, channels) of the files that can be decoded, `good` (n,) their positions in `names`,
+    """pixels (n, size, size, channels) of the files that can be decoded, `good` (n,) the positions in `names` of their files,
 
-    for the others `broken` (m,) their positions and `reasons` (m,) in words, and `notes`: what the owner should know.
+    for the others `broken` (m,) their positions and `reasons` (m,) in words, `notes`: what the owner should know, and
+    `range` (2,): black and white of deep images, or (0,) where there are none or each has its own, and `deep`: how many files.
 
     Raises DataError for files that cannot be read or are too large, and for gray values that no range fits.
     """
@@ -319,9 +185,15 @@ def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Readin
         warnings.filterwarnings("ignore", module="PIL")  # what matters of it is said by files' names, or in `notes`
         how = _look(seen, root, names, geometry, how, where)
     _refuse(seen, how, where, names)
-    good, empty = sorted(seen.pixels), np.empty((0, geometry.size, geometry.size, geometry.channels), np.uint8)
+    good = [at for at in sorted(seen.pixels) for _ in seen.pixels[at]]
+    pixels, empty = (
+        [one for at in sorted(seen.pixels) for one in seen.pixels[at]],
+        np.empty((0, geometry.size, geometry.size, geometry.channels), np.uint8),
+    )
     return {
-        "pixels": np.stack([seen.pixels[at] for at in good]) if good else empty,
+        "pixels": np.stack(pixels) if good else empty,
+        "deep": np.array(len(seen.extents)),
+        "range": np.array(how.gray_range if seen.extents and how.gray_range else [], np.float64),
         "good": np.array(good, np.int64),
         "broken": np.array(sorted(seen.broken), np.int64),
         "reasons": np.array([seen.broken[at] for at in sorted(seen.broken)], np.str_),
@@ -331,60 +203,65 @@ def decode_all(root: Path, names: Sequence[str], geometry: Geometry, how: Readin
 
 def _look(seen: _Seen, root: Path, names: Sequence[str], geometry: Geometry, how: Reading, where: str) -> Reading:
     """Fill in what is seen: images of 8 bits at once, and deeper ones when the values of all of them are known; the range used."""
+    sampled = max(16, min(4096, SAMPLES // max(1, len(names)))) if isinstance(how.rule, tuple) else 0
     for at, name in enumerate(names):
         with seen.faults_of(at, name, root / name):
-            if seen.refused:  # there will be no pixels: only find out what else is wrong
-                with _page(root / name, how):
+            if seen.refused and not name.casefold().endswith((*DICOM_ENDS, *NIFTI_ENDS)):
+                with page_of(root / name, how):  # there will be no pixels: only find out what else is wrong
                     continue
-            found = read(root / name, how)
-            if isinstance(found.picture, Deep):
-                seen.extents[at] = _extent(found.picture)
+            found = pictures(root / name, how)
+            if deep := [one.picture for one in found if isinstance(one.picture, Deep)]:
+                seen.measure(at, deep, sampled)
             else:
                 seen.add(at, found, geometry, how)
     if seen.extents and not seen.refused:
-        how = how._replace(gray_range=how.gray_range or _automatic(seen.extents, where))
+        how = how._replace(gray_range=how.gray_range or _decided(seen, how, where))
         for at in seen.extents:
             with seen.faults_of(at, names[at], root / names[at]):
-                found = read(root / names[at], how)
+                found = pictures(root / names[at], how)
                 seen.add(at, found, geometry, how)
-                if isinstance(found.picture, Deep) and how.gray_range and _nearly_lost(found.picture, how.gray_range):
+                deep = [one.picture for one in found if isinstance(one.picture, Deep)]
+                if all(_nearly_lost(one, _bounds(one, how)) for one in deep):
                     seen.nearly_lost.add(at)
     return how
 
 
-def _failure_to_read(path: Path, error: Exception) -> int | None:
-    """The system's number of what keeps a file from being read; None where its content is at fault.
+def _decided(seen: _Seen, how: Reading, where: str) -> tuple[float, float] | None:
+    """The range of a source that gives none, by its rule; None where each file has its own. Raises DataError."""
+    extents = seen.extents
+    windows = [one.window for one in extents.values()]
+    if how.rule == "file":
+        if None not in windows:
+            return None
+        raise _no_range(where, f"{windows.count(None)} of {len(windows)} deep images without a window of their own", "file")
+    if how.rule == "auto":
+        named = set(windows) - {None}
+        if named and (len(named) > 1 or None in windows):
+            rest = f", and {windows.count(None)} images without one" if None in windows else ""
+            raise _no_range(where, f"{len(named)} different windows in {len(windows)} images{rest}", "auto")
+        return windows[0] or _automatic(extents, where)
+    if isinstance(how.rule, str):
+        low, high = _values(list(extents.values()))[:2]
+    else:
+        low, high = np.percentile(np.concatenate(seen.samples), list(how.rule)).tolist()
+    if low < high:
+        return low, high
+    raise _no_range(where, f"one value only, {low:g}", how.rule if isinstance(how.rule, str) else "percentile")
 
-    Decoders in C lose that number, and a damaged file that names a place outside of itself gives EINVAL: both are settled by
-    reading the file once more.
-    """
-    if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-        return error.errno
-    try:
-        with path.open("rb") as file:
-            while file.read(1 << 24):
-                pass
-    except OSError as failure:
-        return failure.errno
-    return None
 
-
-def _reason(error: Exception, path: Path) -> str:
-    """Why a file is no image that can be used."""
-    if not isinstance(error, UnidentifiedImageError):
-        return str(error) or type(error).__name__
-    with suppress(OSError), path.open("rb") as file:
-        start = file.read(132)
-        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            return "a TIFF of a kind that Pillow cannot read; it reads 8 and 16 bits, and one channel of 32-bit floats"
-        if start[128:] == b"DICM":
-            return "DICOM, which is not read; export it as PNG or TIFF"
-    return "no image"
+def _no_range(where: str, found: str, rule: str) -> DataError:
+    mend = RULES[0].upper() + RULES[1:]
+    expected = "one range for all images of the source" if rule != "file" else "a window in every file"
+    return DataError(
+        f"{where}: found {found} (range: {rule}); expected {expected}. {mend}",
+        f"source.range: found no range by '{rule}'; expected {expected}. {mend}",
+    )
 
 
 def _values(extents: Collection[Extent]) -> Extent:
-    """The extent of all."""
-    return Extent(min(e.low for e in extents), max(e.high for e in extents), any(e.floating for e in extents))
+    """The extent of all; the window is that of the first."""
+    first = next(iter(extents)).window
+    return Extent(min(e.low for e in extents), max(e.high for e in extents), any(e.floating for e in extents), first)
 
 
 def _automatic(extents: Mapping[int, Extent], where: str) -> tuple[float, float]:
@@ -392,7 +269,7 @@ def _automatic(extents: Mapping[int, Extent], where: str) -> tuple[float, float]
 
     By steps of bits, and not by the values themselves, so that hospitals with detectors of one kind get the same range.
     """
-    low, high, floating = _values(extents.values())
+    low, high, floating, _ = _values(extents.values())
     if low >= 0 and floating and high <= 1:
         return (0, 1)
     if low >= 0 and high <= TOPS[-1]:
@@ -415,9 +292,9 @@ def _refuse(seen: _Seen, how: Reading, where: str, names: Sequence[str]) -> None
         limit = f" ({how.max_pixels})" if key == "max_pixels" else ""
         raise DataError(
             f"{where}: found {len(files)} {found}{limit}: {shortened(files)}; expected {expected}",
-            f"source.{key}: found {found}{limit}; expected {expected}",
+            f"source.{'root' if key == 'codec' else key}: found {found}{limit}; expected {expected}",
         )
-    if how.gray_range and 2 * len(seen.nearly_lost) > len(seen.extents):
+    if 2 * len(seen.nearly_lost) > len(seen.extents) > 0:
         mend = f"Set gray_range: [black, white] in the source, {ALIKE}"
         lost = shortened([names[at] for at in sorted(seen.nearly_lost)])
         raise DataError(
@@ -430,6 +307,8 @@ def _refuse(seen: _Seen, how: Reading, where: str, names: Sequence[str]) -> None
 
 def _range_words(seen: _Seen, how: Reading) -> str:
     found, (black, white) = _values(seen.extents.values()), how.gray_range or (0, 255)
+    if how.gray_range is None:
+        return f"the window of each file, for values from {found.low:g} to {found.high:g}"
     return f"the range {black:g} (black) to {white:g} (white), for values from {found.low:g} to {found.high:g}"
 
 
@@ -438,7 +317,7 @@ def _notes(seen: _Seen, how: Reading, given: bool) -> list[str]:
     notes: list[str] = []
     if seen.extents:
         rest = f"; {n} of 8 bits stay as they are" if (n := len(seen.pixels.keys() - seen.extents.keys())) else ""
-        fix = "" if given else f". To fix it, set gray_range, {ALIKE}"
+        fix = "" if given else f". To fix it, set gray_range, {ALIKE}" if how.rule == "auto" else f" (range: {_rule_words(how)})"
         notes.append(f"{len(seen.extents)} images of more than 8 bits are shown by {_range_words(seen, how)}{rest}{fix}")
     elif given:
         notes.append("no image has more than 8 bits, so that gray_range changes nothing")
@@ -446,12 +325,19 @@ def _notes(seen: _Seen, how: Reading, given: bool) -> list[str]:
         notes.append(f"of {len(seen.nearly_lost)} of these images that range leaves {FEW_LEVELS} gray levels or fewer")
     if seen.transparent:
         notes.append(f"{len(seen.transparent)} images with transparency are shown on {how.background} (background)")
+    if seen.burned:
+        yes = f", which {n} of them say they have" if (n := seen.burned.count("YES")) else ""
+        notes.append(f"{len(seen.burned)} files are DICOM: text burned into the pixels{yes}, such as names, is not looked for")
     if seen.pages:
         page = f"page {how.page or 1} of each is read, and no other (page)"
         notes.append(f"{len(seen.pages)} files hold several pages or frames, up to {max(seen.pages.values())}: {page}")
     return notes
 
 
-def shortened(names: Sequence[str]) -> str:
-    """The first five, and how many more there are."""
-    return "; ".join(names[:5]) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+def _rule_words(how: Reading) -> str:
+    return how.rule if isinstance(how.rule, str) else f"percentiles {how.rule[0]:g} and {how.rule[1]:g}"
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """The first ones, and how many more there are."""
+    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")

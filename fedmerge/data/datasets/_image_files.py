@@ -54,6 +54,7 @@ class ImageFile(NamedTuple):
     device: int = 0
     inode: int = 0
     changed: int = 0
+    patient: str = ""
 
 
 def locate(root: str, hint: str) -> Path | Problem:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from fedmerge.data.datasets._base import Geometry, Source, same_names
+from fedmerge.data.datasets._base import Geometry, Pseudonyms, Source, same_names
 from fedmerge.data.images import Images
 from fedmerge.errors import DataError, Problem
 
@@ -19,6 +19,8 @@ class Remote(Source):
     labels: tuple[str, ...] = Field(min_length=2, description="names of the classes, in label order")
     parts: tuple[str, ...] = Field(min_length=1, description="names of the domains, in domain order")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of all that determines the images, told by the hospital")
+    patient_key: str = Field("", description="digest of the secret by which the patients' digests are made, told by the hospital")
+    patients: tuple[str, ...] = Field((), description="a digest of each patient, made at the hospital under that secret")
     flips: bool = Field(False, description="whether a horizontal flip preserves the label")
 
     def check(self) -> list[Problem]:
@@ -42,6 +44,15 @@ class Remote(Source):
     def holdings(self, owner: str) -> None:
         """Nobody but the hospital knows."""
         return
+
+    @property
+    def knows_patients(self) -> bool:
+        """Whether the hospital tells digests of them."""
+        return bool(self.patient_key)
+
+    def pseudonyms(self) -> Pseudonyms | None:
+        """As the hospital tells."""
+        return Pseudonyms(self.patient_key, frozenset(self.patients)) if self.patient_key else None
 
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
         """Raises DataError: the images are not here."""

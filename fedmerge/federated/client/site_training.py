@@ -10,11 +10,13 @@ from torch import nn
 
 from fedmerge.data.images import Images, to_batch
 from fedmerge.data.partition import own_split
+from fedmerge.errors import CheckpointError
 from fedmerge.federated.client.diwa import Run, select
 from fedmerge.federated.client.temperature import fit_temperature
 from fedmerge.federated.client.trainer import LabeledImages, Recipe, accuracy, fit, logits_of
 from fedmerge.federated.messages import MILD, SiteTask, Training
 from fedmerge.federated.model import build, normalization, renew_head
+from fedmerge.federated.pool.checkpoint import Brought, fitting
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.statistics._base import Ground, State, Statistic
 from fedmerge.merging.bank.layout import head_names
@@ -41,13 +43,18 @@ class Ward:
 
 
 def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress, done: Sequence[Run] | None = None) -> Upload:
-    """Train, select, calibrate, and compute what else is asked for. done: the runs, where they are trained already.
+    """Train and select, or take what the hospital brings; calibrate, and compute what else is asked for. done: the runs, where they
+    are trained already.
 
-    Raises DataError if the hospital's images cannot be used.
+    Raises DataError if the hospital's images cannot be used, and CheckpointError if what it brings does not fit.
     """
     ward, model = open_ward(task)
-    runs = train_runs(task, theta_0, ward, on_progress) if done is None else list(done)
-    state = select(runs, task.training.select, lambda state: _validate(model, state, ward.validation))
+    runs = list(done) if done is not None else train_runs(task, theta_0, ward, on_progress)
+    if task.site.expert:
+        state = brought(task, model, theta_0).state
+    else:
+        state = select(runs, task.training.select, lambda state: _validate(model, state, ward.validation))
+    own = [run.state for run in runs] or [state]
     model.load_state_dict(state)
     logits = logits_of(model, ward.validation.x)
     shown = ward.images.pixels[_one_of_each(ward.images, task.site.samples)]
@@ -64,7 +71,7 @@ def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress, done: Se
             **{f"runs.{i}.{name}": value for i, run in enumerate(runs) for name, value in _row(run).items()},
         },
         samples=torch.from_numpy(shown.copy()) if task.site.samples else None,
-        statistics={one.kind(): measured_statistic(task, one, model, ward, lambda: [run.state for run in runs]) for one in asked},
+        statistics={one.kind(): measured_statistic(task, one, model, ward, lambda: own) for one in asked},
         classes=ward.images.classes,
     )
 
@@ -75,9 +82,13 @@ def measure_site(task: SiteTask, kind: str, weights: State, layers: tuple[str, .
     model.load_state_dict(weights)
     statistic = next(one for one in task.uploads if one.kind() == kind)
     on_progress(0, 1, f"computes {kind}")
-    found = measured_statistic(
-        task, statistic, model, ward, lambda: [run.state for run in train_runs(task, weights, ward, on_progress)], layers
-    )
+
+    def states() -> list[State]:
+        if task.site.expert:
+            return [brought(task, model, weights).state]
+        return [run.state for run in train_runs(task, weights, ward, on_progress)]
+
+    found = measured_statistic(task, statistic, model, ward, states, layers)
     on_progress(1, 1, f"computes {kind}")
     return Upload(task.site.name, {}, {}, statistics={kind: found}, classes=ward.images.classes)
 
@@ -93,7 +104,17 @@ def open_ward(task: SiteTask) -> tuple[Ward, nn.Module]:
 def train_runs(task: SiteTask, theta_0: State, ward: Ward, on_progress: OnProgress) -> list[Run]:
     """All runs of a hospital: the same for the same task and theta_0."""
     theta_0 = _own_head(task, theta_0)
-    return [_train_run(task, number, theta_0, ward, on_progress) for number in range(task.training.runs)]
+    return [_train_run(task, number, theta_0, ward, on_progress) for number in range(task.runs)]
+
+
+def brought(task: SiteTask, model: nn.Module, theta_0: State) -> Brought:
+    """The expert that a hospital has trained elsewhere, as the model has it. Raises CheckpointError."""
+    own = task.site.expert
+    assert own is not None
+    if not own.checkpoint:
+        told = "expert: found its digest alone; expected the file: only the hospital itself has it"
+        raise CheckpointError(f"site '{task.site.name}': {told}", told)
+    return fitting(f"site '{task.site.name}'", own, model, task.classes, theta_0)
 
 
 def train_run(task: SiteTask, theta_0: State, number: int, on_progress: OnProgress) -> Run:
@@ -119,7 +140,8 @@ def measured_statistic(
 ) -> State:
     """A statistic of a model on the hospital's training images."""
     x = ward.train.x.to(next(model.parameters()).device)
-    return statistic.measure(Ground(model.eval(), x, runs, layers, seed_of(task.seed, statistic.kind(), task.site.name)))
+    seed = seed_of(task.seed, statistic.kind(), task.site.name)
+    return statistic.measure(Ground(model.eval(), x, ward.train.y, runs, layers, seed))
 
 
 def admit_images(task: SiteTask) -> Ward:

@@ -67,7 +67,7 @@ class Exhibit:
 
     model: nn.Module
     parts: Parts
-    theta_0: Tensor
+    theta_0: Tensor | None
     experts: tuple[Expert, ...]
     probe: Probe | None
     on_tick: Callable[[int], None]
@@ -76,11 +76,12 @@ class Exhibit:
 
     @staticmethod
     def of(
-        model: nn.Module, theta_0: StateDict, experts: Sequence[Expert], probe: Probe | None, on_tick: Callable[[int], None]
+        model: nn.Module, theta_0: StateDict | None, experts: Sequence[Expert], probe: Probe | None, on_tick: Callable[[int], None]
     ) -> Exhibit:
         """Before anything has been looked at."""
         parts, skeleton = Parts.of(model), copy.deepcopy(model).eval().requires_grad_(False)
-        return Exhibit(skeleton, parts, flatten(theta_0, parts, "cpu", torch.float32), tuple(experts), probe, on_tick)
+        start = None if theta_0 is None else flatten(theta_0, parts, "cpu", torch.float32)
+        return Exhibit(skeleton, parts, start, tuple(experts), probe, on_tick)
 
     @cached_property
     def call(self) -> Stateless:
@@ -108,6 +109,7 @@ class Exhibit:
 
     def taus(self) -> Iterator[Tensor]:
         """The task vector tau_k = theta_k - theta_0 (P,) of each of those still compared, in order."""
+        assert self.theta_0 is not None
         for expert in self.experts:
             yield flatten(expert.weights, self.parts, "cpu", torch.float32) - self.theta_0
 
@@ -139,13 +141,15 @@ class Defense(Plugin):
     """Base of every kind.
 
     at_target: it acts there, batch by batch, and judges nobody. probe: whether it needs public images; familiar: and whether
-    these must show the federation's own classes. views: how many views of them it asks for beside the plain ones.
+    these must show the federation's own classes. views: how many views of them it asks for beside the plain ones. from_theta_0:
+    whether it looks at what experts have moved from there.
     """
 
     at_target: ClassVar[bool] = False
     probe: ClassVar[bool] = False
     familiar: ClassVar[bool] = False
     views: ClassVar[int] = 0
+    from_theta_0: ClassVar[bool] = False
 
     @abstractmethod
     def judge(self, exhibit: Exhibit) -> list[Finding]:

@@ -21,6 +21,8 @@ class Norms(Defense):
 
     probe: ClassVar[bool] = False
 
+    from_theta_0: ClassVar[bool] = True
+
     most: float = Field(4.0, gt=1, description="largest |tau_k| that is not odd, as a multiple of the others' median")
     least_cosine: float = Field(-0.2, ge=-1, le=0, description="least cosine between tau_k and the mean of the others")
 

@@ -61,6 +61,8 @@ def agreed(asked: SiteTask, own: Site) -> SiteTask:
         differ.append("classes")
     if own.source.identity(own.name, asked.seed) != there.source.identity(there.name, asked.seed):
         differ.append("images")
+    if (own.expert and own.expert.digest) != (there.expert and there.expert.digest):
+        differ.append("expert")
     task = asked.model_copy(update={"site": own})
     if differ or fingerprint(task) != fingerprint(asked):
         what = ", ".join(differ) or "fingerprint"

@@ -3,13 +3,14 @@
 from fedmerge.federated.model.building import (
     AnyModel,
     build,
+    model_of_json,
     normalization,
     ties_of,
     train_mode,
     try_out,
 )
 from fedmerge.federated.model.clip_classifier import ClipSpec
-from fedmerge.federated.model.timm_classifier import Arguments, ModelSpec, renew_head
+from fedmerge.federated.model.timm_classifier import Arguments, ModelSpec, on_the_hub, renew_head
 
 __all__ = [
     "AnyModel",
@@ -17,7 +18,9 @@ __all__ = [
     "ClipSpec",
     "ModelSpec",
     "build",
+    "model_of_json",
     "normalization",
+    "on_the_hub",
     "renew_head",
     "ties_of",
     "train_mode",

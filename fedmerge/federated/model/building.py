@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Annotated, Any
 
@@ -26,10 +27,13 @@ AnyModel: Any = Annotated[Annotated[ModelSpec, Tag("timm")] | Annotated[ClipSpec
 """What `model` may say: a classifier of timm, unless `kind: clip`."""
 
 
-def build(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: bool = False, seed: int = 0) -> nn.Module:
+def build(
+    spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: Mapping[str, Any] | None = None, seed: int = 0
+) -> nn.Module:
     """The model in float32 with a fresh head of `classes` outputs; `dropout` acts before the head.
 
-    Weights depend on the seed alone; the global generators are left as they were. pretrained: timm's weights.
+    pretrained: with timm's pretrained weights, and what timm is told of where they lie. Otherwise weights depend on the seed alone;
+    the global generators are left as they were.
     Raises ScenarioError for a name or an argument that its library does not know.
     """
     if isinstance(spec, ClipSpec):
@@ -40,7 +44,7 @@ def build(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: bool 
 @cache
 def _tried(model_json: str, classes: int) -> tuple[str, str, int]:
     """What one forward of one black image gave: why it failed, the shape of its output otherwise, and rows of pixels left over."""
-    spec = _read(model_json)
+    spec = model_of_json(model_json)
     side, channels = spec.geometry
     model = build(spec, classes).eval()
     try:
@@ -53,7 +57,8 @@ def _tried(model_json: str, classes: int) -> tuple[str, str, int]:
     return "", str(tuple(output.shape)), _rim(model, channels, side)
 
 
-def _read(model_json: str) -> ModelSpec:
+def model_of_json(model_json: str) -> ModelSpec:
+    """A specification that was written as JSON."""
     spec: ModelSpec = TypeAdapter(AnyModel).validate_json(model_json)
     return spec
 
@@ -86,7 +91,7 @@ def ties_of(spec: ModelSpec) -> dict[str, str]:
 
 @cache
 def _ties_of(model_json: str) -> dict[str, str]:
-    return tied(build(_read(model_json), 2).state_dict())
+    return tied(build(model_of_json(model_json), 2).state_dict())
 
 
 def _rim(model: nn.Module, channels: int, side: int) -> int:

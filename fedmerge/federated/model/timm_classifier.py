@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -93,10 +94,13 @@ class ModelSpec(Spec):
         return Geometry(self.size or self.kwargs.get("img_size", 224), self.kwargs.get("in_chans", 3))
 
 
-def build_timm(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: bool = False, seed: int = 0) -> nn.Module:
+def build_timm(
+    spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: Mapping[str, Any] | None = None, seed: int = 0
+) -> nn.Module:
     """The model in float32 with a fresh head of `classes` outputs; `dropout` acts before the head.
 
-    Weights depend on the seed alone; the global generators are left as they were.
+    pretrained: with timm's pretrained weights, and what timm is told of where they lie. Otherwise weights depend on the seed alone;
+    the global generators are left as they were.
     Raises ScenarioError for a name or an argument that timm does not know.
     """
     silence()
@@ -116,10 +120,15 @@ def build_timm(spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: 
         torch.manual_seed(seed_of(seed, "model"))
         try:
             model: nn.Module = timm.create_model(
-                spec.name, pretrained=pretrained, num_classes=classes, drop_rate=dropout, **spec.kwargs
+                spec.name,
+                pretrained=pretrained is not None,
+                num_classes=classes,
+                drop_rate=dropout,
+                **(pretrained or {}),
+                **spec.kwargs,
             )
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            if pretrained:  # of weights that cannot be had, the caller knows more
+            if pretrained is not None:  # of weights that cannot be had, the caller knows more
                 raise
             raise ScenarioError([_misfit(spec, first_line(error))]) from None
     return model.float()
@@ -155,6 +164,15 @@ def timm_normalization(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float,
 
     config = timm.get_pretrained_cfg(spec.name)
     return (tuple(config.mean), tuple(config.std)) if config else ((0.5,) * 3, (0.5,) * 3)
+
+
+def on_the_hub(spec: ModelSpec) -> tuple[str, str | None] | None:
+    """Where timm's pretrained weights of the model are: the hub's name of them (or empty) and of the file. None: nowhere."""
+    silence()
+    import timm
+
+    config = timm.get_pretrained_cfg(spec.name)
+    return (config.hf_hub_id or "", config.hf_hub_filename) if config and config.has_weights else None
 
 
 def renew_head(weights: dict[str, torch.Tensor], heads: tuple[str, ...], how: str, seed: int) -> dict[str, torch.Tensor]:

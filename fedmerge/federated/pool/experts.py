@@ -67,6 +67,8 @@ def fingerprint(task: SiteTask) -> str:
         determined["shifts"] = site.model_dump(mode="json")["shifts"]
     if task.privacy:
         determined["privacy"] = task.privacy.model_dump(mode="json")
+    if site.expert:  # nothing of how others train determines it
+        determined |= {"training": None, "expert": {"sha256": site.expert.digest, "classes": site.expert.classes}}
     if site.attack:
         determined["attack"] = site.model_dump(mode="json")["attack"]
     return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()

@@ -1,22 +1,17 @@
-"""Arrays on disk: our own with their digest, so that what comes out is what went in, and weights from a user's file."""
+"""Arrays on disk: our own with their digest, so that what comes out is what went in, and what a user's file is."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import pickle
-import warnings
 import zipfile
 from pathlib import Path
 
 from torch import Tensor
 
 from fedmerge.errors import CheckpointError, FolderError
-from fedmerge.federated.model import ClipSpec, ModelSpec, build
-from fedmerge.federated.model.clip_classifier import configuration
 from fedmerge.federated.security.audit import state_digest
-from fedmerge.merging.bank.layout import check_state
 from fedmerge.system.files import atomic
 
 State = dict[str, Tensor]
@@ -57,13 +52,9 @@ def _digest(words: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
 
-def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; its path may name environment variables. Raises CheckpointError, naming the key."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]:
+    """A file of weights, found, and its first bytes. Raises CheckpointError, naming the key."""
     file = Path(os.path.expandvars(path)).expanduser()
-    expected = f"expected a safetensors file of {model.name}" if type(model) is ModelSpec else f"expected weights of {model.name}"
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
             raise CheckpointError(f"{key}: {file}: found no regular file; {expected}")
@@ -76,47 +67,24 @@ def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tens
     except OSError as error:
         where = "" if file.is_absolute() else f" in {Path.cwd()}"
         raise CheckpointError(f"{key}: {file}{where}: {error.strerror}; {expected}") from None
-    if isinstance(model, ClipSpec) and head.startswith((b"PK\x03\x04", b"\x80")):
-        return _of_torch(file, key, model, expected)
+    return file, head
+
+
+def read_safetensors(file: Path, head: bytes, key: str, expected: str) -> State:
+    """All tensors of a file that begins so. Raises CheckpointError that says what else the file is."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         return dict(load_file(file))
     except (OSError, SafetensorError) as error:
-        said = _kind_of(file, head) or f"a damaged file ({error})"
+        said = kind_of(file, head) or f"a damaged file ({error})"
         raise CheckpointError(f"{key}: {file}: found {said}; {expected}") from None
 
 
-def _of_torch(file: Path, key: str, model: ClipSpec, expected: str) -> State:
-    """The tensors of a file that torch has written: TorchScript as OpenAI's, or a dictionary; no code of it is run."""
-    import torch
-
-    try:
-        if zipfile.is_zipfile(file) and any(name.endswith("constants.pkl") for name in zipfile.ZipFile(file).namelist()):
-            if not configuration(model).get("quick_gelu"):
-                raise CheckpointError(
-                    f"{key}: {file}: found a TorchScript archive, as OpenAI's, whose weights were trained with QuickGELU; expected "
-                    f"a model with it: name: {model.name}-quickgelu, or kwargs: {{quick_gelu: true}}"
-                )
-            with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # torch would have no new archives made
-                return dict(torch.jit.load(file, map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{key}: {file}: found a file of torch that cannot be read ({said}); {expected}") from None
-    for inner in ("state_dict", "model"):
-        found = found[inner] if isinstance(found, dict) and isinstance(found.get(inner), dict) else found
-    if not isinstance(found, dict) or not all(isinstance(item, Tensor) for item in found.values()):
-        raise CheckpointError(f"{key}: {file}: found no dictionary of tensors; {expected}")
-    return dict(found)
-
-
-CONVERT = (
-    "convert it: safetensors.torch.save_file(state, 'FILE.safetensors') with state = torch.load(FILE, weights_only=True), "
-    "or what that holds under 'state_dict' or 'model'"
-)
-
 KINDS = {
     b"version https://git-lfs": "a pointer of Git LFS in place of the file: fetch it with 'git lfs pull'",
-    b"\x80": f"a pickle, as PyTorch wrote .pth once: {CONVERT}",
+    b"\x80": "a pickle, as PyTorch wrote .pth once",
     b"\x89HDF": "an HDF5 file, as Keras writes it: no weights of timm",
     b"\x93NUMPY": "an array of NumPy",
     b"GGUF": "a GGUF file: no weights of timm",
@@ -125,7 +93,7 @@ KINDS = {
 """What a file begins with that is taken for weights, and what it is."""
 
 
-def _kind_of(file: Path, head: bytes) -> str:
+def kind_of(file: Path, head: bytes) -> str:
     """What a file is that is no safetensors file, by its first bytes and its size; empty if that cannot be told."""
     if not head:
         return "an empty file"
@@ -167,16 +135,9 @@ def _kind_of_zip(file: Path) -> str:
         with zipfile.ZipFile(file) as opened:
             names = opened.namelist()
     except zipfile.BadZipFile:
-        return f"a zip that was cut off, as PyTorch writes .pth, .pt and .bin: copy it again, and {CONVERT}"
+        return "a zip that was cut off, as PyTorch writes .pth, .pt and .bin: copy it again"
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        return f"a zip, as PyTorch writes .pth, .pt and .bin: {CONVERT}"
+        return "a zip, as PyTorch writes .pth, .pt and .bin"
     if any(name.endswith(".npy") for name in names):
         return "arrays of NumPy (.npz)"
     return f"a zip of {', '.join(names[:3])}: unpack it"
-
-
-def read_state(path: str | Path, key: str, model: ModelSpec, classes: int) -> dict[str, Tensor]:
-    """A whole state that fits the model and its classes. Raises CheckpointError, naming the key and every difference."""
-    found = read_tensors(path, key, model)
-    check_state(found, build(model, classes).state_dict(), f"{key}: {Path(path).name}")
-    return found

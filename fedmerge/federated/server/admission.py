@@ -66,7 +66,9 @@ def _admitted(upload: Upload, request: Request, declared: Declaration, job: Job)
         if wrong := "; ".join(untied(state, ties)):
             raise UploadRefused(f"site '{site}': {kind + ': ' if kind else ''}{wrong}")
         noised = task.privacy.complaint(state, theta_0) if task.privacy else None
-        if wrong := job.limits.complaint(state, theta_0, job.initial.heads) if noised is None else noised:
+        if noised is None:
+            noised = job.limits.complaint(state, theta_0, job.initial.heads) if job.initial.known else ""
+        if wrong := noised:
             raise UploadRefused(f"site '{site}': {kind + ': ' if kind else ''}{wrong}")
     if request.what == "train":
         _own(upload.sha256, site, job)

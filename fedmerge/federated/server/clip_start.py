@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +22,8 @@ from fedmerge.data.images import Images, to_batch
 from fedmerge.errors import CheckpointError, Problem, ScenarioError, extras_named
 from fedmerge.federated.model import ClipSpec, normalization
 from fedmerge.federated.model.clip_classifier import configuration, context_length, embedded, tower
-from fedmerge.federated.pool.tensor_file import read_tensors
+from fedmerge.federated.pool.checkpoint import expected_of, read_weights
+from fedmerge.federated.pool.tensor_file import opened_file
 from fedmerge.merging.bank.layout import check_state
 from fedmerge.rng import generator, seed_of
 
@@ -74,21 +77,44 @@ def _tensors(spec: ClipSpec, path: str, key: str) -> State:
         known = open_clip.get_pretrained_cfg(spec.name, path)
         _same_gelu(spec, bool(known.get("quick_gelu")), f"{key}: {path}")
         try:
-            return read_tensors(open_clip.download_pretrained(known), key, spec)
+            return _in_file(open_clip.download_pretrained(known), key, spec)
         except (OSError, RuntimeError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{key}: '{path}' cannot be had ({said}); name a file in its place") from None
     if not file.exists() and tags and file.parent == Path():
         raise CheckpointError(f"{key}: found '{path}', no file here; expected a file, or a tag of {spec.name}: {', '.join(tags)}")
-    return read_tensors(path, key, spec)
+    return _in_file(path, key, spec)
 
 
-def _same_gelu(spec: ClipSpec, quick: bool, what: str) -> None:
+def _in_file(path: str | Path, key: str, spec: ClipSpec) -> State:
+    """The tensors of a file, also of TorchScript, as OpenAI's: no program in it is run."""
+    file, _ = opened_file(path, key, expected_of(spec))
+    if not _is_archive(file):
+        return read_weights(path, key, expected_of(spec)).state
+    found = "a TorchScript archive, as OpenAI's, whose weights were trained with QuickGELU"
+    _same_gelu(spec, True, f"{key}: {file}", found)
+    try:
+        with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # torch would have no new archives made
+            return dict(torch.jit.load(file, map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{key}: {file}: found a damaged TorchScript archive ({said})") from None
+
+
+def _is_archive(file: Path) -> bool:
+    """Whether it is one of TorchScript, which holds a program beside tensors."""
+    try:
+        with zipfile.ZipFile(file) as opened:
+            return any(name.endswith("constants.pkl") for name in opened.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _same_gelu(spec: ClipSpec, quick: bool, what: str, found: str = "weights that were trained with QuickGELU") -> None:
     """Weights under the other activation would run, and be wrong."""
     if quick and not configuration(spec).get("quick_gelu"):
         raise CheckpointError(
-            f"{what}: found weights that were trained with QuickGELU; expected a model with it: name: {spec.name}-quickgelu, or "
-            "kwargs: {quick_gelu: true}"
+            f"{what}: found {found}; expected a model with it: name: {spec.name}-quickgelu, or kwargs: {{quick_gelu: true}}"
         )
 
 
@@ -141,10 +167,10 @@ def prompts_of(spec: ClipSpec, classes: Sequence[str]) -> Tensor:
 def start_of(spec: ClipSpec, towers: State, classes: Sequence[str]) -> State:
     """theta_0: the image tower, and the head of these classes."""
     visual = {name: tensor for name, tensor in towers.items() if name.startswith("visual.")}
-    return visual | head_of(spec, towers, classes)
+    return visual | prompt_head(spec, towers, classes)
 
 
-def head_of(spec: ClipSpec, towers: State, classes: Sequence[str]) -> State:
+def prompt_head(spec: ClipSpec, towers: State, classes: Sequence[str]) -> State:
     """The head of a classifier of these classes: embeddings of their prompts, or the text tower and the prompts as numbers."""
     tokens = prompts_of(spec, classes)
     scale = {"head.logit_scale": towers["logit_scale"].clone()}

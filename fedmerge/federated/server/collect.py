@@ -78,7 +78,7 @@ def probe_head(job: Job, ask: Ask) -> Initial:
 def declaration(task: SiteTask, weights: dict[str, Tensor]) -> Declaration:
     """What the site of a task may send."""
     size, channels = task.model.geometry
-    expert = Declaration.of(task.site.name, weights, task.training.runs, task.site.samples, (size, size, channels))
+    expert = Declaration.of(task.site.name, weights, task.runs, task.site.samples, (size, size, channels))
     if task.privacy:
         return replace(expert, scalars=frozenset())
     asked = [statistic for statistic in task.uploads if statistic.starts_from != "rounds"]
@@ -102,4 +102,4 @@ def _admit(reply: Reply, request: Request, job: Job, pool: ExpertPool) -> Outcom
     for kind, state in reply.upload.statistics.items():
         own, digest = [item for item in items if item.kind == kind], reply.upload.statistics_sha256[kind]
         known.add(task, kinds[kind], state, own, [reply.upload.seal], digest)
-    return Outcome(name, True)
+    return Outcome(name, task.runs > 0)

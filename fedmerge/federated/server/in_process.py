@@ -78,7 +78,7 @@ class _Workers:
         executor = self._started()
         waiting: dict[Future[Any], tuple[Request, int | None]] = {}
         for request in requests:
-            several = request.task.training.runs if request.what == "train" else 0
+            several = request.task.runs if request.what == "train" else 0
             for number in range(several) if several > 1 else (None,):
                 call: Callable[..., Any] = _answered if number is None else _run
                 given = (request,) if number is None else (request, number)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,15 +19,16 @@ from fedmerge.data.scanner import Scanner
 from fedmerge.errors import CheckpointError
 from fedmerge.federated.client.trainer import LabeledImages, Recipe, fit
 from fedmerge.federated.messages import HeadInit, Initial
-from fedmerge.federated.model import ClipSpec, ModelSpec, build, normalization, renew_head
+from fedmerge.federated.model import ClipSpec, ModelSpec, build, normalization, on_the_hub, renew_head
 from fedmerge.federated.pool import tensor_file
-from fedmerge.federated.pool.tensor_file import read_tensors
+from fedmerge.federated.pool.checkpoint import expected_of, read_weights
 from fedmerge.federated.security.audit import state_digest
-from fedmerge.federated.server.clip_start import head_of, read_towers, start_of, train_towers
+from fedmerge.federated.server.clip_start import prompt_head, read_towers, start_of, train_towers
 from fedmerge.merging.bank.layout import check_state, head_names
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
 from fedmerge.system.files import atomic, see_that_writable
+from fedmerge.system.offline import cached_weights, hub_is_found
 
 VERSION = 2
 """Raise it whenever the same specification would give other weights."""
@@ -46,16 +48,30 @@ class _Initialization(Spec):
 
 
 class Pretrained(_Initialization):
-    """timm's pretrained weights, from its hub or cache; of a CLIP, its `model.weights`."""
+    """timm's pretrained weights: from the cache if they are there, else from its hub; of a CLIP, its `model.weights`."""
 
     kind: Literal["pretrained"]
+    cache: str | None = Field(
+        None,
+        min_length=1,
+        description="the hub's cache, a folder that can be copied to a machine without a network; may begin with ~ and name "
+        "environment variables as ${NAME}. Default: HF_HUB_CACHE, else ~/.cache/huggingface/hub",
+    )
 
 
 class Checkpoint(_Initialization):
-    """A safetensors file. A head of another number of classes is replaced. Of a CLIP, any file that `model.weights` may name."""
+    """A file of weights, of safetensors or as PyTorch writes it. A head of another number of classes is replaced.
+
+    Of a CLIP, any file that `model.weights` may name.
+    """
 
     kind: Literal["checkpoint"]
-    path: str = Field(description="the file; may name environment variables as ${NAME}")
+    path: str = Field(description="the file; may begin with ~ and name environment variables as ${NAME}")
+    match: Literal["names", "order"] = Field(
+        "names",
+        description="names: tensors are called as in timm's model; order: they are called otherwise, and stand in the model's "
+        "order, which is checked by their number, kinds (weight, bias, running_mean, ...) and shapes",
+    )
 
 
 def _public_source(value: Any) -> Any:
@@ -88,7 +104,7 @@ Initialization = Annotated[Pretrained | Checkpoint | Proxy, Field(discriminator=
 
 
 def initialize(  # noqa: PLR0913 - names and target are for prompts alone
-    spec: Pretrained | Checkpoint | Proxy,
+    spec: Pretrained | Checkpoint | Proxy | None,
     model: ModelSpec,
     classes: int,
     seed: int,
@@ -99,17 +115,24 @@ def initialize(  # noqa: PLR0913 - names and target are for prompts alone
 ) -> Initial:
     """theta_0 with the head that `head_init` asks for; a proxy's encoder is kept in `folder` and trained once.
 
-    names, target: the classes of hospitals and target, for prompts. Raises CheckpointError if weights cannot be had or do not fit.
+    names, target: the classes of hospitals and target, for prompts.
+    Without a spec the layout of a model alone, for hospitals that all bring their experts.
+    Raises CheckpointError if weights cannot be had or do not fit.
     """
+    if spec is None:
+        weights = dict(build(model, classes, seed=seed).state_dict())
+        said = "not known: all hospitals bring experts that were trained elsewhere"
+        return Initial(weights, state_digest(weights), "shared_random", said, head_names(build(model, classes)), known=False)
     if isinstance(model, ClipSpec):
         return _of_prompts(spec, model, seed, folder, on_progress, names, target)
     match spec:
         case Pretrained():
-            weights = _pretrained(model, classes, seed)
+            weights = _pretrained(spec, model, classes, seed)
             description = f"timm's pretrained weights of {model.name}"
         case Checkpoint():
             weights = _checkpoint(spec, model, classes, seed)
-            description = f"checkpoint {Path(spec.path).name}"
+            description = f"checkpoint {Path(os.path.expandvars(spec.path)).name}"
+            description += ", matched by order" if spec.match == "order" else ""
         case Proxy():
             weights = _kept(spec, model, seed, folder, on_progress, classes)
             description = f"proxy: {spec.epochs} epochs on public images of '{spec.source.kind()}'"
@@ -144,7 +167,7 @@ def _of_prompts(
             towers = tensor_file.take(file, "delete this file and the proxy is trained again")[0]
             description = f"proxy: {spec.epochs} epochs on captions of public images of '{spec.source.kind()}'"
     weights = start_of(model, towers, names)
-    other = head_of(model, towers, target) if target and tuple(target) != tuple(names) else {}
+    other = prompt_head(model, towers, target) if target and tuple(target) != tuple(names) else {}
     said = f"{description}; head: {len(model.templates)} prompts for each class"
     heads = tuple(name for name in weights if name.startswith("head.") and name != "head.tokens")
     return Initial(weights, state_digest(weights), "text", said, heads, other)
@@ -190,24 +213,69 @@ def _file_of(sha256: str, folder: Path) -> Path:
     return folder / "initializations" / f"theta_0-{sha256[:16]}.safetensors"
 
 
-def _pretrained(model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
-    try:
-        return dict(build(model, classes, pretrained=True, seed=seed).state_dict())
-    except (OSError, RuntimeError) as error:
+def _pretrained(spec: Pretrained, model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
+    """Weights from the cache, without asking anybody; else from the hub. Raises CheckpointError where neither has them."""
+    at = on_the_hub(model)
+    if at is None:
+        build(model, classes, seed=seed)  # a name that timm does not know is another mistake
         raise CheckpointError(
-            f"initialization: the pretrained weights of '{model.name}' cannot be had ({str(error).splitlines()[0]}); "
-            "download them where there is a network and use {kind: checkpoint, path: FILE.safetensors}"
+            f"initialization: found no pretrained weights of '{model.name}' in timm; expected a model that has some "
+            "(python -c 'import timm; print(timm.list_pretrained())'), or {kind: checkpoint, path: FILE}"
+        )
+    cache = Path(os.path.expandvars(spec.cache)).expanduser() if spec.cache else None
+    hub, name = at
+    file = cached_weights(hub, name, cache)
+    try:
+        if file is None and hub and not hub_is_found():
+            raise OSError("huggingface.co is not found from this machine")
+        known: dict[str, Any] = {"pretrained_cfg_overlay": {"file": str(file), "custom_load": False}} if file else {}
+        return dict(build(model, classes, pretrained={"cache_dir": cache, **known}, seed=seed).state_dict())
+    except (OSError, RuntimeError, ValueError) as error:
+        where = f"'{cache}'" if cache else "the hub's cache"
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        fetch = f"fetch them where there is one{f' (hf download {hub})' if hub else ''}"
+        raise CheckpointError(
+            f"initialization: found no pretrained weights of '{model.name}' in {file or where} ({said}); expected them there, or a "
+            f"network. Without one: {fetch}, copy the cache and say {{kind: pretrained, cache: FOLDER}}, or the file alone and "
+            "say {kind: checkpoint, path: FILE.safetensors}"
         ) from None
 
 
 def _checkpoint(spec: Checkpoint, model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
-    found = read_tensors(spec.path, "initialization.path", model)
+    read = read_weights(spec.path, "initialization.path", expected_of(model))
+    found = read.state
     skeleton = build(model, classes, seed=seed)
-    wanted = skeleton.state_dict()
-    kept = {name: found[name] for name in found if name not in head_names(skeleton)}
-    fresh = {name: wanted[name] for name in head_names(skeleton)}
-    check_state({**kept, **fresh}, wanted, f"initialization.path: {Path(spec.path).name}")
-    return {name: ({**kept, **fresh})[name].to(wanted[name].dtype) for name in wanted}
+    wanted, heads = skeleton.state_dict(), head_names(skeleton)
+    owner = f"initialization.path: {Path(os.path.expandvars(spec.path)).name}"
+    renamed = _by_order(found, wanted, heads) if read.keeps_order else "safetensors files keep no order, only names"
+    if spec.match == "order":
+        if isinstance(renamed, str):
+            raise CheckpointError(f"{owner} does not fit the model in its order: {renamed}")
+        found = renamed
+    state = {**{name: found[name] for name in found if name not in heads}, **{name: wanted[name] for name in heads}}
+    try:
+        check_state(state, wanted, owner)
+    except CheckpointError as error:
+        if spec.match == "order" or isinstance(renamed, str):
+            raise
+        mend = "its tensors are called otherwise, and are in order of the model's number, kinds and shapes: say 'match: order'"
+        raise CheckpointError(f"{error}\n  {mend}") from None
+    return {name: state[name].to(wanted[name].dtype) for name in wanted}
+
+
+def _by_order(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], heads: Sequence[str]) -> dict[str, Tensor] | str:
+    """The tensors under the model's names, each by its place; or why that cannot be. A head may have another number of classes."""
+    if len(found) != len(wanted):
+        return f"found {len(found)} tensors, expected {len(wanted)}"
+    for place, ((name, here), (ours, there)) in enumerate(zip(found.items(), wanted.items(), strict=True), start=1):
+        if not isinstance(here, Tensor):
+            return f"found {type(here).__name__} under '{name}', expected a tensor"
+        kind, expected = name.rpartition(".")[2], ours.rpartition(".")[2]
+        first = 1 if ours in heads else 0
+        if kind != expected or here.shape[first:] != there.shape[first:] or here.ndim != there.ndim:
+            found_here = f"'{name}' {tuple(here.shape)}"
+            return f"tensor {place} is {found_here}, expected one for '{ours}' {tuple(there.shape)}"
+    return dict(zip(wanted, found.values(), strict=True))
 
 
 def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, on_progress: OnProgress, classes: int) -> dict[str, Tensor]:
@@ -246,6 +314,7 @@ def _on_one_thread(train: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _proxy_of(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
+    """The encoder of a classifier of the public images."""
     """The encoder of a classifier of the public images."""
     raw = spec.source.load(model.geometry, PUBLIC, seed)
     images = spec.scanner.scan(raw, PUBLIC, seed)

@@ -73,7 +73,7 @@ class Vetting:
 
 def vet(
     experts: Sequence[Expert],
-    theta_0: dict[str, Tensor],
+    theta_0: dict[str, Tensor] | None,
     model: nn.Module,
     defenses: Sequence[Defense],
     probe: Probe | None,
@@ -101,6 +101,9 @@ def vet(
 
 def _under(defense: Defense, exhibit: Exhibit, vetting: Vetting) -> Exhibit:
     """One check, until nobody is odd or nobody can tell any more."""
+    if defense.from_theta_0 and exhibit.theta_0 is None:
+        vetting.remarks.append(f"{defense.kind()}: theta_0 is not known; not checked")
+        return exhibit
     if defense.probe and exhibit.probe is None:
         vetting.remarks.append(f"{defense.kind()}: no public images (key 'probe'); not checked")
         return exhibit
@@ -136,7 +139,7 @@ PROBES = 512
 
 
 def probe_of(
-    initialization: Pretrained | Checkpoint | Proxy, named: Any, model: ModelSpec, classes: Sequence[str], seed: int
+    initialization: Pretrained | Checkpoint | Proxy | None, named: Any, model: ModelSpec, classes: Sequence[str], seed: int
 ) -> Probe | None:
     """A draw of public images, or None if there are none. named: a source of the scenario's own. classes: the hospitals'.
 

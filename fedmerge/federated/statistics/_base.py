@@ -26,12 +26,13 @@ class Ground:
     """What a site computes a statistic from, all of it its own.
 
     model: in evaluation mode, with the site's expert or with what the coordinator sent. x: training images (N, channels, H, W),
-    normalized. runs: the states of all its runs; it may have to train them again. layers: for statistics in rounds, the linear
-    weights that this round asks for. seed: of the site, for draws.
+    normalized. y: their labels (N,). runs: the states of all its runs; it may have to train them again. layers: for statistics in
+    rounds, the linear weights that this round asks for. seed: of the site, for draws.
     """
 
     model: nn.Module
     x: Tensor
+    y: Tensor
     runs: Callable[[], Sequence[State]]
     layers: tuple[str, ...]
     seed: int

@@ -181,8 +181,8 @@ def _why_other_shape(name: str, here: torch.Size, there: torch.Size) -> str:
 def _prefixed(state: StateDict, wanted: StateDict) -> list[str]:
     """A line about a prefix that most names have too much, as wrappers of a model leave it, or too little."""
     unexpected, missing = [n for n in state if n not in wanted], [n for n in wanted if n not in state]
-    prefix, count = _usual_prefix(unexpected, missing)
-    lacking, short = _usual_prefix(missing, unexpected)
+    prefix, count = usual_prefix(unexpected, missing)
+    lacking, short = usual_prefix(missing, unexpected)
     if 2 * count > len(missing):
         every = all(name.startswith(prefix) for name in unexpected)
         kept, who = ("", "all") if every else (f" if name.startswith('{prefix}')", "most")
@@ -193,7 +193,7 @@ def _prefixed(state: StateDict, wanted: StateDict) -> list[str]:
     return []
 
 
-def _usual_prefix(longer: Sequence[str], shorter: Sequence[str]) -> tuple[str, int]:
+def usual_prefix(longer: Sequence[str], shorter: Sequence[str]) -> tuple[str, int]:
     """What most of `longer` have in front of a name of `shorter`, up to a dot, and how many do."""
     known, found = set(shorter), Counter[str]()
     for name in longer:

@@ -16,6 +16,7 @@ from fedmerge.merging.bank.bank import Bank, merged_by
 from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Evidence
+from fedmerge.merging.scoring.latent import label_shares, under
 from fedmerge.registry import Folder, Label, Plugin
 
 State = dict[str, Tensor]
@@ -40,8 +41,10 @@ class Method(Plugin):
     """Laws of merging that the method does not keep by design, and why."""
 
     label: Label | None = Field(None, description="name in tables, when the method's own name is not enough")
-    label_prior: Literal["none", "batch"] = Field(
-        "none", description="batch: predictions under the batch's own shares of labels, where these pay for their parameters"
+    label_prior: Literal["none", "batch", "stream"] = Field(
+        "none",
+        description="batch: predictions under the batch's own shares of labels, where these pay for their parameters; stream: "
+        "under those of the stream so far, where these have told more of its batches than even ones",
     )
 
     with_theta_0: bool = Field(
@@ -95,6 +98,14 @@ class Method(Plugin):
     def whole(self) -> bool:
         """Whether it needs all parameters of all experts, or as much again of each, in one place at once."""
         return False
+
+    def under_labels(self, state: State, seen: State, log_p: Tensor) -> tuple[State, Tensor]:
+        """Predictions under the shares of labels that `label_prior` asks for, and what has been seen of the stream's labels.
+
+        state: what the method remembers. seen: of the stream before this batch. log_p: (N, C). See `label_shares`.
+        """
+        batch, stream, seen = label_shares(log_p, seen)
+        return seen, under(batch if self.label_prior == "batch" else stream, log_p)
 
     def forwards_alone(self, asked: int, experts: int) -> int:
         """Forwards of a batch that this method would need if it ran alone, given those it asked for."""

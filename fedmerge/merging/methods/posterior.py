@@ -9,9 +9,12 @@ such images is sure of them, and right; being right cannot be seen, but agreeing
     p(k, y | x_i) proportional to pi_k exp(beta s_ik) p_k(y | x_i) b_y   EM over the batch: r_ik, pi, b
     theta(x_i) = t sum_k r_ik theta_k + (1 - t) theta_0                  one model for the image, or with pi one for the batch
 
-t is 1/2 while the mean that is drawn half-way to theta_0 agrees more with the others of the panel, over the stream so far, than the
-mean itself, and 1 otherwise: experts of one site each have gone further than a hospital that resembles several of them wants.
-b is learned with `label_prior: batch` alone, and even otherwise.
+t is 1/2 where the mean that is drawn half-way to theta_0 answers as the ensemble of the experts about as often as the mean itself
+does, over the stream so far: experts of one site each have gone further than a hospital that resembles several of them wants.
+Where that loses more than 2 % of the answers, t grows, and from 6 % on it is 1: then theta_0 knows too little. The ensemble is the
+judge, because it alone of the panel is no point near the line between the two.
+b is what the consensus says of the batch, with `label_prior: batch` alone, and even otherwise. The consensus is taken to be as sure
+as the panel agrees (`agreement.temperature`).
 
 What an assumption costs when it is wrong. Sites that are alike: all s_ik are alike, r is even, and the merge is the mean's.
 Evidence fooled by a sure expert (a head scaled up): the consensus disagrees, and its cross entropy grows with its sureness. A crowd
@@ -37,12 +40,19 @@ from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Adaptive, State
 from fedmerge.merging.methods.model_stock import ModelStock
 from fedmerge.merging.methods.wise_ft import WiseFt
+from fedmerge.merging.scoring.agreement import TEMPERATURES, answers_alike, confidences, temperature
 from fedmerge.merging.scoring.divergence import entropy
-from fedmerge.merging.scoring.latent import explain
+from fedmerge.merging.scoring.latent import label_shares, site_shares, under
 from fedmerge.merging.state import carried_rows
 
 Member = Literal["ensemble", "mean", "wise_ft", "model_stock"]
 ABOUT_THETA_0 = {"wise_ft": WiseFt(), "model_stock": ModelStock()}
+
+LOST = (0.02, 0.06)
+"""Share of the images on which half-way to theta_0 costs agreement, up to which it is gone, and from which on not at all."""
+
+PRIOR_IMAGES = 32
+"""Images without such a cost that count as seen before the first batch."""
 
 
 class Posterior(Adaptive):
@@ -66,13 +76,15 @@ class Posterior(Adaptive):
     em: bool = Field(True, description="learn the sites' shares from the batch; false: from the past alone")
     shrink: Literal["none", "half", "agreed"] = Field(
         "agreed",
-        description="half: drawn half-way to theta_0; agreed: if the panel agrees more with the mean so drawn",
+        description="half: drawn half-way to theta_0; agreed: less where that costs agreement with the ensemble",
     )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
 
     def start(self, bank: Bank) -> State:
         """Even shares, and nothing known of shrinking."""
-        return {"pi": torch.full((bank.K,), 1 / bank.K, dtype=torch.float64), "ahead": torch.zeros(1, dtype=torch.float64)}
+        f64 = torch.float64
+        trust = torch.zeros(1 + len(TEMPERATURES), dtype=f64)
+        return {"pi": torch.full((bank.K,), 1 / bank.K, dtype=f64), "agreed": torch.zeros(2, dtype=f64), "trust": trust}
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
         """Who stays keeps its share, and who is new has an even one; with the next batch all sum to 1 again."""
@@ -94,23 +106,48 @@ class Posterior(Adaptive):
         s = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, log_q), -torch.inf).double().cpu().T  # (N, K)
         notes = {"panel": [float(member in members) for member in ("ensemble", "mean", "wise_ft", "model_stock")]}
         if not bool(evidence.valid.any()):
-            even = self.start(evidence.bank)["pi"]
-            return state, self._given(even.expand_as(s), even.expand_as(s), even, notes)
-        ahead = state["ahead"] + _ahead(said, log_q)
-        wanted = self.shrink == "half" or (self.shrink == "agreed" and bool(ahead > 0))
-        t = 0.5 if wanted and "theta_0" in evidence.bank.anchors and evidence.bank.shared_head else 1.0
+            even = torch.full((evidence.bank.K,), 1 / evidence.bank.K, dtype=torch.float64)
+            nothing_known = torch.full((evidence.classes,), 1 / evidence.classes, dtype=torch.float64)
+            return state | {"b": nothing_known}, self._given(even.expand_as(s), even.expand_as(s), even, notes)
+        state = self._labels(state, said, log_q) | {"agreed": state["agreed"] + _agreed(said)}
+        known = (log_p.double().cpu().exp().nan_to_num() @ state["b"] * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
         past = state["pi"] / state["pi"].sum()
-        found = explain(self.beta * s, log_p, past, label_shares=self.label_prior == "batch")
-        pi = self.rho * past + (1 - self.rho) * found.sites if self.em else past
-        known = (log_p.double().cpu().exp().nan_to_num() @ found.labels * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
+        pi = self.rho * past + (1 - self.rho) * site_shares(self.beta * s + known, past)[1] if self.em else past
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
-        evidences = s.mean(0)[evidence.valid.cpu()]
-        notes |= {"shares": pi.tolist(), "label_gain": [found.gain], "ahead": [float(evidences.max() - evidences.mean())]}
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
-        notes["towards_theta_0"] = [1 - t]
+        t = self._t(state["agreed"], evidence.bank)
+        evidences = s.mean(0)[evidence.valid.cpu()]
+        notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
         r, head, pi = (_drawn(x, t, evidence.bank) for x in (r, head, pi))
-        return {"pi": kept, "ahead": ahead}, self._given(r, head, pi, notes)
+        return state | {"pi": kept}, self._given(r, head, pi, notes)
+
+    def _labels(self, state: State, said: dict[Member, Tensor], log_q: Tensor) -> State:
+        """b (C,), the batch's shares of labels as the consensus sees them, and T (1,), by which its predictions are divided."""
+        C = log_q.shape[1]
+        if self.label_prior == "none":
+            return state | {"b": torch.full((C,), 1 / C, dtype=torch.float64)}
+        trust = state["trust"] + torch.cat([answers_alike(log_q, [*said.values()]).sum()[None], confidences(log_q)])
+        T = temperature(trust[0], trust[1:])
+        batch, stream, seen = label_shares((log_q / T).log_softmax(1), state)
+        b = batch if self.label_prior == "batch" else stream
+        return state | seen | {"trust": trust, "T": torch.tensor([T], dtype=torch.float64), "b": b}
+
+    def under_labels(self, state: State, seen: State, log_p: Tensor) -> tuple[State, Tensor]:
+        """Under the shares that the consensus has told, as sure as the panel agrees; it remembers them by itself."""
+        even = bool((state["b"] == state["b"][0]).all())
+        return seen, log_p if even else under(state["b"], log_p / state["T"].to(log_p))
+
+    def _t(self, agreed: Tensor, bank: Bank) -> float:
+        """How far the merge goes from theta_0: half-way, and all the way where that costs agreement with the ensemble."""
+        if self.shrink == "none" or "theta_0" not in bank.anchors or not bank.shared_head:
+            return 1.0
+        if self.shrink == "half":
+            return 0.5
+        if float(agreed[1]) == 0:
+            return 1.0  # the panel has nobody who could tell
+        lost, (least, most) = float(agreed[0] / (agreed[1] + PRIOR_IMAGES)), LOST
+        return 0.5 + 0.5 * min(1.0, max(0.0, (lost - least) / (most - least)))
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
         return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
@@ -131,20 +168,12 @@ def _said(evidence: Evidence, member: Member) -> Tensor:
     return evidence.merged_log_p(member, ABOUT_THETA_0[member].merge)
 
 
-def _ahead(said: dict[Member, Tensor], log_q: Tensor) -> Tensor:
-    """By how much wise_ft agrees more than the mean with what the others of the panel say, summed over images.
-
-    Agreement of a member: the probability that the consensus without it gives to the member's own answer.
-    """
-    if "mean" not in said or "wise_ft" not in said:
-        return torch.zeros(1, dtype=torch.float64)
-    M = len(said)
-
-    def agreement(log_p: Tensor) -> Tensor:
-        others = (M * log_q.exp() - log_p.exp()) / (M - 1)
-        return others.gather(1, log_p.argmax(1, keepdim=True)).sum().double().cpu()
-
-    return (agreement(said["wise_ft"]) - agreement(said["mean"]))[None]
+def _agreed(said: dict[Member, Tensor]) -> Tensor:
+    """Images on which the mean, less those on which the mean drawn half-way to theta_0, answers as the ensemble; and all images."""
+    if not {"ensemble", "mean", "wise_ft"} <= said.keys():
+        return torch.zeros(2, dtype=torch.float64)
+    mean, half = (answers_alike(said[member], [said["ensemble"]]).sum() for member in ("mean", "wise_ft"))
+    return torch.stack([mean - half, torch.tensor(float(len(said["mean"])), dtype=torch.float64)])
 
 
 def _drawn(r: Tensor, t: float, bank: Bank) -> Tensor:

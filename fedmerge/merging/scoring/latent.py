@@ -6,84 +6,64 @@ Axes: K experts, N images, C classes. Natural logarithms, float64.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 ITERATIONS = 20
 """Of EM; what is left after them is below the third digit."""
 
-
-@dataclass(frozen=True)
-class Explained:
-    """r: (N, K) posterior of each image's site. sites: (K,) shares of the batch. labels: (C,) shares, uniform where the evidence
-    for others does not pay for their parameters. gain: log-likelihood that the labels' shares bring, nats."""
-
-    r: Tensor
-    sites: Tensor
-    labels: Tensor
-    gain: float
+Seen = Mapping[str, Tensor]
+"""Of the stream so far. labels: (C,) images of each class, in expectation. gain: (1,) nats that the stream's shares have told more
+of the labels of each next batch than even shares."""
 
 
-def explain(scores: Tensor, log_p: Tensor, sites: Tensor, pseudo: float = 1.0, label_shares: bool = True) -> Explained:
-    """EM over two latents of each image: its site k with shares pi, and its label y with shares b.
+def site_shares(scores: Tensor, shares: Tensor, pseudo: float = 1.0) -> tuple[Tensor, Tensor]:
+    """EM over the site of each image: r (N, K), and shares pi (K,) of the batch.
 
-    p(k, y | x_i) is proportional to pi_k exp(s_ik) p_k(y | x_i) b_y: experts that are sure of labels which the batch does not hold
-    lose share. M steps add `pseudo` images, spread evenly. b stays uniform if it does not gain (C - 1)/2 log N nats (BIC).
+    r_ik is proportional to pi_k exp(s_ik), pi_k = (sum_i r_ik + pseudo / K) / (N + pseudo).
 
-    scores: s (N, K), -inf for an expert that is not valid. log_p: (K, N, C) of the experts. sites: (K,) where EM starts.
+    scores: s (N, K), -inf for an expert that is not valid. shares: (K,) where EM starts.
     """
     N, K = scores.shape
-    C = log_p.shape[-1]
-    even = torch.full((C,), 1 / C, dtype=torch.float64)
-    p = log_p.double().cpu().exp().nan_to_num().transpose(0, 1)  # (N, K, C)
-    scores = scores.double().cpu()
-
-    def run(free: bool) -> tuple[Tensor, Tensor, Tensor, float]:
-        pi, b = sites.double().cpu(), even
-        for _ in range(ITERATIONS):
-            r, y, likelihood = _posterior(scores, p, pi, b)
-            pi = (r.sum(0) + pseudo / K) / (N + pseudo)
-            if free:
-                b = (y.sum(0) + pseudo / C) / (N + pseudo)
-        r, _, likelihood = _posterior(scores, p, pi, b)
-        return r, pi, b, likelihood
-
-    plain = run(False)
-    if not label_shares or C < 2:
-        return Explained(*plain[:3], 0.0)
-    free = run(True)
-    gain = free[3] - plain[3]
-    return Explained(*(free if pays(gain, N, C) else plain)[:3], gain)
+    scores, pi = scores.double().cpu(), shares.double().cpu()
+    for _ in range(ITERATIONS):
+        pi = ((pi.log() + scores).softmax(1).sum(0) + pseudo / K) / (N + pseudo)
+    return (pi.log() + scores).softmax(1), pi
 
 
-def _posterior(scores: Tensor, p: Tensor, pi: Tensor, b: Tensor) -> tuple[Tensor, Tensor, float]:
-    """r (N, K), the labels' posterior (N, C), and the log-likelihood up to a constant."""
-    inside = p @ b * len(b)  # (N, K): how likely an expert's labels are in this batch, 1 under even shares
-    joint = pi.log() + scores + inside.clamp(min=1e-300).log()
-    total = joint.logsumexp(1, keepdim=True)
-    r = (joint - total).exp()
-    each = p * b
-    each = each / each.sum(-1, keepdim=True).clamp(min=1e-300)
-    return r, (r[..., None] * each).sum(1), float(total.sum())
+def label_shares(log_p: Tensor, seen: Seen | None = None, pseudo: float = 1.0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Shares (C,) of the labels in a batch, shares of the stream before it, and what has been seen with it.
+
+    b maximizes the likelihood prod_i sum_c p_ic b_c, by EM (Saerens et al., 2002, eq. 9), with `pseudo` images spread evenly.
+    It stands if it gains (C - 1) / 2 log N nats (BIC) over even shares, and over those of the stream so far: a model that says one
+    class too often says so in every batch, and that is no reason to believe it. Otherwise shares are even. Those of the stream are
+    given where they have told more of its batches than even ones have, by as much for all its images; else they are even.
+
+    log_p: (N, C), relative to even shares. seen: of the stream before; other names are passed over.
+    """
+    p = log_p.double().cpu().exp()
+    N, C = p.shape
+    b = even = p.new_full((C,), 1 / C)
+    seen = {"labels": p.new_zeros(C), "gain": p.new_zeros(1)} | dict(seen or {})
+    stream = (seen["labels"] + 1) / (seen["labels"].sum() + C)
+    for _ in range(ITERATIONS):
+        y = p * b
+        y = y / y.sum(1, keepdim=True)
+        b = (y.sum(0) + pseudo / C) / (N + pseudo)
+
+    def told(shares: Tensor) -> float:
+        return float((p @ shares).log().sum())
+
+    stands = pays(told(b) - max(told(even), told(stream)), N, C)
+    after = {"labels": seen["labels"] + y.sum(0), "gain": seen["gain"] + told(stream) - told(even)}
+    known = pays(float(seen["gain"]), int(seen["labels"].sum()), C)
+    return b if stands else even, stream if known else even, after
 
 
 def pays(gain: float, N: int, C: int) -> bool:
     """Whether shares of C labels gain more than BIC asks for their C - 1 parameters, from N images."""
     return gain > (C - 1) / 2 * math.log(max(N, 2))
-
-
-def label_shares(log_p: Tensor, pseudo: float = 1.0) -> Tensor:
-    """Shares (C,) of the labels in a batch, by EM on log p (N, C); uniform if they do not pay (Saerens et al., 2002, eq. 9)."""
-    p = log_p.double().cpu().exp()
-    N, C = p.shape
-    b = even = p.new_full((C,), 1 / C)
-    for _ in range(ITERATIONS):
-        y = p * b
-        b = ((y / y.sum(1, keepdim=True)).sum(0) + pseudo / C) / (N + pseudo)
-    gain = float((p @ b * C).log().sum())
-    return b if pays(gain, N, C) else even
 
 
 def under(shares: Tensor, log_p: Tensor) -> Tensor:

@@ -65,7 +65,13 @@ def kept_coefficients(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
                 parts["head"].append(line["head"])
     except (ValueError, KeyError) as error:
         raise FolderError(f"{file}: cannot be read ({error}); expected the lines of a finished run") from None
-    return {name: {part: np.array(rows) for part, rows in parts.items()} for name, parts in found.items()}
+    return {name: {part: _filled(rows) for part, rows in parts.items()} for name, parts in found.items()}
+
+
+def _filled(rows: list[list[float]]) -> NDArray[np.float64]:
+    """(T, K), with 0 for a model such as theta_0 that a method had no use for in a batch."""
+    width = max(map(len, rows))
+    return np.array([[*row, *[0.0] * (width - len(row))] for row in rows])
 
 
 def changes_of(run: Path) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedmerge.report.metrics.significance import over_seeds
 from fedmerge.report.pages._render import fill
-from fedmerge.report.sweep_table import REFERENCE, Grid, Line, as_csv, as_latex, as_markdown, plainly
+from fedmerge.report.sweep_table import REFERENCE, DomainTable, Grid, Line, as_csv, as_latex, as_markdown, plainly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,10 +19,20 @@ from pathlib import Path
 
 
 def write_grid(out: Path, grid: Grid, title: str) -> None:
-    """`sweep.csv`, `sweep.md`, `sweep.tex`, and `sweep.html` with small multiples."""
+    """`sweep.csv`, `.md`, `.tex`, and `sweep.html` with small multiples; over several targets `domains.csv`, `.md`, `.tex`, too."""
     out.mkdir(parents=True, exist_ok=True)
-    for name, text in (("csv", as_csv(grid)), ("md", as_markdown(grid)), ("tex", as_latex(grid)), ("html", page(grid, title))):
-        (out / f"sweep.{name}").write_text(text, encoding="utf-8")
+    whole = grid.header(), grid.cells()
+    texts = {
+        "sweep.csv": as_csv(grid),
+        "sweep.md": as_markdown(*whole),
+        "sweep.tex": as_latex(*whole),
+        "sweep.html": page(grid, title),
+    }
+    if table := DomainTable.of(grid):
+        header, *cells = table.cells()
+        texts |= {"domains.csv": table.as_csv(), "domains.md": as_markdown(header, cells), "domains.tex": as_latex(header, cells)}
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
 
 
 COLUMNS = 4
@@ -35,7 +45,9 @@ OWN, MEAN = "#0072B2", "#9a9a9a"
 def page(grid: Grid, title: str) -> str:
     """The page as text; its picture is inside it."""
     seeds = max(len(line.seeds) for line in grid.lines)
-    return fill("grid", title=title, header=grid.header(), cells=grid.cells(), plot=_inline(multiples_plot(grid)), seeds=seeds)
+    table, plot = DomainTable.of(grid), _inline(multiples_plot(grid))
+    domains = table.cells() if table else []
+    return fill("grid", title=title, header=grid.header(), cells=grid.cells(), plot=plot, seeds=seeds, domains=domains)
 
 
 def multiples_plot(grid: Grid) -> Figure:

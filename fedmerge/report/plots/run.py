@@ -69,7 +69,7 @@ def accuracy_plot(record: RunRecord, summary: dict[str, Any]) -> Figure:
     if "mean" in summary["methods"]:
         axes.axvline(100 * summary["methods"]["mean"]["accuracy"], color=QUIET, lw=0.8, ls=":")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("accuracy over the stream, % (95% interval by block bootstrap; dotted: the mean)")
+    axes.set_xlabel(f"accuracy over the stream, % (95% interval over {summary['intervals']['over']}; dotted: the mean)")
     return figure
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
-from fedmerge.data.corruptions._base import SEVERITIES, SHIFTS, Modality, Shift, Strength
+from fedmerge.data.corruptions._base import SEVERITIES, SHIFTS, Modality, Shift, Strength, published_for
 from fedmerge.errors import DataError, Problem, nearest
 from fedmerge.stream.schedules._base import Batches, Schedule, Within, below, unconditional
 
@@ -34,8 +34,10 @@ class Corruption(Schedule):
     `within` orders them: `domain_seq` one after another, `iid` all mixed, `mixture_drift` with `gradual_severity` up and down.
     """
 
-    families: Annotated[tuple[str, ...], AfterValidator(_families)] = Field(
-        ("noise", "pixelate"), min_length=1, description="names of files in data/corruptions/"
+    families: Literal["published"] | Annotated[tuple[str, ...], AfterValidator(_families), Field(min_length=1)] = Field(
+        ("noise", "pixelate"),
+        description="names of files in data/corruptions/; published: all that have constants of the modality, which for those of "
+        "MedMNIST-C are the corruptions of its data sets",
     )
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], AfterValidator(_once)] = Field(
         SEVERITIES, min_length=1, description="1 to 5"
@@ -57,7 +59,8 @@ class Corruption(Schedule):
     def conditions(self) -> tuple[Shift, ...]:
         """Family by family, severities in their order."""
         given = {"strength": self.strength, "modality": self.modality}
-        return tuple(SHIFTS.load(family)(severity=one, **given) for family in self.families for one in self.severities)
+        families = published_for(self.modality or "photograph") if self.families == "published" else self.families
+        return tuple(SHIFTS.load(family)(severity=one, **given) for family in families for one in self.severities)
 
     def batches(self, labels: NDArray[np.int64], domains: NDArray[np.int64], rng: np.random.Generator) -> Batches:
         """labels, domains: (conditions * N,), by condition. Raises DataError if it lacks as many images as are asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from fedmerge.cli.site_files import site_outline
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets.organ_phantom import ORGANS
-from fedmerge.errors import DataError, SiteError
+from fedmerge.errors import DataError, ScenarioError, SiteError
 from fedmerge.federated.flower.node_identity import OwnFile
 from fedmerge.federated.messages import SiteTask, Training
 from fedmerge.federated.model import ModelSpec
@@ -104,3 +105,17 @@ def test_a_node_plays_only_what_it_may(hospital: Hospital, tmp_path: Path) -> No
     with pytest.raises(SiteError) as caught:
         OwnFile().site(asked, node)
     assert (str(tmp_path) in caught.value.told, OwnFile().name(node)) == (False, "none")
+
+
+def test_of_a_brought_expert_its_digest_and_no_path(tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    expert = {"checkpoint": str(tmp_path / "w.pth"), "classes": ["a", None]}
+    file = tmp_path / "north.yaml"
+    file.write_text(yaml.safe_dump({"name": "north", "source": {"kind": "organ_phantom"}, "expert": expert}))
+    told = yaml.safe_load(site_outline(file, 0))
+    assert told["expert"] == {"sha256": hashlib.sha256(b"weights").hexdigest(), "classes": ["a", None]}
+    assert str(tmp_path) not in yaml.safe_dump(told)
+    assert Site.model_validate(told).expert.digest == Site.model_validate(yaml.safe_load(file.read_text())).expert.digest
+    (tmp_path / "w.pth").unlink()
+    with pytest.raises(ScenarioError, match=r"north\.yaml, line \d+: expert\.checkpoint: found .*expected a file that can be read"):
+        site_outline(file, 0)

@@ -15,7 +15,7 @@ from scipy.ndimage import zoom
 from torchvision.transforms.functional import gaussian_blur
 
 from fedmerge.data.corrupted_images import Gallery
-from fedmerge.data.corruptions._base import SEVERITIES, SHIFTS, Shift, mismatched
+from fedmerge.data.corruptions._base import SEVERITIES, SHIFTS, Shift, mismatched, published_for
 from fedmerge.data.corruptions.contrast import Contrast
 from fedmerge.data.corruptions.gamma import Gamma
 from fedmerge.data.corruptions.noise import Noise
@@ -272,3 +272,24 @@ def test_colors_need_three_channels() -> None:
     assert [problem.key for problem in problems] == ["families"]
     assert "'stain'" in problems[0].found
     assert mismatched([Stain(), Noise()], 3, "families") == []
+
+
+def test_families_of_a_modality_are_those_of_medmnist_c() -> None:
+    """medmnistc/corruptions/registry.py, CORRUPTIONS_DS: up and down are one family here, Gaussian blur is `blur`."""
+    both, noises = {"brightness", "contrast"}, {"noise", "speckle", "impulse", "shot"}
+    files = {"pixelate", "jpeg"}
+    registry = {
+        "pathology": files | both | {"defocus", "motion", "saturate", "stain_deposit", "bubbles"},
+        "blood": files | both | {"defocus", "motion", "saturate", "stain_deposit", "bubbles"},
+        "dermatoscope": files | both | noises | {"defocus", "motion", "zoom_blur", "black_corner", "characters"},
+        "fundus": files | both | {"noise", "speckle", "defocus", "motion"},
+        "tissue": files | both | {"impulse", "blur"},
+        "oct": files | {"speckle", "defocus", "motion", "contrast"},
+        "ultrasound": files | both | {"speckle", "motion"},
+        "chest": files | both | noises | {"blur", "gamma"},
+        "pneumonia": files | both | noises | {"blur", "gamma"},
+        "ct": files | both | noises | {"blur", "gamma"},
+    }
+    assert {modality: set(published_for(modality)) for modality in registry} == registry  # type: ignore[arg-type]
+    stream = Corruption.model_validate({"families": "published", "modality": "ct", "severities": [2]})
+    assert [shift.kind() for shift in stream.conditions()] == sorted(registry["ct"])

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from fedmerge.data.datasets._base import Geometry
-from fedmerge.data.datasets._decode import Deep, Reading, decode_all, pixels_of, read
+from fedmerge.data.datasets._decode import decode_all, pixels_of
+from fedmerge.data.datasets._formats import Deep, Reading, read
 from fedmerge.data.datasets.image_folder import ImageFolder
 from fedmerge.errors import DataError
 

@@ -187,6 +187,26 @@ def test_links_are_the_files_that_they_lead_to(album: Path, tmp_path_factory: py
     assert len(mine.contents("x") & theirs.contents("y")) == 13
 
 
+def test_a_folder_level_is_the_patient(wards: Path) -> None:
+    for number, file in enumerate(sorted((wards / "folders/ward").rglob("*.png"))):
+        (file.parent / f"study{number % 2}").mkdir(exist_ok=True)
+        file.rename(file.parent / f"study{number % 2}" / file.name)
+    first, second = folder(wards / "folders", patient=1), folder(wards / "folders", patient=2)
+    assert first.check() == []
+    by_pattern = folder(wards / "folders", patient="^[^/]+/[^/]+/([^/]+)/").load(GEOMETRY, "x", 0)
+    assert np.array_equal(first.load(GEOMETRY, "x", 0).groups, by_pattern.groups)
+    assert len(np.unique(second.load(GEOMETRY, "x", 0).groups)) == 2
+    (problem,) = folder(wards / "folders", patient=3).check()
+    assert problem.found == "'3', which finds no patient in 60 of 60 paths below the root"
+    assert problem.expected == "3 folders or more below the class around every image"
+
+
+@pytest.mark.parametrize("patient", [0, -1, 1.5, True])
+def test_levels_count_from_one(wards: Path, patient: Any) -> None:
+    with pytest.raises(ValueError, match="patient"):
+        folder(wards / "names", patient=patient)
+
+
 @pytest.mark.parametrize("patient", [r"(P?)", r"ward/(x?)", r"/(P\d+)?"])
 def test_an_expression_that_finds_nothing_finds_no_patient(wards: Path, patient: str) -> None:
     """Otherwise all images are those of one patient, who has no name."""

@@ -11,7 +11,7 @@ from fedmerge.errors import ScenarioError
 from fedmerge.experiment.experiment import Overrides, load_experiment
 from fedmerge.experiment.overrides import assign, parse, single
 from fedmerge.experiment.sweep import cells_of
-from fedmerge.report.sweep_table import Grid, as_csv, as_latex, as_markdown
+from fedmerge.report.sweep_table import DomainTable, Grid, as_csv, as_latex, as_markdown
 from tests.front_door import SCENARIO, world
 
 
@@ -124,7 +124,7 @@ def test_cells_are_all_combinations(tmp_path: Path) -> None:
     cells = cells_of(file, range(2), ["stream.batch_size=4,8", "methods.eam.gamma=1,5,9"], "")
     assert len(cells) == 12
     assert len({cell.name for cell in cells}) == 12
-    assert [cell.target for cell in cells_of(file, range(1), [], "each")] == ["north", "south"]
+    assert [cell.target for cell in cells_of(file, range(1), [], "each")] == ["north", "south", "mercy"]
     (named,) = cells_of(file, [3], ["stream={kind: domain_seq, within: {kind: temporal, order: sorted}}"], "north")
     assert named.name == "north-stream=domain_seq_within_temporal_order_sorted-seed3"
     with pytest.raises(ScenarioError, match="a key twice"):
@@ -143,5 +143,27 @@ def test_tables_of_a_grid() -> None:
     assert text[1] == "1,eam,2,85.0,21.5,148.5,42.5,+5.0,-58.5,+68.5"
     assert "5,eam,1,70.0,one seed,one seed,35.0,-10.0,one seed,one seed" in text
     assert text[3] == "1,majority class (not ranked),2,60.0,60.0,60.0,30.0,,,"  # last, and compared with nothing
-    assert as_markdown(grid).count("\n") == 8
-    assert r"methods.eam.gamma & method" in as_latex(grid)
+    assert as_markdown(grid.header(), grid.cells()).count("\n") == 8
+    assert r"methods.eam.gamma & method" in as_latex(grid.header(), grid.cells())
+
+
+def test_the_table_over_domains_is_the_papers() -> None:
+    def row(seed: int, target: str, mean: float) -> dict[str, object]:
+        rows = {"mean": mean, "eam": 0.9, **({} if target == "art" else {"expert:art": 0.5})}
+        methods = {key: {"accuracy": a, "balanced_accuracy": a, "ranked": key != "expert:art"} for key, a in rows.items()}
+        return {"seed": seed, "target": target, "settings": {}, "methods": methods}
+
+    table = DomainTable.of(Grid.of([row(0, "art", 0.5), row(1, "art", 0.6), row(0, "photo", 0.7), row(1, "photo", 0.8)]))
+    assert table is not None
+    assert table.cells() == [
+        ["method", "art", "photo", "mean"],
+        ["eam", "90.0 ± 0.0", "90.0 ± 0.0", "90.0 ± 0.0"],
+        ["mean", "55.0 ± 5.0", "75.0 ± 5.0", "65.0 ± 5.0"],
+        ["expert:art (not ranked)", "-", "50.0 ± 0.0", "-"],
+    ]
+    assert table.as_csv().splitlines()[0] == "method,art,photo,mean,art error,photo error,mean error"
+    assert table.as_csv().splitlines()[3] == "expert:art (not ranked),,50.0,,,0.0,"
+    once = DomainTable.of(Grid.of([row(0, "art", 0.5), row(0, "photo", 0.7)]))
+    assert once is not None
+    assert once.cells()[2] == ["mean", "50.0", "70.0", "60.0"]
+    assert DomainTable.of(Grid.of([row(0, "art", 0.5)])) is None  # one domain has no mean

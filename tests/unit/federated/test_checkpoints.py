@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import fedmerge
 from fedmerge.errors import CheckpointError
 from fedmerge.federated.model import ModelSpec, build
-from fedmerge.federated.pool.tensor_file import read_state
+from fedmerge.federated.pool.checkpoint import read_state
 from fedmerge.federated.server.initialization import Checkpoint, initialize
 from fedmerge.merging.bank.bank import Bank
 from tests.hospitals import MODEL
@@ -57,17 +57,72 @@ def refused(file: Path) -> str:
 def test_files_that_hold_no_weights(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "w.safetensors").write_bytes(content)
     assert re.search(
-        f"w.safetensors: found .*{said}.*expected a safetensors file of {MODEL.name}", refused(tmp_path / "w.safetensors")
+        f"w.safetensors: found .*{said}.*expected a safetensors file of {MODEL.name}, or one of PyTorch",
+        refused(tmp_path / "w.safetensors"),
     )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_file_of_pytorch_is_to_be_converted(tmp_path: Path, state: dict[str, Tensor], zipped: bool) -> None:
-    torch.save({"state_dict": state}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    assert (
-        "convert it: safetensors.torch.save_file(state, 'FILE.safetensors') with state = torch.load(FILE, weights_only=True)"
-        in refused(tmp_path / "w.pth")
-    )
+@pytest.mark.parametrize("under", ["", "state_dict", "model"])
+def test_a_file_of_pytorch_is_read(tmp_path: Path, state: dict[str, Tensor], zipped: bool, under: str) -> None:
+    torch.save({under: state, "epoch": 3} if under else state, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    found = read_state(tmp_path / "w.pth", "generalist", MODEL, 3)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_of_more_than_tensors_is_never_run(tmp_path: Path, zipped: bool) -> None:
+    torch.save(build(MODEL, 3), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    assert "found Python objects in it" in refused(tmp_path / "w.pth")
+    torch.save([torch.ones(1)], tmp_path / "list.pth", _use_new_zipfile_serialization=zipped)
+    assert "found list in it; expected" in refused(tmp_path / "list.pth")
+    torch.save({"state_dict": {"a": 3}}, tmp_path / "int.pth", _use_new_zipfile_serialization=zipped)
+    assert "found 'state_dict' in it; expected" in refused(tmp_path / "int.pth")
+
+
+def called_otherwise(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, as another program calls them."""
+    return {f"layer{number}.{name.rpartition('.')[2]}": value for number, (name, value) in enumerate(state.items())}
+
+
+def theta_0(file: Path, match: str, **model: Any) -> dict[str, Tensor]:
+    spec = Checkpoint.model_validate({"kind": "checkpoint", "path": str(file), "match": match})
+    return initialize(spec, ModelSpec.model_validate(SMALL | model), 3, 0, file.parent / "pool", lambda *_: None).weights
+
+
+SMALL = {"name": "resnet10t", "size": 32}
+
+
+def test_tensors_are_matched_by_their_order(tmp_path: Path) -> None:
+    state = dict(build(ModelSpec.model_validate(SMALL), 7, seed=3).state_dict())
+    torch.save(called_otherwise(state), tmp_path / "w.pth")
+    found = theta_0(tmp_path / "w.pth", "order")
+    assert list(found) == list(state)
+    assert found["fc.weight"].shape == (3, 512)
+    assert all(torch.equal(found[name], state[name]) for name in state if not name.startswith("fc."))
+    with pytest.raises(CheckpointError, match="in order of the model's number, kinds and shapes: say 'match: order'"):
+        theta_0(tmp_path / "w.pth", "names")
+
+
+def test_an_order_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
+    state = called_otherwise(dict(build(ModelSpec.model_validate(SMALL), 3).state_dict()))
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="safetensors files keep no order, only names"):
+        theta_0(tmp_path / "w.safetensors", "order")
+    torch.save(dict(list(state.items())[:-1]), tmp_path / "fewer.pth")
+    with pytest.raises(CheckpointError, match=f"found {len(state) - 1} tensors, expected {len(state)}"):
+        theta_0(tmp_path / "fewer.pth", "order")
+    first, second, *others = state.items()
+    torch.save(dict([second, first, *others]), tmp_path / "swapped.pth")
+    with pytest.raises(CheckpointError, match=r"tensor 1 is 'layer1.weight' .*expected one for 'conv1.0.weight'"):
+        theta_0(tmp_path / "swapped.pth", "order")
+    at = next(number for number, name in enumerate(state) if name.endswith("bias"))
+    items = list(state.items())
+    items[at - 1], items[at] = items[at], items[at - 1]  # weight and bias of a normalization have one shape
+    torch.save(dict(items), tmp_path / "kinds.pth")
+    with pytest.raises(CheckpointError, match=f"tensor {at} is 'layer{at}.bias'"):
+        theta_0(tmp_path / "kinds.pth", "order")
 
 
 def test_a_folder_a_torn_file_and_none(tmp_path: Path, state: dict[str, Tensor]) -> None:

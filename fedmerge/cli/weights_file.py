@@ -1,0 +1,67 @@
+"""The verb `fedmerge inspect`: what a file of weights is, and whether it fits a model or a scenario."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from fedmerge.errors import quoted
+from fedmerge.federated.model import ModelSpec, build
+from fedmerge.federated.pool.checkpoint import Brought, fitted, read_weights
+from fedmerge.system.files import file_digest
+
+SHOWN = 3
+"""Names that a line lists."""
+
+
+def told_of(file: Path, model: str | None, scenario: Path | None) -> Iterator[str]:
+    """Lines about a file, one by one. model: a name of timm. Raises CheckpointError if it holds no weights, or does not fit."""
+    found = read_weights(file, "inspect")
+    numbers = sum(tensor.numel() for tensor in found.state.values())
+    kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in found.state.values())
+    yield f"{file}: {found.form}, {file.expanduser().stat().st_size:,} bytes, sha256 {file_digest(file.expanduser())}"
+    yield from found.done
+    each = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    yield f"{len(found.state)} tensors of {numbers:,} numbers: {each}"
+    if broken := [n for n, t in found.state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
+        more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
+        yield f"NaN or infinity in {', '.join(map(quoted, broken[:SHOWN]))}{more}"
+    head = head_of(found)
+    yield f"head: {head[0]}, {head[1]} outputs of {head[2]} features" if head else "head: none that could be told by its shape"
+    if model:
+        outputs = [str(number) for number in range(head[1] if head else 1)]
+        fit = fitted(found, build(ModelSpec(name=model), len(outputs)), outputs, outputs, f"{file.name}, as {model},")
+        yield f"fits {model} with {len(outputs)} classes{_done(found, fit)}"
+    if scenario:
+        yield _in_scenario(file, found, scenario)
+
+
+def head_of(found: Brought) -> tuple[str, int, int] | None:
+    """The last matrix with a bias of as many rows: its name, rows and columns. A guess, which a model would settle."""
+    for name, tensor in reversed(found.state.items()):
+        bias = found.state.get(f"{name.removesuffix('weight')}bias")
+        if name.endswith("weight") and tensor.ndim == 2 and (bias is None or bias.shape == tensor.shape[:1]):
+            return name.removesuffix(".weight"), tensor.shape[0], tensor.shape[1]
+    return None
+
+
+def _in_scenario(file: Path, found: Brought, path: Path) -> str:
+    """How it fits a scenario; a site that names this very file also says what its outputs are."""
+    from fedmerge.experiment.experiment import Overrides, load_each
+
+    experiment = load_each(path, Overrides())[0]
+    named = [site for site in experiment.sites if site.expert and site.expert.file.resolve() == file.expanduser().resolve()]
+    outputs = named[0].expert.classes if named and named[0].expert else None
+    spec, classes = experiment.scenario.model, experiment.classes
+    fit = fitted(
+        found, build(spec, len(classes)), classes, outputs, f"{file.name}, in {path}: {spec.name} of {len(classes)} classes,"
+    )
+    return f"fits {path}: {spec.name}, classes {', '.join(classes)}{_done(found, fit)}"
+
+
+def _done(found: Brought, fit: Brought) -> str:
+    said = fit.done[len(found.done) :]
+    return f": {'; '.join(said)}" if said else ""

@@ -1,0 +1,176 @@
+"""Melanoma or benign: ISIC 2019, whole or by artifacts, and PH2, PAD-UFES-20 and Derm7pt, on which its experts are tried.
+
+Carcinomas (BCC, SCC) and actinic keratoses are left out everywhere, as the annotation of artifacts leaves them out of ISIC 2019.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fedmerge.data.datasets._public import Public, Published, Row, files_below, listed
+
+CLASSES = ("benign", "melanoma")
+ISIC = {"MEL": "melanoma", "NV": "benign", "BKL": "benign", "DF": "benign", "VASC": "benign"}
+PAD = {"MEL": "melanoma", "NEV": "benign", "SEK": "benign"}
+ARTIFACTS = ("dark_corner", "gel_bubble", "hair", "ruler")
+CLEAR = 0.65
+"""Probability of an artifact up to which an image counts as clean, as in EPVT (Yan et al., MICCAI 2023, data_proc/grouping.py)."""
+
+ISIC_WHERE = "challenge.isic-archive.com/data/#2019"
+ISIC_LAYOUT = "ISIC_2019_Training_Input/*.jpg, ISIC_2019_Training_GroundTruth.csv and ISIC_2019_Training_Metadata.csv"
+ISIC_PAPERS = "Tschandl et al. 2018; Codella et al. 2018; Combalia et al. 2019 (BCN_20000)"
+
+
+class Isic(Public):
+    """All four have the same two classes, so that a scenario may mix them."""
+
+    published: ClassVar = {
+        "isic2019": Published(
+            title="ISIC 2019",
+            classes=CLASSES,
+            images={"isic2019": 20_513},
+            layout=ISIC_LAYOUT,
+            license="CC BY-NC 4.0",
+            citation=ISIC_PAPERS,
+            where=ISIC_WHERE,
+            patients="lesions",
+        ),
+        "isic2019_artifacts": Published(
+            title="ISIC 2019 by artifacts",
+            classes=CLASSES,
+            images=dict.fromkeys(("clean", *ARTIFACTS), 0),
+            layout=f"{ISIC_LAYOUT}, and isic_inferred_wocarcinoma.csv",
+            license="CC BY-NC 4.0",
+            citation=f"{ISIC_PAPERS}; Bissoto et al., Artifact-based domain generalization, ECCV workshops 2022",
+            where=f"{ISIC_WHERE}, and github.com/alceubissoto/artifact-generalization-skin for the CSV",
+            patients="lesions",
+            unverified="nobody says how many images each group has",
+        ),
+        "ph2": Published(
+            title="PH2",
+            classes=CLASSES,
+            images={"ph2": 200},
+            layout="PH2_dataset.txt and 'PH2 Dataset images'/<IMD>/<IMD>_Dermoscopic_Image/<IMD>.bmp",
+            license="research and education, without passing it on",
+            citation="Mendonca et al., PH2: a dermoscopic image database, EMBC 2013",
+            where="fc.up.pt/addi/ph2%20database.html",
+            inside=("PH2Dataset",),
+        ),
+        "pad_ufes_20": Published(
+            title="PAD-UFES-20",
+            classes=CLASSES,
+            images={"pad_ufes_20": 531},
+            layout="metadata.csv and images/imgs_part_<1, 2, 3>/*.png",
+            license="CC BY 4.0",
+            citation="Pacheco et al., PAD-UFES-20, Data in Brief 32, 2020",
+            where="data.mendeley.com/datasets/zr7vgbcyr2",
+            patients="patients",
+        ),
+        "derm7pt": Published(
+            title="Derm7pt",
+            classes=CLASSES,
+            images={"derm": 969, "clinic": 969},
+            layout="release_v0/ with meta/meta.csv, meta/<train, valid, test>_indexes.csv and images/",
+            license="research, on request",
+            citation="Kawahara et al., Seven-point checklist and skin lesion classification, IEEE JBHI 23, 2019",
+            where="derm.cs.sfu.ca",
+            inside=("release_v0",),
+            parts=("train", "valid", "test"),
+            patients="cases",
+        ),
+    }
+
+    dataset: Literal["isic2019", "isic2019_artifacts", "ph2", "pad_ufes_20", "derm7pt"] = Field(description="which of them")
+
+    def _rows(self, root: Path) -> list[Row]:
+        return {
+            "isic2019": self._isic2019,
+            "isic2019_artifacts": self._artifacts,
+            "ph2": self._ph2,
+            "pad_ufes_20": self._pad_ufes_20,
+            "derm7pt": self._derm7pt,
+        }[self.dataset](root)
+
+    def _isic2019(self, root: Path) -> list[Row]:
+        """The official answers have a column for each diagnosis, with 1 in one of them."""
+        lesions = self._lesions(root)
+        rows = []
+        for image, *marks in self._table(root / "ISIC_2019_Training_GroundTruth.csv", ("image", *ISIC)):
+            label = next((ISIC[name] for name, mark in zip(ISIC, marks, strict=True) if mark == "1"), None)
+            if label:
+                rows.append(listed(_jpg(image), label, "isic2019", lesions.get(image) or image))
+        return rows
+
+    def _artifacts(self, root: Path) -> list[Row]:
+        """Every image belongs to its most probable artifact, or to none where that is not probable enough."""
+        lesions = self._lesions(root)
+        rows = []
+        for image, label, *marks in self._table(root / "isic_inferred_wocarcinoma.csv", ("image", "label", *ARTIFACTS)):
+            most, artifact = max(zip(map(self._number, marks), ARTIFACTS, strict=True))
+            if label not in ("0", "1"):
+                raise self._wrong(f"the label '{label}' in a row of isic_inferred_wocarcinoma.csv", "0, benign, or 1, melanoma")
+            domain = artifact if most > CLEAR else "clean"
+            rows.append(listed(_jpg(image), CLASSES[int(label)], domain, lesions.get(image) or image))
+        return rows
+
+    def _lesions(self, root: Path) -> dict[str, str]:
+        """The lesion of each image, of some nothing."""
+        return dict(self._table(root / "ISIC_2019_Training_Metadata.csv", ("image", "lesion_id")))  # type: ignore[arg-type]
+
+    def _number(self, text: str) -> float:
+        try:
+            return float(text)
+        except ValueError:
+            found = f"'{text}' as a probability in isic_inferred_wocarcinoma.csv"
+            raise self._wrong(found, "numbers from 0 to 1") from None
+
+    def _ph2(self, root: Path) -> list[Row]:
+        """A text with || between cells: name, histological and clinical diagnosis (0 and 1: nevi, 2: melanoma), and more."""
+        rows = []
+        try:
+            text = (root / "PH2_dataset.txt").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            raise self._wrong(f"no PH2_dataset.txt in '{root}'") from None
+        for line in text.splitlines():
+            cells = [cell.strip() for cell in line.split("||")]
+            if len(cells) > 3 and cells[1].startswith("IMD") and cells[3] in ("0", "1", "2"):
+                name = cells[1]
+                label = "melanoma" if cells[3] == "2" else "benign"
+                rows.append(listed(f"PH2 Dataset images/{name}/{name}_Dermoscopic_Image/{name}.bmp", label, "ph2"))
+        return rows
+
+    def _pad_ufes_20(self, root: Path) -> list[Row]:
+        files = files_below(root, ("images", "imgs_part_1", "imgs_part_2", "imgs_part_3"))
+        rows = []
+        for image, diagnosis, patient in self._table(root / "metadata.csv", ("img_id", "diagnostic", "patient_id")):
+            if diagnosis in PAD:
+                path = files.get(Path(image).stem.casefold(), f"images/{image}")
+                rows.append(listed(path, PAD[diagnosis], "pad_ufes_20", patient))
+        return rows
+
+    def _derm7pt(self, root: Path) -> list[Row]:
+        """Two images of each case: through a dermatoscope, and of the skin as it looks."""
+        parts = {place: part for part in self.facts.parts for place in self._indexes(root / f"meta/{part}_indexes.csv")}
+        cases = self._table(root / "meta/meta.csv", ("case_num", "diagnosis", "derm", "clinic"))
+        rows = []
+        for number, (case, diagnosis, derm, clinic) in enumerate(cases):
+            if diagnosis == "basal cell carcinoma":
+                continue
+            label = "melanoma" if diagnosis.startswith("melanoma") else "benign"
+            for domain, path in (("derm", derm), ("clinic", clinic)):
+                rows.append(listed(f"images/{path}", label, domain, case, parts.get(number, "")))
+        return rows
+
+    def _indexes(self, file: Path) -> list[int]:
+        """Places of cases in the table, from 0: a line for each below the word `indexes`."""
+        try:
+            return [int(line) for line in file.read_text(encoding="utf-8").split()[1:]]
+        except (FileNotFoundError, ValueError) as error:
+            raise self._wrong(f"'{file}', which is missing or holds no numbers ({error})") from None
+
+
+def _jpg(image: str) -> str:
+    return f"ISIC_2019_Training_Input/{image}.jpg"

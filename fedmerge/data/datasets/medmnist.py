@@ -1,0 +1,235 @@
+"""MedMNIST's two-dimensional data sets, of any of its sizes: one .npz for each, described by the package's own INFO."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+import zlib
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from fedmerge.data.cache import cached
+from fedmerge.data.datasets import _image_files
+from fedmerge.data.datasets._base import Geometry, Source
+from fedmerge.data.datasets._contents import digests
+from fedmerge.data.datasets._public import COUNTS, PARTS, ROOT, BadLayoutError, Published, chosen
+from fedmerge.data.images import Images
+from fedmerge.data.partition import Split
+from fedmerge.errors import Problem, extras_named, quoted
+
+VERSION = 1
+"""Raise it whenever the same file would give other pixels."""
+
+SPLITS = ("train", "val", "test")
+WHERE = "zenodo.org/records/10519652; python -m medmnist download --size=28"
+LAYOUT = "<data set>.npz for 28 pixels, <data set>_<64, 128 or 224>.npz for others"
+
+Flag = Literal[
+    "pathmnist", "dermamnist", "octmnist", "pneumoniamnist", "retinamnist", "breastmnist", "bloodmnist", "tissuemnist",
+    "organamnist", "organcmnist", "organsmnist",
+]  # fmt: skip
+"""All with one label for each image; chestmnist has fourteen."""
+
+
+class Medmnist(Source):
+    """Every image is a group of its own: the files say nothing of patients. The domain is the data set."""
+
+    published: ClassVar = {
+        "medmnist": Published(
+            title="MedMNIST v2 and MedMNIST+",
+            classes=(),
+            images={},
+            layout=LAYOUT,
+            license="CC BY 4.0; dermamnist CC BY-NC 4.0",
+            citation="Yang et al., MedMNIST v2, Scientific Data 10, 2023",
+            where=WHERE,
+            parts=SPLITS,
+        )
+    }
+
+    root: str = Field(min_length=1, description=ROOT)
+    datasets: tuple[Flag, ...] = Field(min_length=1, description="one domain each; all with the same classes")
+    size: Literal[28, 64, 128, 224] = Field(28, description="side of the images in pixels, as they were published")
+    take: tuple[Literal["train", "val", "test"], ...] = Field((), description=PARTS)
+    split: Split | None = Field(None, description="the part of these domains that this hospital holds; default everything")
+    flips: bool = Field(False, description="whether a horizontal flip preserves the label; of organs it does not")
+    check_counts: bool = Field(True, description=COUNTS)
+    hint: str = Field("", description="where to get the data; part of the message if the folder is not there")
+
+    def check(self) -> list[Problem]:
+        """A root or file that is not there, arrays that are not as published, data sets of different classes."""
+        if wrong := chosen("datasets", self.datasets, self.datasets) + chosen("take", self.take, SPLITS):
+            return wrong
+        if len({_labels(name) for name in self.datasets}) > 1:
+            found = "; ".join(f"{name}: {', '.join(_labels(name))}" for name in self.datasets)
+            return [Problem("", "datasets", found, "data sets with the same classes")]
+        try:
+            self._labels_of()
+        except BadLayoutError as error:
+            return [error.problem]
+        except OSError as error:
+            return [_image_files.unreadable(error, Path(error.filename or self.root))]
+        return []
+
+    def classes(self) -> tuple[str, ...]:
+        """As the package has them."""
+        return _labels(self.datasets[0])
+
+    def domains(self) -> tuple[str, ...]:
+        """The data sets."""
+        return self.datasets
+
+    def identity(self, owner: str, seed: int) -> str:
+        """A sha256 of the files and the fields."""
+        fields = self.model_dump(mode="json", exclude={"root", "hint", "check_counts"})
+        return hashlib.sha256(json.dumps([VERSION, fields, self._digests(owner)], sort_keys=True).encode()).hexdigest()
+
+    def holdings(self, owner: str) -> dict[str, str]:
+        """Every image by its file, part and place."""
+        return {
+            f"{whole}:{part}:{at}": f"{file.name}, {part}, image {at}"
+            for name, file in self._files().items()
+            for whole in [file.resolve()]
+            for part, places in self._indices(name).items()
+            for at in places.tolist()
+        }
+
+    @property
+    def knows_patients(self) -> bool:
+        """The files do not say."""
+        return False
+
+    def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
+        """Images (N, size, size, channels) uint8, by data set, part and place."""
+        key = f"{self.identity(owner, seed)}-{geometry.size}-{geometry.channels}"
+        stored = cached(owner, key, lambda: self._read(geometry))
+        index = np.arange(len(stored["labels"]))
+        return Images(
+            stored["pixels"], stored["labels"], stored["domains"], index, self.classes(), self.domains(), flips=self.flips
+        )
+
+    def _read(self, geometry: Geometry) -> dict[str, NDArray[Any]]:
+        pixels, labels, domains = [], [], []
+        for number, (name, file) in enumerate(self._files().items()):
+            for part, places in self._indices(name).items():
+                pixels.append(_sized(_arrays(file, f"{part}_images")[places], geometry))
+                labels.append(self._labels_of()[name][part][places])
+                domains.append(np.full(len(places), number, np.int64))
+        return {"pixels": np.concatenate(pixels), "labels": np.concatenate(labels), "domains": np.concatenate(domains)}
+
+    def _root(self) -> Path:
+        root = _image_files.locate(self.root, self.hint or WHERE)
+        if isinstance(root, Problem):
+            raise BadLayoutError(replace(root, expected=f"the folder of MedMNIST: {LAYOUT}"))
+        return root
+
+    def _files(self) -> dict[str, Path]:
+        root, end = self._root(), "" if self.size == 28 else f"_{self.size}"
+        files: dict[str, Path] = {name: root / f"{name}{end}.npz" for name in self.datasets}
+        if missing := [file.name for file in files.values() if not file.is_file()]:
+            raise _wrong(f"no {', '.join(missing)} in {quoted(root)}", f"the folder of MedMNIST: {LAYOUT}")
+        return files
+
+    def _digests(self, owner: str) -> tuple[str, ...]:
+        root, items = self._root(), []
+        for name, file in self._files().items():
+            there = file.stat()
+            facts = (there.st_size, there.st_mtime_ns, True, there.st_dev, there.st_ino, there.st_ctime_ns)
+            items.append(_image_files.ImageFile(name, "", file.name, *facts))
+        return digests(owner, root, items)
+
+    def _parts(self) -> tuple[str, ...]:
+        return self.take or SPLITS
+
+    def _labels_of(self) -> dict[str, dict[str, NDArray[np.int64]]]:
+        """Labels (n,) by data set and part. Raises BadLayoutError for arrays that are not as published."""
+        found: dict[str, dict[str, NDArray[np.int64]]] = {}
+        for name, file in self._files().items():
+            facts = file.stat()
+            labels = _labels_in(file, (facts.st_mtime_ns, facts.st_size))
+            published = _info(name)["n_samples"]
+            for part in SPLITS:
+                count, wanted = len(labels[part]), published[part]
+                if self.check_counts and count != wanted:
+                    mend = f"Get it again ({WHERE}), or say check_counts: false if some are left out on purpose"
+                    raise _wrong(f"{count} images of '{part}', not {wanted} in {quoted(file)}", "the published number", mend)
+                if labels[part].size and not 0 <= labels[part].min() <= labels[part].max() < len(_labels(name)):
+                    raise _wrong(f"labels outside of 0 to {len(_labels(name)) - 1} in {quoted(file)}", "labels as published")
+            found[name] = {part: labels[part] for part in self._parts()}
+        return found
+
+    def _indices(self, name: str) -> dict[str, NDArray[np.int64]]:
+        """Places of this hospital's images in each part of a data set."""
+        labels = self._labels_of()[name]
+        if self.split is None:
+            return {part: np.arange(len(given)) for part, given in labels.items()}
+        return {part: self.split.indices(given, f"{name} {part}") for part, given in labels.items()}
+
+
+def _wrong(found: str, expected: str, mend: str = "") -> BadLayoutError:
+    return BadLayoutError(Problem("", "root", found, expected, mend or f"The data: {WHERE}"))
+
+
+def _info(name: str) -> dict[str, Any]:
+    with extras_named():
+        from medmnist import INFO
+    return dict(INFO[name])
+
+
+@cache
+def _labels(name: str) -> tuple[str, ...]:
+    labels = _info(name)["label"]
+    return tuple(labels[str(number)] for number in range(len(labels)))
+
+
+def _arrays(file: Path, name: str) -> NDArray[Any]:
+    """One array of the file. Raises BadLayoutError if it is not there or cannot be read."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            if name not in arrays.files:
+                expected = ", ".join(f"{part}_{what}" for what in ("images", "labels") for part in SPLITS)
+                raise _wrong(
+                    f"no array {name} in {quoted(file)}, which has {', '.join(arrays.files[:8])}", f"the arrays {expected}"
+                )
+            return np.asarray(arrays[name])
+    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise _wrong(f"{quoted(file)}, which cannot be read ({error})", "an .npz of MedMNIST, whole") from None
+
+
+@cache
+def _labels_in(file: Path, facts: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
+    """Labels of all parts; the file is read anew when its facts change. Images are not unpacked: a head tells their shape."""
+    labels = {part: _arrays(file, f"{part}_labels").astype(np.int64).reshape(-1) for part in SPLITS}
+    for part, given in labels.items():
+        shape = _shape(file, f"{part}_images")
+        if shape[:1] != given.shape or len(shape) not in (3, 4):
+            raise _wrong(f"{part}_images of shape {shape} for {len(given)} labels in {quoted(file)}", "one image for each label")
+    return labels
+
+
+def _shape(file: Path, name: str) -> tuple[int, ...]:
+    """What the head of an array says of it."""
+    try:
+        with zipfile.ZipFile(file) as arrays, arrays.open(f"{name}.npy") as opened:
+            version = np.lib.format.read_magic(opened)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            return tuple(read(opened)[0])
+    except KeyError:
+        return _arrays(file, name).shape  # says what there is
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _wrong(f"{quoted(file)}, which cannot be read ({error})", "an .npz of MedMNIST, whole") from None
+
+
+def _sized(images: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """(n, H, W) or (n, H, W, 3) as (n, size, size, channels), as image files are."""
+    side, mode = (geometry.size, geometry.size), "L" if geometry.channels == 1 else "RGB"
+    done = [np.asarray(Image.fromarray(image).convert(mode).resize(side, Image.Resampling.BICUBIC), np.uint8) for image in images]
+    return np.stack(done).reshape(-1, *side, geometry.channels) if done else np.empty((0, *side, geometry.channels), np.uint8)

@@ -1,0 +1,349 @@
+"""DICOM and NIfTI as pixels, with pydicom's and nibabel's own values as the reference; and gray ranges of a whole source."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+from pydicom.data import get_testdata_file
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.pixels import get_decoder
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
+
+from fedmerge.data.datasets._base import Geometry
+from fedmerge.data.datasets._decode import decode_all
+from fedmerge.data.datasets._formats import Deep, Reading, pictures
+from fedmerge.data.datasets.image_folder import ImageFolder
+from fedmerge.data.partition import own_split
+from fedmerge.errors import DataError, MissingExtra
+
+SIDE = 24
+GRAY = Geometry(SIDE, 1)
+RNG = np.random.default_rng(0)
+HOUNSFIELD = RNG.integers(-1000, 1500, (SIDE, SIDE)).astype(np.int16)
+
+
+def dicom(path: Path, values: NDArray[Any], **tags: Any) -> None:
+    """A DICOM file of stored values (H, W), (frames, H, W), or (H, W, 3) for colors."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    file.SOPClassUID, file.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    file.Modality, file.PatientID, file.PatientName = "CT", "P1", "Zorn^Zacharias"
+    color = values.ndim == 3 and values.shape[-1] == 3
+    file.SamplesPerPixel, file.PhotometricInterpretation = (3, "RGB") if color else (1, "MONOCHROME2")
+    if color:
+        file.PlanarConfiguration = 0
+    elif values.ndim == 3:
+        file.NumberOfFrames = len(values)
+    file.Rows, file.Columns = values.shape[:2] if color else values.shape[-2:]
+    file.BitsAllocated = file.BitsStored = 8 * values.dtype.itemsize
+    file.HighBit, file.PixelRepresentation = file.BitsStored - 1, int(values.dtype.kind == "i")
+    file.PixelData = values.tobytes()
+    for name, value in tags.items():
+        setattr(file, name, value)
+    file.save_as(path, enforce_file_format=True)
+
+
+def nifti(path: Path, values: NDArray[Any], affine: NDArray[Any] | None = None) -> None:
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
+
+
+def by(levels: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    return np.rint((levels.astype(float) - low) * 255 / (high - low)).clip(0, 255).astype(np.uint8)
+
+
+def decoded(folder: Path, **how: Any) -> dict[str, NDArray[Any]]:
+    names = sorted(file.name for file in folder.iterdir())
+    return decode_all(folder, names, GRAY, Reading(**how), "x")
+
+
+def test_values_are_those_after_rescaling(tmp_path: Path) -> None:
+    stored = (HOUNSFIELD.astype(int) + 1024).astype(np.uint16)
+    dicom(tmp_path / "a.dcm", stored, RescaleSlope=1, RescaleIntercept=-1024)
+    dicom(tmp_path / "b", HOUNSFIELD)  # told by what it holds
+    found = decoded(tmp_path, gray_range=(-160, 240))
+    for pixels in found["pixels"]:
+        assert np.array_equal(pixels[..., 0], by(HOUNSFIELD, -160, 240))
+    assert "text burned into the pixels, such as names, is not looked for" in " ".join(found["notes"])
+
+
+def test_fractions_stay_fractions(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm", HOUNSFIELD, RescaleSlope=0.25, RescaleIntercept=0)
+    (opened,) = pictures(tmp_path / "a.dcm")
+    assert isinstance(opened.picture, Deep)
+    assert np.array_equal(opened.picture.values, HOUNSFIELD * 0.25)
+
+
+def test_the_window_that_all_files_name_is_the_range(tmp_path: Path) -> None:
+    for name in "ab":
+        dicom(tmp_path / f"{name}.dcm", HOUNSFIELD, WindowCenter=[40.5, 300], WindowWidth=[401, 1500])
+    found = decoded(tmp_path)
+    assert found["range"].tolist() == [-160, 240]
+    assert np.array_equal(found["pixels"][0, ..., 0], by(HOUNSFIELD, -160, 240))
+
+
+def test_windows_that_differ_need_a_word(tmp_path: Path) -> None:
+    for number, name in enumerate("ab"):
+        dicom(tmp_path / f"{name}.dcm", HOUNSFIELD, WindowCenter=40.5 + 100 * number, WindowWidth=401)
+    with pytest.raises(DataError, match=r"2 different windows in 2 images \(range: auto\)") as error:
+        decoded(tmp_path)
+    assert "Set range in the source: {window: [black, white]}" in error.value.told
+    found = decoded(tmp_path, rule="file")
+    assert [np.array_equal(p[..., 0], by(HOUNSFIELD, -160 + 100 * n, 240 + 100 * n)) for n, p in enumerate(found["pixels"])]
+    assert found["range"].size == 0
+    dicom(tmp_path / "c.dcm", HOUNSFIELD)
+    with pytest.raises(DataError, match="2 different windows in 3 images, and 1 images without one"):
+        decoded(tmp_path)
+    with pytest.raises(DataError, match="1 of 3 deep images without a window of their own"):
+        decoded(tmp_path, rule="file")
+
+
+def test_where_white_is_low_it_is_turned(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm", HOUNSFIELD, PhotometricInterpretation="MONOCHROME1")
+    small = RNG.integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
+    dicom(tmp_path / "b.dcm", small, PhotometricInterpretation="MONOCHROME1")
+    found = decoded(tmp_path, gray_range=(-160, 240))["pixels"]
+    assert np.array_equal(found[0, ..., 0], 255 - by(HOUNSFIELD, -160, 240))
+    assert np.array_equal(found[1, ..., 0], 255 - small)
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_padding_is_black_and_no_value(tmp_path: Path, kind: str) -> None:
+    padded = HOUNSFIELD.copy()
+    padded[:3] = -2000
+    dicom(tmp_path / "a.dcm", padded, PixelPaddingValue=-2000, PhotometricInterpretation=kind)
+    found = decoded(tmp_path, rule="full")
+    assert found["range"].tolist() == [HOUNSFIELD[3:].min(), HOUNSFIELD[3:].max()]
+    assert not found["pixels"][0, :3].any()
+
+
+def test_several_frames_need_the_one_asked_for(tmp_path: Path) -> None:
+    frames = RNG.integers(-1000, 1500, (4, SIDE, SIDE)).astype(np.int16)
+    dicom(tmp_path / "a.dcm", frames)
+    for how, said in (({}, "(4 frames)"), ({"frame": 5}, "(4 frames, and no frame 5)")):
+        with pytest.raises(DataError) as error:
+            decoded(tmp_path, gray_range=(-160, 240), **how)
+        assert said in str(error.value)
+        assert error.value.told.startswith("source.frame: found DICOM or NIfTI files of several frames")
+    found = decoded(tmp_path, gray_range=(-160, 240), frame=3)
+    assert np.array_equal(found["pixels"][0, ..., 0], by(frames[2], -160, 240))
+
+
+def test_colors_palettes_and_small_grays_are_as_they_are(tmp_path: Path) -> None:
+    color = RNG.integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    dicom(tmp_path / "a.dcm", color)
+    assert np.array_equal(decode_all(tmp_path, ["a.dcm"], Geometry(SIDE, 3), Reading(), "x")["pixels"][0], color)
+    for name in ("examples_palette.dcm", "SC_rgb_rle.dcm", "SC_ybr_full_422_uncompressed.dcm", "SC_rgb_small_odd_jpeg.dcm"):
+        (opened,) = pictures(Path(str(get_testdata_file(name))))
+        assert isinstance(opened.picture, Image.Image), name
+        assert opened.picture.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "name", ["MR_small_RLE.dcm", "MR_small_implicit.dcm", "MR_small_bigendian.dcm", "MR_small_jp2klossless.dcm"]
+)
+def test_one_picture_however_it_is_written(name: str) -> None:
+    (plain,), (other,) = (pictures(Path(str(get_testdata_file(file)))) for file in ("MR_small.dcm", name))
+    assert isinstance(plain.picture, Deep)
+    assert isinstance(other.picture, Deep)
+    assert np.array_equal(plain.picture.values, other.picture.values)
+    assert plain.picture.window == other.picture.window
+
+
+def test_a_codec_that_is_not_there_is_one_message(tmp_path: Path) -> None:
+    if get_decoder(JPEGLSLossless).is_available:
+        pytest.skip("a package here decodes JPEG-LS")
+    (tmp_path / "zorn.dcm").write_bytes(Path(str(get_testdata_file("MR_small_jpeg_ls_lossless.dcm"))).read_bytes())
+    with pytest.raises(DataError) as error:
+        decoded(tmp_path)
+    assert "zorn.dcm (JPEG-LS Lossless Image Compression)" in str(error.value)
+    assert error.value.told.startswith(
+        "source.root: found DICOM files that are compressed in a way that no installed package reads"
+    )
+    assert "pip install python-gdcm" in error.value.told
+    assert "zorn" not in error.value.told
+
+
+def test_files_without_pixels_and_no_dicom_at_all_are_told_apart(tmp_path: Path) -> None:
+    for name in ("test-SR.dcm", "rtplan.dcm"):
+        (tmp_path / name).write_bytes(Path(str(get_testdata_file(name))).read_bytes())
+    (tmp_path / "half.dcm").write_bytes(Path(str(get_testdata_file("MR_small.dcm"))).read_bytes()[:5000])
+    (tmp_path / "notes.dcm").write_text("no image")
+    found = decoded(tmp_path)
+    reasons = dict(zip(sorted(file.name for file in tmp_path.iterdir()), found["reasons"], strict=True))
+    assert reasons["test-SR.dcm"] == "DICOM without pixels (SR)"
+    assert reasons["rtplan.dcm"] == "DICOM without pixels (RTPLAN)"
+    assert reasons["notes.dcm"] == "no image"
+    assert "pixel data" in reasons["half.dcm"]
+
+
+def test_text_that_a_file_says_to_hold_is_counted(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm", HOUNSFIELD, BurnedInAnnotation="YES")
+    dicom(tmp_path / "b.dcm", HOUNSFIELD, BurnedInAnnotation="NO")
+    notes = decoded(tmp_path, gray_range=(-160, 240))["notes"]
+    assert (
+        "2 files are DICOM: text burned into the pixels, which 1 of them say they have, such as names, is not looked for" in notes
+    )
+
+
+def test_missing_packages_name_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, package in (("a.dcm", "pydicom"), ("a.nii.gz", "nibabel")):
+        (tmp_path / name).write_bytes(b"x")
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(MissingExtra, match=rf"fedmerge\[{'dicom' if package == 'pydicom' else 'nifti'}\]") as error:
+            pictures(tmp_path / name)
+        assert error.value.told == str(error.value)
+
+
+VOLUME = RNG.integers(0, 1000, (6, 8, 10)).astype(np.int16)  # to the patient's right, front and head
+
+
+@pytest.mark.parametrize(
+    ("axis", "slice_of"),
+    [
+        ("axial", lambda v, k: v[::-1, ::-1, k].T),
+        ("coronal", lambda v, k: v[::-1, k, ::-1].T),
+        ("sagittal", lambda v, k: v[k, ::-1, ::-1].T),
+    ],
+)
+def test_slices_lie_as_radiologists_look_at_them_however_they_are_stored(tmp_path: Path, axis: str, slice_of: Any) -> None:
+    nifti(tmp_path / "a.nii", VOLUME)
+    nifti(
+        tmp_path / "b.nii.gz",
+        VOLUME[::-1].transpose(2, 0, 1).copy(),
+        np.array([[0, -1, 0, 5], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]),
+    )
+    middle = VOLUME.shape[{"sagittal": 0, "coronal": 1, "axial": 2}[axis]] // 2
+    for name in ("a.nii", "b.nii.gz"):
+        (opened,) = pictures(tmp_path / name, Reading(axis=axis))
+        assert isinstance(opened.picture, Deep)
+        assert np.array_equal(opened.picture.values, slice_of(VOLUME, middle)), name
+
+
+def test_which_slices(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii", VOLUME)
+    assert len(pictures(tmp_path / "a.nii", Reading(slices="all"))) == 10
+    first, last = (one.picture for one in pictures(tmp_path / "a.nii", Reading(slices=(1, 10))))
+    assert isinstance(first, Deep)
+    assert isinstance(last, Deep)
+    assert np.array_equal(first.values, VOLUME[::-1, ::-1, 0].T)
+    assert np.array_equal(last.values, VOLUME[::-1, ::-1, 9].T)
+    with pytest.raises(DataError, match=r"a.nii \(10 slices, and no slice 11\)"):
+        decoded(tmp_path, slices=(11,))
+
+
+def test_volumes_over_time_need_one(tmp_path: Path) -> None:
+    series = np.stack([VOLUME, VOLUME + 1], -1)
+    nifti(tmp_path / "a.nii", series)
+    with pytest.raises(DataError, match="2 volumes"):
+        decoded(tmp_path)
+    (opened,) = pictures(tmp_path / "a.nii", Reading(frame=2))
+    assert isinstance(opened.picture, Deep)
+    assert np.array_equal(opened.picture.values, VOLUME[::-1, ::-1, 5].T + 1)
+
+
+def test_volumes_that_cannot_be_read_are_broken_files(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").write_text("no volume")
+    (tmp_path / "b.nii.gz").write_text("no volume")
+    nifti(tmp_path / "c.nii", VOLUME)
+    (tmp_path / "c.nii").write_bytes((tmp_path / "c.nii").read_bytes()[:500])
+    nifti(tmp_path / "d.nii", VOLUME[0])
+    assert decoded(tmp_path)["broken"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Path:
+    for number in range(8):
+        place = tmp_path / "images/mri" / ("ill", "well")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        nifti(place / f"P{number}.nii.gz", VOLUME + 10 * number)
+    return tmp_path
+
+
+def test_slices_of_a_volume_are_images_of_one_group(volumes: Path) -> None:
+    source = ImageFolder(root=str(volumes / "images"), slices="all")
+    images = source.load(GRAY, "x", 0)
+    assert len(images) == 80
+    assert np.bincount(images.groups).tolist() == [10] * 8
+    assert np.bincount(images.labels).tolist() == [40, 40]
+    train, held = own_split(images, "x", 0.3, 0)
+    assert not set(images.groups[train]) & set(images.groups[held])
+    assert len(ImageFolder(root=str(volumes / "images"), slices=3).load(GRAY, "x", 0)) == 8
+
+
+@pytest.mark.parametrize("rule", ["full", {"percentile": [5, 95]}, {"window": [100, 900]}, "auto"])
+def test_one_range_for_all_images_of_a_site_is_told(volumes: Path, monkeypatch: pytest.MonkeyPatch, rule: Any) -> None:
+    monkeypatch.setenv("FEDMERGE_CACHE", str(volumes / "cache"))
+    source = ImageFolder(root=str(volumes / "images"), range=rule)
+    assert source.decided("x") == {}
+    images = source.load(GRAY, "x", 0)
+    middle = np.stack([VOLUME[..., 5] + 10 * number for number in range(8)])
+    low, high = {
+        "full": (middle.min(), middle.max()),
+        "auto": (0, 1023 if middle.max() < 1024 else 4095),
+    }.get(rule if isinstance(rule, str) else "", np.percentile(middle, [5, 95]).tolist())
+    low, high = (100, 900) if rule == {"window": [100, 900]} else (low, high)
+    assert source.decided("x")["gray_range"] == {"range": [low, high], "images": 8, "rule": rule}
+    assert source.decided("y") == {}
+    assert ImageFolder(root=str(volumes / "images"), range=rule, slices="all").decided("x") == {}
+    assert images.pixels.min() == 0
+    assert images.pixels.max() >= (50 if rule == "auto" else 200)
+
+
+def test_a_window_is_the_range_of_before(volumes: Path) -> None:
+    new = ImageFolder(root=str(volumes / "images"), range={"window": [0, 1200]})
+    old = ImageFolder(root=str(volumes / "images"), gray_range=(0, 1200))
+    assert new.identity("x", 0) == old.identity("x", 0)
+    assert np.array_equal(new.load(GRAY, "x", 0).pixels, old.load(GRAY, "x", 0).pixels)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"range": "full", "gray_range": [0, 1]}, "expected one of them"),
+        ({"range": {"percentile": [99, 1]}}, "expected"),
+        ({"range": {"percentile": [1, 101]}}, "less than or equal to 100"),
+        ({"range": "window"}, "range"),
+        ({"slices": []}, "slices"),
+        ({"slices": 0}, "slices"),
+        ({"frame": 0}, "frame"),
+        ({"axis": "oblique"}, "axis"),
+    ],
+)
+def test_keys_that_cannot_be(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        ImageFolder(root=".", **fields)
+
+
+def test_one_value_has_no_range(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm", np.full((SIDE, SIDE), 7, np.int16))
+    for rule in ("full", (1.0, 99.0)):
+        with pytest.raises(DataError, match="one value only, 7"):
+            decoded(tmp_path, rule=rule)
+
+
+def test_deep_pillow_files_have_percentiles_too(tmp_path: Path) -> None:
+    values = RNG.standard_normal((SIDE, SIDE)).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    Image.fromarray((values * 10).astype(np.float32)).save(tmp_path / "b.tif")
+    found = decoded(tmp_path, rule=(1.0, 99.0))
+    both = np.concatenate([values.ravel(), (values * 10).astype(np.float32).ravel()])
+    assert found["range"].tolist() == np.percentile(both, [1, 99]).tolist()
+    assert "percentiles 1 and 99" in " ".join(found["notes"])
+
+
+def test_a_header_that_is_a_little_wrong_is_read() -> None:
+    for name in ("no_meta.dcm", "ExplVR_LitEndNoMeta.dcm", "ExplVR_BigEndNoMeta.dcm"):
+        path = Path(str(get_testdata_file(name)))
+        if "PixelData" in pydicom.dcmread(path, force=True):
+            assert pictures(path, Reading(frame=1))
