@@ -261,6 +261,7 @@ def record_of(
         seconds=folder.manifest["phases_seconds"],
         course=tuple(seen.course),
         novel=tuple(name for name in experiment.target_classes if name not in experiment.classes),
+        trained_domains=tuple(sorted({name for one in experts for name in sites[one.site].source.domains()})),
     )
 
 

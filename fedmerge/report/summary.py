@@ -33,6 +33,8 @@ def summarize(record: RunRecord) -> dict[str, Any]:
         methods[name]["cost"] = cost
     if record.novel:
         _by_novelty(record, methods)
+    for row in methods.values() if record.parts else ():
+        row["by_part"] = {name: _mean_of(row["per_domain"], domains) for name, domains in record.parts.items()}
     return {
         "scenario": record.scenario,
         "seed": record.seed,
@@ -47,6 +49,7 @@ def summarize(record: RunRecord) -> dict[str, Any]:
         },
         "sites": [_site(site) for site in record.sites],
         "changes": [asdict(one) for one in record.changes],
+        **({"parts": {name: list(domains) for name, domains in record.parts.items()}} if record.parts else {}),
         **(
             {"classes": {"base": [c for c in record.classes if c not in record.novel], "novel": list(record.novel)}}
             if record.novel
@@ -79,6 +82,12 @@ def _by_novelty(record: RunRecord, methods: dict[str, dict[str, Any]]) -> None:
         both = [float(one["among_own"]) for one in found.values()]
         mean = 2 * both[0] * both[1] / sum(both) if len(both) > 1 and max(both) > 0 else None
         row["by_novelty"] = {**found, "harmonic_mean": mean}
+
+
+def _mean_of(per_domain: dict[str, float], domains: Sequence[str]) -> float | None:
+    """The mean accuracy over domains, each counting the same; None if the row covers none of their images."""
+    there = [per_domain[name] for name in domains if name in per_domain]
+    return float(np.mean(there)) if there else None
 
 
 def _majority_class(record: RunRecord) -> dict[str, Any]:

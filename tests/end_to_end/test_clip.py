@@ -53,6 +53,33 @@ def test_a_run_with_classes_that_nobody_trains_on(tmp_path: Path, weights: str) 
     assert plan.returncode == 0 and "5 classes" in plan.stdout
     diagnosed = fedmerge(folder, "diagnose", "run", "--pool", "pool")
     assert diagnosed.returncode == 0, diagnosed.stderr
+    found = read(folder / "run" / "diagnose.json")
+    assert {one["setting"] for one in found["by_setting"]} == {"base", "novel"}
+    assert sum(one["samples"] for one in found["by_who"]) == summary["stream"]["samples"]
+
+
+def test_a_zero_shot_model_and_one_expert_in_and_out_of_domain(tmp_path: Path, weights: str) -> None:
+    both = {"with_theta_0": True}
+    methods: list[Any] = [{"wise_ft": {"a": a, "label": f"wise-{a}"}} for a in (0, 0.5, 1)]
+    methods += [{"expert": both}, {"dcs": both}, {"doe": both}, {"dawin": both}, {"oracle": {**both, "by": "select"}}]
+    folder = written(tmp_path, weights, sites=["north"], methods=methods)  # axial alone; the target has coronal slices, too
+    done(folder, "--out", "run", "--quiet")
+    summary = read(folder / "run" / "summary.json")
+    assert summary["parts"] == {"in_domain": ["axial"], "out_of_domain": ["coronal"]}
+    for row in summary["methods"].values():
+        assert row["by_part"] == {"in_domain": row["per_domain"]["axial"], "out_of_domain": row["per_domain"]["coronal"]}
+    ends = {"wise-0": "expert:theta_0", "wise-1": "expert:north"}
+    assert all(summary["methods"][a]["accuracy"] == summary["methods"][b]["accuracy"] for a, b in ends.items())
+    assert summary["methods"]["oracle"]["accuracy"] >= max(summary["methods"][name]["accuracy"] for name in ends)
+    assert 'id="robustness"' in (folder / "run" / "report.html").read_text()
+    diagnosed = fedmerge(folder, "diagnose", "run", "--pool", "pool")
+    assert diagnosed.returncode == 0, diagnosed.stderr
+    assert "One hospital has an expert" in diagnosed.stdout
+    found = read(folder / "run" / "diagnose.json")
+    assert found["experts"] == ["north", "theta_0"] and len(found["quadrants"]) == 4
+    single = {one["row"] for one in found["entropies"] if one["single"]}
+    assert single == {"expert:north", "expert:theta_0"}
+    assert 'id="entropies"' in (folder / "run" / "diagnose.html").read_text()
 
 
 def test_both_towers_leave_where_both_are_tuned(tmp_path: Path, weights: str) -> None:
