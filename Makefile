@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: help demo test test-long lint format clean
+.PHONY: help demo test test-long docs lint format clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -27,6 +27,9 @@ test: $(VENV)/.ready ## set up, check style and types, run the tests
 test-long: $(VENV)/.ready ## the tests that take a minute or more each: kills, clusters, deployments
 	$(BIN)/python -m pytest -m long
 
+docs: $(VENV)/.ready ## write the documentation to docs-site/
+	$(BIN)/mkdocs build --strict --quiet
+
 lint: $(VENV)/.ready ## ruff and mypy only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,4 +40,4 @@ format: $(VENV)/.ready ## rewrite the code in the house format
 	$(BIN)/ruff format .
 
 clean:           ## remove the environment, runs and caches of this folder
-	rm -rf $(VENV) runs pool cache .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs pool cache docs-site .pytest_cache .mypy_cache .ruff_cache

@@ -12,17 +12,21 @@ are under the label prior of their batches, and are ranked among themselves.
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import timm
+import torch
 import typer
 import yaml
 from many_streams import Streams, schedule_of
 from regimes import DIFFERENCES, SITES, federation
 
+import fedmerge
 from fedmerge.data.datasets.organ_phantom import ORGANS
 from fedmerge.experiment.experiment import Overrides, load_experiment
 from fedmerge.report.terminal import Terminal
@@ -142,14 +146,18 @@ def scenario_of(folder: Path, kind: str, seed: int) -> Path:
     return ROOT / "scenarios" / f"{kind}.yaml" if kind in REAL else WORLDS[kind].write(folder, seed)
 
 
-def measure(out: Path, kind: str, seed: int, ablations: bool) -> None:
+def measure(out: Path, which: str, kind: str, seed: int, ablations: bool, priors: str) -> None:
     """Accuracies of all methods on all streams of one federation, into a file of its own."""
-    place = out / kind.replace(" ", "_")
+    place = out / which / kind.replace(" ", "_")
     done = place / f"seed{seed}{'-ablations' if ablations else ''}.json"
     if done.exists():
         return
     methods = yaml.safe_dump([*METHODS, *(ABLATIONS if ablations else [])])
-    settings = (("methods", yaml.safe_load(methods)), ("defenses", []), ("limits", {"growth": 1000}))
+    settings: tuple[tuple[str, Any], ...] = (
+        ("methods", yaml.safe_load(methods)), ("defenses", []), ("limits", {"growth": 1000})
+    )  # fmt: skip
+    if priors != "as_trained":
+        settings += (("priors", priors), ("uploads", ["class_counts"]))
     plan = load_experiment(scenario_of(place / f"world{seed}", kind, seed), Overrides(seed=seed, settings=settings))
     streams = Streams(plan, out / "pool", place / f"seed{seed}")
     rows = {name: streams.accuracies(schedule_of({"batch_size": 32, **spec})) for name, spec in STREAMS.items()}
@@ -204,22 +212,68 @@ def page(of: dict[tuple[str, str], dict[str, float]], ablations: bool) -> str:
     return "\n".join(lines)
 
 
-def main(
+CLOCKED: dict[str, dict[str, Any]] = {
+    "ensemble": {"method": "ensemble"},
+    "eam": {"method": "eam"},
+    "posterior": {"method": "posterior"},
+    "posterior-batch": {"method": "posterior", "granularity": "batch"},
+}
+MODELS: dict[str, dict[str, Any]] = {
+    "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4, "in_chans": 1},
+    "vit_small_patch16_224": {"img_size": 96},
+    "resnet18": {},
+}
+SIDES = {"vit_tiny_patch16_224": 32}
+
+
+def clock(rounds: int = 12, K: int = 3, N: int = 32) -> str:
+    """Seconds for a batch of every method alone, as a share of those of `eam`: methods take turns, and the median counts."""
+    torch.set_num_threads(1)
+    lines = [f"| model | {' | '.join(CLOCKED)} |", "|---" * (len(CLOCKED) + 1) + "|"]
+    for name, keywords in MODELS.items():
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=11, **keywords)
+        base = {key: value.clone() for key, value in model.state_dict().items()}
+        moved = [{key: v + 0.01 * torch.randn_like(v) if v.is_floating_point() else v for key, v in base.items()} for _ in range(K)]
+        adapters = {key: fedmerge.Adapter(model, moved, base=base, **fields) for key, fields in CLOCKED.items()}
+        side = SIDES.get(name, 96)
+        batch = torch.randn(N, keywords.get("in_chans", 3), side, side)
+        took: dict[str, list[float]] = defaultdict(list)
+        for turn in range(rounds + 2):
+            for key, adapt in adapters.items():
+                start = time.perf_counter()
+                adapt(batch)
+                if turn >= 2:  # the first ones warm up
+                    took[key].append(time.perf_counter() - start)
+        median = {key: float(np.median(seconds)) for key, seconds in took.items()}
+        ratios = [f"{seconds / median['eam']:.2f}" for seconds in median.values()]
+        lines.append(f"| {name}, {side} px | {' | '.join(ratios)} |")
+    return "\n".join(lines)
+
+
+def main(  # noqa: PLR0913 - a command line
     out: Annotated[Path, typer.Option(help="folder of worlds, pool and results")] = Path("runs/posterior"),
-    which: Annotated[str, typer.Option("--set", help="development or test")] = "development",
+    which: Annotated[str, typer.Option("--set", help="development, test, or clock: seconds of a batch")] = "development",
     seeds: Annotated[int, typer.Option(help="how many")] = 5,
     jobs: Annotated[int, typer.Option(help="federations at a time")] = 2,
     ablations: Annotated[bool, typer.Option("--ablations", help="also with every part left out")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="this kind of federation; once for each")] = None,
+    priors: Annotated[str, typer.Option(help="the scenario's key of that name")] = "as_trained",
     table: Annotated[Path | None, typer.Option(help="only write this page of what has been measured")] = None,
 ) -> None:
     """Measure what is not there yet, and print the regrets."""
     terminal = Terminal()
-    kinds = [*WORLDS] if which == "development" else [*REAL]
+    if which == "clock":
+        terminal.say(clock())
+        return
+    known = [*WORLDS] if which == "development" else [*REAL]
+    kinds = [kind for kind in known if only is None or kind in only]
     first = 100 if which == "development" else 0
+    which += "" if priors == "as_trained" else f"-{priors}"
     if table is None:
         with owners(jobs) as processes:
             cells = [(kind, seed) for seed in range(first, first + seeds) for kind in kinds]
-            running = [processes.submit(measure, out / which, kind, seed, ablations) for kind, seed in cells]
+            running = [processes.submit(measure, out, which, kind, seed, ablations, priors) for kind, seed in cells]
             for number, (cell, one) in enumerate(zip(cells, running, strict=True), 1):
                 one.result()
                 terminal.say(f"{number}/{len(cells)}: {cell[0]}, seed {cell[1]}")

@@ -65,7 +65,7 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     targets: Annotated[str, typer.Option(help="'each' domain in turn, left out of training, or names separated by commas")] = "",
     methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
     out: Annotated[Path | None, typer.Option(help="folder of the sweep", show_default="runs/<scenario>-sweep")] = None,
-    pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path("pool"),
+    pool: Annotated[Path, typer.Option(help="folder of experts; those already in it are reused")] = Path("pool"),
     jobs: Annotated[int | None, typer.Option(min=1, help="streams at a time", show_default="all cores")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:

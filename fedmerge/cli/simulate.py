@@ -75,7 +75,7 @@ def _is_full(error: Exception) -> bool:
 def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
     out: Annotated[Path | None, typer.Option(help="run folder", show_default="runs/<scenario>-<seed>")] = None,
-    pool: Annotated[Path, typer.Option(help="where experts are kept; what is there is never trained again")] = Path("pool"),
+    pool: Annotated[Path, typer.Option(help="folder of experts; those already in it are reused")] = Path("pool"),
     methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
     add_site: Annotated[list[str] | None, typer.Option(help="a site file that joins; may be repeated")] = None,

@@ -35,6 +35,7 @@ from fedmerge.report.batch_log import Ledger
 from fedmerge.report.pages.run import write
 from fedmerge.report.records import RunRecord, SiteRow
 from fedmerge.report.terminal import Terminal, shown_path
+from fedmerge.system.notebook import html_table
 
 
 def prepare(experiment: Experiment, options: RunOptions, backend: Backend | None = None) -> None:
@@ -122,6 +123,20 @@ class RunResult:
         """A row for each method, best accuracy first: its name below `method`, and its entry of the summary."""
         rows = [{"method": name, **row} for name, row in self.summary["methods"].items()]
         return sorted(rows, key=lambda row: -(row["accuracy"] if row["accuracy"] is not None else -1.0))
+
+    def _repr_html_(self) -> str:
+        """The table as notebooks show it: accuracy with its interval, and what it is above the mean."""
+        shown = []
+        for row in self.table:
+            low, high = row["ci95"] or (None, None)
+            above = (row["vs_mean"] or {}).get("difference")
+            shown.append((row["method"], *(_points(value) for value in (row["accuracy"], low, high, above))))
+        columns = ["method", "accuracy, %", "from", "to", "minus the mean, points"]
+        return html_table(f"{self.summary['scenario']}, seed {self.summary['seed']}", columns, shown)
+
+
+def _points(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 @extras_named()

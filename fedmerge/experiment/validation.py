@@ -80,7 +80,7 @@ def without_theta_0(where: str, scenario: Scenario, sites: Sequence[Site]) -> li
     problems += [
         Problem(where, f"methods[{number}]", f"'{method.key}', which needs theta_0", "methods that need none", mend)
         for number, method in enumerate(scenario.methods)
-        if "theta_0" in method.needed
+        if "theta_0" in method.needed or method.with_theta_0
     ]
     if scenario.privacy:
         problems.append(Problem(where, "privacy", "clipping about theta_0", "none without theta_0", mend))

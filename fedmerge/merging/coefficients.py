@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ class Coefficients:
     encoder, head: (K,) for one merge per batch, or (N, K) for one per sample; rows sum to 1, on the simplex unless the method
     says otherwise. With the bank's A anchors they are (K + A,) or (N, K + A).
     notes: what the method saw on the way (entropies in nats, chosen expert), for the run folder.
+    of: what they weigh; with "predictions", the experts' probabilities are mixed by `encoder`, and no model is merged.
     """
 
     encoder: Tensor
     head: Tensor
     notes: dict[str, list[float]] = field(default_factory=dict)
+    of: Literal["weights", "predictions"] = "weights"
 
 
 SLACK = 1 + 1e-6

@@ -174,3 +174,8 @@ class Evidence:
     def batch_entropies(self, calibrated: bool = False) -> Tensor:
         """Hbar_k (K,) = (1/N) sum_i H_k(x_i): the mean of entropies, never the entropy of the mean prediction."""
         return self.entropies(calibrated).mean(1)
+
+    def mixture(self, alpha: Tensor) -> Tensor:
+        """log p (N, C) = log sum_k alpha_ik p_k(. | x_i): the experts' predictions, mixed by alpha (N, K) or (K,)."""
+        p = self.log_p().double().cpu().exp()
+        return torch.einsum("...k,k...c->...c", alpha.double().cpu().expand(p.shape[1], -1), p.nan_to_num()).log()

@@ -22,6 +22,7 @@ from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import METHODS, Method, Stateful, Static
 from fedmerge.merging.per_sample.dispatch import PerSample, Way
 from fedmerge.merging.predict import Prediction, Row, carry, evidence_of, predict, rows_of
+from fedmerge.system.notebook import html_table
 
 Experts = Sequence[StateDict] | Mapping[str, StateDict]
 """State dicts of the experts; without names they are expert-0, expert-1, ..."""
@@ -183,6 +184,16 @@ class Adapter:
         """Coefficients of the last batch, `encoder` and `head`, each (K,) or (N, K); None where the method has none."""
         return self._last.coefficients if self._last else None
 
+    def _repr_html_(self) -> str:
+        """The experts with their coefficients of the last batch, as notebooks show it; of samples, the mean."""
+        last = self.coefficients
+        parts = [("encoder", last.encoder), ("head", last.head)] if last else []
+        shares = [alpha.reshape(-1, alpha.shape[-1]).mean(0).tolist() for _, alpha in parts]
+        names = (*self.names, *self._bank.anchors)[: len(shares[0]) if shares else len(self.names)]
+        rows = [(name, *(f"{share[k]:.3f}" for share in shares)) for k, name in enumerate(names)]
+        caption = f"{self.method.key}, {len(self.names)} experts" + ("" if last else ", no coefficients yet")
+        return html_table(caption, ["expert", *(part for part, _ in parts)], rows)
+
     @torch.no_grad()
     def __call__(self, batch: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict one batch, and go on to the next state.
@@ -234,7 +245,8 @@ class Adapter:
             return self._bank.state_dict(row.theta, row.statistics)
         if last is None:
             raise MethodError(f"method {row.method.key}: nothing has been merged yet; give the adapter a batch first")
-        what = "one model for each sample" if last.coefficients else "predictions and no model"
+        apart = last.coefficients is not None and last.coefficients.of == "weights"
+        what = "one model for each sample" if apart else "predictions and no model"
         raise MethodError(f"method {row.method.key}: merges {what}; expected a method with one model for each batch, such as eam")
 
     def reset(self) -> None:

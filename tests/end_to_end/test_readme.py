@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmerge.merging.methods._base import METHODS
 from tests.conftest import Net, expert_states
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
@@ -24,8 +23,3 @@ def test_an_example_runs_and_is_short(code: str) -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
     if "logits" in names:
         assert names["logits"].shape == (5, 3)  # type: ignore[attr-defined]
-
-
-def test_every_method_is_in_the_table() -> None:
-    table = README.partition("## What is compared")[2].partition("## Scenarios")[0]
-    assert [name for name in METHODS.names if f"`{name}`" not in table] == []

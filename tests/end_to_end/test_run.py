@@ -97,6 +97,7 @@ def test_a_notebook_gets_the_run_of_the_command(first: tuple[Path, str]) -> None
     folder, _ = first
     with contextlib.chdir(folder):
         result = fedmerge.run("scenarios/tiny.yaml", out="runs/notebook", quiet=True)
+        assert all(f"<tr><td>{row['method']}</td>" in result._repr_html_() for row in result.table)
         assert result.report_path.is_file()
         with pytest.raises(fedmerge.FedmergeError, match="did you mean 'epochs'"):
             fedmerge.run("scenarios/tiny.yaml", settings={"training.epoch": 3}, out="runs/wrong")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ import torch
 from fedmerge.data.datasets._base import Geometry, Source
 from fedmerge.experiment.experiment import load_experiment
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.methods._base import Method, Static
+from fedmerge.merging.methods._base import METHODS, Method, Static
 from fedmerge.registry import Folder
 from tests.conftest import Net, expert_states
 
@@ -96,3 +97,17 @@ def test_the_hospital_and_the_scenario_of_the_guide_are_valid(tmp_path: Path) ->
         (tmp_path / name).write_text(shown("CONTRIBUTING.md", name))
     plan = load_experiment(tmp_path / "scenarios" / "my_question.yaml")
     assert [site.name for site in plan.sites] == ["axial", "coronal", "my_hospital"]
+
+
+@pytest.mark.slow
+def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
+    """`make docs`: every link leads somewhere, every method has its section, and no page loads anything from another machine."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    methods = (tmp_path / "reference" / "methods.html").read_text()
+    assert [name for name in METHODS.names if f'id="{name}"' not in methods] == []
+    foreign = re.compile(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="https?://')
+    assert [page.name for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())] == []

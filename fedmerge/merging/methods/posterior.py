@@ -13,6 +13,10 @@ t is 1/2 where the mean that is drawn half-way to theta_0 answers as the ensembl
 does, over the stream so far: experts of one site each have gone further than a hospital that resembles several of them wants.
 Where that loses more than 2 % of the answers, t grows, and from 6 % on it is 1: then theta_0 knows too little. The ensemble is the
 judge, because it alone of the panel is no point near the line between the two.
+Weights may be mixed where models between the experts are as good as they are. Where t is above 1/2, and the mean merge answers
+otherwise than the mixture of predictions p(y | x_i) = sum_k r_ik p_k(y | x_i) on more than one image of five, over the stream so
+far, they are not, and the mixture is the answer: the same posterior, of predictions instead of weights. The notes say so
+(`mixed_predictions`).
 b is what the consensus says of the batch, with `label_prior: batch` alone, and even otherwise. The consensus is taken to be as sure
 as the panel agrees (`agreement.temperature`).
 
@@ -27,6 +31,7 @@ and how far the evidence of the best is above the mean of all.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -51,8 +56,11 @@ ABOUT_THETA_0 = {"wise_ft": WiseFt(), "model_stock": ModelStock()}
 LOST = (0.02, 0.06)
 """Share of the images on which half-way to theta_0 costs agreement, up to which it is gone, and from which on not at all."""
 
+APART = 1 / 5
+"""Share of the images on which the mean may answer otherwise than the mixture of predictions before weights are not mixed."""
+
 PRIOR_IMAGES = 32
-"""Images without such a cost that count as seen before the first batch."""
+"""Images without such a cost, and answered alike, that count as seen before the first batch."""
 
 
 class Posterior(Adaptive):
@@ -78,13 +86,16 @@ class Posterior(Adaptive):
         "agreed",
         description="half: drawn half-way to theta_0; agreed: less where that costs agreement with the ensemble",
     )
+    fallback: Literal["mixture", "none"] = Field(
+        "mixture", description="mixture: of the experts' predictions, where models between their weights are worse than they are"
+    )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
 
     def start(self, bank: Bank) -> State:
         """Even shares, and nothing known of shrinking."""
         f64 = torch.float64
         trust = torch.zeros(1 + len(TEMPERATURES), dtype=f64)
-        return {"pi": torch.full((bank.K,), 1 / bank.K, dtype=f64), "agreed": torch.zeros(2, dtype=f64), "trust": trust}
+        return {"pi": torch.full((bank.K,), 1 / bank.K, dtype=f64), "agreed": torch.zeros(3, dtype=f64), "trust": trust}
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
         """Who stays keeps its share, and who is new has an even one; with the next batch all sum to 1 again."""
@@ -109,18 +120,24 @@ class Posterior(Adaptive):
             even = torch.full((evidence.bank.K,), 1 / evidence.bank.K, dtype=torch.float64)
             nothing_known = torch.full((evidence.classes,), 1 / evidence.classes, dtype=torch.float64)
             return state | {"b": nothing_known}, self._given(even.expand_as(s), even.expand_as(s), even, notes)
-        state = self._labels(state, said, log_q) | {"agreed": state["agreed"] + _agreed(said)}
+        state = self._labels(state, said, log_q)
         known = (log_p.double().cpu().exp().nan_to_num() @ state["b"] * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
         past = state["pi"] / state["pi"].sum()
         pi = self.rho * past + (1 - self.rho) * site_shares(self.beta * s + known, past)[1] if self.em else past
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
-        t = self._t(state["agreed"], evidence.bank)
+        agreed = state["agreed"] + _agreed(said, evidence.mixture(r))
+        t = self._t(agreed, evidence.bank)
+        apart = t > 0.5 and self.fallback == "mixture" and float(agreed[2] / (agreed[1] + PRIOR_IMAGES)) > APART
         evidences = s.mean(0)[evidence.valid.cpu()]
         notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
+        notes |= {"mixed_predictions": [float(apart)]}
+        state |= {"pi": kept, "agreed": agreed}
+        if apart:
+            return state, replace(self._given(r, r, pi, notes), of="predictions")
         r, head, pi = (_drawn(x, t, evidence.bank) for x in (r, head, pi))
-        return state | {"pi": kept}, self._given(r, head, pi, notes)
+        return state, self._given(r, head, pi, notes)
 
     def _labels(self, state: State, said: dict[Member, Tensor], log_q: Tensor) -> State:
         """b (C,), the batch's shares of labels as the consensus sees them, and T (1,), by which its predictions are divided."""
@@ -144,7 +161,7 @@ class Posterior(Adaptive):
             return 1.0
         if self.shrink == "half":
             return 0.5
-        if float(agreed[1]) == 0:
+        if not {"ensemble", "mean", "wise_ft"} <= {*self.panel}:
             return 1.0  # the panel has nobody who could tell
         lost, (least, most) = float(agreed[0] / (agreed[1] + PRIOR_IMAGES)), LOST
         return 0.5 + 0.5 * min(1.0, max(0.0, (lost - least) / (most - least)))
@@ -168,12 +185,17 @@ def _said(evidence: Evidence, member: Member) -> Tensor:
     return evidence.merged_log_p(member, ABOUT_THETA_0[member].merge)
 
 
-def _agreed(said: dict[Member, Tensor]) -> Tensor:
-    """Images on which the mean, less those on which the mean drawn half-way to theta_0, answers as the ensemble; and all images."""
-    if not {"ensemble", "mean", "wise_ft"} <= said.keys():
-        return torch.zeros(2, dtype=torch.float64)
+def _agreed(said: dict[Member, Tensor], mixture: Tensor) -> Tensor:
+    """Images on which the mean, less those on which the mean drawn half-way to theta_0, answers as the ensemble; all images; and
+    those on which the mean answers otherwise than the mixture of predictions."""
+    if "mean" not in said:
+        return torch.zeros(3, dtype=torch.float64)
+    N = torch.tensor(float(len(mixture)), dtype=torch.float64)
+    apart = N - answers_alike(mixture, [said["mean"].to(mixture)]).sum()
+    if not {"ensemble", "wise_ft"} <= said.keys():
+        return torch.stack([torch.zeros_like(N), N, apart])
     mean, half = (answers_alike(said[member], [said["ensemble"]]).sum() for member in ("mean", "wise_ft"))
-    return torch.stack([mean - half, torch.tensor(float(len(said["mean"])), dtype=torch.float64)])
+    return torch.stack([mean - half, N, apart])
 
 
 def _drawn(r: Tensor, t: float, bank: Bank) -> Tensor:

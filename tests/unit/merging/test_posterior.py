@@ -176,9 +176,30 @@ def test_how_far_from_theta_0_is_judged_by_the_ensemble() -> None:
     method, bank = load_method("posterior"), a_bank(expert_states(2))
     for half, t in ((same, 0.5), (lost, 1.0)):
         said = states_of({"ensemble": same, "mean": same, "wise_ft": half})
-        assert method._t(_agreed(said), bank) == t  # type: ignore[attr-defined]
-    assert load_method("posterior", shrink="half")._t(_agreed(states_of({"ensemble": same})), bank) == 0.5  # type: ignore[attr-defined]
-    assert method._t(torch.zeros(2), Bank.of(Net(), expert_states(2))) == 1  # type: ignore[attr-defined]
+        assert method._t(_agreed(said, said["mean"]), bank) == t  # type: ignore[attr-defined]
+    nobody = torch.zeros(3)
+    assert load_method("posterior", shrink="half")._t(nobody, bank) == 0.5  # type: ignore[attr-defined]
+    assert load_method("posterior", panel=("mean", "wise_ft"))._t(nobody, bank) == 1  # type: ignore[attr-defined]
+    assert method._t(nobody, Bank.of(Net(), expert_states(2))) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("granularity", "fallback"), [("image", "mixture"), ("batch", "mixture"), ("image", "none")])
+def test_predictions_are_mixed_where_weights_cannot_be(granularity: str, fallback: str) -> None:
+    """Experts whose predictions have nothing to do with those of the mean merge, and no theta_0."""
+    N, bank = 60, Bank.of(Net(), expert_states(2))
+    (row,) = rows_of([load_method("posterior", granularity=granularity, fallback=fallback)], bank).values()
+    evidence = Evidence(bank, a_batch(N))
+    logits = torch.randn(2, N, 3, generator=torch.Generator().manual_seed(0))
+    evidence.recall({"none": logits})
+    with torch.no_grad():
+        done = predict(row, evidence, PerSample(bank))
+    assert done.coefficients is not None
+    assert done.coefficients.notes["mixed_predictions"] == [float(fallback == "mixture")]
+    if fallback == "mixture":
+        alpha = done.coefficients.encoder.expand(N, 2).numpy()
+        expected = np.log(np.einsum("nk,knc->nc", alpha, logits.double().softmax(-1).numpy()))
+        np.testing.assert_allclose(done.log_p.numpy(), expected, atol=1e-5)
+        assert (done.forwards, done.merges, done.theta) == (0, 0, None)
 
 
 @pytest.mark.parametrize("prior", ["batch", "stream"])

@@ -1,0 +1,180 @@
+"""Pages of the documentation that are read from the code: methods, YAML keys, commands; and those that lie beside `docs/`.
+
+mkdocs runs this file as a hook (`mkdocs.yml`). What it writes is nowhere in the repository, so that no page can be out of date.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from fedmerge.cli.main import app
+from fedmerge.cli.methods import row
+from fedmerge.experiment.scenario import json_schema
+from fedmerge.federated.attacks._base import ATTACKS
+from fedmerge.federated.defenses._base import DEFENSES
+from fedmerge.merging.methods._base import METHODS
+from fedmerge.registry import Folder
+
+ROOT = Path(__file__).resolve().parents[1]
+BESIDE = {"index.md": "README.md", "extend.md": "CONTRIBUTING.md", "security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md"}
+"""Pages of the site that are files of the repository's root."""
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are not in `docs/`."""
+    pages = {name: (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](") for name, source in BESIDE.items()}
+    pages |= {"reference/methods.md": methods(), "reference/yaml.md": keys(), "reference/command-line.md": commands()}
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links to files of the root lead to their pages; those without one are named without a link."""
+    for page, source in BESIDE.items():
+        markdown = re.sub(rf"\]\((\.\./)?{re.escape(source)}", f"]({page}", markdown)
+    return re.sub(
+        r"\[([^\]]*)\]\((?:\.\./)*(?:LICENSE|CITATION\.cff|CODE_OF_CONDUCT\.md|benchmarks/[^)]*|examples/[^)]*)\)", r"\1", markdown
+    )
+
+
+def on_post_page(output: str, **_: object) -> str:
+    """No page asks another machine for anything: the theme's shim for search in files opened without a server is left out."""
+    return re.sub(r'<script src="https://[^"]*"></script>', "", output)
+
+
+def methods() -> str:
+    """The table of all methods, and each with its formula and its fields."""
+    lines = [
+        "# Methods",
+        "",
+        "Every method is one file in `fedmerge/merging/methods/` that reads like its paper's equations. K is the number of",
+        "experts. Forwards are those of a batch through one model, if the method runs alone; together, methods share the experts'",
+        "logits.",
+        "",
+        "| method | merges | needs beyond weights | gradients | forwards per batch | paper |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [f"| [`{name}`](#{name}) | {' | '.join(row(name)[1:])} |" for name in METHODS.names]
+    for name in METHODS.names:
+        kind = METHODS.load(name)
+        first = inspect.getdoc(inspect.getmodule(kind)) or ""
+        lines += [
+            "",
+            f"## {name} {{#{name}}}",
+            "",
+            *_block(first),
+            "",
+            *_block(inspect.getdoc(kind) or ""),
+            "",
+            f"*{kind.paper}*",
+            "",
+        ]
+        lines += _fields(kind.model_json_schema(), without=("kind",))
+    return "\n".join(lines)
+
+
+def _block(text: str) -> list[str]:
+    """A docstring as a paragraph where it is words, and as it stands where it has formulas."""
+    return ["```text", text, "```"] if re.search(r"(?m)^    |[=_^]", text) else [text]
+
+
+def keys() -> str:
+    """Every key of a scenario and of a site file, and of what stands in them."""
+    lines = [
+        "# YAML keys",
+        "",
+        "`fedmerge schema scenario` and `fedmerge schema site` print the same as JSON schemas, for editors.",
+        "",
+    ]
+    parts: dict[str, Any] = {}
+    for title, document in (("A scenario", "scenario"), ("A site file", "site")):
+        schema = json_schema(document)
+        parts |= schema.pop("$defs", {})
+        lines += [f"## {title}", "", *_fields(schema), ""]
+    for folder, title in ((DEFENSES, "Defenses"), (ATTACKS, "Attacks")):
+        lines += [f"## {title}", "", *_plugins(folder)]
+    lines += ["## Parts", ""]
+    for name, schema in sorted(parts.items()):
+        lines += [f"### {name} {{#{name.lower()}}}", "", schema.get("description", "").split("\n\n")[0], "", *_fields(schema), ""]
+    return "\n".join(lines)
+
+
+def _plugins(folder: Folder[Any]) -> Iterator[str]:
+    for name in folder.names:
+        kind = folder.load(name)
+        yield from (f"### {name}", "", (inspect.getdoc(kind) or "").split("\n\n")[0], "", *_fields(kind.model_json_schema()), "")
+
+
+def _fields(schema: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[str]:
+    fields = {name: field for name, field in schema.get("properties", {}).items() if name not in without}
+    if not fields:
+        return []
+    lines = ["| key | takes | default | |", "|---|---|---|---|"]
+    for name, field in fields.items():
+        default = "required" if name in schema.get("required", ()) else f"`{json.dumps(field.get('default'))}`"
+        default = "see `fedmerge schema`" if len(default) > 60 else default
+        lines.append(f"| `{name}` | {_cell(_type(field))} | {_cell(default)} | {_cell(field.get('description', ''))} |")
+    return lines
+
+
+def _type(field: Mapping[str, Any]) -> str:
+    """What a field takes, in words."""
+    if reference := field.get("$ref"):
+        name = reference.rpartition("/")[2]
+        return f"[{name}](yaml.md#{name.lower()})" if name in PARTS else name
+    if choices := field.get("enum"):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if "const" in field:
+        return f"`{field['const']}`"
+    if several := field.get("anyOf") or field.get("oneOf"):
+        found = dict.fromkeys(_type(one) for one in several if one.get("type") != "null")
+        return " or ".join(found)
+    if field.get("type") == "array":
+        return f"list of {_type(field['items'])}" if "items" in field else "list"
+    bounds = [f"{sign} {field[key]}" for key, sign in BOUNDS.items() if key in field]
+    return " ".join([{"object": "mapping"}.get(field.get("type", ""), field.get("type", "anything")), ", ".join(bounds)]).strip()
+
+
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+PARTS = {name for document in ("scenario", "site") for name in json_schema(document)["$defs"]}
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def commands() -> str:
+    """Every command with its arguments and options."""
+    whole = typer.main.get_command(app)
+    assert isinstance(whole, click.Group)
+    lines = [
+        "# Command line",
+        "",
+        "Exit status: 0 done, 2 something you can mend (one message, no traceback), 1 our fault, 130 interrupted,",
+    ]
+    lines += ["143 ended by SIGTERM, 129 by SIGHUP. `python -m fedmerge.simulate` is `fedmerge simulate`.", ""]
+    for name, command in whole.commands.items():
+        context = click.Context(command, info_name=f"fedmerge {name}")
+        text = inspect.cleandoc(command.help or "")
+        lines += [f"## {name}", "", *_block(text), "", "```", command.get_usage(context).removeprefix("Usage: "), "```", ""]
+        lines += ["| | | |", "|---|---|---|"]
+        for one in command.params:
+            said = _cell(getattr(one, "help", None) or "")
+            flags = ", ".join(f"`{flag}`" for flag in (*one.opts, *one.secondary_opts))
+            default = "" if one.default is None or one.required or callable(one.default) else f"`{one.default}`"
+            lines.append(
+                f"| {flags if isinstance(one, click.Option) else f'`{one.human_readable_name}`'} | {said} | {_cell(default)} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
