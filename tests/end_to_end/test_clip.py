@@ -84,8 +84,10 @@ def test_a_zero_shot_model_and_one_expert_in_and_out_of_domain(tmp_path: Path, w
 
 def test_both_towers_leave_where_both_are_tuned(tmp_path: Path, weights: str) -> None:
     model = {**MODEL, "weights": weights, "tune": "both"}
-    methods = ["mean", "fisher", {"t3": {"generalist": "theta_0"}}, "adamerging"]
-    folder = written(tmp_path, weights, model=model, methods=methods, uploads=["fisher"], target={"site": "mercy", "classes": BASE})
+    methods = ["mean", "fisher", "regmean", "posterior", {"t3": {"generalist": "theta_0"}}, "adamerging"]
+    federated = [{"fedfisher": {"information": "kfac", "samples": 16}}]
+    more = {"uploads": ["fisher", "gram", "class_counts"], "federated": federated}
+    folder = written(tmp_path, weights, model=model, methods=methods, **more, target={"site": "mercy", "classes": BASE})
     done(folder, "--out", "run", "--quiet")
     assert "head.text.text_projection" in (folder / "run" / "audit.jsonl").read_text()
 
@@ -113,6 +115,8 @@ def some(words: dict[str, str], *, without: str = "", **more: str) -> dict[str, 
          "templates: only a model that reads text has them. Say 'kind: clip'"),
         ({"model": {**MODEL, "head": "ft"}, "classes": BASE, "methods": ["mean"]},
          "methods[0]: found 'mean' on the novel femur-left, femur-right, kidney-right"),
+        ({"priors": "uniform", "uploads": ["class_counts"]}, "priors: found 'uniform', but the classifier has 0 biases; expected"),
+        ({"methods": [{"fisher": {"with_theta_0": True}}], "uploads": ["fisher"]}, "with_theta_0: found true; expected false"),
         ({"methods": [{"weighted_mean": {"with_theta_0": True}}]}, "with_theta_0: found true; expected false: theta_0 has no"),
     ],
 )  # fmt: skip

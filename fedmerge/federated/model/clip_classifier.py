@@ -137,11 +137,16 @@ class PromptHead(nn.Module):
 
 
 class ClipClassifier(nn.Module):
-    """An image tower and a head."""
+    """An image tower and a head of `num_classes` outputs."""
 
     def __init__(self, visual: nn.Module, head: nn.Module, dropout: float) -> None:
         super().__init__()
         self.visual, self.head, self.dropout = visual, head, nn.Dropout(dropout)
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs, as timm's models name theirs."""
+        return len(self.head.tokens if isinstance(self.head, PromptHead) else self.head.weight)  # type: ignore[arg-type]
 
     def get_classifier(self) -> nn.Module:
         """The head, as timm's models name theirs."""

@@ -24,6 +24,7 @@ from fedmerge.federated.security.audit import Declaration, inspect
 from fedmerge.federated.server.clip_start import prompts_of
 from fedmerge.federated.server.initialization import Checkpoint, Pretrained, Proxy, initialize
 from fedmerge.federated.site import Site
+from fedmerge.federated.statistics._base import STATISTICS, Ground
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.per_sample.mixture import Mixture
@@ -344,3 +345,15 @@ def test_a_checkpoint_is_a_file_of_the_same_layouts(tmp_path: Path) -> None:
     assert found.weights.keys() == begun(spec(weights=file)).weights.keys()
     assert found.sha256 == begun(spec(weights=file)).sha256
     assert set(ORGANS) == set(WORDS)
+
+
+@pytest.mark.parametrize("kind", ["class_counts", "fisher", "gram", "kfac", "soup"])
+@pytest.mark.parametrize("change", [{}, {"head": "ft"}, {"tune": "both"}, {"name": "RN50", "kwargs": RESNET}], ids=str)
+def test_statistics_of_a_clip_are_those_of_its_layout(kind: str, change: dict[str, Any]) -> None:
+    model = build(ClipSpec.model_validate(MODEL | change), 4).eval()
+    side = 32 if change.get("name") else 16
+    x, statistic = torch.randn(8, 3, side, side, generator=torch.Generator().manual_seed(0)), STATISTICS.load(kind)()
+    found = statistic.measure(Ground(model, x, torch.arange(8) % 4, lambda: [dict(model.state_dict())], (), 0))
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == dict(statistic.layout(model))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in found.values())
+    assert kind != "class_counts" or found["counts"].tolist() == [2, 2, 2, 2]
