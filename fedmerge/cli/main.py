@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pkgutil
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -15,9 +17,19 @@ from fedmerge.system.process import cores
 app = typer.Typer(
     help="Share models instead of data: simulate hospitals that upload one expert each, and merge them per batch.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def plugins(folder: str) -> Callable[[str], list[str]]:
+    """Completion of names in a folder of plug-ins, of which none is imported: it has to be immediate."""
+    place = Path(__file__).parents[1] / folder
+
+    def beginning(incomplete: str) -> list[str]:
+        names = [module.name for module in pkgutil.iter_modules([str(place)])]
+        return [name for name in names if name.startswith(incomplete) and not name.startswith("_")]
+
+    return beginning
 
 
 class Document(StrEnum):
@@ -33,6 +45,43 @@ def fedmerge() -> None:
 
 
 app.command("simulate")(simulate)
+
+
+@app.command("init")
+@guarded
+def init_folder(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where sites/ and scenarios/ are written; nothing is overwritten")],
+    images: Annotated[Path, typer.Option(help="a folder of images, e.g. ROOT/<hospital>/<class>/*, or a table of them")],
+    target: Annotated[str | None, typer.Option(help="the hospital that trains nothing", show_default="chosen, and said")] = None,
+) -> None:
+    """Write site files and a scenario for your own images into DIR, and say what was assumed of them."""
+    from fedmerge.cli.first_scenario import first_scenario
+
+    scenario, said = first_scenario(folder, images, target)
+    typer.echo("\n".join(["assumed:", *(f"- {line}" for line in said)]))
+    typer.echo(f"written: {scenario}, and its sites. Look at it, then: fedmerge plan {scenario}; fedmerge simulate {scenario}")
+
+
+@app.command()
+@guarded
+def doctor(
+    out: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
+    pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
+) -> None:
+    """Say what of this machine and installation is ready, and how to mend the rest.
+
+    Exit status 0 if backend local can run; otherwise 2.
+    """
+    from fedmerge.cli.doctor import examine
+
+    counts = dict.fromkeys(("ok", "warn", "fail"), 0)
+    for found in examine(pool, out):
+        counts[found.of] += 1
+        typer.secho(str(found), fg={"ok": None, "warn": "yellow", "fail": "red"}[found.of])
+    able = "backend local cannot run before that is mended" if counts["fail"] else "backend local can run"
+    typer.echo(f"{counts['fail']} failures, {counts['warn']} warnings: {able}")
+    if counts["fail"]:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -97,6 +146,29 @@ def diagnose(
     from fedmerge.experiment.diagnose import diagnose_run as look
 
     look(run, None if predictions_only else pool, images, quiet)
+
+
+@app.command("compare")
+@guarded
+def compare_runs(
+    first: Annotated[Path, typer.Argument(help="folder of a finished run")],
+    second: Annotated[Path, typer.Argument(help="another, on the same stream: one target, one seed, the same images")],
+    html: Annotated[Path | None, typer.Option(help="write a page, too: one file")] = None,
+) -> None:
+    """Set two runs side by side: every method's accuracy with the paired difference and its interval, and what else differs."""
+    from fedmerge.errors import FolderError
+    from fedmerge.report.comparison import compare, kept_run
+    from fedmerge.report.pages.comparison import comparison_page, show_comparison
+    from fedmerge.system.files import atomic_write, see_that_writable
+
+    found = compare(kept_run(first), kept_run(second))
+    show_comparison(found)
+    if html:
+        if html.is_dir():
+            raise FolderError(f"--html: found the folder '{html}'; expected a file, e.g. {html / 'compare.html'}")
+        see_that_writable(html.parent, "--html")
+        atomic_write(html, comparison_page(found))
+        typer.echo(f"page: {html}")
 
 
 @app.command("inspect")
@@ -188,7 +260,10 @@ def schema(document: Annotated[Document, typer.Argument(help="which YAML to desc
 @app.command()
 @guarded
 def methods(
-    name: Annotated[str | None, typer.Argument(help="one method, for its formula and fields; all if left out")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="one method, for its formula and fields; all if left out", autocompletion=plugins("merging/methods")),
+    ] = None,
 ) -> None:
     """Print the table of merging methods, or one method with its formula and its fields."""
     from fedmerge.cli.methods import describe, method_table
@@ -202,7 +277,12 @@ def methods(
 @app.command()
 @guarded
 def datasets(
-    name: Annotated[str | None, typer.Argument(help="one of them, with all that is known of it; a table if left out")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="one of them, with all that is known of it; a table if left out", autocompletion=plugins("data/datasets")
+        ),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="all of them as docs/data-sets.md has them")] = False,
 ) -> None:
     """Print the public data sets that can be read by name: where to get them, their layout, classes, parts and licence."""

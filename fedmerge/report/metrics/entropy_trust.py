@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -75,7 +76,7 @@ def kept_predictions(run: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray
         with np.load(run / "predictions.npz") as stored:
             p = {name.removeprefix(PREFIX): stored[name] for name in stored.files if name.startswith(PREFIX)}
             y = stored["labels"]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise FolderError(f"{run}: found no predictions ({error}); expected a finished run, e.g. runs/organs-0") from None
     if len(p) < 2:
         raise FolderError(f"{run}: found predictions of {len(p)} experts; expected two or more: add 'expert' to the methods")
