@@ -85,9 +85,8 @@ def test_a_zero_shot_model_and_one_expert_in_and_out_of_domain(tmp_path: Path, w
 def test_both_towers_leave_where_both_are_tuned(tmp_path: Path, weights: str) -> None:
     model = {**MODEL, "weights": weights, "tune": "both"}
     methods = ["mean", "fisher", "regmean", "posterior", {"t3": {"generalist": "theta_0"}}, "adamerging"]
-    federated = [{"fedfisher": {"information": "kfac", "samples": 16}}]
-    more = {"uploads": ["fisher", "gram", "class_counts"], "federated": federated}
-    folder = written(tmp_path, weights, model=model, methods=methods, **more, target={"site": "mercy", "classes": BASE})
+    uploads = ["fisher", "gram", "class_counts"]
+    folder = written(tmp_path, weights, model=model, methods=methods, uploads=uploads, target={"site": "mercy", "classes": BASE})
     done(folder, "--out", "run", "--quiet")
     assert "head.text.text_projection" in (folder / "run" / "audit.jsonl").read_text()
 
