@@ -13,10 +13,9 @@ t is 1/2 where the mean that is drawn half-way to theta_0 answers as the ensembl
 does, over the stream so far: experts of one site each have gone further than a hospital that resembles several of them wants.
 Where that loses more than 2 % of the answers, t grows, and from 6 % on it is 1: then theta_0 knows too little. The ensemble is the
 judge, because it alone of the panel is no point near the line between the two.
-Weights may be mixed where models between the experts are as good as they are. Where t is above 1/2, and the mean merge answers
-otherwise than the mixture of predictions p(y | x_i) = sum_k r_ik p_k(y | x_i) on more than one image of five, over the stream so
-far, they are not, and the mixture is the answer: the same posterior, of predictions instead of weights. The notes say so
-(`mixed_predictions`).
+Weights may be mixed where models between the experts are as good as they are. Where t is 1, and the mean merge answers otherwise
+than the mixture of predictions p(y | x_i) = sum_k r_ik p_k(y | x_i) on more than one image of five, over the stream so far, they are
+not, and the mixture is the answer: the same posterior, of predictions instead of weights. The notes say so (`mixed_predictions`).
 b is what the consensus says of the batch, with `label_prior: batch` alone, and even otherwise. The consensus is taken to be as sure
 as the panel agrees (`agreement.temperature`).
 
@@ -129,7 +128,7 @@ class Posterior(Adaptive):
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
         agreed = state["agreed"] + _agreed(said, evidence.mixture(r))
         t = self._t(agreed, evidence.bank)
-        apart = t > 0.5 and self.fallback == "mixture" and float(agreed[2] / (agreed[1] + PRIOR_IMAGES)) > APART
+        apart = t == 1 and self.fallback == "mixture" and float(agreed[2] / (agreed[1] + PRIOR_IMAGES)) > APART
         evidences = s.mean(0)[evidence.valid.cpu()]
         notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
         notes |= {"mixed_predictions": [float(apart)]}
