@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 EXTRAS = {
+    "vlm": ["open_clip", "transformers"],
     "datasets": ["medmnist", "xlrd"],
     "report": ["jinja2", "markupsafe", "matplotlib", "sklearn", "torchmetrics"],
     "simulation": [

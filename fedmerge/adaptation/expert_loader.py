@@ -144,7 +144,8 @@ class Holding:
     def __post_init__(self) -> None:
         task = self.task
         torch.set_num_threads(task.threads)
-        self.images = task.site.images(task.model.geometry, task.seed) if self.known is None else self.known
+        known = self.known or task.site.images(task.model.geometry, task.seed)
+        self.images: Images = known.of_classes(task.classes)
         model = build(task.model, len(task.classes), seed=task.seed)
         self.budget = Budget.of(task, self.experts, self.images.held_bytes, model)
         self.budget.check()

@@ -24,7 +24,7 @@ from fedmerge.federated.model import build, normalization
 from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import Adaptive, Method
 from fedmerge.merging.per_sample.dispatch import PerSample
-from fedmerge.merging.predict import Fixed, Row, RowInfo, carry, infos, predict, rows_of
+from fedmerge.merging.predict import Fixed, Row, RowInfo, carry, evidence_of, infos, predict, rows_of
 from fedmerge.merging.scoring.divergence import entropy
 from fedmerge.report.batch_log import Step
 from fedmerge.report.records import StreamFacts
@@ -121,7 +121,7 @@ class TargetSite:
             self._survey()
         for t in range(self.position, min(self.position + batches, len(self.stream))):
             evidence = self._evidence(t)
-            steps += [self._step(t, key, row, evidence) for key, row in self.rows.items()]
+            steps += [self._step(t, key, row, evidence_of(row.method, evidence)) for key, row in self.rows.items()]
             self.forwards_run += evidence.forwards_run
             self.position = t + 1
         return steps
@@ -174,7 +174,7 @@ class TargetSite:
             correct=self.stream.mark(t, probabilities),
             probabilities=probabilities,
             entropy=float(entropy(found.log_p).mean()),
-            forwards=row.method.forwards_alone(bill.forwards, self.bank.K) + found.forwards,
+            forwards=row.method.forwards_alone(bill.forwards, evidence.bank.K) + found.forwards,
             seconds=time.perf_counter() - began,
             encoder=_shares(used.encoder) if used else None,
             head=_shares(used.head) if used else None,
@@ -202,8 +202,9 @@ class TargetSite:
             evidence = self._evidence(t)
             for row in first:
                 assert isinstance(row.method, Adaptive)
-                with self._told(row.method, t, evidence):
-                    row.state = row.method.survey(row.state, evidence)
+                seen = evidence_of(row.method, evidence)
+                with self._told(row.method, t, seen):
+                    row.state = row.method.survey(row.state, seen)
             self.forwards_run += evidence.forwards_run
 
 

@@ -57,7 +57,7 @@ def show_preview(found: Preview) -> None:
     out.print(
         f"stream: {kind}, {len(mix.classes)} batches, {mix.samples} images, {mix.unused} unused; time goes from left to right"
     )
-    for line in [*stripes(mix.domain_names, mix.domains), "", *stripes(experiment.classes, mix.classes)]:
+    for line in [*stripes(mix.domain_names, mix.domains), "", *stripes(experiment.target_classes, mix.classes)]:
         out.print(f"  {line}", markup=False)
     for event in sorted(experiment.scenario.events, key=lambda event: event.at):
         out.print(f"before batch {event.at}: {event.words}", markup=False)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmerge.data.cache import VALUES, let_go, mapped_from
+from fedmerge.errors import DataError
 
 if TYPE_CHECKING:  # processes that decode images do without
     import torch
@@ -54,6 +55,17 @@ class Images:
             domains=self.domains[index],
             groups=self.groups[index],
         )
+
+    def of_classes(self, classes: Sequence[str]) -> Images:
+        """The images of these classes alone, whose labels are their places here. Raises DataError if there is none."""
+        if tuple(classes) == self.classes:
+            return self
+        place = np.array([classes.index(name) if name in classes else -1 for name in self.classes], np.int64)
+        kept = np.flatnonzero(place[self.labels] >= 0)
+        if not len(kept):
+            said = f"no image of the {len(classes)} classes that the scenario asks for"
+            raise DataError(said, told=said)
+        return replace(self.subset(kept), labels=place[self.labels[kept]], classes=tuple(classes))
 
 
 def numbered(groups: Sequence[NDArray[np.int64]]) -> list[NDArray[np.int64]]:

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.table import Table
 
 from fedmerge.adaptation.mode_connectivity import Landscape, landscapes
@@ -20,8 +21,9 @@ from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.server.initialization import kept_theta_0
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.geometry.drift import Drift, drift
-from fedmerge.report.metrics.entropy_trust import Trust, as_rows, how_many_right, kept_predictions, trust
-from fedmerge.report.pages.diagnosis import Diagnosis, changes_of, kept_coefficients, write_diagnosis
+from fedmerge.report.metrics.decisions import entropies, kept_rows, signals
+from fedmerge.report.metrics.entropy_trust import PREFIX, Trust, as_rows, how_many_right, kept_predictions, trust
+from fedmerge.report.pages.diagnosis import Decisions, Diagnosis, changes_of, kept_coefficients, write_diagnosis
 from fedmerge.report.terminal import Terminal, console, shown_path
 from fedmerge.system.process import cores
 
@@ -58,6 +60,8 @@ def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = 
     if changes := changes_of(run):
         said.append(f"Experts came and went ({'; '.join(changes)}): this page is about the images that all of them saw.")
     weights = of_weights(run, pool, images, Terminal(quiet)) if pool else None
+    if pool and not weights:
+        said.append("One hospital has an expert: there is no angle and no hill between experts to look at.")
     if weights:
         said += hills(weights.landscapes)
     out = console()
@@ -66,18 +70,23 @@ def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = 
         out.print(barrier_table(weights.landscapes))
     for line in said:
         out.print(line, markup=False)
-    content = {"experts": list(p), "right_experts": right, "trust": as_rows(found), "words": said}
+    rows, labels, settings = kept_rows(run)
+    pairs = signals(p, y)
+    seen = np.all([np.isfinite(rows[PREFIX.removeprefix("p:") + name]).all(1) for name in p], axis=0)
+    single = frozenset(name for name in rows if name.startswith("expert:"))
+    decided = Decisions(pairs, settings[seen], entropies(rows, labels, single))
+    content = {"experts": list(p), "right_experts": right, "trust": as_rows(found), "words": said, **decided.as_row()}
     if weights:
         content["barriers"] = [one.as_row() for one in weights.landscapes]
     (run / "diagnose.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
     drifts = (weights.raw, weights.learned) if weights else None
     paths = [one.as_row() for one in weights.landscapes] if weights else []
-    write_diagnosis(run, Diagnosis(run.name, said, p, y, found, right, kept_coefficients(run), drifts, paths))
+    write_diagnosis(run, Diagnosis(run.name, said, p, y, found, right, kept_coefficients(run), drifts, paths, decided))
     out.print(f"page: {shown_path(run / 'diagnose.html')}", markup=False)
 
 
-def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weights:
-    """Load the run's own experts, and look between them."""
+def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weights | None:
+    """Load the run's own experts, and look between them; None where there is only one."""
     experiment, manifest = reopened(run)
     scenario, held = experiment.scenario, ExpertPool(pool)
     base = kept_theta_0(manifest.get("initial_sha256", ""), pool)
@@ -97,6 +106,8 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
     lacking = [task.site.name for task, entry in zip(tasks, entries, strict=True) if entry is None]
     if lacking:
         raise _missing(run, pool, f"expert of {', '.join(lacking)}")
+    if len(tasks) < 2:
+        return None
     experts = [held.load(task, entry) for task, entry in zip(tasks, entries, strict=True)]
     states = {expert.site: expert.weights for expert in experts}
     bank = Bank.of(build(scenario.model, len(experiment.classes), seed=scenario.seed), states, base)

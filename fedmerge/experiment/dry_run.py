@@ -110,22 +110,29 @@ def preview(experiment: Experiment, pool: Path, cores: int) -> Preview:
 def previews(experiments: Sequence[Experiment], pool: Path, cores: int) -> list[Preview]:
     """The same for several experiments of one scenario: the images of a site are counted once. Raises as `preview`."""
     trains = {site.name for one in experiments for site in one.sites}
-    everyone = {site.name: site for one in experiments for site in (*one.sites, one.target)}
+    everyone = {(site.name, one.classes): site for one in experiments for site in one.sites}
+    everyone |= {(one.target.name, one.target_classes): one.target for one in experiments}
     geometry, seed = experiments[0].scenario.model.geometry, experiments[0].scenario.seed
     with owners(min(cores, len(everyone)), tasks_each=1) as workers:
         mixed = [workers.submit(mix_of, one) for one in experiments]
-        counted = {name: workers.submit(census, site, geometry, seed, name in trains) for name, site in everyone.items()}
-        found = {name: one.result() for name, one in counted.items()}
+        counted = {
+            (name, classes): workers.submit(census, site, geometry, seed, name in trains, classes)
+            for (name, classes), site in everyone.items()
+        }
+        found = {key: one.result() for key, one in counted.items()}
         mixes = [one.result() for one in mixed]
     return [_preview(one, pool, cores, found, mix) for one, mix in zip(experiments, mixes, strict=True)]
 
 
-def _preview(experiment: Experiment, pool: Path, cores: int, counted: dict[str, Census], mix: Mix) -> Preview:
+def _preview(
+    experiment: Experiment, pool: Path, cores: int, counted: dict[tuple[str, tuple[str, ...]], Census], mix: Mix
+) -> Preview:
     scenario = experiment.scenario
     if late := past_end(scenario.events, len(mix.classes), f"scenario '{scenario.name}'"):
         raise ScenarioError(late)
-    found = tuple(counted[site.name] for site in experiment.sites)
-    target = replace(counted[experiment.target.name], train=0, validation=0)
+    found = tuple(counted[site.name, experiment.classes] for site in experiment.sites)
+    streamed = counted[experiment.target.name, experiment.target_classes]
+    target = replace(streamed, train=0, validation=0)
     initial = known_start(experiment, pool)
     trained = in_pool(experiment, pool, initial)
     rounds = ahead(experiment, pool, initial, found)
@@ -141,10 +148,10 @@ def mix_of(experiment: Experiment) -> Mix:
     """The stream as the target will see it, in numbers."""
     scenario, target = experiment.scenario, experiment.target
     with kept_privately(target.name):  # `census` tells the same
-        loaded = target.source.load(scenario.model.geometry, target.name, scenario.seed)
+        loaded = target.source.load(scenario.model.geometry, target.name, scenario.seed).of_classes(experiment.target_classes)
     images = Gallery(loaded, scenario.stream.conditions(), target.name, scenario.seed)
     stream = Stream(images, scenario.stream, target.name, scenario.seed)
-    classes = np.stack([np.bincount(labels, minlength=len(experiment.classes)) / len(labels) for labels in stream.answers().labels])
+    classes = np.stack([np.bincount(labels, minlength=len(loaded.classes)) / len(labels) for labels in stream.answers().labels])
     return Mix(classes, stream.truth, images.domain_names, stream.samples, stream.unused, stream.index_sha256)
 
 

@@ -19,6 +19,7 @@ from fedmerge.experiment.validation import (
     agreement_problems,
     biasless,
     brought_by,
+    class_problems,
     copied,
     event_problems,
     generalist_nowhere,
@@ -68,6 +69,7 @@ WITHOUT_EFFECT = frozenset({"backend", "jobs"})
 class Experiment:
     """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join.
 
+    classes: those that hospitals train on. target_classes: the target's, which only differ where a model reads prompts.
     in_turn: the target is one of several that the scenario leaves out in turn. filled: keys whose values its protocol gives.
     """
 
@@ -75,6 +77,7 @@ class Experiment:
     sites: tuple[Site, ...]
     target: Site
     classes: tuple[str, ...]
+    target_classes: tuple[str, ...]
     in_turn: bool = False
     filled: tuple[str, ...] = ()
 
@@ -117,8 +120,11 @@ class Experiment:
             **{key: value for key, value in scenario.items() if key != "protocol" or value},
             "sites": founders,
             **({"joining": joining} if joining else {}),
-            "target": {**_written(self.target), **self.scenario.target.limits},
+            "target": {**_written(self.target), **self.scenario.target.limits, **self._other_classes()},
         }
+
+    def _other_classes(self) -> dict[str, Any]:
+        return {"classes": list(self.target_classes)} if self.scenario.target.classes else {}
 
     def inputs(self) -> dict[str, str]:
         """A sha256 of every input that the scenario only names: all images, and the files of weights that can be read."""
@@ -128,6 +134,7 @@ class Experiment:
         public = {"initialization": getattr(start, "source", None), "probe": scenario.probe}
         found |= {key: source.identity(PUBLIC, scenario.seed) for key, source in public.items() if source}
         files = {"initialization": getattr(start, "path", None), "generalist": scenario.generalist}
+        files["model"] = getattr(scenario.model, "weights", None)
         found |= {f"expert of {site.name}": site.expert.digest for site in self.sites if site.expert}
         return found | {
             key: digest
@@ -190,7 +197,8 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
     target = _read_site(target_name, path, problems) if target_name else None
     found = [site for site in sites.values() if site]
     problems += name_problems(str(path), names, joining, target_name)
-    problems += agreement_problems(found + ([target] if target else []), scenario.events if scenario else ())
+    everyone, reads_text = found + ([target] if target else []), bool(scenario and scenario.model.reads_text)
+    problems += agreement_problems(everyone, scenario.events if scenario else (), apart=target if reads_text else None)
     problems += event_problems(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
     problems += public_problems(str(path), scenario) if scenario else []
     if scenario and target:
@@ -205,13 +213,16 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += generalist_nowhere(str(path), scenario) if at_target else []
         problems += prior_problems(str(path), scenario, target)
         problems += start_nowhere(str(path), scenario)
+        problems += class_problems(str(path), scenario, found, target)
     if problems or scenario is None or target is None:
         raise ScenarioError(once(problems))
-    try_out(scenario.model, len(target.source.classes()))
-    if problems := biasless(str(path), scenario, len(target.source.classes())):
+    known = found[0].source.classes() if reads_text else target.source.classes()
+    classes, seen = scenario.classes or known, scenario.target.classes or target.source.classes()
+    try_out(scenario.model, len(classes))
+    if problems := biasless(str(path), scenario, len(classes)):
         raise ScenarioError(problems)
-    brought_by(scenario, found, target.source.classes())
-    return Experiment(scenario, tuple(found), target, target.source.classes())
+    brought_by(scenario, found, classes)
+    return Experiment(scenario, tuple(found), target, classes, seen)
 
 
 def _strings(value: Any) -> list[str]:

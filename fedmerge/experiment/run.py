@@ -269,7 +269,7 @@ def record_of(
         scenario=experiment.scenario.name,
         question=experiment.scenario.question,
         seed=experiment.scenario.seed,
-        classes=experiment.classes,
+        classes=experiment.target_classes,
         sites=[_site_row(expert, sites[expert.site], outcomes[expert.site].trained, folder.manifest) for expert in experts],
         target=experiment.target.name,
         target_title=experiment.target.title,
@@ -287,6 +287,8 @@ def record_of(
         yaml=(folder.path / "scenario.yaml").read_text(encoding="utf-8"),
         seconds=folder.manifest["phases_seconds"],
         course=tuple(seen.course),
+        novel=tuple(name for name in experiment.target_classes if name not in experiment.classes),
+        trained_domains=tuple(sorted({name for one in experts for name in sites[one.site].source.domains()})),
     )
 
 

@@ -44,6 +44,7 @@ class RunFolder:
             "seed": experiment.scenario.seed,
             "backend": experiment.scenario.backend,
             "classes": list(experiment.classes),
+            "target_classes": list(experiment.target_classes),
             "inputs": experiment.inputs(),
             "versions": _versions(),
             "machine": _machine(),
@@ -102,7 +103,8 @@ def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
         target = Site.model_validate(whole)
         names = {"sites": [site["name"] for site in founders], "target": {"site": target.name, **limits}}
         scenario = Scenario.model_validate({**content, **names})
-        return Experiment(scenario, sites, target, tuple(manifest["classes"])), manifest
+        classes = tuple(manifest["classes"])
+        return Experiment(scenario, sites, target, classes, tuple(manifest.get("target_classes", classes))), manifest
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise FolderError(f"{path}: cannot be read as a run ({reason}); expected a finished run, e.g. runs/organs-0") from None

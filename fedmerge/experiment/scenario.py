@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSeri
 
 from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.federated.messages import Training
-from fedmerge.federated.model import ModelSpec
+from fedmerge.federated.model import AnyModel
 from fedmerge.federated.security.limits import Limits
 from fedmerge.federated.security.privacy import Privacy
 from fedmerge.federated.server.initialization import Initialization, PublicSource
@@ -43,6 +43,9 @@ class Target(Spec):
     """The unseen hospital, and what it has. In YAML its site's name alone stands for it."""
 
     site: str = Field(description="name of a file in sites/, or a path; each: every site in turn, left out of training")
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=2, description="with a CLIP: its classes, also such that nobody trains on; default: all of its images'"
+    )
     max_bytes: ByteSize | None = Field(None, gt=0, description="memory that the target may take, e.g. 2GB")
     shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over")
     gpus: float | None = Field(None, ge=0, description="GPUs of its process; default: one if there is one")
@@ -53,10 +56,10 @@ class Target(Spec):
     @property
     def limits(self) -> dict[str, Any]:
         """What was set beside the site."""
-        return self.model_dump(mode="json", exclude={"site"}, exclude_none=True)
+        return self.model_dump(mode="json", exclude={"site", "classes"}, exclude_none=True)
 
 
-LIMITS = frozenset(Target.model_fields) - {"site"}
+LIMITS = frozenset(Target.model_fields) - {"site", "classes"}
 """Keys below `target` beside the site."""
 
 
@@ -143,6 +146,16 @@ def filled(content: Any) -> tuple[Any, list[str]]:
     return whole, names
 
 
+def _of_prompts(content: Any) -> Any:
+    """A scenario of a CLIP with what it begins with: its own weights, and the head of its prompts."""
+    content = renamed(content)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or not (model.get("kind") == "clip" or "weights" in model):
+        return content
+    start = content.get("initialization", {"kind": "pretrained"} if model.get("weights") else None)
+    return {**content, "initialization": {"head_init": "text", **start}} if isinstance(start, dict) else content
+
+
 def _completed(given: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
     inner = {key: _completed(item, value[key]) for key, item in given.items() if _both_mappings(item, value.get(key))}
     return value | given | inner
@@ -163,12 +176,15 @@ class Scenario(Spec):
         description="values for keys that are left out (model, initialization, training, stream, methods). eam: a pretrained "
         "ViT-B/32, batches of 32, 20 runs in the ranges of DiWA, 5,001 steps or 50 epochs; quick: a tiny ViT, 2 cores, minutes",
     )
-    model: ModelSpec = Field(description="the backbone, by its timm name")
+    model: AnyModel = Field(description="the backbone, by its timm name; with kind: clip a CLIP of open_clip and its prompts")
     initialization: Initialization | None = Field(
         None, description="theta_0, which all hospitals share; needed unless all bring their 'expert', as its site file says"
     )
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
+    classes: tuple[str, ...] | None = Field(
+        None, min_length=2, description="with a CLIP: classes that hospitals train on; images of others stay out; default: all"
+    )
     target: AnyTarget = Field(
         description="the unseen hospital: name of a file in sites/, or a mapping with what it has. "
         "each: every one of `sites` in turn, while the others train: `fedmerge sweep`, or `--target NAME` for one of them"
@@ -216,9 +232,15 @@ class Scenario(Spec):
 
     @model_validator(mode="before")
     @classmethod
+    def _begun_with_text(cls, value: Any) -> Any:
+        """A CLIP begins with its own weights and the head of its prompts, unless a scenario says otherwise."""
+        return _of_prompts(value)
+
+    @model_validator(mode="before")
+    @classmethod
     def _by_protocol(cls, value: Any) -> Any:
         """What the protocol says of keys that are left out."""
-        return filled(value)[0]
+        return filled(_of_prompts(value))[0]
 
     @model_validator(mode="before")
     @classmethod

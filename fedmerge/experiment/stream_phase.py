@@ -25,9 +25,9 @@ from fedmerge.experiment.scenario import Scenario
 from fedmerge.federated.client.site_log import discreet
 from fedmerge.federated.messages import Initial
 from fedmerge.federated.model import build
+from fedmerge.federated.pool.checkpoint import read_state
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.pool.global_models import GlobalModel
-from fedmerge.federated.pool.tensor_file import read_state
 from fedmerge.federated.security.audit import state_digest
 from fedmerge.federated.site import Site
 from fedmerge.merging.prior import head_bias, log_shares, under_prior
@@ -138,17 +138,17 @@ def target_task(experiment: Experiment, initial: Initial, sent: Sent, options: R
     scenario = experiment.scenario
     return TargetTask(
         site=experiment.target,
-        model=scenario.model,
-        classes=experiment.classes,
+        model=scenario.model.as_sent,
+        classes=experiment.target_classes,
         schedule=scenario.stream,
         methods=usable(experiment, sent.experts),
         seed=scenario.seed,
         threads=options.threads or cores(),
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
-        generalist=_arrays(sent.generalist) if sent.generalist else None,
+        generalist=_arrays(sent.generalist | initial.target_head) if sent.generalist else None,
         experts=tuple(expert.site for expert in sent.experts),
-        federated=tuple(_row(model) for model in sent.federated),
+        federated=tuple(_row(model, initial) for model in sent.federated),
         cap=min((one.most for one in scenario.defenses if one.at_target), default=None),
         max_bytes=scenario.target.max_bytes,
         shards=scenario.target.shards or 1,
@@ -165,9 +165,10 @@ def usable(experiment: Experiment, experts: list[Expert]) -> tuple[Any, ...]:
     return under_stream(methods) if experiment.scenario.priors == "estimated" else methods
 
 
-def _row(model: GlobalModel) -> Federated:
+def _row(model: GlobalModel, initial: Initial) -> Federated:
     strategy = model.strategy
-    return Federated(strategy.key, strategy.paper, strategy.fields(), strategy.remark, _arrays(model.stand.theta))
+    theta = _arrays(model.stand.theta | initial.target_head)
+    return Federated(strategy.key, strategy.paper, strategy.fields(), strategy.remark, theta)
 
 
 def under_stream(methods: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -176,10 +177,13 @@ def under_stream(methods: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def contributions(experiment: Experiment, initial: Initial, experts: Sequence[Expert]) -> tuple[dict[str, Contribution], Arrays]:
-    """Experts and theta_0 as they travel to the target, with heads under the prior that the scenario asks for."""
+    """Experts and theta_0 as they travel to the target, with heads under the prior that the scenario asks for.
+
+    Where the target has classes of its own, each has the head that prompts make for them.
+    """
     scenario, base = experiment.scenario, initial.weights if initial.known else {}
     if scenario.priors == "as_trained":
-        return {expert.site: contribution(expert) for expert in experts}, _arrays(base)
+        return {one.site: contribution(one, initial.target_head) for one in experts}, _arrays(base | initial.target_head)
     bias = head_bias(build(scenario.model, len(experiment.classes), seed=scenario.seed))
     shares = experiment.target.prevalences if scenario.priors == "declared" else None
     target = torch.tensor([shares[name] for name in experiment.classes]).double() if shares else None
@@ -192,24 +196,27 @@ def contributions(experiment: Experiment, initial: Initial, experts: Sequence[Ex
     return found, _arrays(under_prior(base, bias, None, there) if base else {})
 
 
-def contribution(expert: Expert) -> Contribution:
-    """An expert as it travels to the target, without the counts of its classes, which no method needs."""
+def contribution(expert: Expert, head: Mapping[str, Any] | None = None) -> Contribution:
+    """An expert as it travels to the target, without the counts of its classes, which no method needs.
+
+    head: that of the target's own classes, where these are others.
+    """
     statistics = {kind: _arrays(state) for kind, state in expert.statistics.items() if kind != "class_counts"}
-    return Contribution(expert.site, _arrays(expert.weights), expert.n, expert.temperature, statistics)
+    return Contribution(expert.site, _arrays(expert.weights | dict(head or {})), expert.n, expert.temperature, statistics)
 
 
 def _arrays(state: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor.numpy() for name, tensor in state.items()}
 
 
-def count_batches(site: Site, geometry: Geometry, schedule: Schedule, seed: int) -> int:
+def count_batches(site: Site, geometry: Geometry, schedule: Schedule, seed: int, classes: Sequence[str]) -> int:
     """Batches of the stream, counted in a process that is gone afterwards. Raises DataError if the images cannot be used."""
     with owners(1) as owner:
-        return owner.submit(_count, site, geometry, schedule, seed).result()
+        return owner.submit(_count, site, geometry, schedule, seed, classes).result()
 
 
-def _count(site: Site, geometry: Geometry, schedule: Schedule, seed: int) -> int:
-    loaded = site.source.load(geometry, site.name, seed)
+def _count(site: Site, geometry: Geometry, schedule: Schedule, seed: int, classes: Sequence[str]) -> int:
+    loaded = site.source.load(geometry, site.name, seed).of_classes(classes)
     return len(Stream(Gallery(loaded, schedule.conditions(), site.name, seed), schedule, site.name, seed))
 
 
@@ -232,7 +239,9 @@ def refuse_late_events(experiment: Experiment) -> None:
     """Raises ScenarioError if an event comes after the end of the stream, before anybody trains for it."""
     scenario = experiment.scenario
     if scenario.events:
-        batches = count_batches(experiment.target, scenario.model.geometry, scenario.stream, scenario.seed)
+        batches = count_batches(
+            experiment.target, scenario.model.geometry, scenario.stream, scenario.seed, experiment.target_classes
+        )
         if problems := past_end(scenario.events, batches, f"scenario '{scenario.name}'"):
             raise ScenarioError(problems)
 

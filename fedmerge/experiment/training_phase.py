@@ -57,6 +57,8 @@ def make_theta_0(experiment: Experiment, options: RunOptions, terminal: Terminal
             scenario.seed,
             options.pool,
             lambda done, total, text: bars.tick("coordinator", done, total, text),
+            experiment.classes,
+            experiment.target_classes,
         )
         if initial.head_init == "fed_lp":
             tasks = tuple(site_task(experiment, n, initial) for n in range(len(experiment.founders)))
@@ -192,7 +194,7 @@ def site_task(experiment: Experiment, number: int, initial: Initial) -> SiteTask
         site = site.model_copy(update={"expert": site.expert.found_anywhere()})
     return SiteTask(
         site=site,
-        model=scenario.model,
+        model=scenario.model.as_sent,
         training=scenario.training,
         classes=experiment.classes,
         seed=scenario.seed,

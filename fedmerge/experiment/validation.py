@@ -14,7 +14,7 @@ from typing import Any
 from fedmerge.errors import CheckpointError, Problem, difference, folded, nearest, quoted
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.federated.attacks._base import Attack
-from fedmerge.federated.model import ModelSpec, build
+from fedmerge.federated.model import ClipSpec, build, model_of_json
 from fedmerge.federated.pool.checkpoint import fitting
 from fedmerge.federated.site import OwnExpert, Site
 from fedmerge.federated.statistics._base import STATISTICS
@@ -80,7 +80,7 @@ def without_theta_0(where: str, scenario: Scenario, sites: Sequence[Site]) -> li
     problems += [
         Problem(where, f"methods[{number}]", f"'{method.key}', which needs theta_0", "methods that need none", mend)
         for number, method in enumerate(scenario.methods)
-        if "theta_0" in method.needed
+        if "theta_0" in method.needed or method.with_theta_0
     ]
     if scenario.privacy:
         problems.append(Problem(where, "privacy", "clipping about theta_0", "none without theta_0", mend))
@@ -111,7 +111,7 @@ def brought_by(scenario: Scenario, sites: Sequence[Site], classes: Sequence[str]
 def _fit(name: str, expert: OwnExpert, digest: str, model: str, classes: tuple[str, ...]) -> tuple[str, ...] | str:
     """What is done to a file, or why it does not fit. digest: its contents, which may change."""
     try:
-        skeleton = build(ModelSpec.model_validate_json(model), len(classes))
+        skeleton = build(model_of_json(model), len(classes))
         return fitting(f"site '{name}'", expert, skeleton, classes).done
     except CheckpointError as error:
         return str(error)
@@ -173,9 +173,12 @@ def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[
     return problems
 
 
-def agreement_problems(sites: list[Site], events: tuple[Event, ...]) -> list[Problem]:
-    """Sites must have the same classes in the same order, and no image in common, but with whom they replace."""
-    problems = _other_classes(sites)
+def agreement_problems(sites: list[Site], events: tuple[Event, ...], apart: Site | None = None) -> list[Problem]:
+    """Sites must have the same classes in the same order, and no image in common, but with whom they replace.
+
+    apart: the target, where it may have classes of its own.
+    """
+    problems = _other_classes([site for site in sites if site is not apart])
     held = [(site.name, site.source.holdings(site.name)) for site in sites]
     for index, (name, items) in enumerate(held):
         for other, theirs in held[:index]:
@@ -252,6 +255,82 @@ def _other_classes(sites: list[Site]) -> list[Problem]:
     return problems
 
 
+def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target: Site) -> list[Problem]:
+    """Classes of hospitals and target, which may differ where a model reads prompts, and the prompts."""
+    given = {"classes": scenario.classes, "target.classes": scenario.target.classes}
+    model = scenario.model
+    if not isinstance(model, ClipSpec):
+        expected = "none with a model of timm, whose heads know what they were trained on: only a CLIP has prompts for others"
+        found = [Problem(where, key, _listed(names), expected, "Leave it out") for key, names in given.items() if names]
+        if getattr(scenario.initialization, "captions", None):
+            expected = "none with a model of timm: only a CLIP reads them"
+            found.append(Problem(where, "initialization.captions", "captions", expected))
+        if getattr(scenario.initialization, "head_init", None) == "text":
+            expected = "another with a model of timm: only a CLIP has prompts"
+            found.append(Problem(where, "initialization.head_init", "'text'", expected))
+        return found
+    sources = {"classes": [site.source for site in sites], "target.classes": [target.source]}
+    problems = []
+    for key, names in given.items():
+        there = [source.classes() for source in sources[key]]
+        for name in names or ():
+            if any(name not in known for known in there):
+                least = min(there, key=lambda known: name in known)
+                problems.append(Problem(where, key, f"'{name}'", "a class of the images", nearest(name, least)))
+        twice = [name for name in dict.fromkeys(names or ()) if (names or ()).count(name) > 1]
+        problems += [Problem(where, key, f"'{name}' twice", "every class once") for name in twice]
+    trained = set(scenario.classes or (sites[0].source.classes() if sites else ()))
+    asked = scenario.target.classes or target.source.classes()
+    public = getattr(scenario.initialization, "source", None)
+    needed = [*dict.fromkeys([*sorted(trained), *asked, *(public.classes() if public else ())])]
+    known = {name for source in (*sources["classes"], target.source, *([public] if public else [])) for name in source.classes()}
+    needed = [name for name in needed if name in known]
+    problems += _prompt_problems(where, model, needed)
+    problems += _start_problems(where, model, scenario)
+    if scenario.initialization is None and set(asked) != trained:
+        expected = "those of the hospitals: without 'initialization' nobody has a text tower, which makes heads for others"
+        problems.append(Problem(where, "target.classes", _listed(asked), expected))
+    novel = [name for name in asked if name not in trained]
+    if novel and not model.fixed_head:
+        expected = "no method of experts, whose heads are trained and never saw these classes: say 'model.head: text'"
+        problems += [
+            Problem(where, f"methods[{number}]", f"'{method.key}' on the novel {', '.join(novel)}", expected)
+            for number, method in enumerate(scenario.methods)
+        ]
+    return problems
+
+
+def _prompt_problems(where: str, model: ClipSpec, needed: Sequence[str]) -> list[Problem]:
+    """A class without a word, and a word without its class. needed: all classes."""
+    lacking = [name for name in needed if name not in model.words]
+    problems = []
+    if lacking:
+        example = f"{lacking[0]}: {lacking[0].replace('-', ' ').replace('_', ' ')}"
+        found = f"no word for {', '.join(quoted(name) for name in lacking)}"
+        problems.append(Problem(where, "model.words", found, "one for each class, for its prompts", f"Add, e.g., '{example}'"))
+    for name in model.words:
+        if name not in needed:
+            problems.append(Problem(where, f"model.words.{name}", "a word of no class", "a class", nearest(name, needed)))
+    return problems
+
+
+def _start_problems(where: str, model: ClipSpec, scenario: Scenario) -> list[Problem]:
+    """Where a CLIP's weights come from, and what its head is: each said once."""
+    start, problems = scenario.initialization, list[Problem]()
+    if start is None:
+        return problems
+    if start.kind == "pretrained" and not model.weights:
+        expected = "a file or a tag of open_clip, or 'initialization' with a checkpoint or a proxy"
+        problems.append(Problem(where, "model.weights", "nothing", expected))
+    if start.kind != "pretrained" and model.weights:
+        found = f"weights beside initialization: {{kind: {start.kind}}}"
+        problems.append(Problem(where, "model.weights", found, "one of the two"))
+    if start.head_init != "text":
+        expected = "none: a CLIP's head comes from its prompts. Whether it is trained says model.head"
+        problems.append(Problem(where, "initialization.head_init", f"'{start.head_init}'", expected))
+    return problems
+
+
 def _listed(names: Sequence[str]) -> str:
     return f"[{', '.join(quoted(name) for name in names)}]"
 
@@ -312,6 +391,11 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
             if here != there:
                 expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
                 problems.append(Problem(where, f"{place}.{field}", str(here), expected))
+    lacks = sorted(method.needed & {*STATISTICS.names, "counts", "theta_0"}) if method.with_theta_0 else []
+    if lacks or (method.with_theta_0 and (scenario.target.shards or 1) > 1):
+        why = f"theta_0 has no {lacks[0]}" if lacks else "theta_0 is in no shard"
+        why = "it is what the rule starts from, and no expert" if "theta_0" in lacks else why
+        problems.append(Problem(where, f"{at}.{method.kind()}.with_theta_0", "true", f"false: {why}"))
     if "generalist" in method.needed and scenario.generalist is None:
         expected = "a key 'generalist': the path of a safetensors file, or the name of a federated model"
         problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))

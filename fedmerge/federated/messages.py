@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from fedmerge.federated.model import ModelSpec
+from fedmerge.federated.model import AnyModel
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.security.limits import DEFAULT, Limits
 from fedmerge.federated.security.privacy import Privacy
@@ -97,7 +97,7 @@ class SiteTask(Spec):
     """
 
     site: Site
-    model: ModelSpec
+    model: AnyModel
     training: Training
     classes: tuple[str, ...]
     seed: int
@@ -113,13 +113,14 @@ class SiteTask(Spec):
         return 0 if self.site.expert else self.training.runs
 
 
-HeadInit = Literal["shared_random", "fed_lp", "per_site_random", "zero"]
+HeadInit = Literal["shared_random", "fed_lp", "per_site_random", "zero", "text"]
 
 
 @dataclass(frozen=True)
 class Initial:
     """theta_0 as a whole state dict, its digest, and words for the report. heads: names of the classifier's parameters.
 
+    target_head: what the target has in place of the hospitals' head, where its classes are others.
     known: whether it is one that anybody has started from; otherwise it tells the layout of weights and nothing else.
     """
 
@@ -128,6 +129,7 @@ class Initial:
     head_init: HeadInit
     description: str
     heads: tuple[str, ...] = ()
+    target_head: dict[str, Tensor] = field(default_factory=dict)
     known: bool = True
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -62,6 +63,11 @@ class Evidence:
         self._bill = Bill(bank.K)
         self._answer: Answer | None = None
 
+    @cached_property
+    def joined(self) -> Evidence:
+        """The same batch with theta_0 as one more expert, the last."""
+        return Evidence(self.bank.joined, self.batch)
+
     @contextmanager
     def billed(self) -> Iterator[Bill]:
         """Note what is asked for inside the block, whether or not it had been computed before."""
@@ -99,7 +105,8 @@ class Evidence:
     @property
     def forwards_run(self) -> int:
         """Forwards through one model that were really run, whoever asked."""
-        return self.bank.K * len(self._logits) + len(self._single) + self._own
+        more = self.joined.forwards_run if "joined" in vars(self) else 0
+        return self.bank.K * len(self._logits) + len(self._single) + self._own + more
 
     @property
     def logits(self) -> Tensor:

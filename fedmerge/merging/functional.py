@@ -21,7 +21,7 @@ from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import METHODS, Method, Stateful, Static
 from fedmerge.merging.per_sample.dispatch import PerSample, Way
-from fedmerge.merging.predict import Prediction, Row, carry, predict, rows_of
+from fedmerge.merging.predict import Prediction, Row, carry, evidence_of, predict, rows_of
 from fedmerge.system.notebook import html_table
 
 Experts = Sequence[StateDict] | Mapping[str, StateDict]
@@ -218,7 +218,7 @@ class Adapter:
         """
         if not isinstance(batch, Tensor) or batch.ndim == 0 or len(batch) == 0:
             raise MethodError(f"batch: found {found_as(batch)}; expected a tensor (N, channels, H, W) of at least one sample")
-        evidence = Evidence(self._bank, batch.to(self._bank.like.device))
+        evidence = evidence_of(self._row.method, Evidence(self._bank, batch.to(self._bank.like.device)))
         with self._told(evidence, labels):
             self._last = None
             self._last = predict(self._row, evidence, self._per_sample)

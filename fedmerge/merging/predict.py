@@ -108,18 +108,33 @@ class Prediction:
 
 def rows_of(methods: Sequence[Method], bank: Bank, most: float | None = None) -> dict[str, Row]:
     """The rows that the methods stand for, static ones merged. Raises CheckpointError if the bank lacks what one needs."""
-    rows = {single.key: Row(single, cap=most) for method in methods for single in method.expand(bank.names)}
+    rows = {single.key: Row(single, cap=most) for method in methods for single in method.expand(bank_of(method, bank).names)}
     for row in rows.values():
+        its = bank_of(row.method, bank)
         if (once := row.method.merged_once) is not None:
-            row.theta, row.statistics = once.merge(bank), once.statistics(bank)
+            row.theta, row.statistics = once.merge(its), once.statistics(its)
         elif isinstance(row.method, Stateful):
-            row.state = row.method.start(bank)
+            row.state = row.method.start(its)
     return rows
+
+
+def bank_of(method: Method, bank: Bank) -> Bank:
+    """The experts of a row: the bank's, with theta_0 as one of them where the method says so."""
+    return bank.joined if method.with_theta_0 else bank
+
+
+def evidence_of(method: Method, evidence: Evidence) -> Evidence:
+    """What the experts of a row say of the batch."""
+    return evidence.joined if method.with_theta_0 else evidence
 
 
 def infos(methods: Sequence[Method], names: tuple[str, ...]) -> dict[str, RowInfo]:
     """What the report says of every row that there is while some of these experts are there."""
-    return {single.key: Row(single).info() for method in methods for single in method.expand(names)}
+    return {
+        single.key: Row(single).info()
+        for method in methods
+        for single in method.expand((*names, "theta_0") if method.with_theta_0 else names)
+    }
 
 
 def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], bank: Bank) -> None:
@@ -128,11 +143,14 @@ def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], b
         if key not in past or row.transductive:
             continue
         own, seen = _apart(past[key].state)
-        row.state = _together(row.method.carried(own, before, bank) if isinstance(row.method, Stateful) else {}, seen)
+        there = (*before, "theta_0") if row.method.with_theta_0 else before
+        kept = row.method.carried(own, there, bank_of(row.method, bank)) if isinstance(row.method, Stateful) else {}
+        row.state = _together(kept, seen)
 
 
 def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
-    """The row's prediction for the batch of the evidence; its state goes on to the next."""
+    """The row's prediction for the batch of its evidence, by `evidence_of`; its state goes on to the next."""
+    per_sample = per_sample.joined if row.method.with_theta_0 else per_sample
     row.state, seen = _apart(row.state)
     found = _predicted(row, evidence, per_sample)
     if row.method.label_prior == "none":

@@ -67,6 +67,9 @@ ANCHORS = ("theta_0", "generalist")
 class RunRecord:
     """A whole run. labels, domains, and patients where they are known: per batch, (n_t,) int64.
 
+    course: who was there when; everybody all the time if it is empty. steps: of all methods, in memory or on disk.
+    novel: classes that no hospital has trained on, where prompts make heads. trained_domains: those of the target, by their names,
+    that a hospital has trained on.
     forwards_run: per batch, with logits shared by all methods. course: who was there when; everybody
     all the time if it is empty. steps: of all methods, in memory or on disk.
     """
@@ -91,6 +94,8 @@ class RunRecord:
     yaml: str
     seconds: dict[str, float] = field(default_factory=dict)
     course: tuple[Roster, ...] = ()
+    novel: tuple[str, ...] = ()
+    trained_domains: tuple[str, ...] = ()
     patients: list[NDArray[np.int64]] | None = None
 
     @property
@@ -104,6 +109,15 @@ class RunRecord:
         if len(np.unique(patients)) > 1:
             return "patients", patients, 1
         return "batches", np.repeat(np.arange(len(sizes)), sizes), None
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Domains of the target that some hospital has trained on, and the others; nothing where all are one or the other."""
+        if self.stream.conditions:
+            return {}
+        inside = tuple(name for name in self.stream.domain_names if name in self.trained_domains)
+        outside = tuple(name for name in self.stream.domain_names if name not in inside)
+        return {"in_domain": inside, "out_of_domain": outside} if inside and outside else {}
 
     @property
     def changes(self) -> list[Roster]:

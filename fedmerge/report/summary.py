@@ -31,6 +31,10 @@ def summarize(record: RunRecord) -> dict[str, Any]:
     _by_severity(methods, stream.conditions)
     for name, cost in costs(record).items():
         methods[name]["cost"] = cost
+    if record.novel:
+        _by_novelty(record, methods)
+    for row in methods.values() if record.parts else ():
+        row["by_part"] = {name: _mean_of(row["per_domain"], domains) for name, domains in record.parts.items()}
     return {
         "scenario": record.scenario,
         "seed": record.seed,
@@ -45,10 +49,45 @@ def summarize(record: RunRecord) -> dict[str, Any]:
         },
         "sites": [_site(site) for site in record.sites],
         "changes": [asdict(one) for one in record.changes],
+        **({"parts": {name: list(domains) for name, domains in record.parts.items()}} if record.parts else {}),
+        **(
+            {"classes": {"base": [c for c in record.classes if c not in record.novel], "novel": list(record.novel)}}
+            if record.novel
+            else {}
+        ),
         "majority_class": _majority_class(record),
         "methods": methods,
         "forwards_per_batch_shared": record.forwards_run,
     }
+
+
+def _by_novelty(record: RunRecord, methods: dict[str, dict[str, Any]]) -> None:
+    """Accuracy on images of base and of novel classes: among all classes, as in all other numbers, and among their own alone.
+
+    Base-to-novel tables of papers have the latter (Zhou et al., CoCoOp, CVPR 2022), and the harmonic mean of the two.
+    """
+    novel = np.array([name in record.novel for name in record.classes])
+    for name, row in methods.items():
+        y, p = np.concatenate(record.labels)[record.covered_samples(name)], record.probabilities(name)
+        found = {}
+        for kind, own in (("base", ~novel), ("novel", novel)):
+            here = own[y]
+            if here.any():
+                among = np.where(own, p[here], -1.0).argmax(-1)
+                found[kind] = {
+                    "n": int(here.sum()),
+                    "accuracy": float((p[here].argmax(-1) == y[here]).mean()),
+                    "among_own": float((among == y[here]).mean()),
+                }
+        both = [float(one["among_own"]) for one in found.values()]
+        mean = 2 * both[0] * both[1] / sum(both) if len(both) > 1 and max(both) > 0 else None
+        row["by_novelty"] = {**found, "harmonic_mean": mean}
+
+
+def _mean_of(per_domain: dict[str, float], domains: Sequence[str]) -> float | None:
+    """The mean accuracy over domains, each counting the same; None if the row covers none of their images."""
+    there = [per_domain[name] for name in domains if name in per_domain]
+    return float(np.mean(there)) if there else None
 
 
 def _majority_class(record: RunRecord) -> dict[str, Any]:

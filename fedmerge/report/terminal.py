@@ -132,6 +132,11 @@ class Terminal:
         said = f"majority class, {always['class']}"
         table.add_row(said, f"{100 * always['accuracy']:.1f}", "", "", f"{100 * always['balanced_accuracy']:.1f}", "", "")
         self.console.print(table)
+        for name, row in summary["methods"].items() if "classes" in summary else ():
+            each = [
+                f"{kind} {100 * row['by_novelty'][kind]['accuracy']:.1f}" for kind in ("base", "novel") if kind in row["by_novelty"]
+            ]
+            self.say(f"  {name}: of the images of each kind of class, right: {', '.join(each)}")
         for sentence in in_short(summary):
             self.say(sentence)
 

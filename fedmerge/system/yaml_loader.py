@@ -47,6 +47,9 @@ MENDS = {
 }
 """How to mend what a reader says, by words of it."""
 
+DEFAULT_KIND = "timm"
+"""The kind of a model that does not say it."""
+
 ITEM = re.compile(r"\[(\d+)\]")
 
 
@@ -299,7 +302,7 @@ def _key(location: tuple[int | str, ...], content: Any) -> str:
         elif isinstance(node, dict) and step in node:
             parts.append(f".{step}")
             node = node[step]
-        elif last and not (isinstance(node, dict) and node.get("kind") == step):
+        elif last and not (isinstance(node, dict) and node.get("kind", DEFAULT_KIND) == step):
             parts.append(f".{step}")
     return "".join(parts).lstrip(".")
 

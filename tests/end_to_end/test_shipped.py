@@ -67,7 +67,7 @@ def test_every_scenario_loads_and_nobody_shares_an_image(file: Path, data: Path)
     plan = load_experiment(file)
     assert plan.scenario.name == file.stem
     assert plan.scenario.question
-    assert len(plan.sites) >= 2
+    assert len(plan.sites) >= (1 if plan.scenario.model.reads_text else 2)  # a zero-shot model is the other of two
 
 
 @pytest.mark.parametrize("name", ["wbc-pretrained", "brain-mri-pretrained"])

@@ -32,11 +32,12 @@ LAYERS = (
 SEAMS = {
     "flwr": ("federated/flower", "federated/strategies", "cli/deployment"),
     "ray": ("adaptation/ray",),
-    "timm": ("federated/model.py",),
+    "timm": ("federated/model",),
+    "open_clip": ("federated/model", "federated/server"),
 }
 """A foreign package, and the only files or folders that may name it."""
 
-SLOW = {"flwr", "ray", "timm", "torchvision", "matplotlib", "sklearn", "torchmetrics"}
+SLOW = {"flwr", "ray", "timm", "open_clip", "torchvision", "matplotlib", "sklearn", "torchmetrics"}
 MOST_ENTRIES = 12
 PLUGINS = (
     "data/corruptions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,13 @@ class Census:
     per_domain: dict[str, int]
 
 
-def census(site: Site, geometry: Geometry, seed: int, trains: bool = True) -> Census:
-    """Count one site's images, split as it would split them. Raises DataError if they cannot be used."""
+def census(site: Site, geometry: Geometry, seed: int, trains: bool = True, only: Sequence[str] = ()) -> Census:
+    """Count one site's images, split as it would split them. only: classes that count, if not all.
+
+    Raises DataError if they cannot be used.
+    """
     images = site.source.load(geometry, site.name, seed)
+    images = images.of_classes(only) if only else images
     train, held = 0, 0
     if trains:
         train, held = (len(part) for part in own_split(images, site.name, site.validation, seed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -147,7 +147,7 @@ def measured_statistic(
 def admit_images(task: SiteTask) -> Ward:
     """The hospital's own images through its own scanner, split by patients into training and validation."""
     site = task.site
-    images = site.images(task.model.geometry, task.seed)
+    images = site.images(task.model.geometry, task.seed).of_classes(task.classes)
     if site.attack:
         images = site.attack.poison(images, site.name, task.seed)
     train, held = own_split(images, site.name, site.validation, task.seed)
@@ -179,13 +179,29 @@ def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progr
             on_progress(done, training.runs * steps, f"run {number + 1}/{training.runs}, epoch {-(-step // per_epoch)}")
 
     size = int(hyper.get("batch_size", training.batch_size))  # as many steps whatever the size, as in DomainBed
+    probed, lp_lr = task.model.probing(steps)
+    steps -= probed
     recipe = Recipe(
         hyper["lr"], hyper["weight_decay"], steps, size, training.optimizer, training.schedule,
         training.augment, ward.images.flips, name=f"run {number + 1}",
     )  # fmt: skip
     with core_slot():
+        if probed:
+            alone = replace(recipe, lr=lp_lr, steps=probed)
+            _probe(model, ward.train, alone, seed_of(task.seed, "probe", task.site.name, number))
         fit(model, ward.train, recipe, seed_of(task.seed, "run", task.site.name, number), visit)
     return best
+
+
+def _probe(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int) -> None:
+    """Train the head alone (LP of LP-FT); what else was to be trained, is so again afterwards."""
+    heads = set(head_names(model))
+    rest = [parameter for name, parameter in model.named_parameters() if name not in heads and parameter.requires_grad]
+    for parameter in rest:
+        parameter.requires_grad_(False)
+    fit(model, data, recipe, seed, lambda step: None)
+    for parameter in rest:
+        parameter.requires_grad_(True)
 
 
 def steps_of(training: Training, images: int) -> tuple[int, int]:

@@ -56,7 +56,8 @@ def agreed(asked: SiteTask, own: Site) -> SiteTask:
     differ = [name for name in TOLD if getattr(own, name) != getattr(there, name)]
     if _key(own) != _key(there):
         differ.append("public_key")
-    if own.source.classes() != asked.classes:
+    here = own.source.classes()
+    if here != asked.classes and not (asked.model.reads_text and set(asked.classes) <= set(here)):
         differ.append("classes")
     if own.source.identity(own.name, asked.seed) != there.source.identity(there.name, asked.seed):
         differ.append("images")

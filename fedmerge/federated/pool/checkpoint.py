@@ -1,4 +1,4 @@
-"""Brought that were trained elsewhere: a file as it comes, and what is done so that it fits the model of a scenario."""
+"""Weights that were made elsewhere: a file as it comes, and what is done so that it fits the model of a scenario."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from fedmerge.errors import CheckpointError, nearest
+from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.pool.tensor_file import State, kind_of, opened_file, read_safetensors
 from fedmerge.federated.site import OwnExpert
 from fedmerge.merging.bank.layout import StateDict, check_state, head_names, usual_prefix
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "weights", "params")
 """Keys below which checkpoints keep a state dict, the likeliest first."""
+
+SORTED = "safetensors"
+"""The format that does not keep the order of tensors."""
 
 DEEPEST = 3
 """Mappings within one another, and prefixes before one another, that are taken off."""
@@ -34,13 +38,30 @@ class Brought:
     state: State
     done: tuple[str, ...] = ()
 
+    @property
+    def keeps_order(self) -> bool:
+        """Whether tensors stand as they were saved: safetensors sorts them."""
+        return self.form != SORTED
+
+
+def expected_of(model: ModelSpec) -> str:
+    """What a file of a model's weights should be, in words."""
+    return f"expected a safetensors file of {model.name}, or one of PyTorch"
+
+
+def read_state(path: str | Path, key: str, model: ModelSpec, classes: int) -> dict[str, Tensor]:
+    """A whole state that fits the model and its classes. Raises CheckpointError, naming the key and every difference."""
+    found = read_weights(path, key, expected_of(model)).state
+    check_state(found, build(model, classes).state_dict(), f"{key}: {Path(path).name}")
+    return found
+
 
 def read_weights(path: str | Path, key: str, expected: str = "expected weights: safetensors, or .pth of PyTorch") -> Brought:
     """The tensors of a file of safetensors or of PyTorch, which runs no code. Raises CheckpointError, naming the key."""
     file, head = opened_file(path, key, expected)
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         state = read_safetensors(file, head, key, expected)
-        return Brought("safetensors", state)
+        return Brought(SORTED, state)
     form = "PyTorch, zip" if head.startswith(b"PK") else "PyTorch, pickle"
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Arrays on disk: our own with their digest, so that what comes out is what went in, and weights from a user's file."""
+"""Arrays on disk: our own with their digest, so that what comes out is what went in, and what a user's file is."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
 from torch import Tensor
 
 from fedmerge.errors import CheckpointError, FolderError
-from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.security.audit import state_digest
-from fedmerge.merging.bank.layout import check_state
 from fedmerge.system.files import atomic
 
 State = dict[str, Tensor]
@@ -57,16 +52,6 @@ def _digest(words: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(words, sort_keys=True).encode()).hexdigest()
 
 
-def read_tensors(path: str | Path, key: str, model: ModelSpec) -> dict[str, Tensor]:
-    """All tensors of a file of safetensors or of PyTorch; its path may name environment variables.
-
-    Raises CheckpointError, naming the key.
-    """
-    expected = f"expected a safetensors file of {model.name}, or one of PyTorch"
-    file, head = opened_file(path, key, expected)
-    return read_safetensors(file, head, key, expected)
-
-
 def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]:
     """A file of weights, found, and its first bytes. Raises CheckpointError, naming the key."""
     file = Path(os.path.expandvars(path)).expanduser()
@@ -91,41 +76,15 @@ def read_safetensors(file: Path, head: bytes, key: str, expected: str) -> State:
     from safetensors.torch import load_file
 
     try:
-        return _unpickled(file) if head.startswith(PICKLED) else dict(load_file(file))
+        return dict(load_file(file))
     except (OSError, SafetensorError) as error:
         said = kind_of(file, head) or f"a damaged file ({error})"
         raise CheckpointError(f"{key}: {file}: found {said}; {expected}") from None
 
 
-PICKLED = (b"PK\x03\x04", b"\x80")
-"""What files of PyTorch (.pth, .pt, .bin) begin with, those of today and those of its versions before 1.6."""
-
-UNDER = ("state_dict", "model_state_dict", "model", "weights")
-"""Names under which training programs keep the weights beside other things."""
-
-ALONE = "that holds more than tensors, or is damaged: save the weights alone, torch.save(model.state_dict(), FILE)"
-
-
-def keeps_order(path: str | Path) -> bool:
-    """Whether tensors come out of the file in the order in which they were saved: safetensors sorts them."""
-    with Path(os.path.expandvars(path)).expanduser().open("rb") as opened:
-        return opened.read(4).startswith(PICKLED)
-
-
-def _unpickled(file: Path) -> dict[str, Tensor]:
-    """The weights of a file of PyTorch; no code in it is run. Raises OSError if it cannot be read so."""
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise OSError(str(error)) from None
-    if not isinstance(found, Mapping):
-        raise OSError(f"it holds a {type(found).__name__}")
-    return dict(next((found[name] for name in UNDER if isinstance(found.get(name), Mapping)), found))
-
-
 KINDS = {
     b"version https://git-lfs": "a pointer of Git LFS in place of the file: fetch it with 'git lfs pull'",
-    b"\x80": f"a pickle, as PyTorch wrote .pth once, {ALONE}",
+    b"\x80": "a pickle, as PyTorch wrote .pth once",
     b"\x89HDF": "an HDF5 file, as Keras writes it: no weights of timm",
     b"\x93NUMPY": "an array of NumPy",
     b"GGUF": "a GGUF file: no weights of timm",
@@ -178,14 +137,7 @@ def _kind_of_zip(file: Path) -> str:
     except zipfile.BadZipFile:
         return "a zip that was cut off, as PyTorch writes .pth, .pt and .bin: copy it again"
     if any(name.rpartition("/")[2] == "data.pkl" for name in names):
-        return f"a zip, as PyTorch writes .pth, .pt and .bin, {ALONE}"
+        return "a zip, as PyTorch writes .pth, .pt and .bin"
     if any(name.endswith(".npy") for name in names):
         return "arrays of NumPy (.npz)"
     return f"a zip of {', '.join(names[:3])}: unpack it"
-
-
-def read_state(path: str | Path, key: str, model: ModelSpec, classes: int) -> dict[str, Tensor]:
-    """A whole state that fits the model and its classes. Raises CheckpointError, naming the key and every difference."""
-    found = read_tensors(path, key, model)
-    check_state(found, build(model, classes).state_dict(), f"{key}: {Path(path).name}")
-    return found

@@ -20,10 +20,11 @@ from fedmerge.data.scanner import Scanner
 from fedmerge.errors import CheckpointError
 from fedmerge.federated.client.trainer import LabeledImages, Recipe, fit
 from fedmerge.federated.messages import HeadInit, Initial
-from fedmerge.federated.model import ModelSpec, build, normalization, on_the_hub, renew_head
+from fedmerge.federated.model import ClipSpec, ModelSpec, build, normalization, on_the_hub, renew_head
 from fedmerge.federated.pool import tensor_file
-from fedmerge.federated.pool.tensor_file import keeps_order, read_tensors
+from fedmerge.federated.pool.checkpoint import expected_of, read_weights
 from fedmerge.federated.security.audit import state_digest
+from fedmerge.federated.server.clip_start import prompt_head, read_towers, start_of, train_towers
 from fedmerge.federated.site import Site
 from fedmerge.merging.bank.layout import check_state, head_names
 from fedmerge.registry import Spec
@@ -44,12 +45,12 @@ class _Initialization(Spec):
     head_init: HeadInit = Field(
         "shared_random",
         description="shared_random: one truncated normal for all; fed_lp: linear probing by FedAvg, encoder frozen; "
-        "per_site_random: another for each hospital; zero",
+        "per_site_random: another for each hospital; zero; text: class prompts', for a CLIP, which has no other",
     )
 
 
 class Pretrained(_Initialization):
-    """timm's pretrained weights: from the cache if they are there, else from its hub."""
+    """timm's pretrained weights: from the cache if they are there, else from its hub; of a CLIP, its `model.weights`."""
 
     kind: Literal["pretrained"]
     cache: str | None = Field(
@@ -61,7 +62,10 @@ class Pretrained(_Initialization):
 
 
 class Checkpoint(_Initialization):
-    """A file of weights, of safetensors or as PyTorch writes it. A head of another number of classes is replaced."""
+    """A file of weights, of safetensors or as PyTorch writes it. A head of another number of classes is replaced.
+
+    Of a CLIP, any file that `model.weights` may name.
+    """
 
     kind: Literal["checkpoint"]
     path: str = Field(description="the file; may begin with ~ and name environment variables as ${NAME}")
@@ -80,6 +84,10 @@ def _public_source(value: Any) -> Any:
 PublicSource: Any = Annotated[SOURCES.union(), BeforeValidator(_public_source)]
 
 
+CAPTIONS = ("a {domain} slice of the {word}, {noise} noise", "a {noise} noise scan of the {word}", "a scan of the {word}")
+"""What public images are called where a scenario does not say it."""
+
+
 class Proxy(_Initialization):
     """Trained once on public data, by default the phantom's public scanner with patients of no hospital."""
 
@@ -89,21 +97,27 @@ class Proxy(_Initialization):
     epochs: int = Field(5, ge=1)
     lr: float = Field(1e-3, gt=0)
     batch_size: int = Field(32, ge=1)
+    captions: tuple[str, ...] | None = Field(
+        None, min_length=1, description="of a CLIP: texts that public images come with, of {word}, {domain} and {noise} (low, high)"
+    )
 
 
 Initialization = Annotated[Pretrained | Checkpoint | Proxy, Field(discriminator="kind")]
 
 
-def initialize(
+def initialize(  # noqa: PLR0913 - names and target are for prompts alone
     spec: Pretrained | Checkpoint | Proxy | None,
     model: ModelSpec,
     classes: int,
     seed: int,
     folder: Path,
     on_progress: OnProgress,
+    names: Sequence[str] = (),
+    target: Sequence[str] = (),
 ) -> Initial:
     """theta_0 with the head that `head_init` asks for; a proxy's encoder is kept in `folder` and trained once.
 
+    names, target: the classes of hospitals and target, for prompts.
     Without a spec the layout of a model alone, for hospitals that all bring their experts.
     Raises CheckpointError if weights cannot be had or do not fit.
     """
@@ -111,6 +125,8 @@ def initialize(
         weights = dict(build(model, classes, seed=seed).state_dict())
         said = "not known: all hospitals bring experts that were trained elsewhere"
         return Initial(weights, state_digest(weights), "shared_random", said, head_names(build(model, classes)), known=False)
+    if isinstance(model, ClipSpec):
+        return _of_prompts(spec, model, seed, folder, on_progress, names, target)
     match spec:
         case Pretrained():
             weights = _pretrained(spec, model, classes, seed)
@@ -126,6 +142,50 @@ def initialize(
     how = "zero" if spec.head_init == "zero" else "random"
     weights = renew_head(weights, heads, how, seed_of(seed, "head"))
     return Initial(weights, state_digest(weights), spec.head_init, f"{description}; head: {spec.head_init}", heads)
+
+
+def _of_prompts(
+    spec: Pretrained | Checkpoint | Proxy,
+    model: ClipSpec,
+    seed: int,
+    folder: Path,
+    on_progress: OnProgress,
+    names: Sequence[str],
+    target: Sequence[str],
+) -> Initial:
+    """theta_0 of a CLIP, zero-shot: image tower and prompts; and the target's own head, if it has other classes."""
+    match spec:
+        case Pretrained():
+            towers = read_towers(model, str(model.weights), "model.weights")
+            description = f"weights {Path(str(model.weights)).name} of {model.name}"
+        case Checkpoint():
+            towers = read_towers(model, spec.path, "initialization.path")
+            description = f"checkpoint {Path(spec.path).name}"
+        case Proxy():
+            file = kept_proxy(spec, model, seed, folder)
+            if not file.exists():
+                see_that_writable(folder, "--pool")
+                tensor_file.put(file, _on_one_thread(lambda: _captioned(spec, model, seed, on_progress)))
+            towers = tensor_file.take(file, "delete this file and the proxy is trained again")[0]
+            description = f"proxy: {spec.epochs} epochs on captions of public images of '{spec.source.kind()}'"
+    weights = start_of(model, towers, names)
+    other = prompt_head(model, towers, target) if target and tuple(target) != tuple(names) else {}
+    said = f"{description}; head: {len(model.templates)} prompts for each class"
+    heads = tuple(name for name in weights if name.startswith("head.") and name != "head.tokens")
+    return Initial(weights, state_digest(weights), "text", said, heads, other)
+
+
+def _captioned(spec: Proxy, model: ClipSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
+    images = spec.scanner.scan(spec.source.load(model.geometry, PUBLIC, seed), PUBLIC, seed)
+    recipe = {"epochs": spec.epochs, "lr": spec.lr, "batch_size": spec.batch_size}
+    return train_towers(
+        model,
+        images,
+        spec.captions or CAPTIONS,
+        recipe,
+        seed,
+        lambda done, all_: on_progress(done, all_, "CLIP on public captions"),
+    )
 
 
 def keep_theta_0(initial: Initial, folder: Path) -> None:
@@ -184,11 +244,12 @@ def _pretrained(spec: Pretrained, model: ModelSpec, classes: int, seed: int) -> 
 
 
 def _checkpoint(spec: Checkpoint, model: ModelSpec, classes: int, seed: int) -> dict[str, Tensor]:
-    found = read_tensors(spec.path, "initialization.path", model)
+    read = read_weights(spec.path, "initialization.path", expected_of(model))
+    found = read.state
     skeleton = build(model, classes, seed=seed)
     wanted, heads = skeleton.state_dict(), head_names(skeleton)
     owner = f"initialization.path: {Path(os.path.expandvars(spec.path)).name}"
-    renamed = _by_order(found, wanted, heads) if keeps_order(spec.path) else "safetensors files keep no order, only names"
+    renamed = _by_order(found, wanted, heads) if read.keeps_order else "safetensors files keep no order, only names"
     if spec.match == "order":
         if isinstance(renamed, str):
             raise CheckpointError(f"{owner} does not fit the model in its order: {renamed}")
@@ -224,35 +285,38 @@ def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, on_progress: O
     file = kept_proxy(spec, model, seed, folder)
     if not file.exists():
         see_that_writable(folder, "--pool")
-        tensor_file.put(file, _train_proxy(spec, model, seed, on_progress))
+        tensor_file.put(file, _on_one_thread(lambda: _proxy_of(spec, model, seed, on_progress)))
     fresh = build(model, classes, seed=seed).state_dict()
     return {**fresh, **tensor_file.take(file, "delete this file and the proxy is trained again")[0]}
 
 
 def kept_proxy(spec: Proxy, model: ModelSpec, seed: int, folder: Path) -> Path:
     """Where the encoder of a proxy is kept, whether it is there or not."""
+    untold = {"captions"} if spec.captions is None else set[str]()
+    of_hospitals = {"weights", "templates", "tune", "head"} if isinstance(model, ClipSpec) else set[str]()
     determined: dict[str, Any] = {
         "version": VERSION,
-        "proxy": spec.model_dump(mode="json", exclude={"head_init"}),
+        "proxy": spec.model_dump(mode="json", exclude={"head_init"} | untold),
         "images": spec.source.identity(PUBLIC, seed),
-        "model": model.model_dump(mode="json"),
+        "model": model.model_dump(mode="json", exclude=of_hospitals),
         "seed": seed,
     }
     key = hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:16]
     return folder / "initializations" / f"proxy-{key}.safetensors"
 
 
-def _train_proxy(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
-    """The encoder of a classifier of the public images; on one thread, as hospitals train: its bits do not hang on the cores."""
+def _on_one_thread(train: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """As hospitals train: the bits do not hang on the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _proxy_of(spec, model, seed, on_progress)
+        return train()
     finally:
         torch.set_num_threads(threads)
 
 
 def _proxy_of(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:
+    """The encoder of a classifier of the public images."""
     images = Site(name=PUBLIC, source=spec.source, scanner=spec.scanner).images(model.geometry, seed)
     x = Normalized(images.pixels, np.arange(len(images)), *normalization(model))
     data = LabeledImages(x, torch.from_numpy(images.labels))

@@ -14,7 +14,8 @@ class ClassCounts(Statistic):
 
     def layout(self, model: nn.Module) -> Shapes:
         """One number for each output of the classifier."""
-        return {"counts": (len(model.get_parameter(head_names(model)[-1])),)}
+        outputs = getattr(model, "num_classes", None)  # of timm's models, and of CLIPs, whose head is made of prompts
+        return {"counts": (outputs or len(model.get_parameter(head_names(model)[-1])),)}
 
     def measure(self, ground: Ground) -> State:
         """Counts of the training images' labels."""

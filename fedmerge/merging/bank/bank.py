@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Protocol, Self
 
@@ -152,6 +154,20 @@ class Bank:
         bank = cls(skeleton, shelf.parts, rows, buffers, names, anchors)
         bank.mapped = shelf.mapped
         return bank
+
+    @cached_property
+    def joined(self) -> Bank:
+        """The same rows, with theta_0 as one more expert: the last. Raises CheckpointError without theta_0, and over shards."""
+        if self.shards is not None:
+            raise CheckpointError("with_theta_0: the experts are spread over shards; expected all rows in one place")
+        self.anchor("theta_0")
+        twin = copy.copy(self)
+        twin.names, twin.anchors = (*self.names, "theta_0"), self.anchors[1:]
+        twin.K, twin.A, twin.counts = self.K + 1, self.A - 1, None
+        twin.temperatures = torch.cat([self.temperatures, self.temperatures.new_ones(1)])
+        twin.buffers = replace(self.buffers, experts=twin.K)
+        twin.kept, twin.statistics, twin._merged = {}, Statistics(twin.names, self.slices), self.blank()
+        return twin
 
     def anchor(self, name: str) -> int:
         """The row of an anchor. Raises CheckpointError if the bank was made without it."""

@@ -10,8 +10,14 @@ from torch import Tensor, nn
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Weight's name -> layer, in the order of the modules; a layer that shares its weight with another appears once."""
-    found = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    """Weight's name -> layer, in the order of the modules; a layer that shares its weight with another appears once.
+
+    Without the last layer of PyTorch's own attention, as CLIP's towers have it: its weight is read, and the layer never called.
+    """
+    modules = dict(model.named_modules())
+    uncalled = {f"{name}.out_proj" for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
+    linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear) and name not in uncalled}
+    found = {f"{name}.weight": module for name, module in linear.items()}
     return {name: layer for name, layer in found.items() if name in dict(model.named_parameters())}
 
 

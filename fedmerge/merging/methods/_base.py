@@ -47,6 +47,10 @@ class Method(Plugin):
         "under those of the stream so far, where these have told more of its batches than even ones",
     )
 
+    with_theta_0: bool = Field(
+        False, description="theta_0 is one more expert of this row, the last: the zero-shot model, where it knows the classes"
+    )
+
     @property
     def key(self) -> str:
         """The method's name in tables and records: its label, else the name of its file."""

@@ -27,7 +27,9 @@ class SingleExpert(Output):
 
     def expand(self, names: tuple[str, ...]) -> tuple[Method, ...]:
         """One row of the table for every expert, or the one that is named; none while it is away."""
-        return (self,) * (self.site in names) if self.site else tuple(SingleExpert(site=name) for name in names)
+        if self.site:
+            return (self,) * (self.site in names)
+        return tuple(SingleExpert(site=name, with_theta_0=self.with_theta_0) for name in names)
 
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C) of the named expert. Raises ScenarioError if there is none of that name."""

@@ -14,7 +14,7 @@ does, over the stream so far: experts of one site each have gone further than a 
 Where that loses more than 2 % of the answers, t grows, and from 6 % on it is 1: then theta_0 knows too little. The ensemble is the
 judge, because it alone of the panel is no point near the line between the two.
 Weights may be mixed where models between the experts are as good as they are. Where t is 1, and the mean merge answers otherwise
-than the mixture of predictions p(y | x_i) = sum_k r_ik p_k(y | x_i) on more than one image of five, over the stream so far, they are
+than the mixture of predictions p(y | x_i) = sum_k r_ik p_k(y | x_i) on more than one image of five over the stream so far, they are
 not, and the mixture is the answer: the same posterior, of predictions instead of weights. The notes say so (`mixed_predictions`).
 b is what the consensus says of the batch, with `label_prior: batch` alone, and even otherwise. The consensus is taken to be as sure
 as the panel agrees (`agreement.temperature`).

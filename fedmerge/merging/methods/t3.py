@@ -29,7 +29,7 @@ class T3(Adaptive):
     takes one divergence of all K + 1 models and splits lambda by exp(-H_k); `no_generalist` is alpha_k ~ exp(-KL(p_k || pbar)).
     Where the source contradicts itself: sigma of [0, ln 2] is [0.50, 0.67], so that lambda as printed (`literal`) never nears 0
     or 1 as its text says; `rescaled` maps I / ln 2 linearly, `scaled_sigmoid` is sigma(kappa (I / ln 2 - 1/2)). Its zero-shot
-    generalist with a text head does not exist for hospital labels: g is the experts' mean, theta_0, or the scenario's model.
+    generalist is theta_0 of a CLIP (`generalist: theta_0`); models of timm have none: g is the experts' mean, or the scenario's.
     Worked example: p_g = (1, 0), p_1 = (0, 1): I = ln 2, lambda = 2/3; H_1 = 0 < tau_f, so lambda' = min(2/3 + 1/2, 1) = 1.
     """
 
@@ -59,7 +59,7 @@ class T3(Adaptive):
     def remark(self) -> str:
         """Which generalist, and whether the first pass counts."""
         who = {"mean": "the experts' mean", "theta_0": "theta_0", "generalist": "the scenario's model"}[self.generalist]
-        said = "no generalist" if self.k_rule == "no_generalist" else f"generalist: {who}; no zero-shot text head exists here"
+        said = "no generalist" if self.k_rule == "no_generalist" else f"generalist: {who}; zero-shot only if it is a CLIP's theta_0"
         return f"{said}; precomputed: not online, and its first pass is counted" if self.precompute else said
 
     @property

@@ -8,6 +8,7 @@ batch gives the same bits on every machine: see `prefers_mixture`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -87,6 +88,11 @@ class PerSample:
     refusal: str = ""
     _checked: bool = False
     _uses: float | None = None
+
+    @cached_property
+    def joined(self) -> PerSample:
+        """The same with theta_0 as one more expert."""
+        return PerSample(self.bank.joined, self.way, self.taken)
 
     def predict(self, batch: Tensor, coefficients: Coefficients) -> PerSampleLogits:
         """Logits of a batch (N, channels, H, W) under coefficients (N, K) or (N, K + A).

@@ -138,6 +138,35 @@ def attention(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args[:3], fit, *args[4:], **kwargs) if len(args) > 3 else func(*args, **{**kwargs, "attn_mask": fit})
 
 
+def multi_head_attention(func: Any, args: Any, kwargs: Any) -> Any:
+    """Attention of `nn.MultiheadAttention`, whose activations are (L, N, E): every sample's projections, then the rest."""
+    given = {**dict(zip(ATTENTION, args, strict=False)), **kwargs}
+    odd = ("bias_k", "bias_v", "static_k", "static_v", "key_padding_mask")
+    if given.get("need_weights", True) or given.get("add_zero_attn") or any(given.get(name) is not None for name in odd):
+        raise refuse_operation("multi_head_attention_forward with weights, padding or added keys", (args, kwargs))
+    if given.get("training") and given.get("dropout_p", 0):
+        raise refuse_operation("multi_head_attention_forward in training mode", (args, kwargs))
+    sides = [given[name].transpose(0, 1) for name in ("query", "key", "value")]
+    if given["in_proj_weight"] is not None and not given.get("use_separate_proj_weight"):
+        weights = given["in_proj_weight"].chunk(3)
+    else:
+        weights = tuple(given[f"{name}_proj_weight"] for name in "qkv")
+    biases = given["in_proj_bias"].chunk(3) if given["in_proj_bias"] is not None else (None,) * 3
+    heads = given["num_heads"]
+    q, k, v = (
+        F.linear(side, weight, bias).reshape(*side.shape[:2], heads, -1).transpose(1, 2)
+        for side, weight, bias in zip(sides, weights, biases, strict=True)
+    )
+    mask = given.get("attn_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 3:
+        mask = mask.view(len(q), heads, *mask.shape[1:])
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        mask = ~mask  # True is "not allowed" there, and "allowed" here
+    causal = bool(given.get("is_causal")) and mask is None
+    found = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2)
+    return F.linear(found, given["out_proj_weight"], given["out_proj_bias"]).transpose(0, 1), None
+
+
 def prelu(func: Any, args: Any, kwargs: Any) -> Any:
     """x where positive, slope_i x elsewhere."""
     x, slope = args
@@ -192,6 +221,10 @@ def _weights(mixed: Mixed) -> Tensor:
 
 
 LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps")
+ATTENTION = (
+    "query", "key", "value", "embed_dim_to_check", "num_heads", "in_proj_weight", "in_proj_bias", "bias_k", "bias_v",
+    "add_zero_attn", "dropout_p", "out_proj_weight", "out_proj_bias",
+)  # fmt: skip
 GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
 RMS_NORM = ("input", "normalized_shape", "weight", "eps")
 BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
@@ -217,6 +250,7 @@ TABLE |= {
     "group_norm": mixed_normalization(lambda x, **given: F.group_norm(x, **given), GROUP_NORM, by_channel=True),
     "batch_norm": mixed_normalization(batch_statistics, BATCH_NORM, by_channel=True),
     "scaled_dot_product_attention": attention,
+    "multi_head_attention_forward": multi_head_attention,
     "prelu": prelu,
     "cat": lambda func, args, kwargs: for_every_sample(func, "cat", args, kwargs, constants=True),
     "interpolate": lambda func, args, kwargs: for_every_sample(func, "interpolate", args, kwargs),

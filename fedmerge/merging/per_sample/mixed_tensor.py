@@ -79,7 +79,7 @@ def per_sample(mixed: Mixed) -> Tensor:
     if mixed.merged is not None:
         return mixed.merged
     assert mixed.weights is not None
-    stacked = torch.stack(mixed.pieces).flatten(1).to(mixed.weights.dtype)
+    stacked = torch.stack(mixed.pieces).reshape(len(mixed.pieces), -1).to(mixed.weights.dtype)
     return (mixed.weights @ stacked).reshape(-1, *mixed.shape).to(mixed.pieces[0].dtype)
 
 

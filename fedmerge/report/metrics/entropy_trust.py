@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedmerge.errors import FolderError
 from fedmerge.report.metrics.classification import SMALLEST
+from fedmerge.report.metrics.decisions import share_of
 
 Float = NDArray[np.float64]
 PREFIX = "p:expert:"
@@ -56,7 +57,7 @@ def ratios(p: dict[str, NDArray[np.float32]], y: NDArray[np.int64]) -> dict[tupl
     found = {}
     for i, j in combinations(p, 2):
         splits = np.array([SPLITS[bool(u), bool(v)] for u, v in zip(right[i], right[j], strict=True)])
-        found[i, j] = (_ratio(H[i], H[j]), _ratio(loss[i], loss[j]), splits)
+        found[i, j] = (share_of(H[i], H[j]), share_of(loss[i], loss[j]), splits)
     return found
 
 
@@ -104,11 +105,6 @@ def _measured(pair: tuple[str, str], split: str, a: Float, b: Float) -> Trust:
         None if constant else float(spearmanr(a, b).statistic),
         float(((a < 0.5) == (b < 0.5)).mean()) if len(a) else None,
     )
-
-
-def _ratio(first: Float, second: Float) -> Float:
-    total = first + second
-    return np.where(total > 0, first / np.maximum(total, np.finfo(float).tiny), 0.5)
 
 
 def _clipped(p: dict[str, NDArray[np.float32]]) -> dict[str, Float]:

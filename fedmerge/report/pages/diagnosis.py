@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmerge.errors import FolderError
+from fedmerge.report.metrics.decisions import WHO, Signals, by_who, quadrants
 from fedmerge.report.metrics.entropy_trust import Trust, ratios
 from fedmerge.report.pages._render import fill
 from fedmerge.report.summary import influence
@@ -29,7 +30,39 @@ SHADE = {"both right": "#0072B2", "one right": "#D55E00", "both wrong": "#9a9a9a
 MOST = 1500
 """Images shown as points; more would hide each other."""
 
+MOST_PAIRS = 6
+"""Pairs whose images are drawn one by one; tables have all."""
+
 PARTS = ("both", "encoder", "head")
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What choices between models had to go by. settings: of each image. entropies: of every row of the run."""
+
+    pairs: list[Signals]
+    settings: NDArray[np.str_]
+    entropies: list[dict[str, Any]]
+
+    def as_row(self) -> dict[str, Any]:
+        """Plain records, for `diagnose.json`."""
+        by_setting = [
+            {
+                "pair": list(one.pair),
+                "setting": str(name),
+                "share": float(one.share[here].mean()),
+                "apart": float(one.apart[here].mean()),
+            }
+            for one in self.pairs
+            for name in np.unique(self.settings)
+            for here in [self.settings == name]
+        ]
+        return {
+            "by_setting": by_setting,
+            "by_who": [row for one in self.pairs for row in by_who(one)],
+            "quadrants": [row for one in self.pairs for row in quadrants(one)],
+            "entropies": self.entropies,
+        }
 
 
 @dataclass(frozen=True)
@@ -45,6 +78,7 @@ class Diagnosis:
     coefficients: dict[str, dict[str, NDArray[np.float64]]]
     drifts: tuple[Drift, Drift] | None
     paths: list[dict[str, Any]]
+    decided: Decisions
 
 
 def kept_coefficients(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
@@ -65,7 +99,13 @@ def kept_coefficients(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
                 parts["head"].append(line["head"])
     except (ValueError, KeyError) as error:
         raise FolderError(f"{file}: cannot be read ({error}); expected the lines of a finished run") from None
-    return {name: {part: np.array(rows) for part, rows in parts.items()} for name, parts in found.items()}
+    return {name: {part: _filled(rows) for part, rows in parts.items()} for name, parts in found.items()}
+
+
+def _filled(rows: list[list[float]]) -> NDArray[np.float64]:
+    """(T, K), with 0 for a model such as theta_0 that a method had no use for in a batch."""
+    width = max(map(len, rows))
+    return np.array([[*row, *[0.0] * (width - len(row))] for row in rows])
 
 
 def changes_of(run: Path) -> list[str]:
@@ -79,7 +119,12 @@ def write_diagnosis(run: Path, d: Diagnosis) -> None:
     """Write `diagnose.html` and `plots/diagnose-*.svg` into the run's folder."""
     import matplotlib as mpl
 
-    drawn: dict[str, Callable[[Diagnosis], Figure]] = {"trust": scatter}
+    drawn: dict[str, Callable[[Diagnosis], Figure]] = {
+        "trust": scatter,
+        "settings": by_setting,
+        "quadrants": scattered,
+        "entropies": sureness,
+    }
     if d.coefficients:
         drawn["coefficients"] = histograms
     if d.drifts:
@@ -94,7 +139,13 @@ def write_diagnosis(run: Path, d: Diagnosis) -> None:
     inline = {name: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode() for name, svg in plots.items()}
     effective = {name: {part: influence(rows).effective for part, rows in of.items()} for name, of in d.coefficients.items()}
     page = fill(
-        "diagnose", {"percent": lambda x: f"{x:.0%}", "signed": _signed}, d=d, plots=inline, effective=effective, parts=PARTS
+        "diagnose",
+        {"percent": _percent, "signed": _signed},
+        d=d,
+        plots=inline,
+        effective=effective,
+        parts=PARTS,
+        decided=d.decided.as_row(),
     )
     atomic_write(run / "diagnose.html", page)
 
@@ -129,6 +180,65 @@ def histograms(d: Diagnosis) -> Figure:
         axes.set_title(f"{name}: {part}", loc="left")
     panels[0].set_ylabel("batches")
     panels[0].legend(frameon=False, fontsize=6)
+    return figure
+
+
+def by_setting(d: Diagnosis) -> Figure:
+    """How often images of each setting had which coefficient by entropy, and how far apart the two models were on them."""
+    pairs = d.decided.pairs[:MOST_PAIRS]
+    figure, panels = _panels(2 * len(pairs), 2, 2.0)
+    bins = np.linspace(0, 1, 31)
+    names = np.unique(d.decided.settings)
+    drawn = [(one, what) for one in pairs for what in ("share", "apart")]
+    for axes, (one, what) in zip(panels, drawn, strict=True):
+        for k, name in enumerate(names):
+            values = getattr(one, what)[d.decided.settings == name]
+            weights = np.full(len(values), 1 / max(1, len(values)))
+            style = "-" if k < len(PALETTE) else "--"
+            axes.hist(
+                values,
+                bins=bins.tolist(),
+                weights=weights,
+                histtype="step",
+                ls=style,
+                color=PALETTE[k % len(PALETTE)],
+                label=str(name),
+            )
+        said = "coefficient of the first by entropy" if what == "share" else "divergence / ln 2"
+        axes.set_title(f"{' / '.join(one.pair)}: {said}", loc="left")
+    panels[0].set_ylabel("share of the images")
+    panels[0].legend(frameon=False, fontsize=6)
+    return figure
+
+
+def scattered(d: Diagnosis) -> Figure:
+    """Every image by how unsure two models are and how far apart: which of them is right is its color."""
+    pairs = d.decided.pairs[:MOST_PAIRS]
+    figure, panels = _panels(len(pairs), 3, 2.6)
+    shades = dict(zip(WHO, ("#9a9a9a", "#0072B2", "#D55E00", "#000000"), strict=True))
+    for axes, one in zip(panels, pairs, strict=False):
+        step = max(1, len(one.apart) // MOST)
+        for who, shade in shades.items():
+            own = (one.right[::step, :2] == who).all(1)
+            x, y, name = one.unsure[::step][own], one.apart[::step][own], f"{who[0]}{who[1]}"
+            axes.plot(x, y, "o", ms=2, alpha=0.4, color=shade, label=name, mew=0, rasterized=True)
+        axes.axvline(float(np.median(one.unsure)), lw=0.5, color="#9a9a9a")
+        axes.set_title(" / ".join(one.pair), loc="left")
+        axes.set_xlabel("mean entropy / ln C")
+    panels[0].set_ylabel("divergence / ln 2")
+    panels[0].legend(frameon=False, markerscale=3, fontsize=7)
+    return figure
+
+
+def sureness(d: Diagnosis) -> Figure:
+    """Mean entropy of every row's predictions: single models in gray."""
+    rows = d.decided.entropies
+    figure, (axes,) = _panels(1, 1, 0.3 + 0.17 * len(rows))
+    at = range(len(rows))
+    axes.barh(at, [row["entropy"] for row in rows], color=["#9a9a9a" if row["single"] else "#0072B2" for row in rows], height=0.7)
+    axes.set_yticks(at, [row["row"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("mean entropy of predictions, nats (gray: single models)")
     return figure
 
 
@@ -193,6 +303,10 @@ def _panels(count: int, columns: int, height: float) -> tuple[Figure, Any]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_visible(number < count)
     return figure, panels
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 def _signed(value: float | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmerge.merging.methods.wise_ft import WiseFt
 from fedmerge.report.plots.layout import AROUND, LINE, apart, binned, label_ends, largest, mark_changes, named, points
 from fedmerge.report.records import RunRecord
 
@@ -45,6 +46,8 @@ def draw(record: RunRecord, summary: dict[str, Any]) -> dict[str, str]:
         }
         if record.stream.conditions:
             plots["severity"] = _svg(severity(record, summary))
+        if record.parts:
+            plots["robustness"] = _svg(robustness(record, summary))
         adaptive = [name for name in record.methods if record.steps_of(name)[0].encoder is not None]
         plots |= {f"coefficients-{i}": _svg(coefficients(record, name)) for i, name in enumerate(adaptive)}
     return plots
@@ -127,6 +130,32 @@ def coefficients(record: RunRecord, method: str) -> Figure:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
     grid[-1].set_xlabel("batch")
     return figure
+
+
+def robustness(record: RunRecord, summary: dict[str, Any]) -> Figure:
+    """Accuracy in the domains that hospitals train on against that in the others; WiSE-FT's rows are one curve of its share."""
+    figure, axes = _figure(4.2)
+    rows = {name: row["by_part"] for name, row in summary["methods"].items() if None not in row["by_part"].values()}
+    at = {name: (100 * part["in_domain"], 100 * part["out_of_domain"]) for name, part in rows.items()}
+    shade = colors(record)
+    curve = sorted((name for name in at if record.methods[name].paper == WiseFt.paper), key=lambda name: _share(record, name))
+    if curve:
+        axes.plot(*zip(*(at[name] for name in curve), strict=True), "o-", ms=3, lw=1.2, color=QUIET)
+        for name in (curve[0], curve[-1]):
+            axes.annotate(
+                f"a = {_share(record, name):g}", at[name], (4, -10), textcoords="offset points", fontsize=8, color="#666666"
+            )
+    for name in (name for name in at if name not in curve):
+        ranked = summary["methods"][name]["ranked"]
+        axes.plot(*at[name], "o" if ranked else "x", color=shade[name], ms=6, label=name if ranked else f"{name} (not ranked)")
+    axes.set_xlabel(f"accuracy in {', '.join(record.parts['in_domain'])}, % (hospitals train on it)")
+    axes.set_ylabel(f"mean accuracy in {', '.join(record.parts['out_of_domain'])}, %")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+    return figure
+
+
+def _share(record: RunRecord, name: str) -> float:
+    return float(record.methods[name].hyper_parameters["a"])
 
 
 def domains(record: RunRecord, summary: dict[str, Any]) -> Figure:

@@ -315,3 +315,15 @@ def test_importing_changes_nothing_and_merging_needs_torch_alone() -> None:
         "assert not {'flwr', 'ray', 'timm', 'matplotlib'} & set(sys.modules), sorted(sys.modules)\n"
         "assert torch.get_num_threads() == threads and dict(os.environ) == before\n"
     )
+
+
+@pytest.mark.parametrize("name", ["mean", "slerp", "mixup", "dawin", "dawin_sample", "ensemble", "dcs", "eam", "t3"])
+def test_theta_0_may_be_one_more_expert(name: str) -> None:
+    """The same bits as with theta_0 among the experts, under its name."""
+    batch = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    beside = fedmerge.Adapter(Net(), {"north": NORTH, "south": SOUTH}, method=name, base=START, with_theta_0=True)
+    among = fedmerge.Adapter(Net(), {"north": NORTH, "south": SOUTH, "theta_0": START}, method=name, base=START)
+    for _ in range(2):
+        assert torch.equal(beside(batch), among(batch))
+    with pytest.raises(CheckpointError, match="theta_0: the bank was made without it"):
+        fedmerge.Adapter(Net(), {"north": NORTH}, method=name, with_theta_0=True)(batch)

@@ -1,21 +1,17 @@
-"""The backbone that all hospitals share, by its timm name. timm is imported where a model is built: its import takes seconds."""
+"""A classifier of timm by its name. timm is imported where a model is built: its import takes seconds."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from functools import cache
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, Field, with_config
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator, with_config
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import TypedDict
 
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.errors import Problem, ScenarioError, nearest
-from fedmerge.merging.bank.layout import tied
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
 from fedmerge.system.offline import silence
@@ -57,6 +53,10 @@ GIVEN = {
 """Arguments of timm's constructor that are not for `model.kwargs`, and why."""
 
 
+FOR_TEXT = ("templates", "words", "weights", "tune", "head")
+"""Keys of a model that reads text."""
+
+
 class ModelSpec(Spec):
     """A timm classifier and what its constructor is given."""
 
@@ -64,13 +64,37 @@ class ModelSpec(Spec):
     kwargs: Arguments = Field(default_factory=lambda: Arguments(), description="arguments of the model's constructor")
     size: int | None = Field(None, ge=8, le=1024, description="side of the input image; default kwargs.img_size, else 224")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_timm(cls, value: Any) -> Any:
+        """`kind: timm` may be said. Prompts are for models that read text."""
+        if cls is not ModelSpec or not isinstance(value, dict):
+            return value
+        if found := [key for key in FOR_TEXT if key in value]:
+            raise ValueError(f"{', '.join(found)}: only a model that reads text has them. Say 'kind: clip', or leave them out")
+        return {key: item for key, item in value.items() if key != "kind"}
+
+    def probing(self, steps: int) -> tuple[int, float]:
+        """How many of a run's steps train the head alone, before the others train all; and their learning rate."""
+        return 0, 0.0
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether prompts make its head, so that classes can differ between hospitals and target."""
+        return False
+
+    @property
+    def as_sent(self) -> ModelSpec:
+        """What others than the coordinator need of it."""
+        return self
+
     @property
     def geometry(self) -> Geometry:
         """Side and channels of the input."""
         return Geometry(self.size or self.kwargs.get("img_size", 224), self.kwargs.get("in_chans", 3))
 
 
-def build(
+def build_timm(
     spec: ModelSpec, classes: int, dropout: float = 0.0, pretrained: Mapping[str, Any] | None = None, seed: int = 0
 ) -> nn.Module:
     """The model in float32 with a fresh head of `classes` outputs; `dropout` acts before the head.
@@ -106,7 +130,7 @@ def build(
         except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if pretrained is not None:  # of weights that cannot be had, the caller knows more
                 raise
-            raise ScenarioError([_misfit(spec, _first_line(error))]) from None
+            raise ScenarioError([_misfit(spec, first_line(error))]) from None
     return model.float()
 
 
@@ -126,74 +150,11 @@ def _misfit(spec: ModelSpec, said: str) -> Problem:
     return Problem("scenario", "model.kwargs", f"{spec.kwargs} ({said})", f"arguments that {spec.name} accepts")
 
 
-@cache
-def _tried(name: str, arguments: str, side: int, channels: int, classes: int) -> tuple[str, str, int]:
-    """What one forward of one black image gave: why it failed, the shape of its output otherwise, and rows of pixels left over."""
-    model = build(ModelSpec(name=name, kwargs=json.loads(arguments), size=side), classes).eval()
-    try:
-        with torch.no_grad():
-            output = model(torch.zeros(1, channels, side, side))
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        return _first_line(error), "", 0
-    if not isinstance(output, torch.Tensor):
-        return "", type(output).__name__, 0
-    return "", str(tuple(output.shape)), _rim(model, channels, side)
-
-
-def try_out(spec: ModelSpec, classes: int) -> list[str]:
-    """See that the model takes its images, by one forward of a black one; what a reader should know of it.
-
-    Raises ScenarioError that names the key, before anything is computed by a model that does not.
-    """
-    side, channels = spec.geometry
-    arguments = json.dumps(spec.kwargs, sort_keys=True)
-    failure, shape, rim = _tried(spec.name, arguments, side, channels, classes)
-    if failure:
-        key = "model.size" if spec.size else "model.kwargs.img_size"
-        mend = f"A model that is built for one size is told it by kwargs: {{img_size: {side}}}" if "match" in failure else ""
-        raise ScenarioError([Problem("scenario", key, f"{side} ({failure.rstrip('.')})", f"a size that {spec.name} takes", mend)])
-    if shape != f"(1, {classes})":
-        expected = f"(1, {classes}), one row of logits for an image"
-        raise ScenarioError([Problem("scenario", "model.kwargs", f"a model whose output is {shape}", expected)])
-    return (
-        [f"model: the last {rim} of {side} rows or columns are not seen: its patches or strides do not divide {side}"]
-        if rim
-        else []
-    )
-
-
-def ties_of(spec: ModelSpec) -> dict[str, str]:
-    """Names of the parameters that the model ties to others, and theirs."""
-    return _ties_of(spec.model_dump_json())
-
-
-@cache
-def _ties_of(spec: str) -> dict[str, str]:
-    return tied(build(ModelSpec.model_validate_json(spec), 2).state_dict())
-
-
-def _rim(model: nn.Module, channels: int, side: int) -> int:
-    """Rows or columns at the end that change no feature, as where patches do not divide the side. It spoils the model."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():  # a layer that begins at 0 would hide what it sees
-                parameter.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
-    image = torch.rand(1, channels, side, side, generator=generator).requires_grad_()
-    features = getattr(model, "forward_features", model)(image)
-    if not isinstance(features, torch.Tensor):
-        return 0
-    into = torch.randn(features.shape, generator=generator)
-    (slope,) = torch.autograd.grad((features * into).sum(), image)
-    seen = [torch.nonzero(slope.abs().amax(axes)) for axes in ((0, 1, 3), (0, 1, 2))]
-    return max(side - 1 - int(lines.max()) for lines in seen) if len(seen[0]) else 0
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def normalization(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def timm_normalization(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel: 0.5 for gray images, else what the model's pretrained weights expect."""
     channels = spec.geometry.channels
     if channels != 3:
@@ -212,15 +173,6 @@ def on_the_hub(spec: ModelSpec) -> tuple[str, str | None] | None:
 
     config = timm.get_pretrained_cfg(spec.name)
     return (config.hf_hub_id or "", config.hf_hub_filename) if config and config.has_weights else None
-
-
-def train_mode(model: nn.Module) -> nn.Module:
-    """Training mode with BatchNorm frozen in evaluation mode, as DiWA does: its statistics stay those of theta_0."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.eval()
-    return model
 
 
 def renew_head(weights: dict[str, torch.Tensor], heads: tuple[str, ...], how: str, seed: int) -> dict[str, torch.Tensor]:
