@@ -82,13 +82,18 @@ def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
     G = torch.zeros(R, K, K, dtype=torch.float64, device=rows.device)
     step = block(rows, 2 * K)
     across = max(1, step // max(d, 1))
+    room = rows.new_empty(K * step, dtype=torch.float64)  # one for all blocks: fresh memory costs more than the sums
     for r in range(0, R, across):
         for c in range(0, d, step):
-            x = rows[:, r : r + across, c : c + step].double()
+            part = rows[:, r : r + across, c : c + step]
+            x = room[: part.numel()].view(part.shape).copy_(part)
             if origin is not None:
-                x = x - origin[r : r + across, c : c + step].double()
-            x = x.transpose(0, 1)
-            G[r : r + across] += x @ x.mT
+                x -= origin[r : r + across, c : c + step].double()
+            if R == 1:
+                G[0] += x[:, 0] @ x[:, 0].T
+            else:
+                x = x.transpose(0, 1)
+                G[r : r + across] += x @ x.mT
     return G
 
 
