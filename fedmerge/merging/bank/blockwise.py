@@ -121,10 +121,10 @@ def magnitude_of_rank(tau: Tensor, rank: int) -> Tensor:
     """
     n = len(tau)
     if n > SMALL:
-        sample = tau[:: int(n ** (1 / 3)) // 2 | 1].abs().sort().values  # odd, so that it is no column of most matrices
+        sample = tau[:: int(n ** (1 / 3)) // 2 | 1].abs()  # odd, so that it is no column of most matrices
         place, share = rank / n * len(sample), rank / n
         margin = 4 * (len(sample) * share * (1 - share)) ** 0.5 + 1
-        low, high = (sample[min(len(sample) - 1, max(0, int(at)))].item() for at in (place - margin, place + margin))
+        low, high = (_of_rank(sample, min(len(sample), max(1, int(at)))).item() for at in (place - margin, place + margin))
         below, between = 0, []
         for part in torch.split(tau, block(tau, 2)):
             size = array(part.abs())

@@ -37,7 +37,8 @@ class Breadcrumbs(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        return bank.anchor_row("theta_0") + self.scale * tauwise(bank, lambda _, tau: self._crumbs(tau).sum(0))
+        theta_0 = bank.anchor_row("theta_0")
+        return tauwise(bank, lambda name, tau: theta_0[bank.slices[name]] + self.scale * self._crumbs(tau).sum(0))
 
     def working_bytes(self, sizes: Sizes) -> int:
         """One tensor's task vectors of all experts, and the magnitudes of one of them."""
