@@ -108,7 +108,7 @@ def array(tensor: Tensor) -> Any:
     return tensor.numpy() if tensor.device.type == "cpu" else tensor
 
 
-def count(mask: Any) -> int:
+def _count(mask: Any) -> int:
     """Entries of a mask, by numpy or torch, that are true."""
     return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.count_nonzero())
 
@@ -128,7 +128,7 @@ def magnitude_of_rank(tau: Tensor, rank: int) -> Tensor:
         below, between = 0, []
         for part in torch.split(tau, block(tau, 2)):
             size = array(part.abs())
-            below += count(size < low)
+            below += _count(size < low)
             between.append(torch.as_tensor(size[(size >= low) & (size <= high)]))
         found = torch.cat(between)
         if below < rank <= below + len(found):
@@ -151,7 +151,7 @@ def between_ranks(tau: Tensor, first: int, last: int) -> Any:
         return size < 0
     low, high = (magnitude_of_rank(tau, rank).item() for rank in (first + 1, last))
     mask = (size >= low) & (size <= high)
-    early, late = first - count(size < low), last - count(size < high)  # of those equal to the ends: dropped, and kept
+    early, late = first - _count(size < low), last - _count(size < high)  # of those equal to the ends: dropped, and kept
     for edge, dropped in ((low, slice(0, early)), (high, slice(late, None))):
         equal = torch.as_tensor(size == edge).nonzero()[:, 0] if dropped != slice(0, 0) else None
         if equal is not None:
