@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: help demo test test-long docs lint format clean
+.PHONY: help demo bench test test-long docs lint format clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -29,6 +29,9 @@ test-long: $(VENV)/.ready ## the tests that take a minute or more each: kills, c
 
 docs: $(VENV)/.ready ## write the documentation to docs-site/
 	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.ready ## what merging costs, as ratios; fails where one is above benchmarks/baseline.json
+	$(BIN)/python benchmarks/ratios.py
 
 lint: $(VENV)/.ready ## ruff and mypy only
 	$(BIN)/ruff check .

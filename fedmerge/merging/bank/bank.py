@@ -233,11 +233,9 @@ class Bank:
 
     def summed(self, rule: Rule) -> Tensor:
         """sum_k rule(name_k, tau_k), (P,)."""
-        if self.resident is None:
-            return torch.stack([rule(name, self.task_vector(k)) for k, name in enumerate(self.names)]).sum(0)
         total = rule(self.names[0], self.task_vector(0))
         for k in range(1, self.K):
-            total = total + rule(self.names[k], self.task_vector(k))
+            total += rule(self.names[k], self.task_vector(k))
             self.read(self.P * self.like.element_size())
         return total
 

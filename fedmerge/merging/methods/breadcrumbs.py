@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, tauwise
+from fedmerge.merging.bank.blockwise import Sizes, array, between_ranks, tauwise
 from fedmerge.merging.methods._base import Static
 
 
@@ -38,15 +37,18 @@ class Breadcrumbs(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        return bank.anchor_row("theta_0") + self.scale * tauwise(bank, lambda _, tau: self._crumbs(tau).sum(0))
+        theta_0 = bank.anchor_row("theta_0")
+        return tauwise(bank, lambda name, tau: theta_0[bank.slices[name]] + self.scale * self._crumbs(tau).sum(0))
 
     def working_bytes(self, sizes: Sizes) -> int:
-        """One tensor's task vectors of all experts, and the order of their entries."""
-        return 6 * 4 * sizes.experts * sizes.largest
+        """One tensor's task vectors of all experts, and the magnitudes of one of them."""
+        return 2 * 4 * sizes.experts * sizes.largest
 
     def _crumbs(self, tau: Tensor) -> Tensor:
-        """m_k tau_k (K, d) of one tensor."""
+        """m_k tau_k (K, d) of one tensor, written over tau."""
         d = tau.shape[1]
-        order = tau.abs().argsort(dim=1, stable=True)
-        m = torch.zeros_like(tau).scatter_(1, order[:, int(self.beta * d) : d - int(self.gamma * d)], 1)
-        return m * tau
+        for row in tau:
+            m = between_ranks(row, int(self.beta * d), d - int(self.gamma * d))
+            kept = array(row)
+            kept *= m
+        return tau

@@ -31,10 +31,12 @@ class ConsensusTa(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        return bank.anchor_row("theta_0") + self.scale * columnwise(bank, lambda columns: self._shared(bank.taus(columns)))
+        theta_0 = bank.anchor_row("theta_0")
+        return columnwise(bank, lambda at: theta_0[at] + self.scale * self._shared(bank.taus(at)))
 
     def _shared(self, tau: Tensor) -> Tensor:
-        """Task vectors (K, width) -> their sum (width,) where enough experts need it."""
+        """Task vectors (K, width) -> their sum (width,) where enough experts need it. Written over tau."""
         total = tau.sum(0)
-        m = tau.abs() > self.lam * (total - tau).abs()
-        return total * (m.sum(0) >= self.least)
+        far = (total - tau).abs_().mul_(self.lam)
+        m = tau.abs_().gt_(far)  # 1 and 0 as numbers, which torch compares, sums and multiplies much faster than booleans
+        return total * m.sum(0).ge_(self.least)

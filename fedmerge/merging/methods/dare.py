@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -10,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes
+from fedmerge.merging.bank.blockwise import block, pieces
 from fedmerge.merging.methods._base import Static
-from fedmerge.merging.methods.ties import KEEP, disjoint_merge, trim
+from fedmerge.merging.methods.ties import KEEP, above, by_sign, threshold
 
 
 class Dare(Static):
@@ -34,24 +35,36 @@ class Dare(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         if self.then == "ties":
-            thinned = [trim(self._thinned(name, bank.task_vector(k)), self.keep) for k, name in enumerate(bank.names)]
-            merged = disjoint_merge(torch.stack(thinned), "mean")
-        else:
-            merged = bank.summed(self._thinned)
-        return bank.anchor_row("theta_0") + self.scale * merged
-
-    def working_bytes(self, sizes: Sizes) -> int:
-        """For TIES, the thinned task vectors of all experts, and what disjoint merging makes of them."""
-        return 4 * 4 * sizes.experts * sizes.parameters if self.then == "ties" else 0
+            floor = torch.stack(
+                [threshold(self._thinned(name, bank.task_vector(k)), self.keep) for k, name in enumerate(bank.names)]
+            )
+            return by_sign(bank, self._trimmed(bank, floor), "mean", self.scale)
+        return bank.summed(self._thinned).mul_(self.scale).add_(bank.anchor_row("theta_0"))
 
     @property
     def whole(self) -> bool:
-        """For TIES: signs are elected over all thinned task vectors."""
+        """For TIES: its threshold is that of a whole thinned task vector."""
         return self.then == "ties"
 
+    def _trimmed(self, bank: Bank, floor: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Thinned task vectors without what is below the floors (K,), in parts: (columns, (K, width))."""
+        generators = [draws(self.seed, name) for name in bank.names]
+        for columns in pieces(bank):
+            tau = bank.taus(columns)
+            for row, generator in zip(tau, generators, strict=True):
+                self._thin(row, generator)
+            yield columns, above(tau, floor)
+
     def _thinned(self, name: str, tau: Tensor) -> Tensor:
-        mask = torch.rand(len(tau), generator=draws(self.seed, name), dtype=torch.float64) >= self.drop
-        return tau * mask.to(tau.device) / (1 - self.drop)
+        """tau'_k (P,), written over tau, a part at a time."""
+        generator = draws(self.seed, name)
+        for part in torch.split(tau, block(tau, 2)):
+            self._thin(part, generator)
+        return tau
+
+    def _thin(self, tau: Tensor, generator: torch.Generator) -> None:
+        m = torch.rand(len(tau), generator=generator, dtype=torch.float64).ge_(self.drop)  # 1 and 0 as numbers
+        tau.mul_(m.to(tau)).div_(1 - self.drop)
 
 
 def draws(seed: int, name: str) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, tauwise
+from fedmerge.merging.bank.blockwise import Sizes, block, in_order
 from fedmerge.merging.methods._base import Static
 from fedmerge.merging.methods.dare import draws
-from fedmerge.merging.methods.ties import agreeing, elected
+from fedmerge.merging.methods.ties import by_sign
 
 
 class Della(Static):
@@ -46,36 +46,34 @@ class Della(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        gamma = elected(self._each_tensor(bank, lambda _, thinned: thinned.sum(0)))
-        merged = self._each_tensor(bank, lambda columns, thinned: agreeing(thinned, gamma[columns], self.combine))
-        return bank.anchor_row("theta_0") + self.scale * merged
+        return by_sign(bank, self._thinned_tensors(bank), self.combine, self.scale)
 
     def working_bytes(self, sizes: Sizes) -> int:
         """One tensor's task vectors of all experts, as they are and thinned, and what one of them is thinned by."""
         return 6 * 4 * sizes.experts * sizes.largest
 
-    def _each_tensor(self, bank: Bank, rule: Callable[[slice, Tensor], Tensor]) -> Tensor:
-        """(P,) by a rule for the thinned task vectors of a tensor: (columns, (K, d)) -> (d,). Each call draws the same masks."""
+    def _thinned_tensors(self, bank: Bank) -> Iterator[tuple[slice, Tensor]]:
+        """m_k tau_k / (1 - p_k) of one tensor after another: (columns, (K, d))."""
         generators = [draws(self.seed, name) for name in bank.names]
-
-        def one(name: str, tau: Tensor) -> Tensor:
-            shape = bank.shapes[name]
+        for name, columns in bank.slices.items():
+            shape, tau = bank.shapes[name], bank.taus(columns)
             rows = shape[0] if self.rank_in == "row" and len(shape) > 1 else 1
-            thinned = [self._thinned(tau_k.reshape(rows, -1), draw) for tau_k, draw in zip(tau, generators, strict=True)]
-            return rule(bank.slices[name], torch.stack(thinned).reshape(tau.shape))
-
-        return tauwise(bank, one)
+            for tau_k, draw in zip(tau.view(bank.K, rows, -1), generators, strict=True):
+                for some in torch.split(tau_k, max(1, block(tau, 4) // max(1, tau_k.shape[1]))):
+                    some.copy_(self._thinned(some, draw))
+            yield columns, tau
+            bank.read(tau.numel() * bank.like.element_size())
 
     def _thinned(self, tau: Tensor, draw: torch.Generator) -> Tensor:
-        """m_k tau_k / (1 - p_k) of one expert's tensor (rows, n)."""
+        """m_k tau_k / (1 - p_k) of some rows of one expert's tensor (rows, n)."""
         p = self._probability(tau.abs())
-        m = torch.rand(tau.shape, generator=draw, dtype=torch.float64).to(p.device) >= p
-        return m * tau / (1 - p).to(tau)
+        m = torch.rand(tau.shape, generator=draw, dtype=torch.float64).to(p.device).ge_(p)  # 1 and 0 as numbers
+        return m.to(tau).mul_(tau).div_((1 - p).to(tau))
 
     def _probability(self, magnitude: Tensor) -> Tensor:
         """p_k (rows, n) of magnitudes (rows, n), float64."""
         n = magnitude.shape[-1]
-        order = magnitude.argsort(dim=-1, stable=True)
+        order = in_order(magnitude)
         share = torch.arange(n, dtype=torch.float64) / (n - 1) if n > 1 else torch.tensor([0.5], dtype=torch.float64)
         p = (self.drop + self.window * (0.5 - share)).to(order.device)  # from the smallest to the largest
         return torch.empty_like(order, dtype=p.dtype).scatter_(-1, order, p.expand(order.shape))

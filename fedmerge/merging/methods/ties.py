@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
@@ -9,11 +10,8 @@ from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import block, pieces
+from fedmerge.merging.bank.blockwise import magnitude_of_rank, pieces
 from fedmerge.merging.methods._base import Static
-
-SAMPLE = 2**18
-"""Entries of a task vector that tell about where its threshold lies."""
 
 KEEP = AliasChoices("keep", "density")
 """Names that the share may be given by: ours, and that of mergekit."""
@@ -39,25 +37,9 @@ class Ties(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,), block by block, so that beside the result little more than one task vector is in memory at once."""
-        floor, theta_0 = bank.each(self._least)[:, None], bank.anchor_row("theta_0")
-        out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
-        majority, undecided = 0, []
-
-        def settle(columns: slice, tau: Tensor, gamma: Tensor) -> None:
-            torch.add(theta_0[columns], self.scale * agreeing(tau, gamma, self.combine), out=out[columns])
-
-        for columns in pieces(bank):
-            tau = above(bank.taus(columns), floor)
-            gamma = tau.sum(0).sign()
-            majority += int(gamma.sum())
-            if bool(((gamma == 0) & (tau != 0)).any()):
-                undecided.append(columns)
-            settle(columns, tau, gamma)
-        for columns in undecided:  # what cancels out exactly takes the sign of most parameters, known only now
-            tau = above(bank.taus(columns), floor)
-            gamma = tau.sum(0).sign()
-            settle(columns, tau, torch.where(gamma == 0, float((majority > 0) - (majority < 0)), gamma))
-        return out
+        floor = bank.each(self._least)
+        trimmed = ((columns, above(bank.taus(columns), floor)) for columns in pieces(bank))
+        return by_sign(bank, trimmed, self.combine, self.scale)
 
     def _least(self, name: str, tau: Tensor) -> Tensor:
         return threshold(tau, self.keep)
@@ -65,34 +47,43 @@ class Ties(Static):
 
 def trim(tau: Tensor, keep: float) -> Tensor:
     """tau (P,) with 0 below the magnitude of rank P - int(keep P), counted from the smallest."""
-    return above(tau, threshold(tau, keep))
+    return above(tau.clone()[None], threshold(tau, keep)[None])[0]
 
 
 def threshold(tau: Tensor, keep: float) -> Tensor:
-    """The magnitude of rank P - int(keep P), counted from the smallest, of tau (P,).
-
-    Exact, and in one pass: a sample tells between which two magnitudes it lies, and only what is there has to be sorted.
-    """
-    rank = max(1, len(tau) - int(keep * len(tau)))
-    if len(tau) > 4 * SAMPLE:
-        sample = tau[:: len(tau) // SAMPLE].abs().sort().values
-        place, margin = rank / len(tau) * len(sample), 4 * len(sample) ** 0.5
-        low = sample[max(0, int(place - margin))]
-        high = sample[min(len(sample) - 1, int(place + margin))]
-        below, between = 0, []
-        for part in torch.split(tau, block(tau, 2)):
-            size = part.abs()
-            below += int((size < low).count_nonzero())
-            between.append(size[(size >= low) & (size <= high)])
-        found = torch.cat(between)
-        if below < rank <= below + len(found):
-            return found.kthvalue(rank - below).values
-    return tau.abs().kthvalue(rank).values
+    """The magnitude of rank P - int(keep P), counted from the smallest, of tau (P,)."""
+    return magnitude_of_rank(tau, max(1, len(tau) - int(keep * len(tau))))
 
 
 def above(tau: Tensor, floor: Tensor) -> Tensor:
-    """tau with 0 where its magnitude is below the floor."""
-    return torch.where(tau.abs() >= floor, tau, 0)
+    """tau (K, width) with 0 in place of what is below the floors (K,), written over tau."""
+    under = torch.nextafter(floor, torch.full_like(floor, -torch.inf))  # hardshrink drops what is at its limit, too
+    for row, limit in zip(tau, under.tolist(), strict=True):
+        torch.hardshrink(row, limit, out=row)
+    return tau
+
+
+def by_sign(bank: Bank, parts: Iterable[tuple[slice, Tensor]], combine: str, scale: float) -> Tensor:
+    """theta_0 + s tau* (P,), tau* by elect and merge of trimmed task vectors that come in parts: (columns, (K, width)).
+
+    One pass: where entries cancel out, they take the sign of most parameters, which is known only in the end. Until then both
+    possible values are kept.
+    """
+    theta_0 = bank.anchor_row("theta_0")
+    out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
+    majority, undecided = 0, []
+    for columns, tau in parts:
+        gamma = tau.sum(0).sign()
+        majority += int(gamma.sum(dtype=torch.float64))
+        cancels = (1 - gamma.abs()) * tau.amax(0)  # a sum of 0 with a positive entry
+        if cancels.amax() > 0:
+            at = (cancels > 0).nonzero()[:, 0]
+            values = [agreeing(tau[:, at], gamma.new_tensor(sign), combine) for sign in (0.0, 1.0, -1.0)]
+            undecided.append((at + columns.start, values))
+        torch.add(theta_0[columns], agreeing(tau, gamma, combine).mul_(scale), out=out[columns])
+    for at, values in undecided:
+        out[at] = theta_0[at] + scale * values[(majority > 0) - (majority < 0)]
+    return out
 
 
 def disjoint_merge(tau: Tensor, combine: str) -> Tensor:

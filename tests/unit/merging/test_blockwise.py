@@ -1,0 +1,42 @@
+"""Selection by rank against sorting everything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedmerge.merging.bank.blockwise import SMALL, between_ranks, in_order, magnitude_of_rank
+
+
+def drawn(kind: str, n: int) -> Tensor:
+    tau = torch.randn(n, generator=torch.Generator().manual_seed(n))
+    match kind:
+        case "equal":
+            return (tau * 2).round()
+        case "frozen":
+            return tau * (torch.arange(n) % 3 == 0)
+        case "misleading":  # every entry that the sample may look at is small
+            return tau.where(torch.arange(n) % (int(n ** (1 / 3)) // 2 | 1) != 0, 1e-3 * tau)
+        case _:
+            return tau
+
+
+@pytest.mark.parametrize("kind", ["random", "equal", "frozen", "misleading"])
+@pytest.mark.parametrize("n", [1, 7, SMALL + 5, 3 * SMALL])
+def test_ranks_are_those_of_a_stable_sort(kind: str, n: int) -> None:
+    tau = drawn(kind, n)
+    order = np.argsort(tau.abs().numpy(), kind="stable")
+    for rank in {1, max(1, n // 3), max(1, int(0.8 * n)), n}:
+        assert magnitude_of_rank(tau, rank) == tau.abs()[order[rank - 1]]
+    for first, last in ((0, n), (n // 2, n - n // 100), (n // 3, n // 3), (n // 4, n // 4 + 1)):
+        wanted = np.zeros(n, bool)
+        wanted[order[first:last]] = True
+        assert (np.asarray(between_ranks(tau, first, last)) == wanted).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_order_is_that_of_a_stable_sort(dtype: torch.dtype) -> None:
+    size = drawn("equal", 600).abs().view(20, 30).to(dtype)
+    assert torch.equal(in_order(size), size.argsort(dim=-1, stable=True))
