@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,16 +101,6 @@ SMALL = 2**14
 """Entries that are sorted as they are: a sample of them would save nothing."""
 
 
-def array(tensor: Tensor) -> Any:
-    """On a CPU the same memory by numpy, whose comparisons and masks take a fifth of torch's time; elsewhere the tensor."""
-    return tensor.numpy() if tensor.device.type == "cpu" else tensor
-
-
-def _count(mask: Any) -> int:
-    """Entries of a mask, by numpy or torch, that are true."""
-    return int(np.count_nonzero(mask) if isinstance(mask, np.ndarray) else mask.count_nonzero())
-
-
 def magnitude_of_rank(tau: Tensor, rank: int) -> Tensor:
     """The magnitude of a rank, 1 for the smallest, among those of tau (n,).
 
@@ -124,12 +112,12 @@ def magnitude_of_rank(tau: Tensor, rank: int) -> Tensor:
         sample = tau[:: int(n ** (1 / 3)) // 2 | 1].abs()  # odd, so that it is no column of most matrices
         place, share = rank / n * len(sample), rank / n
         margin = 4 * (len(sample) * share * (1 - share)) ** 0.5 + 1
-        low, high = (_of_rank(sample, min(len(sample), max(1, int(at)))).item() for at in (place - margin, place + margin))
+        low, high = (_of_rank(sample, min(len(sample), max(1, int(at)))) for at in (place - margin, place + margin))
         below, between = 0, []
         for part in torch.split(tau, block(tau, 2)):
-            size = array(part.abs())
-            below += _count(size < low)
-            between.append(torch.as_tensor(size[(size >= low) & (size <= high)]))
+            size = part.abs()
+            below += int((size < low).sum())
+            between.append(size[(size >= low) & (size <= high)])
         found = torch.cat(between)
         if below < rank <= below + len(found):
             return _of_rank(found, rank - below)
@@ -137,36 +125,23 @@ def magnitude_of_rank(tau: Tensor, rank: int) -> Tensor:
 
 
 def _of_rank(values: Tensor, rank: int) -> Tensor:
-    if values.device.type == "cpu":
-        return torch.as_tensor(np.partition(values.numpy(), rank - 1)[rank - 1])
     return values.kthvalue(rank).values
 
 
-def between_ranks(tau: Tensor, first: int, last: int) -> Any:
-    """The mask (n,), by numpy or torch, of the entries of tau (n,) that `first` and no more have before them in the order of
-    magnitudes, up to the `last`; equal ones are in the order of their places.
+def between_ranks(tau: Tensor, first: int, last: int) -> Tensor:
+    """The mask (n,) of the entries of tau (n,) that `first` and no more have before them in the order of magnitudes, up to the
+    `last`; equal ones are in the order of their places.
     """
-    size = array(tau.abs())
+    size = tau.abs()
     if first >= last:
         return size < 0
-    low, high = (magnitude_of_rank(tau, rank).item() for rank in (first + 1, last))
+    low, high = (magnitude_of_rank(tau, rank) for rank in (first + 1, last))
     mask = (size >= low) & (size <= high)
-    early, late = first - _count(size < low), last - _count(size < high)  # of those equal to the ends: dropped, and kept
+    early, late = first - int((size < low).sum()), last - int((size < high).sum())  # of those equal to the ends: dropped, and kept
     for edge, dropped in ((low, slice(0, early)), (high, slice(late, None))):
-        equal = torch.as_tensor(size == edge).nonzero()[:, 0] if dropped != slice(0, 0) else None
-        if equal is not None:
-            torch.as_tensor(mask)[equal[dropped]] = False
+        if dropped != slice(0, 0):
+            mask[(size == edge).nonzero()[:, 0][dropped]] = False
     return mask
-
-
-def in_order(size: Tensor) -> Tensor:
-    """Places of magnitudes (R, n) from the smallest to the largest of each row; equal ones are in the order of their places."""
-    if size.dtype != torch.float32 or size.device.type != "cpu":
-        return size.argsort(dim=-1, stable=True)
-    bits = size.contiguous().numpy().view(np.uint32).astype(np.uint64)  # as numbers they have the order of what is not negative
-    keys = bits << np.uint64(32) | np.arange(size.shape[-1], dtype=np.uint64)  # no two alike: any sort is stable, the fast one too
-    keys.sort(axis=-1)
-    return torch.from_numpy((keys & np.uint64(2**32 - 1)).astype(np.int64))
 
 
 def block(like: Tensor, rows: int) -> int:

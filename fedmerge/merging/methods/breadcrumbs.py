@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, array, between_ranks, tauwise
+from fedmerge.merging.bank.blockwise import Sizes, between_ranks, tauwise
 from fedmerge.merging.methods._base import Static
 
 
@@ -48,7 +48,5 @@ class Breadcrumbs(Static):
         """m_k tau_k (K, d) of one tensor, written over tau."""
         d = tau.shape[1]
         for row in tau:
-            m = between_ranks(row, int(self.beta * d), d - int(self.gamma * d))
-            kept = array(row)
-            kept *= m
+            row *= between_ranks(row, int(self.beta * d), d - int(self.gamma * d))
         return tau

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -105,18 +104,18 @@ def karcher_weights(G: Tensor, iterations: int, tolerance: float) -> Tensor:
     K, lengths = len(G), G.diagonal().clamp(min=0).sqrt()
     if not bool((lengths > 0).all()):
         return G.new_full((K,), 1 / K)
-    C = (G / (lengths[:, None] * lengths)).cpu().numpy()  # a few numbers, for which an operation of torch takes ten times as long
-    b = np.full(K, 1 / K)
-    if (size := np.sqrt(max(0.0, b @ C @ b))) < 1e-6:
-        return torch.from_numpy(b).to(G)
+    C = G / (lengths[:, None] * lengths)
+    b = G.new_full((K,), 1 / K)
+    if float(size := (b @ C @ b).clamp(min=0).sqrt()) < 1e-6:
+        return b
     b = b / size
     for _ in range(iterations):
-        cos = (C @ b).clip(-1, 1)
-        w = np.arccos(cos)
-        stretch = np.where(np.sin(w) > 1e-6, w / np.sin(w).clip(1e-12), 1.0)
+        cos = (C @ b).clamp(-1, 1)
+        w = cos.acos()
+        stretch = torch.where(w.sin() > 1e-6, w / w.sin().clamp(min=1e-12), 1.0)
         T = stretch / K - (stretch * cos).mean() * b
-        step = np.sqrt(max(0.0, T @ C @ T))
+        step = (T @ C @ T).clamp(min=0).sqrt()
         if step < tolerance:
             break
-        b = np.cos(step) * b + np.sin(step) * T / step
-    return lengths.mean() * torch.from_numpy(b).to(G) / lengths
+        b = torch.cos(step) * b + torch.sin(step) * T / step
+    return lengths.mean() * b / lengths
