@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fedmerge.errors import EXTRAS, FedmergeError
-from fedmerge.system.process import cores
+from fedmerge.system.process import cores, free_memory
 
 PYTHONS = ((3, 11), (3, 13))
 """The oldest that works, and the newest that is tried."""
@@ -76,7 +76,7 @@ def _machine() -> Iterator[Checked]:
         yield Checked("ok", "python", text)
     count = cores()
     yield Checked("ok", "cores", f"{count}") if count > 1 else Checked("warn", "cores", "1", "Hospitals train one after the other")
-    free = free_memory() / GIB
+    free = (free_memory() or LEAST_MEMORY * GIB) / GIB
     least, wanted = LEAST_MEMORY, LEAST_MEMORY + MEMORY_EACH * count
     text = f"{free:.1f} GiB free"
     if free < least:
@@ -85,18 +85,6 @@ def _machine() -> Iterator[Checked]:
         yield Checked("warn", "memory", text, f"{count} workers may need {wanted:g} GiB: give --jobs 1, or end other programs")
     else:
         yield Checked("ok", "memory", text)
-
-
-def free_memory() -> float:
-    """Bytes that this process may still take: of the machine, or of its container where that is less."""
-    free = float("inf")
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        free = 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
-    with suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return free if free < float("inf") else float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def _packages() -> Iterator[Checked]:

@@ -87,11 +87,15 @@ def cores() -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes that this machine has for new arrays, where the system tells."""
+    """Bytes left for new arrays: of the machine, or of its container where that is less; None if the system does not tell."""
+    found = []
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
-    return None
+        found.append(int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024)
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found, default=None)
 
 
 def make_core_slots(folder: Path, count: int) -> dict[str, str]:

@@ -69,7 +69,7 @@ def factors(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: 
     for images. The model must be in evaluation mode. Raises SiteError if a layer is not applied to the rows of each image.
     """
     found, generator = layers(model), torch.Generator().manual_seed(seed)
-    double: dict[str, Any] = {"dtype": torch.float64, "device": next(model.parameters()).device}
+    double: dict[str, Any] = {"dtype": torch.float64, "device": next((p.device for p in model.parameters()), "cpu")}
     A = {name: torch.zeros(sides(layer)[0], sides(layer)[0], **double) for name, layer in found.items()}
     G = {name: torch.zeros(sides(layer)[1], sides(layer)[1], **double) for name, layer in found.items()}
     for part in x.split(BATCH) if found else ():

@@ -35,16 +35,12 @@ class Dare(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         if self.then == "ties":
-            floor = torch.stack(
-                [threshold(self._thinned(name, bank.task_vector(k)), self.keep) for k, name in enumerate(bank.names)]
-            )
+            floor = bank.each(self._least)
             return by_sign(bank, self._trimmed(bank, floor), "mean", self.scale)
         return bank.summed(self._thinned).mul_(self.scale).add_(bank.anchor_row("theta_0"))
 
-    @property
-    def whole(self) -> bool:
-        """For TIES: its threshold is that of a whole thinned task vector."""
-        return self.then == "ties"
+    def _least(self, name: str, tau: Tensor) -> Tensor:
+        return threshold(self._thinned(name, tau), self.keep)
 
     def _trimmed(self, bank: Bank, floor: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Thinned task vectors without what is below the floors (K,), in parts: (columns, (K, width))."""

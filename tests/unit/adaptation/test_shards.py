@@ -37,6 +37,7 @@ SPREAD = [
     load_method("mean", head_policy="mean", label="mean-heads"),
     load_method("t3_batch", generalist="theta_0", label="t3-anchor"),
     load_method("dawin", form="code", label="dawin-anchor"),
+    load_method("dare", then="ties", label="dare-ties"),
 ]
 BY_NAME = {expert.site: expert for expert in experts()}
 
@@ -141,7 +142,6 @@ def test_a_snapshot_holds_no_row_and_fits_any_number_of_shards(target: Targets) 
         ),
         (2, {"methods": (load_method("diwa"),)}, r"methods\[0\]: found 'diwa'"),
         (2, {"methods": (load_method("fisher", mode="target", label="F"),)}, r"methods\[0\]: found 'F'"),
-        (2, {"methods": (load_method("dare", then="ties"),)}, r"methods\[0\]: found 'dare'"),
         (2, {"per_sample": "mixture"}, "per_sample: found 'mixture'; expected auto, rows or samples"),
         (2, {"max_bytes": 10**9}, "target.max_bytes: found a limit beside target.shards: 2"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedmerge.cli.doctor import Checked, examine, free_memory
+from fedmerge.cli.doctor import Checked, examine
 from tests.front_door import fedmerge
 
 
@@ -32,7 +32,6 @@ def test_one_line_for_each_thing_and_no_folder_is_made(tmp_path: Path) -> None:
     named = {line[5:19].strip() for line in lines}
     assert {"python", "cores", "memory", "fedmerge", "[simulation]", "flower", "ray", "gpu", "runs", "pool", "cache"} <= named
     assert not list(tmp_path.iterdir())
-    assert free_memory() > 0
 
 
 def test_what_ray_cannot_do_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
