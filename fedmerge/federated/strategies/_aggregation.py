@@ -81,8 +81,12 @@ class Aggregation:
 
 @contextmanager
 def _of_some_run() -> Iterator[None]:
-    """Flower's messages say of which run they are; in the plain loop there is none."""
+    """Flower's messages say of which run they are; in the plain loop there is none. Nor does it log: our progress says as much."""
+    from flwr.common.logger import FLOWER_LOGGER
     from flwr.supercore.task_identity import TaskIdentity
+
+    level = FLOWER_LOGGER.level
+    FLOWER_LOGGER.setLevel("ERROR")
 
     names = [name for name in ("_task_id", "_run_id", "_node_id") if getattr(TaskIdentity, name) is None]
     for name in names:
@@ -92,6 +96,7 @@ def _of_some_run() -> Iterator[None]:
     finally:
         for name in names:
             setattr(TaskIdentity, name, None)
+        FLOWER_LOGGER.setLevel(level)
 
 
 class _Nodes:
