@@ -235,7 +235,7 @@ def in_short(summary: dict[str, Any]) -> list[str]:
     if versus:
         low, high = versus["ci95"]
         said += f", {100 * versus['difference']:+.1f} points against the mean ({100 * low:+.1f} to {100 * high:+.1f})"
-    said += f", at {row['forwards_per_batch']:g} forwards per batch."
+    said += f", at {row['forwards_per_batch']:g} forward{'s' * (row['forwards_per_batch'] != 1)} per batch."
     parts = []
     for what, key in (("domain", "per_domain"), ("class", "per_class")):
         if len(found := row[key]) > 1:

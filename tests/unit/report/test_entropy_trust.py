@@ -59,6 +59,11 @@ def test_a_run_is_read_and_what_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="add 'expert'"):
         kept_predictions(tmp_path)
     np.savez(tmp_path / "predictions.npz", labels=y, **{f"p:expert:{name}": q for name, q in p.items()})
+    whole = (tmp_path / "predictions.npz").read_bytes()
+    (tmp_path / "predictions.npz").write_bytes(whole[: len(whole) // 2])  # the disk was full, or a copy was cut off
+    with pytest.raises(FolderError, match="finished run"):
+        kept_predictions(tmp_path)
+    (tmp_path / "predictions.npz").write_bytes(whole)
     diagnose_run(tmp_path, None)
     assert "Do entropies tell who is right?" in (tmp_path / "diagnose.html").read_text()
     assert len(json.loads((tmp_path / "diagnose.json").read_text())["trust"]) == 12

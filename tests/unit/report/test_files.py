@@ -107,7 +107,7 @@ def test_in_short_the_best_method_with_its_cost_and_where_it_fails(record: RunRe
     row = summary["methods"]["eam"]
     assert first.startswith(f"eam is right for {100 * row['accuracy']:.1f}% of 200 images (95% interval ")
     assert f"{100 * row['vs_mean']['difference']:+.1f} points against the mean" in first
-    assert first.endswith("at 1 forwards per batch.")
+    assert first.endswith("at 1 forward per batch.")
     worst = min(row["per_class"], key=row["per_class"].get)
     assert f"the class '{worst}' ({100 * row['per_class'][worst]:.1f}%)" in second
     assert second.startswith("It fails most for the domain '")
