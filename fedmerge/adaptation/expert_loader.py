@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedmerge.adaptation.shard import here
-from fedmerge.adaptation.tasks import Arrays, Contribution, TargetTask, tensors
+from fedmerge.adaptation.tasks import Arrays, Contribution, Precision, TargetTask, tensors
 from fedmerge.data.cache import folder
 from fedmerge.data.images import Images
 from fedmerge.errors import FolderError, Problem, ScenarioError
@@ -41,7 +41,7 @@ class Budget:
     """Whether rows of K experts and A anchors go into `limit` bytes with everything else. images: bytes of the target's
     pixels that are in memory.
 
-    fixed: models that are rows of their own.
+    fixed: models that are rows of their own. width: bytes of a weight in a row.
     """
 
     limit: int | None
@@ -50,11 +50,12 @@ class Budget:
     methods: tuple[Method, ...]
     images: int = 0
     fixed: int = 0
+    width: int = FLOAT
 
     @property
     def rows(self) -> int:
         """Bytes of all rows."""
-        return (self.sizes.experts + self.anchors) * self.sizes.parameters * FLOAT
+        return (self.sizes.experts + self.anchors) * self.sizes.parameters * self.width
 
     @property
     def beside(self) -> int:
@@ -97,10 +98,11 @@ class Budget:
     def of(task: TargetTask, experts: int, images: int = 0, model: torch.nn.Module | None = None) -> Budget:
         """The budget of a task for so many experts."""
         sizes = sizes_of(model or build(task.model, len(task.classes), seed=task.seed), experts)
-        return Budget(task.max_bytes, sizes, 1 + (task.generalist is not None), task.methods, images, len(task.federated))
+        anchors, width = 1 + (task.generalist is not None), getattr(torch, task.precision).itemsize
+        return Budget(task.max_bytes, sizes, anchors, task.methods, images, len(task.federated), width)
 
 
-def check_limit(
+def check_limit(  # noqa: PLR0913 - all but the experts have defaults
     limit: int | None,
     experts: int,
     spec: ModelSpec,
@@ -108,13 +110,15 @@ def check_limit(
     methods: tuple[Method, ...],
     federated: int = 0,
     anchors: int = 1,
+    precision: Precision = "float32",
 ) -> None:
     """Before anybody trains. federated: global models. anchors: theta_0 and the generalist, if there is one.
 
     Raises ScenarioError if a method does not go into the limit.
     """
     if limit is not None:
-        Budget(limit, sizes_of(build(spec, classes), experts), anchors, methods, fixed=federated).check()
+        width = getattr(torch, precision).itemsize
+        Budget(limit, sizes_of(build(spec, classes), experts), anchors, methods, fixed=federated, width=width).check()
 
 
 def sizes_of(model: torch.nn.Module, experts: int) -> Sizes:
@@ -151,7 +155,9 @@ class Holding:
         self.budget.check()
         self.device = "cuda" if torch.cuda.is_available() and not self.budget.on_disk and task.gpus != 0 else "cpu"
         count = self.budget.anchors - (not self.base) + (0 if self.shards else self.experts)
-        self._shelf = Shelf(model, count, device=self.device, mapped=self._mapped(count) if self.budget.on_disk else None)
+        self.dtype: torch.dtype = getattr(torch, task.precision)
+        mapped = self._mapped(count) if self.budget.on_disk else None
+        self._shelf = Shelf(model, count, device=self.device, dtype=self.dtype, mapped=mapped)
 
     @staticmethod
     def of(task: TargetTask, experts: Sequence[Contribution], base: Arrays, known: Images | None = None) -> Holding:
@@ -186,13 +192,14 @@ class Holding:
         bank.temperatures = torch.tensor([expert.temperature for expert in came], dtype=torch.float32, device=self.device)
         bank.flips, bank.shared_head = self.images.flips, task.shared_head
         for kind in sorted(set.intersection(*(set(expert.statistics) for expert in came))) if came else ():
-            bank.statistics.add(kind, [tensors(expert.statistics[kind]) for expert in came], bank.like)
+            bank.statistics.add(kind, [tensors(expert.statistics[kind]) for expert in came], bank.like.to(bank.wide))
         self.came = []
         return bank
 
     def told(self) -> dict[str, Any]:
         """Where the rows are, for the manifest."""
         where = {"rows": "on disk" if self.budget.on_disk else "in memory", "bytes": self.budget.rows, "limit": self.budget.limit}
+        where |= {"precision": self.task.precision}
         return where | ({"rows": "in shards", "shards": list(self.shards.experts)} if self.shards else {})
 
     def _bank(self, names: Sequence[str], anchors: Sequence[str]) -> Bank:
@@ -203,7 +210,7 @@ class Holding:
     def _mapped(self, count: int) -> Mapped:
         place = folder() / "banks"
         try:
-            return Mapped(count, self.budget.sizes.parameters, torch.float32, place, self.budget.resident)
+            return Mapped(count, self.budget.sizes.parameters, self.dtype, place, self.budget.resident)
         except OSError as error:
             place.mkdir(parents=True, exist_ok=True)
             free = _size(shutil.disk_usage(place).free)

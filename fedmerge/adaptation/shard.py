@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedmerge.adaptation.tasks import Arrays, Contribution, TargetTask, tensors
+from fedmerge.adaptation.tasks import Arrays, Contribution, Precision, TargetTask, tensors
 from fedmerge.errors import Problem, ScenarioError
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.merging.bank.bank import Bank
@@ -32,11 +32,12 @@ class ShardTask:
     classes: int
     seed: int
     threads: int
+    precision: Precision = "float32"
 
     @staticmethod
     def of(task: TargetTask, threads: int) -> ShardTask:
         """The part of a target's task that concerns its shards."""
-        return ShardTask(task.site.name, task.model, len(task.classes), task.seed, threads)
+        return ShardTask(task.site.name, task.model, len(task.classes), task.seed, threads, task.precision)
 
 
 class Shard:
@@ -47,7 +48,8 @@ class Shard:
         self.bank: Bank | None = None
         torch.set_num_threads(task.threads)
         self.base, self.names = base, list[str]()
-        self._shelf = Shelf(build(task.model, task.classes, seed=task.seed), experts + 1)  # in memory: Ray has given it no GPU
+        model, dtype = build(task.model, task.classes, seed=task.seed), getattr(torch, task.precision)
+        self._shelf = Shelf(model, experts + 1, dtype=dtype)  # in memory: Ray has given it no GPU
 
     def admit(self, expert: Contribution) -> None:
         """Take the next expert; the bank is there as soon as the last has come."""

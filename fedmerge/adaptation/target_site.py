@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedmerge.adaptation.expert_loader import Holding
@@ -55,6 +57,8 @@ class TargetSite:
         self.normalization = normalization(task.model)
         self.fixed = {one.key: Row(Fixed(label=one.key), model=fixed_model(one, task, self.device)) for one in task.federated}
         self.base, self.experts = base, [] if isinstance(experts, Holding) else list(experts)
+        self._reader = ThreadPoolExecutor(1, "reader")
+        self._ahead: dict[int, Future[Tensor]] = {}
         self.position = 0
         self.deaths: list[int] = []  # of this process nothing would be told
         self.forwards_run = 0
@@ -66,6 +70,8 @@ class TargetSite:
         self.per_sample = PerSample(self.bank, self.task.per_sample, taken=taken or {})
         self.rows = rows_of(self.task.methods, self.bank, self.task.cap) | self.fixed
         self.surveyed = False
+        self._before: Evidence | None = None
+        self._foreseen: dict[int, Evidence] = {}
 
     def change(self, names: Sequence[str], arriving: Sequence[Contribution]) -> None:
         """Go on with the experts of these names, in this order; those who are not here yet are among the arriving."""
@@ -79,6 +85,7 @@ class TargetSite:
         if self._past is None:
             rows = {key: replace(row, theta=None, statistics=None) for key, row in self.rows.items()}
             self._past = Past(self.bank.names, rows, self.per_sample.taken)
+            self._before, self._foreseen = None, {}
             del self.bank, self.per_sample, self.rows
 
     def adopt(self, holding: Holding) -> None:
@@ -120,10 +127,10 @@ class TargetSite:
         if not self.surveyed and self.position < len(self.stream):
             self._survey()
         for t in range(self.position, min(self.position + batches, len(self.stream))):
-            evidence = self._evidence(t)
+            evidence = self._begun(t)
             steps += [self._step(t, key, row, evidence_of(row.method, evidence)) for key, row in self.rows.items()]
             self.forwards_run += evidence.forwards_run
-            self.position = t + 1
+            self.position, self._before = t + 1, evidence
         return steps
 
     def forwards_so_far(self) -> int:
@@ -183,8 +190,27 @@ class TargetSite:
         )
 
     def _evidence(self, t: int) -> Evidence:
-        x = to_batch(self.gallery.pixels(self.stream.batches[t]), *self.normalization)
-        return Evidence(self.bank, x.to(self.device))
+        return Evidence(self.bank, to_batch(self._pixels(t), *self.normalization, device=self.device))
+
+    def _begun(self, t: int) -> Evidence:
+        """Evidence of a batch; with a GPU, that of the next has been begun, too."""
+        evidence = self._foreseen.pop(t, None) or self._evidence(t)
+        self._foreseen = {}
+        if self.device != "cpu" and self._before is not None and t + 1 < len(self.stream):
+            upcoming = self._foreseen[t + 1] = self._evidence(t + 1)
+            upcoming.foresee(self._before)
+        return evidence
+
+    def _pixels(self, t: int) -> NDArray[np.uint8] | Tensor:
+        """Images of a batch (N, H, W, C); with a GPU, those of the next are read while it works, to where it copies from."""
+        if self.device == "cpu":
+            return self.gallery.pixels(self.stream.batches[t])
+        now = self._ahead.pop(t, None) or self._reader.submit(self._pinned, t)
+        self._ahead = {t + 1: self._reader.submit(self._pinned, t + 1)} if t + 1 < len(self.stream) else {}
+        return now.result()
+
+    def _pinned(self, t: int) -> Tensor:
+        return torch.from_numpy(self.gallery.pixels(self.stream.batches[t])).pin_memory()
 
     def _told(self, method: Method, t: int, evidence: Evidence) -> AbstractContextManager[None]:
         """The truth, for oracles, which say that they need labels; nothing for anybody else."""

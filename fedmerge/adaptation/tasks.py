@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from fedmerge.report.records import StreamFacts
 from fedmerge.stream.schedules._base import Schedule
 
 Arrays = dict[str, NDArray[Any]]
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class TargetTask:
     per_sample: how rows of coefficients are merged. shared_head: whether all experts started from one head. generalist: the
     scenario's own, as a state, or None. experts: all that are there at some time, in order; those at hand if none are named.
     federated: models that strategies have made in rounds; each is a row. cap: largest coefficient of an expert in an adaptive
-    merge, or None. max_bytes: memory that the target may take; experts that exceed it stay on its disk. shards: processes over
+    merge, or None. max_bytes: memory that the target may take; experts that exceed it stay on its disk.
+    precision: of experts' weights, and of forwards. shards: processes over
     which the experts are spread; 1 is the target's own. gpus: of the target's actor, or None for one if there is one. resource:
     Ray's name for the machine that it must be on, or None.
     """
@@ -58,6 +61,7 @@ class TargetTask:
     federated: tuple[Federated, ...] = ()
     cap: float | None = None
     max_bytes: int | None = None
+    precision: Precision = "float32"
     shards: int = 1
     gpus: float | None = None
     resource: str | None = None

@@ -33,7 +33,7 @@ class Gallery:
     def pixels(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Images (n, H, W, C) at `index` (n,)."""
         place, under = index % len(self.images), index // len(self.images)
-        found: NDArray[np.uint8] = np.array(self.images.pixels[place])
+        found: NDArray[np.uint8] = np.asarray(self.images.pixels)[place]  # a copy, and one alone
         let_go(self.images.pixels)
         for number, condition in enumerate(self.conditions):
             own = under == number

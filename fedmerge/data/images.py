@@ -103,7 +103,11 @@ class Normalized:
     def batch(self, index: Tensor | slice, out: Tensor | None = None) -> Tensor:
         """What an index gives. out: a tensor (n or more, C, H, W) on the CPU whose first rows take it on its way to the device."""
         rows = self.rows[index if isinstance(index, slice) else index.numpy()]
-        x = to_batch(self.pixels[rows], self.mean, self.std, None if out is None else out[: len(rows)]).to(self.device)
+        pixels = self.pixels[rows]
+        if out is None:
+            x = to_batch(pixels, self.mean, self.std, device=self.device)
+        else:
+            x = to_batch(pixels, self.mean, self.std, out[: len(rows)]).to(self.device)
         let_go(self.pixels)
         return x
 
@@ -125,11 +129,21 @@ def at_a_time(images: Tensor | Normalized, most: int) -> int:
     return max(1, min(most, VALUES // prod(images.shape[1:])))
 
 
-def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float], out: Tensor | None = None) -> Tensor:
-    """(N, H, W, C) uint8 to a normalized (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel. out: takes it."""
+def to_batch(
+    pixels: NDArray[Any] | Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """(N, H, W, C) uint8 to a normalized (N, C, H, W) float32 tensor: (pixel / 255 - mean) / std per channel. out: takes it.
+
+    device: where it is wanted; bytes travel there, a fourth of the floats.
+    """
     import torch
 
-    given = torch.from_numpy(np.require(pixels, None, ["C", "W"])).permute(0, 3, 1, 2)
-    x = (torch.empty(given.shape) if out is None else out).copy_(given).div_(255)
+    held = torch.from_numpy(np.require(pixels, None, ["C", "W"])) if isinstance(pixels, np.ndarray) else pixels
+    given = held.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    x = (torch.empty(given.shape, device=device) if out is None else out).copy_(given).div_(255)
     shape = (1, -1, 1, 1)
-    return x.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+    return x.sub_(torch.tensor(mean, device=device).view(shape)).div_(torch.tensor(std, device=device).view(shape))

@@ -57,7 +57,14 @@ def refuse_what_has_no_place(experiment: Experiment) -> None:
     check_shards(shards, len(experiment.sites), scenario.methods, scenario.per_sample, scenario.target.max_bytes)
     anchors, limit = 1 + (scenario.generalist is not None), scenario.target.max_bytes
     check_limit(
-        limit, len(experiment.sites), scenario.model, len(experiment.classes), scenario.methods, len(scenario.federated), anchors
+        limit,
+        len(experiment.sites),
+        scenario.model,
+        len(experiment.classes),
+        scenario.methods,
+        len(scenario.federated),
+        anchors,
+        scenario.target.precision or "float32",
     )
     if scenario.backend != "local":
         preflight(Wanted(scenario.target.gpus, scenario.target.resource, shards, hospitals=True))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema, model_validator
 
+from fedmerge.adaptation.tasks import Precision
 from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.federated.messages import Training
 from fedmerge.federated.model import AnyModel
@@ -47,6 +48,9 @@ class Target(Spec):
         None, min_length=2, description="with a CLIP: its classes, also such that nobody trains on; default: all of its images'"
     )
     max_bytes: ByteSize | None = Field(None, gt=0, description="memory that the target may take, e.g. 2GB")
+    precision: Precision | None = Field(
+        None, description="of experts' weights and of forwards; bfloat16 halves memory, and suits a GPU; default float32"
+    )
     shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over")
     gpus: float | None = Field(None, ge=0, description="GPUs of its process; default: one if there is one")
     resource: str | None = Field(

@@ -151,6 +151,7 @@ def target_task(experiment: Experiment, initial: Initial, sent: Sent, options: R
         federated=tuple(_row(model, initial) for model in sent.federated),
         cap=min((one.most for one in scenario.defenses if one.at_target), default=None),
         max_bytes=scenario.target.max_bytes,
+        precision=scenario.target.precision or "float32",
         shards=scenario.target.shards or 1,
         gpus=scenario.target.gpus,
         resource=scenario.target.resource,

@@ -59,6 +59,7 @@ class Evidence:
         self.bank, self.batch = bank, batch
         self._logits: dict[str, Tensor] = {}
         self._single: dict[str, Tensor] = {}
+        self._kept: dict[str, Tensor] = {}
         self._own = 0
         self._bill = Bill(bank.K)
         self._answer: Answer | None = None
@@ -116,7 +117,7 @@ class Evidence:
     @property
     def valid(self) -> Tensor:
         """(K,) bool: all logits of the expert are finite."""
-        return torch.isfinite(self.logits).flatten(1).all(1)
+        return self._once("valid", self.logits, lambda logits: torch.isfinite(logits).flatten(1).all(1))
 
     @property
     def classes(self) -> int:
@@ -142,10 +143,18 @@ class Evidence:
             if name == "mean":
                 valid = self.valid.double() if bool(self.valid.any()) else torch.ones(self.bank.K, dtype=torch.float64)
                 uniform = valid.cpu() / valid.cpu().sum()
-                self._single[name] = self.bank.forward(self.bank.mix(uniform), self.batch, uniform)
+                self._single[name] = self.bank.forward(self._mean(uniform), self.batch, uniform)
             else:
                 self._single[name] = self.bank.row_logits(self.bank.anchor(name), self.batch)
         return self._finite(self._single[name])
+
+    def _mean(self, uniform: Tensor) -> Tensor:
+        """The mean (P,); that of all experts is merged once, where there is room for it."""
+        if not bool((uniform > 0).all()) or self.bank.shards or self.bank.mapped:
+            return self.bank.mix(uniform)
+        if "mean" not in self.bank.kept:
+            self.bank.kept["mean"] = self.bank.mix(uniform, out=self.bank.blank())
+        return self.bank.kept["mean"]
 
     def merged_log_p(self, name: str, merge: Callable[[Bank], Tensor]) -> Tensor:
         """log p (N, C) of a model that is merged once for these experts, and kept with the bank under this name; uniform where its
@@ -157,6 +166,22 @@ class Evidence:
             self._single[name] = self.bank.forward(self.bank.kept[name], self.batch)
         return self._finite(self._single[name])
 
+    def _once(self, key: str, given: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
+        """rule(given), computed when first asked for."""
+        if key not in self._kept:
+            self._kept[key] = rule(given)
+        return self._kept[key]
+
+    def foresee(self, before: Evidence) -> None:
+        """Begin with what was asked of the batch before, all views in one pass: a GPU works on it while the CPU decides."""
+        if before._logits:
+            names = sorted(before._logits)
+            logits = self.bank.expert_logits(torch.cat([VIEWS[name](self.batch) for name in names]))
+            self._logits = dict(zip(names, logits.chunk(len(names), 1), strict=True))
+        for name in before._single:
+            if name in self.bank.kept:
+                self._single[name] = self.bank.forward(self.bank.kept[name], self.batch)
+
     def _finite(self, logits: Tensor) -> Tensor:
         finite = torch.isfinite(logits).all(1, keepdim=True)
         return torch.where(finite, log_probabilities(logits), -math.log(self.classes))
@@ -164,7 +189,8 @@ class Evidence:
     def log_p(self, view: View = "none", calibrated: bool = False) -> Tensor:
         """log p_k (K, N, C); `calibrated` divides logits by each site's temperature T_k first."""
         temperatures = self.bank.temperatures[:, None, None] if calibrated else 1.0
-        return log_probabilities(self.view_logits(view), temperatures)
+        key = f"log p, {view}{', calibrated' if calibrated else ''}"
+        return self._once(key, self.view_logits(view), lambda logits: log_probabilities(logits, temperatures))
 
     def entropies(self, calibrated: bool = False) -> Tensor:
         """H_k(x_i) (K, N) in [0, ln C] nats; infinite for an expert that is not valid."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any, Protocol, Self
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.buffers import Buffers
 from fedmerge.merging.bank.layout import Parts, StateDict
+from fedmerge.merging.bank.patches import WindowProducts
+from fedmerge.merging.bank.recorded import Recorded
 from fedmerge.merging.bank.row_storage import Mapped, Shelf, weighted_sum
 from fedmerge.merging.bank.stateless import Stateless
 from fedmerge.merging.bank.statistics import Statistics
@@ -56,7 +59,7 @@ class Bank:
         self, model: nn.Module, parts: Parts, rows: Tensor, buffers: Buffers, names: Sequence[str], anchors: Sequence[str] = ()
     ) -> None:
         self.model, self.parts, self.buffers = model, parts, buffers
-        self.call = Stateless(model)
+        self.call, self.recorded = Stateless(model), Recorded()
         self.names, self.anchors = tuple(names), tuple(anchors)
         self.K, self.A, self.P = len(self.names), len(self.anchors), rows.shape[1]
         self.like, self._held = rows.new_empty(0), rows
@@ -167,6 +170,7 @@ class Bank:
         twin.temperatures = torch.cat([self.temperatures, self.temperatures.new_ones(1)])
         twin.buffers = replace(self.buffers, experts=twin.K)
         twin.kept, twin.statistics, twin._merged = {}, Statistics(twin.names, self.slices), self.blank()
+        twin.recorded = Recorded()
         return twin
 
     def anchor(self, name: str) -> int:
@@ -295,15 +299,26 @@ class Bank:
         Tensor
             Logits (N, C).
         """
-        return self._run(self._views(theta) | self.buffers.merged(self._behind(theta, coefficients)), batch)
+        buffers = self.buffers.merged(self._behind(theta, coefficients))
+
+        def run(batch: Tensor, *values: Tensor) -> Tensor:
+            return self._run(self._views(theta) | dict(zip(buffers, values, strict=True)), batch)
+
+        return self.recorded(("theta", theta.data_ptr()), run, batch, *buffers.values())
 
     def expert_logits(self, batch: Tensor) -> Tensor:
         """Logits (K, N, C) of every expert on a batch (N, channels, H, W)."""
-        return torch.stack([self.row_logits(k, batch) for k in range(self.K)])
+        if not batch.is_cuda:
+            return torch.stack([self.row_logits(k, batch) for k in range(self.K)])
+
+        def run(batch: Tensor) -> Tensor:
+            return torch.stack(self.recorded.side_by_side([partial(self._run, self._rows[k], batch) for k in range(self.K)]))
+
+        return self.recorded("experts", run, batch)
 
     def row_logits(self, row: int, batch: Tensor) -> Tensor:
         """Logits (N, C) of one expert, or of one anchor, as `anchor(name)` numbers it."""
-        logits = self._run(self._rows[row], batch)
+        logits = self.recorded(("row", row), partial(self._run, self._rows[row]), batch)
         self.read(self.P * self.like.element_size())
         return logits
 
@@ -341,7 +356,7 @@ class Bank:
             return given
         held = self._held if self._held._base is None else self._held._base
         if theta._base is not None and theta._base is held:  # a row of the bank itself
-            row = (theta.storage_offset() - self._held.storage_offset()) // self.P + self._first
+            row = (theta.storage_offset() - self._held.storage_offset()) // self._held.stride(0) + self._first
             return torch.nn.functional.one_hot(torch.tensor(row), self.K + self.A).double()
         return getattr(theta, "merged_by", None)
 
@@ -350,7 +365,8 @@ class Bank:
         return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)}
 
     def _run(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:
-        return self.call(state, batch.to(self.like.dtype))  # type: ignore[no-any-return]
+        with WindowProducts() if batch.is_cuda else nullcontext():
+            return self.call(state, batch.to(self.like.dtype))  # type: ignore[no-any-return]
 
 
 def merged_by(theta: Tensor, coefficients: Tensor | None) -> Tensor:

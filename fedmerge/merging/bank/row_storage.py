@@ -59,7 +59,7 @@ class Shelf:
         self.model, self.mapped = model, mapped
         self.parts = Parts.of(model, head)
         width = sum(model.get_parameter(name).numel() for name in (*self.parts.encoder, *self.parts.head))
-        self.rows = mapped.tensor if mapped else torch.empty(rows, width, dtype=dtype, device=device)
+        self.rows = mapped.tensor if mapped else _rows(rows, width, dtype, device)
         self._wanted = model.state_dict()
         self._tables: list[dict[str, Tensor]] = []
         self._filled = 0
@@ -83,6 +83,16 @@ class Shelf:
         return Buffers.of(self._tables, experts, self.parts, self.rows, policy)
 
 
+ALIGNED = 64
+"""A GPU multiplies fast only with matrices that begin at multiples of so many numbers, or fewer."""
+
+
+def _rows(count: int, width: int, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
+    room = torch.empty(0, device=device)
+    padded = -(-width // ALIGNED) * ALIGNED if room.is_cuda else width
+    return torch.empty(count, padded, dtype=dtype, device=room.device)[:, :width]
+
+
 def flatten(state: StateDict, parts: Parts, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
     """The parameters of a state dict as one row (P,), encoder first."""
     names = (*parts.encoder, *parts.head)
@@ -92,11 +102,18 @@ def flatten(state: StateDict, parts: Parts, device: torch.device | str | None, d
 BLOCK = 2**19
 """Columns that a merge on a CPU sums at a time."""
 
+CUDA_BLOCK = 2**22
+"""The same on a GPU, whose cache holds more."""
+
+
+FLOAT_BYTES = 4
+
 
 def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None) -> Tensor:
     """out (P,) = sum_k weights_k rows_k, reading only rows of weight other than 0. rows: (K, P).
 
-    Block by block: what is being summed stays in the cache, so that memory is read once for each row and written once.
+    Block by block: what is being summed stays in the cache, so that memory is read once for each row and written once. Sums of
+    half precision are float32, and rounded once.
     read: told the bytes of rows that have been read, block by block.
     """
     used = [(k, weight) for k, weight in enumerate(weights.tolist()) if weight != 0]
@@ -104,14 +121,18 @@ def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int
         return out.zero_()
     if len(used) == 1 and used[0][1] == 1:
         return out.copy_(rows[used[0][0]])
-    step = BLOCK if out.device.type == "cpu" else len(out)
+    step = BLOCK if out.device.type == "cpu" else CUDA_BLOCK
+    wide = out.new_empty(min(step, len(out)), dtype=torch.float32) if out.dtype.itemsize < FLOAT_BYTES else None
     for start in range(0, len(out), step):
         block = out[start : start + step]
+        total = block if wide is None else wide[: len(block)].zero_()
         for number, (k, weight) in enumerate(used):
             part = rows[k, start : start + step]
-            if number == 0:
-                torch.mul(part, weight, out=block)
+            if number == 0 and wide is None:
+                torch.mul(part, weight, out=total)
             else:
-                block.add_(part, alpha=weight)
+                total.add_(part, alpha=weight)
+        if wide is not None:
+            block.copy_(total)
         read(len(used) * len(block) * block.element_size())
     return out

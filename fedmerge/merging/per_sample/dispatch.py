@@ -22,11 +22,11 @@ from fedmerge.merging.per_sample.mixture import Mixture
 
 Way = Literal["auto", "mixture", "rows", "samples"]
 
-EQUAL = 20.0
+EQUAL = {"cpu": 20.0, "cuda": 200.0}
 """Multiplications of a mixture, for each weight that merges by rows move, at which both took the same time: see below."""
 
 
-def prefers_mixture(uses: float, experts: int, samples: int, distinct: int) -> bool:
+def prefers_mixture(uses: float, experts: int, samples: int, distinct: int, device: str = "cpu") -> bool:
     """Whether the mixture is expected to be the faster way.
 
     For each of the model's P parameters the mixture multiplies N T (K - 1) times more than plain forwards do, and merges of
@@ -34,8 +34,9 @@ def prefers_mixture(uses: float, experts: int, samples: int, distinct: int) -> b
 
         N T (K - 1) / (D (K + 1)) < 20.
 
-    Measured in November 2026 on one core of a CPU that others used too, so that single numbers may be off by a third; no GPU was
-    tried. Milliseconds of (mixture, rows), the better of two, where rows is D times one merge and one forward of N/D samples:
+    On a GPU the bound is 200, which is not timed: about 400 trillion multiplications of bfloat16 a second against 1.7 trillion
+    weights moved (H200). For a CPU it was measured in November 2026, on one core that others used too, so that single numbers
+    may be off by a third. Milliseconds of (mixture, rows), the better of two, where rows is D times one merge and one forward of N/D samples:
 
         ViT-Ti of 32 px   T = 17   K = 2   N = 32   D = 32: (272, 684)     D = 8: (272, 250)     D = 4: (272, 131)
         ViT-Ti of 32 px   T = 17   K = 3   N = 32   D = 32: (250, 520)     D = 16: (250, 311)    D = 8: (250, 185)
@@ -59,13 +60,15 @@ def prefers_mixture(uses: float, experts: int, samples: int, distinct: int) -> b
         N, samples of the batch.
     distinct : int
         D, distinct rows of coefficients among them.
+    device : str
+        Kind of device, as torch names it.
 
     Returns
     -------
     bool
         True for the mixture, False for rows.
     """
-    return samples * uses * (experts - 1) < EQUAL * distinct * (experts + 1)
+    return samples * uses * (experts - 1) < EQUAL.get(device, EQUAL["cpu"]) * distinct * (experts + 1)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class PerSample:
         if self.way != "auto" or self.refusal:
             return False
         experts = int((coefficients.encoder.any(0) | coefficients.head.any(0)).sum())
-        if not prefers_mixture(self._uses_of(batch), experts, len(batch), distinct):
+        if not prefers_mixture(self._uses_of(batch), experts, len(batch), distinct, batch.device.type):
             return False
         try:
             self._check(batch, coefficients)

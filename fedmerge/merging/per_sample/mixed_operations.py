@@ -6,12 +6,15 @@ x stands for activations (N m, ...): N samples, each with m windows that follow 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fedmerge.merging.bank.patches import patches
+from fedmerge.merging.bank.recorded import recording
 from fedmerge.merging.per_sample.mixed_tensor import (
     TABLE,
     Mixed,
@@ -77,6 +80,9 @@ def convolution(func: Any, args: Any, kwargs: Any) -> Any:
         out = func(x, weight, None, *rest, **named)
     elif weight.merged is not None:
         out = _grouped(func, x, weight, rest, named)
+    elif x.is_cuda and func is torch.conv2d and not named and (found := patches(x, weight, rest)) is not None:
+        flat = Mixed.linear([piece.flatten(1) for piece in weight.pieces], _weights(weight), weight.owners, weight.used)
+        return linear(F.linear, (found, flat, bias), {}).permute(0, 3, 1, 2)
     else:
         weight.used.update(weight.owners)
         shares = _weights(weight).to(x.dtype).repeat_interleave(len(x) // count(weight), 0)
@@ -111,7 +117,8 @@ def batch_statistics(x: Tensor, **given: Any) -> Tensor:
         raise refuse_operation("batch_norm in training mode", (mean, variance))
     if mean is None:
         return F.batch_norm(x, None, None, None, None, True, 0.0, given.get("eps", 1e-5))
-    if isinstance(variance, Mixed) and not bool((per_sample(variance) + given.get("eps", 1e-5) > 0).all()):
+    wide = per_sample(variance) + given.get("eps", 1e-5) if isinstance(variance, Mixed) else None
+    if wide is not None and not recording(x) and not bool((wide > 0).all()):
         raise refuse_operation("batch_norm of a variance that is not positive", [variance])
     scale = (variance + given.get("eps", 1e-5)).rsqrt()
     return _per_channel(torch.mul, _per_channel(torch.sub, x, mean), scale)
@@ -175,6 +182,11 @@ def prelu(func: Any, args: Any, kwargs: Any) -> Any:
 
 def _sum_of_products(x: Tensor, weight: Mixed) -> Tensor:
     """sum_r (lambda_r x) W_r^T for x (N, L, d), accumulated in float32 or wider: (N, L, outputs)."""
+    if x.is_cuda and x.dtype.itemsize == HALF:
+        shares = _weights(weight).T[:, :, None, None].to(x)
+        scaled = (shares * x).flatten(1, 2)  # (R, N L, d)
+        found = torch.bmm(scaled, stacked(weight.pieces).transpose(1, 2), out_dtype=torch.float32)
+        return found.sum(0).reshape(len(x), -1, found.shape[-1]).to(x.dtype)
     wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     total: Tensor | None = None
     for piece, share in zip(weight.pieces, _weights(weight).to(wide).T, strict=True):
@@ -183,6 +195,19 @@ def _sum_of_products(x: Tensor, weight: Mixed) -> Tensor:
         total = scaled @ W if total is None else total.addmm_(scaled, W)
     assert total is not None
     return total.reshape(len(x), -1, total.shape[-1]).to(x.dtype)
+
+
+HALF = 2
+"""Bytes of a number for which a GPU multiplies fast, and sums in float32."""
+
+
+def stacked(pieces: list[Tensor]) -> Tensor:
+    """(R, *shape): a view where the pieces lie at equal distances, as rows of a bank do, else a copy."""
+    first, steps = pieces[0], {b.storage_offset() - a.storage_offset() for a, b in pairwise(pieces)}
+    together = len({piece.untyped_storage().data_ptr() for piece in pieces}) == 1
+    if not together or len(steps) != 1 or min(steps) <= 0 or any(piece.stride() != first.stride() for piece in pieces):
+        return torch.stack(pieces)
+    return first.as_strided((len(pieces), *first.shape), (steps.pop(), *first.stride()))
 
 
 def _grouped(func: Any, x: Tensor, weight: Mixed, rest: Any, named: dict[str, Any]) -> Tensor:

@@ -35,17 +35,30 @@ class Mixture:
         bank, used = self.bank, set[str]()
         if bank.shards:
             raise PerSampleRefused("per-sample merging: the experts are spread over shards, and a mixture needs them in one place")
-        state: dict[str, Tensor] = {}
-        for names, coefficients in ((bank.parts.encoder, encoder), (bank.parts.head, head)):
-            rows = torch.nonzero(coefficients.any(0)).flatten().tolist()
-            weights = coefficients[:, rows].to(bank.theta)
-            for name in names:
-                pieces = [bank.rows[row, bank.slices[name]].view(bank.shapes[name]) for row in rows]
-                state[name] = Mixed.linear(pieces, weights, (name,), used)
+        parts = tuple(zip((bank.parts.encoder, bank.parts.head), (encoder, head), strict=True))
+        rows = tuple(tuple(torch.nonzero(coefficients.any(0)).flatten().tolist()) for _, coefficients in parts)
+        chosen = [coefficients[:, list(at)] for (_, coefficients), at in zip(parts, rows, strict=True)]
+        weights = [shares.to(bank.like.device, bank.wide) for shares in chosen]
         statistics = bank.buffers.statistics(encoder.to(bank.theta))
-        state |= {name: Mixed.computed(values, (name,), used) for name, values in statistics.items()}
+
+        def run(batch: Tensor, *given: Tensor) -> Tensor:
+            state: dict[str, Tensor] = {}
+            for (names, _), at, shares in zip(parts, rows, given, strict=False):
+                for name in names:
+                    pieces = [bank.rows[row, bank.slices[name]].view(bank.shapes[name]) for row in at]
+                    state[name] = Mixed.linear(pieces, shares, (name,), used)
+            mixed = zip(statistics, given[len(parts) :], strict=True)
+            state |= {name: Mixed.computed(values, (name,), used) for name, values in mixed}
+            logits = bank.call({**state, **bank.buffers.fixed}, batch)
+            if missing := sorted(set(state) - used):
+                raise PerSampleRefused(
+                    f"per-sample merging: {missing[0]} took no part in the forward pass ({len(missing)} of {len(state)} tensors "
+                    "did not); use one merge per distinct row instead (per_sample: rows)"
+                )
+            return logits  # type: ignore[no-any-return]
+
         try:
-            logits = bank.call({**state, **bank.buffers.fixed}, batch.to(bank.theta.dtype))
+            logits = bank.recorded(("mixture", rows), run, batch.to(bank.like.dtype), *weights, *statistics.values())
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:  # of the model: what is tried here, it was not written for
@@ -54,13 +67,8 @@ class Mixture:
                 f"per-sample merging: the model does something that has no exact form ({said}); use one merge per distinct row "
                 "instead (per_sample: rows)"
             ) from error
-        bank.read(len(rows) * bank.P * bank.theta.element_size())
-        if missing := sorted(set(state) - used):
-            raise PerSampleRefused(
-                f"per-sample merging: {missing[0]} took no part in the forward pass ({len(missing)} of {len(state)} tensors "
-                "did not); use one merge per distinct row instead (per_sample: rows)"
-            )
-        return logits  # type: ignore[no-any-return]
+        bank.read(len(rows[0]) * bank.P * bank.like.element_size())
+        return logits
 
     def verify(self, batch: Tensor, encoder: Tensor, head: Tensor) -> None:
         """Compare the first and the last sample with their explicit merges. Raises PerSampleRefused if they differ."""
@@ -68,7 +76,7 @@ class Mixture:
         for i in {0, len(batch) - 1}:
             wanted = self.bank.forward(self.bank.mix(encoder[i], head[i]), batch[i : i + 1], encoder[i])[0]
             error = float((found[i] - wanted).norm() / wanted.norm().clamp(min=1e-12))
-            if not error <= TOLERANCE.get(batch.dtype, 0.1):
+            if not error <= TOLERANCE.get(self.bank.like.dtype, 0.1):
                 raise PerSampleRefused(
                     f"per-sample merging: sample {i} differs from its explicit merge by {error:.1e} of its length; "
                     "use one merge per distinct row instead (per_sample: rows)"

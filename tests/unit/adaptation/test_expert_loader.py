@@ -55,6 +55,18 @@ def below(monkeypatch: pytest.MonkeyPatch) -> Limits:
     return limited
 
 
+def test_half_precision_takes_half_of_the_rows_and_predicts_about_the_same(target: Targets, below: Limits) -> None:
+    task = target("mean", "eam", images=40)
+    half = replace(task, precision="bfloat16")
+    assert Holding(half, base(), 3).budget.rows * 2 == Holding(task, base(), 3).budget.rows
+    sites = [TargetSite(each, experts(), base()) for each in (task, half, replace(half, max_bytes=below(half).max_bytes))]
+    assert [site.held["precision"] for site in sites] == ["float32", "bfloat16", "bfloat16"]
+    assert sites[1].bank.like.dtype == torch.bfloat16 and sites[2].held["rows"] == "on disk"
+    full, short, disk = (np.concatenate([step.probabilities for step in site.advance(100)]) for site in sites)
+    np.testing.assert_allclose(short, full, atol=0.05)
+    np.testing.assert_array_equal(disk, short)
+
+
 def test_from_disk_every_method_predicts_what_it_does_from_memory(target: Targets, below: Limits) -> None:
     task = replace(target(*ON_DISK, images=40), per_sample="rows")
     memory = TargetSite(task, experts(), base())

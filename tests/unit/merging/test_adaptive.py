@@ -84,8 +84,9 @@ def test_t3_with_several_experts_is_the_mean_of_pairs() -> None:
 
 
 def test_t3_survives_probabilities_that_underflow_and_experts_that_break() -> None:
-    said = Said([[[1.0, 0.0]], [[0.0, 1.0]]], [[1.0, 0.0]])
-    assert torch.isfinite(load_method("t3", generalist="theta_0").coefficients(said).encoder).all()
+    g, p = [[[1.0, 0.0]], [[0.0, 1.0]]], [[1.0, 0.0]]
+    assert torch.isfinite(load_method("t3", generalist="theta_0").coefficients(Said(g, p)).encoder).all()
+    said = Said(g, p)
     said.given[1] = torch.nan
     for rule in ("pairwise_mean", "joint", "no_generalist"):
         found = load_method("t3", k_rule=rule).coefficients(said)
