@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedmerge.report.pages._render import fill
 from fedmerge.report.plots.run import draw
+from fedmerge.report.plots.svg import as_source
 from fedmerge.report.records import RunRecord
 from fedmerge.report.summary import REFERENCE, predictions, summarize
 from fedmerge.report.terminal import in_short, p_value
@@ -29,7 +30,7 @@ MOST_SEGMENTS = 12
 """Segments that a table can show; a stream that changes with every batch has none worth the name."""
 
 FEW = 3
-"""Adaptive methods that get a sentence each in the headline; more are listed."""
+"""Adaptive methods that get a sentence each below the lead; more are listed."""
 
 
 def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) -> str:
@@ -43,10 +44,10 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         r=record,
         s=summary,
         rows=rows,
-        headline=headline(record, summary),
-        weakest=(in_short(summary)[1:] or [""])[0],
+        lead=" ".join(in_short(summary)),
+        verdicts=" ".join(verdicts(record, summary)),
         confused=confusions(record, summary),
-        plots={name: _inline(svg) for name, svg in plots.items()},
+        plots={name: as_source(svg) for name, svg in plots.items()},
         adaptive=adaptive,
         changes=changes if 1 < len(changes) <= MOST_SEGMENTS else [],
         closed=any(row["gap_closed"] is not None for _, row in rows),
@@ -59,14 +60,15 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
     )
 
 
-def headline(record: RunRecord, summary: dict[str, Any]) -> str:
-    """One honest sentence or two: what was best, and how every adaptive method stands against the mean."""
+def verdicts(record: RunRecord, summary: dict[str, Any]) -> list[str]:
+    """What the lead leaves out: how each other adaptive method stands against the mean, and the commonest class if it is better."""
     ranked = {name: row for name, row in summary["methods"].items() if row["ranked"]}
     if not ranked:
-        return "No row is ranked: none covers the whole stream without seeing more than a hospital could."
+        return ["No row is ranked: none covers the whole stream without seeing more than a hospital could."]
     best = max(ranked, key=lambda name: ranked[name]["accuracy"])
-    said = [f"{best} is right most often: {_percent(ranked[best]['accuracy'])}% of {summary['stream']['samples']} images."]
+    said = []
     versus = {name: row["vs_mean"] for name, row in ranked.items() if record.methods[name].kind == "adaptive" and row["vs_mean"]}
+    versus.pop(best, None)
     for name, found in versus.items() if len(versus) <= FEW else ():
         low, high = found["ci95"]
         points = f"({_points(found['difference'])} points, 95% interval {_points(low)} to {_points(high)})"
@@ -79,7 +81,7 @@ def headline(record: RunRecord, summary: dict[str, Any]) -> str:
     if always["accuracy"] >= ranked[best]["accuracy"]:
         alone = f"The commonest class alone, {always['class']}, is right for {_percent(always['accuracy'])}%"
         said.append(f"{alone}: no ranked method is better.")
-    return " ".join(said)
+    return said
 
 
 MOST_CLASSES = 12
@@ -147,10 +149,6 @@ def _png(image: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     picture.resize((PIXELS, PIXELS), Image.Resampling.NEAREST).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _inline(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg[svg.index("<svg") :].encode()).decode()
 
 
 def _percent(share: float) -> str:
