@@ -43,7 +43,7 @@ def prepare(experiment: Experiment, options: RunOptions, backend: Backend | None
     """Only the hospitals' part: afterwards all experts and global models are in the pool, with what `uploads` ask for."""
     refuse_late_events(experiment)
     with RunFolder(options.out, experiment, keep=options.resume) as folder:
-        terminal = Terminal(options.quiet)
+        terminal = Terminal(options.quiet, status=folder.status)
         if backend is None and experiment.scenario.backend == "simulation":
             preflight(Wanted(hospitals=True))
         backend = backend or backend_of(experiment.scenario)
@@ -194,11 +194,10 @@ def run(
 def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
     began, started = time.perf_counter(), time.time()
-    terminal = Terminal(options.quiet)
     refuse_late_events(experiment)
     logged = options.log, options.out, experiment.scenario.name
     with RunFolder(options.out, experiment, keep=options.resume) as folder, run_log(*logged) as log:
-        scenario = experiment.scenario
+        scenario, terminal = experiment.scenario, Terminal(options.quiet, status=folder.status)
         _introduce(experiment, terminal, log)
         refuse_what_has_no_place(experiment)
         generalist, backend = read_generalist(experiment), backend_of(experiment.scenario)
