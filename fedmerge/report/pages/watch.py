@@ -277,10 +277,10 @@ def script() -> bytes:
 
 
 def _refuse_no_run(run: Path) -> None:
+    if not run.exists():
+        raise FolderError(f"{run}: found nothing; {EXPECTED}. It is there as soon as the run begins")
     if not run.is_dir():
-        raise FolderError(
-            f"{run}: found {'a file' if run.exists() else 'nothing'}; {EXPECTED}. It is there as soon as the run begins"
-        )
+        raise FolderError(f"{run}: found a file; {EXPECTED}")
     if (run / "manifest.json").is_file():
         return
     cells: Mapping[float, Path] = {cell.stat().st_mtime: cell for cell in run.glob("cells/*") if (cell / "manifest.json").is_file()}
