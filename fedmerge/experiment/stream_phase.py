@@ -32,10 +32,11 @@ from fedmerge.federated.security.audit import state_digest
 from fedmerge.federated.site import Site
 from fedmerge.merging.prior import head_bias, log_shares, under_prior
 from fedmerge.merging.state import Roster
-from fedmerge.report.batch_log import Step
+from fedmerge.report.batch_log import Ledger, Step
 from fedmerge.report.checkpoint import Progress
+from fedmerge.report.metrics.disagreement import most_apart, votes
 from fedmerge.report.plots.layout import binned
-from fedmerge.report.records import StreamFacts
+from fedmerge.report.records import Disputed, StreamFacts
 from fedmerge.report.run_log import RunLog
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import past_end, rosters
@@ -54,6 +55,7 @@ class Seen:
     per_sample: dict[str, Any]
     course: list[Roster]
     deaths: list[int]
+    disputed: Disputed | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,17 @@ def consume(
                 log.steps(steps, walk.there)
                 progress.add(steps, target.snapshot())
         told = description, target.answers(), target.forwards_so_far(), target.per_sample_ways()
-        return progress, Seen(*told, course, target.deaths)
+        return progress, Seen(*told, course, target.deaths, _disputed(target, experiment, description, progress.ledger))
+
+
+def _disputed(target: Any, experiment: Experiment, description: Any, ledger: Ledger) -> Disputed | None:
+    """Images on which ranked methods disagree most; the target is asked for none unless its own file grants some."""
+    granted = experiment.target.disagreements
+    if not granted:
+        return None
+    ranked = [name for name in ledger.methods if description.rows[name].ranked]
+    places = most_apart(votes(ranked, description.stream.samples, ledger.probabilities)[1], granted).tolist()
+    return Disputed(tuple(places), target.disputed(places)) if places else None
 
 
 def _told(description: Any, course: Sequence[Roster], done: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmerge.report.metrics.disagreement import apart, votes
 from fedmerge.report.pages._render import fill
 from fedmerge.report.plots.run import draw
 from fedmerge.report.plots.svg import as_source
@@ -55,6 +56,7 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         precomputed=any(row["forwards_after_first_pass"] for _, row in rows),
         leaves=leaves(record),
         galleries=galleries(record),
+        apart=disagreements(record, [name for name, row in rows if row["ranked"]]),
         vetting=record.manifest.get("vetting"),
         costed=[(name, row) for name, row in rows if "cost" in row],
     )
@@ -116,6 +118,26 @@ def confusions(record: RunRecord, summary: dict[str, Any]) -> dict[str, Any] | N
     return {"method": best, "counts": counts, "mean": mean, "mistakes": mistakes, "matrix": C <= MOST_CLASSES}
 
 
+def disagreements(record: RunRecord, ranked: list[str]) -> dict[str, Any]:
+    """On how many images ranked methods, without single experts, disagree; and those that the target shows.
+
+    shown: for each, its picture, place, batch, true class, and for every class that somebody says: the class, who says it, and
+    whether it is right.
+    """
+    names, said = votes(ranked, record.stream.samples, record.probabilities)
+    y, sizes = np.concatenate(record.labels), [len(batch) for batch in record.labels]
+    batch = np.repeat(np.arange(len(sizes)), sizes)
+    shown = []
+    for place, image in zip(record.disputed.places, record.disputed.images, strict=True) if record.disputed else ():
+        of = {
+            record.classes[c]: [name for name, vote in zip(names, said[:, place], strict=True) if vote == c] for c in said[:, place]
+        }
+        true = record.classes[y[place]]
+        answers = [(answer, who, answer == true) for answer, who in of.items()]
+        shown.append({"image": _png(image), "place": place, "batch": int(batch[place]), "true": true, "answers": answers})
+    return {"methods": names, "count": int((apart(said) > 0).sum()), "shown": shown}
+
+
 def _verdict(versus: dict[str, Any]) -> str:
     low, high = versus["ci95"]
     return "beats the mean" if low > 0 else "loses to the mean" if high < 0 else "is not told apart from the mean"
@@ -124,11 +146,13 @@ def _verdict(versus: dict[str, Any]) -> str:
 def leaves(record: RunRecord) -> list[dict[str, Any]]:
     """What left every site: totals by kind, and every item."""
     found = []
-    for site in record.sites:
-        items = [item for item in record.audit if item["site"] == site.name]
+    for name in [*(site.name for site in record.sites), record.target]:
+        items = [item for item in record.audit if item["site"] == name]
+        if name == record.target and not items:
+            continue
         kinds = sorted({item["kind"] for item in items})
         totals = {kind: sum(item["bytes"] for item in items if item["kind"] == kind) for kind in kinds}
-        found.append({"site": site.name, "items": items, "totals": totals, "bytes": sum(totals.values())})
+        found.append({"site": name, "items": items, "totals": totals, "bytes": sum(totals.values())})
     return found
 
 
