@@ -152,10 +152,8 @@ class TargetSite:
         """
         asked, granted = self.given | set(places), self.task.site.disagreements
         if len(asked) > granted:
-            name = self.task.site.name
-            raise SiteError(
-                f"target '{name}': disagreements: found {len(asked)} images asked for; expected at most {granted}, as its file grants"
-            )
+            found = f"found {len(asked)} images asked for; expected at most {granted}, as its file grants"
+            raise SiteError(f"target '{self.task.site.name}': disagreements: {found}")
         self.given = asked
         order = np.concatenate(self.stream.batches)
         return np.asarray(self.gallery.pixels(order[np.asarray(places, dtype=np.int64)]))

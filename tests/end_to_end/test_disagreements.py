@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ from fedmerge.errors import SiteError
 from tests.front_door import done, lines, read
 
 
-def grant(here: Path, images: int) -> None:
+def granting(first: tuple[Path, str], folder: Path, images: int) -> Path:
+    """A world with a pool, whose target shows so many."""
+    here = Path(shutil.copytree(first[0], folder / "here"))
     file = here / "sites" / "mercy.yaml"
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "disagreements": images}))
+    return here
 
 
 def test_by_default_none_is_asked_for(first: tuple[Path, str]) -> None:
@@ -27,9 +31,8 @@ def test_by_default_none_is_asked_for(first: tuple[Path, str]) -> None:
     assert "The target shows none of them" in (run / "report.html").read_text()
 
 
-def test_granted_ones_are_shown_and_audited(first: tuple[Path, str]) -> None:
-    here, _ = first
-    grant(here, 3)
+def test_granted_ones_are_shown_and_audited(first: tuple[Path, str], tmp_path: Path) -> None:
+    here = granting(first, tmp_path, 3)
     done(here, "--out", "runs/shown")
     run = here / "runs" / "shown"
     (item,) = [json.loads(line) for line in lines(run) if json.loads(line)["item"] == "disagreements"]
@@ -42,10 +45,11 @@ def test_granted_ones_are_shown_and_audited(first: tuple[Path, str]) -> None:
     assert "<strong>mercy</strong>: " in page  # what left it
 
 
-def test_the_target_itself_refuses_more_than_its_file_grants(monkeypatch: pytest.MonkeyPatch, first: tuple[Path, str]) -> None:
+def test_the_target_itself_refuses_more_than_its_file_grants(
+    monkeypatch: pytest.MonkeyPatch, first: tuple[Path, str], tmp_path: Path
+) -> None:
     """In one question or in several; the same images again are no new ones."""
-    here, _ = first
-    grant(here, 3)
+    here = granting(first, tmp_path, 3)
     asked = TargetSite.disputed
     found: list[str] = []
 
