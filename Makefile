@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED = 0
 export FLWR_TELEMETRY_ENABLED = 0
 
-.PHONY: help demo bench test test-long docs lint format clean
+.PHONY: help demo bench test test-long browser docs lint format clean
 help:            ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
@@ -26,6 +26,10 @@ test: $(VENV)/.ready ## set up, check style and types, run the tests
 
 test-long: $(VENV)/.ready ## the tests that take a minute or more each: kills, clusters, deployments
 	$(BIN)/python -m pytest -m long
+
+browser: $(VENV)/.ready ## every page in Chromium, which has to be there: axe, a phone, dark paper, print
+	$(BIN)/python -m pip install --quiet --group browser
+	$(BIN)/python -m pytest -m browser -rs
 
 docs: $(VENV)/.ready ## write the documentation to docs-site/
 	$(BIN)/mkdocs build --strict --quiet

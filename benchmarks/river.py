@@ -19,19 +19,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fedmerge.report.plots.layout import apart
-from fedmerge.report.plots.run import PALETTE, QUIET
+from fedmerge.report.plots.svg import PALETTE, QUIET, STYLE, readable
 
 WINDOW = 5
 """Batches of which the lower panel shows the mean."""
 SHOWN = ("eam", "posterior")
-STYLE = {
-    "font.size": 9,
-    "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "fedmerge",
-    "svg.fonttype": "none",
-}
 
 
 def river(axes: Axes, title: str, shares: NDArray[np.float64], names: list[str]) -> None:
@@ -74,7 +66,9 @@ def draw(run: Path) -> Figure:
     low, high = bottom.get_ylim()
     for name, place in apart({name: accuracy[name] for name in shades}, (high - low) / 8).items():
         told = f"{name.replace('expert:', 'best expert: ')}  {accuracy[name]:.1f} %"
-        bottom.annotate(told, (1.01, place), xycoords=("axes fraction", "data"), color=shades[name], fontsize=8, va="center")
+        bottom.annotate(
+            told, (1.01, place), xycoords=("axes fraction", "data"), color=readable(shades[name]), fontsize=8, va="center"
+        )
     bottom.set_title(f"accuracy, % (mean of {WINDOW} batches; at the right: of the whole stream)", loc="left", fontsize=9)
     bottom.set_xlabel("batch")
     return figure

@@ -120,7 +120,7 @@ def _fields(schema: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[st
     fields = {name: field for name, field in schema.get("properties", {}).items() if name not in without}
     if not fields:
         return []
-    lines = ["| key | takes | default | |", "|---|---|---|---|"]
+    lines = ["| key | takes | default | says |", "|---|---|---|---|"]
     for name, field in fields.items():
         default = "required" if name in schema.get("required", ()) else f"`{json.dumps(field.get('default'))}`"
         default = "see `fedmerge schema`" if len(default) > 60 else default
@@ -168,7 +168,7 @@ def commands() -> str:
         context = click.Context(command, info_name=f"fedmerge {name}")
         text = inspect.cleandoc(command.help or "")
         lines += [f"## {name}", "", *_block(text), "", "```", command.get_usage(context).removeprefix("Usage: "), "```", ""]
-        lines += ["| | | |", "|---|---|---|"]
+        lines += ["| option | does | default |", "|---|---|---|"]
         for one in command.params:
             said = _cell(getattr(one, "help", None) or "")
             flags = ", ".join(f"`{flag}`" for flag in (*one.opts, *one.secondary_opts))

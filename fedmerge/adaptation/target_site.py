@@ -22,6 +22,7 @@ from fedmerge.adaptation.expert_loader import Holding
 from fedmerge.adaptation.tasks import Arrays, Contribution, Description, Federated, TargetTask, tensors
 from fedmerge.data.corrupted_images import Gallery
 from fedmerge.data.images import numbered, to_batch
+from fedmerge.errors import SiteError
 from fedmerge.federated.model import build, normalization
 from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import Adaptive, Method
@@ -62,6 +63,7 @@ class TargetSite:
         self.position = 0
         self.deaths: list[int] = []  # of this process nothing would be told
         self.forwards_run = 0
+        self.given: set[int] = set()
         self._settle(holding)
         self._past: Past | None = None
 
@@ -148,6 +150,19 @@ class TargetSite:
             return answers
         places = [batch % len(self.images) for batch in self.stream.batches]  # an image under several conditions
         return replace(answers, patients=numbered([self.images.groups[place] for place in places]))
+
+    def disputed(self, places: Sequence[int]) -> NDArray[np.uint8]:
+        """Images at these places of the stream, counted from its first: uint8 (n, H, W, C), as the models saw them.
+
+        Raises SiteError for more than the site's own file grants, whoever asks, and however often.
+        """
+        asked, granted = self.given | set(places), self.task.site.disagreements
+        if len(asked) > granted:
+            found = f"found {len(asked)} images asked for; expected at most {granted}, as its file grants"
+            raise SiteError(f"target '{self.task.site.name}': disagreements: {found}")
+        self.given = asked
+        order = np.concatenate(self.stream.batches)
+        return np.asarray(self.gallery.pixels(order[np.asarray(places, dtype=np.int64)]))
 
     def snapshot(self) -> dict[str, Any]:
         """The position, the experts, every method's state as numpy arrays, and how rows of coefficients are merged."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pkgutil
+import threading
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -147,6 +148,29 @@ def diagnose(
     from fedmerge.experiment.diagnose import diagnose_run as look
 
     look(run, None if predictions_only else pool, images, quiet)
+
+
+@app.command("watch")
+@guarded
+def watch_run(
+    run: Annotated[Path, typer.Argument(help="folder of a run that is going on, or has ended")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the page, on this machine alone; 0: any that is free")] = 8787,
+) -> None:
+    """Show a page that follows RUN while it goes on: progress of hospitals, accuracy so far, and coefficients. Ctrl-C ends it.
+
+    It reads the run's folder, and can be reached from this machine alone.
+    """
+    from fedmerge.cli.watch import serving
+    from fedmerge.system.process import Terminated
+
+    with serving(run, port) as server:
+        typer.echo(f"{run}: {server.url} (Ctrl-C ends it; the run goes on)")
+        try:
+            threading.Event().wait()
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            typer.echo("no longer watched")
 
 
 @app.command("compare")

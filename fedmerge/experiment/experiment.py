@@ -148,9 +148,13 @@ class Experiment:
         return hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()
 
 
+LATER = ("expert", "disagreements")
+"""Keys of a site that older versions did not know."""
+
+
 def _written(site: Site) -> dict[str, Any]:
     """A site's keys; of what was not there once, only what is given, so that runs of older versions stay the same."""
-    return {key: value for key, value in site.model_dump(mode="json").items() if key != "expert" or value}
+    return {key: value for key, value in site.model_dump(mode="json").items() if key not in LATER or value}
 
 
 def load_experiment(path: Path, overrides: Overrides | None = None, at_target: bool = True) -> Experiment:

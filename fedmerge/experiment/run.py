@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from fedmerge.adaptation.expert_loader import check_limit
 from fedmerge.adaptation.ray.cluster import preflight
 from fedmerge.adaptation.ray.placement import Wanted
@@ -30,6 +32,7 @@ from fedmerge.federated.client.site_log import written_since
 from fedmerge.federated.messages import Backend, Initial, Outcome, SiteTask
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.pool.global_models import GlobalModel
+from fedmerge.federated.security.audit import Item, audit_shown, write_audit
 from fedmerge.federated.site import Site
 from fedmerge.report.batch_log import Ledger
 from fedmerge.report.pages.run import write
@@ -43,7 +46,7 @@ def prepare(experiment: Experiment, options: RunOptions, backend: Backend | None
     """Only the hospitals' part: afterwards all experts and global models are in the pool, with what `uploads` ask for."""
     refuse_late_events(experiment)
     with RunFolder(options.out, experiment, keep=options.resume) as folder:
-        terminal = Terminal(options.quiet)
+        terminal = Terminal(options.quiet, status=folder.status)
         if backend is None and experiment.scenario.backend == "simulation":
             preflight(Wanted(hospitals=True))
         backend = backend or backend_of(experiment.scenario)
@@ -201,11 +204,10 @@ def run(
 def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
     began, started = time.perf_counter(), time.time()
-    terminal = Terminal(options.quiet)
     refuse_late_events(experiment)
     logged = options.log, options.out, experiment.scenario.name
     with RunFolder(options.out, experiment, keep=options.resume) as folder, run_log(*logged) as log:
-        scenario = experiment.scenario
+        scenario, terminal = experiment.scenario, Terminal(options.quiet, status=folder.status)
         _introduce(experiment, terminal, log)
         refuse_what_has_no_place(experiment)
         generalist, backend = read_generalist(experiment), backend_of(experiment.scenario)
@@ -234,13 +236,17 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         folder.manifest["device"] = seen.description.device
         folder.manifest["per_sample"] = seen.per_sample
         folder.manifest["bank"] = seen.description.bank
+        shown = _audited(experiment, seen, options)
+        folder.manifest["shown"] = {"samples": experiment.target.samples, "disagreements": shown[0].shape[0] if shown else 0}
         each = {site.name: site.source.decided(site.name) for site in (*experiment.sites, experiment.target)}
         folder.manifest["images"] = {name: found for name, found in each.items() if found}
         logs = {site.name: written_since(site.name, started) for site in (*experiment.sites, experiment.target)}
         told = {f"site '{name}' has a remark in its own log": where for name, where in logs.items() if where}
         folder.manifest["remarks"] += list(told)
         with folder.phase("report"):
-            summary = write(options.out, record_of(experiment, initial, experts, outcomes, progress.ledger, seen, folder))
+            record = record_of(experiment, initial, experts, outcomes, progress.ledger, seen, folder)
+            record.audit.extend(item.as_line() for item in shown)
+            summary = write(options.out, record)
             log.summary(summary)
             progress.close()
     terminal.summary(summary)
@@ -248,6 +254,17 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         terminal.say(f"{remark}: {where}")
     terminal.say(f"report: {shown_path(options.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
     return summary
+
+
+def _audited(experiment: Experiment, seen: Seen, options: RunOptions) -> list[Item]:
+    """What the target showed of its images, in the audit like all that hospitals show."""
+    if seen.disputed is None:
+        return []
+    target, geometry = experiment.target, experiment.scenario.model.geometry
+    shape, places = (geometry.size, geometry.size, geometry.channels), seen.disputed.places
+    item = audit_shown(target.name, torch.from_numpy(seen.disputed.images), places, target.disagreements, shape)
+    write_audit(options.out / "audit.jsonl", [item])
+    return [item]
 
 
 def _introduce(experiment: Experiment, terminal: Terminal, log: RunLog) -> None:
@@ -286,6 +303,7 @@ def record_of(
         labels=seen.answers.labels,
         domains=seen.answers.domains,
         patients=seen.answers.patients,
+        disputed=seen.disputed,
         steps=steps,
         methods={name: info for name, info in description.rows.items() if name in done},
         forwards_run=seen.forwards_run / description.stream.batches,

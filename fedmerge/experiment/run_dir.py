@@ -65,8 +65,14 @@ class RunFolder:
         _mend_last_line(self.path / "audit.jsonl")
         text = yaml.safe_dump(self.experiment.resolved(), sort_keys=False, allow_unicode=True)
         atomic_write(self.path / "scenario.yaml", text)
+        self.status.unlink(missing_ok=True)
         self._write()
         return self
+
+    @property
+    def status(self) -> Path:
+        """What the run is at, for `fedmerge watch`."""
+        return self.path / "status.json"
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.manifest["status"] = "done" if kind is None else "failed"

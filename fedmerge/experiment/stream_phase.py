@@ -32,8 +32,11 @@ from fedmerge.federated.security.audit import state_digest
 from fedmerge.federated.site import Site
 from fedmerge.merging.prior import head_bias, log_shares, under_prior
 from fedmerge.merging.state import Roster
-from fedmerge.report.batch_log import Step
+from fedmerge.report.batch_log import Ledger, Step
 from fedmerge.report.checkpoint import Progress
+from fedmerge.report.metrics.disagreement import most_apart, votes
+from fedmerge.report.plots.layout import binned
+from fedmerge.report.records import Disputed, StreamFacts
 from fedmerge.report.run_log import RunLog
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import past_end, rosters
@@ -52,6 +55,7 @@ class Seen:
     per_sample: dict[str, Any]
     course: list[Roster]
     deaths: list[int]
+    disputed: Disputed | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,7 @@ def consume(
             terminal.say(f"target: {progress.snapshot['position']} of {description.stream.batches} batches were done before")
         title = f"target: {description.stream.batches} batches of '{description.stream.kind}' on {description.device}"
         terminal.say(title)
+        terminal.status.put(phase=title, since=time.time(), stream=_told(description, course, walk.done))
         with terminal.stream(description.stream.batches, list(description.rows)) as bars:
             bars.add(progress.ledger.steps())
             for step in progress.ledger.steps() if options.log else ():
@@ -110,7 +115,33 @@ def consume(
                 log.steps(steps, walk.there)
                 progress.add(steps, target.snapshot())
         told = description, target.answers(), target.forwards_so_far(), target.per_sample_ways()
-        return progress, Seen(*told, course, target.deaths)
+        return progress, Seen(*told, course, target.deaths, _disputed(target, experiment, description, progress.ledger))
+
+
+def _disputed(target: Any, experiment: Experiment, description: Any, ledger: Ledger) -> Disputed | None:
+    """Images on which ranked methods disagree most; the target is asked for none unless its own file grants some."""
+    granted = experiment.target.disagreements
+    if not granted:
+        return None
+    ranked = [name for name in ledger.methods if description.rows[name].ranked]
+    places = most_apart(votes(ranked, description.stream.samples, ledger.probabilities)[1], granted).tolist()
+    return Disputed(tuple(places), target.disputed(places)) if places else None
+
+
+def _told(description: Any, course: Sequence[Roster], done: int) -> dict[str, Any]:
+    """What who watches may know of the stream as it begins. done: batches that an earlier run has done."""
+    facts: StreamFacts = description.stream
+    shares, names = facts.mix
+    at, mix = binned(shares)
+    return {
+        "kind": facts.kind,
+        "batches": facts.batches,
+        "images": facts.samples,
+        "done": done,
+        "methods": {name: {"kind": row.kind, "ranked": row.ranked} for name, row in description.rows.items()},
+        "course": [[roster.start, list(roster.experts)] for roster in course],
+        "mix": {"names": names, "at": at.tolist(), "shares": mix.round(4).tolist()},
+    }
 
 
 def target_of(task: TargetTask, experts: Sequence[Contribution], base: Arrays, scenario: Scenario) -> AbstractContextManager[Any]:

@@ -115,6 +115,13 @@ class Site(Spec):
         None, description="of a target: how common each class is there, as shares or counts, for `priors: declared` of a scenario"
     )
     samples: int = Field(0, ge=0, le=12, description="images that the hospital agrees to show in the report; audited")
+    disagreements: int = Field(
+        0,
+        ge=0,
+        le=24,
+        description="of a target: images on which methods disagree that it agrees to show in the report, with their true class and "
+        "what each method says; audited",
+    )
 
     def images(self, geometry: Geometry, seed: int) -> Images:
         """The hospital's images as a model sees them: loaded, scanned, shifted. Raises DataError if they cannot be used."""

@@ -59,6 +59,17 @@ class StreamFacts:
         return np.stack([self.truth[:, columns].sum(1) for columns in own], 1), families
 
 
+@dataclass(frozen=True)
+class Disputed:
+    """Images on which methods disagree, as far as the target agrees to show them.
+
+    places: in the stream, counted from its first image. images: uint8 (n, H, W, C).
+    """
+
+    places: tuple[int, ...]
+    images: NDArray[np.uint8]
+
+
 ANCHORS = ("theta_0", "generalist")
 """Whose coefficients may stand behind the experts', in the bank's order."""
 
@@ -97,6 +108,7 @@ class RunRecord:
     novel: tuple[str, ...] = ()
     trained_domains: tuple[str, ...] = ()
     patients: list[NDArray[np.int64]] | None = None
+    disputed: Disputed | None = None
 
     @property
     def units(self) -> tuple[str, NDArray[np.int64], int | None]:

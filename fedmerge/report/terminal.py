@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedmerge.report.batch_log import Step
+from fedmerge.system.status_file import StatusFile
 
 QUARTERS = 4
 MOST_NAMED = 4
@@ -61,10 +62,12 @@ class Terminal:
     """Live where there is a terminal, a few plain lines where there is none, and nothing if `quiet`.
 
     Without a terminal, a long wait has a line at each quarter, and one a minute that tells how much time is left. clock: seconds.
+    status: a file with the same progress, for `fedmerge watch`, quiet or not.
     """
 
-    def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic, status: Path | None = None) -> None:
         self.clock = clock
+        self.status = StatusFile(status)
         self.console = Console(quiet=quiet, highlight=False)
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
@@ -93,6 +96,7 @@ class Terminal:
     def progress(self, title: str, expected: int = 0) -> Iterator[SiteProgress]:
         """A block of progress bars, one for each site that reports. expected: sites, where those that still wait count, too."""
         self.say(title)
+        self.status.put(phase=title, since=time.time())
         bars = SiteProgress(self, expected)
         if not self.live:
             yield bars
@@ -168,6 +172,8 @@ class SiteProgress:
 
     def tick(self, site: str, done: int, total: int, text: str) -> None:
         """Steps done of all, and a few words."""
+        told = {"share": done / max(total, 1), "text": text, "phase": self.terminal.status.facts.get("phase", "")}
+        self.terminal.status.put_below("sites", site, told, now=done >= total)
         if not self.terminal.live:
             self.terminal.quarter(site, done, total, text)
             self._told(site, done / max(total, 1))

@@ -138,6 +138,10 @@ class RemoteTarget:
         """Labels and domains of the whole stream, for the report."""
         return self._call("answers")  # type: ignore[no-any-return]
 
+    def disputed(self, places: Sequence[int]) -> Any:
+        """Images that its file grants to show."""
+        return self._call("disputed", places)
+
     def snapshot(self) -> dict[str, Any]:
         """The position and every method's state after the last change of either."""
         return self._snapshot or self._call("snapshot")

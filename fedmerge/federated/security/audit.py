@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -165,6 +165,15 @@ def state_digest(state: Mapping[str, Tensor]) -> str:
         whole.update(f"{name} {tuple(state[name].shape)} {state[name].dtype}\n".encode())
         whole.update(_bytes(state[name]))
     return whole.hexdigest()
+
+
+def audit_shown(site: str, images: Tensor, places: Sequence[int], granted: int, shape: tuple[int, ...]) -> Item:
+    """Images of a target that methods disagree on. Raises UploadRefused for any but those that were asked for and are granted."""
+    if len(places) > granted:
+        raise UploadRefused(
+            f"site '{site}': disagreements: found {len(places)} images; expected at most {granted}, as its file grants"
+        )
+    return _array(site, "disagreements", images, (len(places), *shape), torch.uint8, "samples")
 
 
 def write_audit(path: Path, items: list[Item]) -> None:

@@ -1,19 +1,42 @@
-"""The report's pages from their templates, with one style for all."""
+"""The report's pages from their templates, with one style and one frame for all."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
+CONTENTS = "<!-- contents -->"
+
+FEWEST = 3
+"""Sections that are worth a list of them."""
+
 
 def fill(name: str, filters: dict[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """The template `templates/<name>.html` with these values, escaped; an unknown name in it is an error."""
-    from jinja2 import Environment, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= filters or {}
     here = resources.files("fedmerge.report.pages") / "templates"
-    style = Markup(here.joinpath("style.css").read_text("utf-8"))
-    return environment.from_string(here.joinpath(f"{name}.html").read_text("utf-8")).render(style=style, **values)
+
+    def read(file: str) -> str:
+        return here.joinpath(file).read_text("utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= filters or {}
+    parts: Any = environment.get_template("parts.html").module
+    environment.globals |= {"wide": parts.wide, "plot": parts.plot}
+    page = environment.get_template(f"{name}.html").render(style=Markup(read("style.css")), contents=Markup(CONTENTS), **values)
+    return page.replace(CONTENTS, _contents(page), 1)
+
+
+def _contents(page: str) -> str:
+    """Links to a page's sections: a keyboard or a screen reader gets there without passing all that lies between."""
+    sections = re.findall(r'<h2 id="([^"]+)">(.*?)</h2>', page)
+    if len(sections) < FEWEST:
+        return ""
+    links = "".join(f'<li><a href="#{anchor}">{text}</a></li>' for anchor, text in sections)
+    return f'<nav aria-label="On this page"><details><summary>On this page</summary><ul>{links}</ul></details></nav>'

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from fedmerge.errors import FolderError
 from fedmerge.report.metrics.decisions import WHO, Signals, by_who, quadrants
 from fedmerge.report.metrics.entropy_trust import Trust, ratios
 from fedmerge.report.pages._render import fill
+from fedmerge.report.plots.svg import ON_BRIGHT, ON_DIM, PALETTE, QUIET, STYLE, as_source, as_svg
 from fedmerge.report.summary import influence
 from fedmerge.system.files import atomic_write
 
@@ -25,8 +24,7 @@ if TYPE_CHECKING:
 
     from fedmerge.merging.geometry.drift import Drift
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
-SHADE = {"both right": "#0072B2", "one right": "#D55E00", "both wrong": "#9a9a9a"}
+SHADE = {"both right": "#0072B2", "one right": "#D55E00", "both wrong": QUIET}
 MOST = 1500
 """Images shown as points; more would hide each other."""
 
@@ -131,12 +129,12 @@ def write_diagnosis(run: Path, d: Diagnosis) -> None:
         drawn |= {"drift": depth, "angles": matrices}
     if d.paths:
         drawn["barriers"] = paths
-    with mpl.rc_context({"font.size": 8, "svg.hashsalt": "fedmerge", "svg.fonttype": "none"}):
-        plots = {name: _svg(draw(d)) for name, draw in drawn.items()}
+    with mpl.rc_context({**STYLE, "font.size": 8}):
+        plots = {name: as_svg(draw(d)) for name, draw in drawn.items()}
     (run / "plots").mkdir(exist_ok=True)
     for name, svg in plots.items():
         (run / "plots" / f"diagnose-{name}.svg").write_text(svg, encoding="utf-8")
-    inline = {name: "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode() for name, svg in plots.items()}
+    inline = {name: as_source(svg) for name, svg in plots.items()}
     effective = {name: {part: influence(rows).effective for part, rows in of.items()} for name, of in d.coefficients.items()}
     page = fill(
         "diagnose",
@@ -159,8 +157,8 @@ def scatter(d: Diagnosis) -> Figure:
         for name, shade in SHADE.items():
             own = split[::step] == name
             axes.plot(a[::step][own], b[::step][own], "o", ms=2, alpha=0.4, color=shade, label=name, mew=0, rasterized=True)
-        axes.axhline(0.5, lw=0.5, color="#9a9a9a")
-        axes.axvline(0.5, lw=0.5, color="#9a9a9a")
+        axes.axhline(0.5, lw=0.5, color=QUIET)
+        axes.axvline(0.5, lw=0.5, color=QUIET)
         axes.set_title(" / ".join(pair), loc="left")
         axes.set_xlabel("entropy ratio")
     panels[0].set_ylabel("cross-entropy ratio")
@@ -215,14 +213,14 @@ def scattered(d: Diagnosis) -> Figure:
     """Every image by how unsure two models are and how far apart: which of them is right is its color."""
     pairs = d.decided.pairs[:MOST_PAIRS]
     figure, panels = _panels(len(pairs), 3, 2.6)
-    shades = dict(zip(WHO, ("#9a9a9a", "#0072B2", "#D55E00", "#000000"), strict=True))
+    shades = dict(zip(WHO, (QUIET, *PALETTE[:3]), strict=True))
     for axes, one in zip(panels, pairs, strict=False):
         step = max(1, len(one.apart) // MOST)
         for who, shade in shades.items():
             own = (one.right[::step, :2] == who).all(1)
             x, y, name = one.unsure[::step][own], one.apart[::step][own], f"{who[0]}{who[1]}"
             axes.plot(x, y, "o", ms=2, alpha=0.4, color=shade, label=name, mew=0, rasterized=True)
-        axes.axvline(float(np.median(one.unsure)), lw=0.5, color="#9a9a9a")
+        axes.axvline(float(np.median(one.unsure)), lw=0.5, color=QUIET)
         axes.set_title(" / ".join(one.pair), loc="left")
         axes.set_xlabel("mean entropy / ln C")
     panels[0].set_ylabel("divergence / ln 2")
@@ -235,7 +233,7 @@ def sureness(d: Diagnosis) -> Figure:
     rows = d.decided.entropies
     figure, (axes,) = _panels(1, 1, 0.3 + 0.17 * len(rows))
     at = range(len(rows))
-    axes.barh(at, [row["entropy"] for row in rows], color=["#9a9a9a" if row["single"] else "#0072B2" for row in rows], height=0.7)
+    axes.barh(at, [row["entropy"] for row in rows], color=[QUIET if row["single"] else "#0072B2" for row in rows], height=0.7)
     axes.set_yticks(at, [row["row"] for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("mean entropy of predictions, nats (gray: single models)")
@@ -245,7 +243,7 @@ def sureness(d: Diagnosis) -> Figure:
 def depth(d: Diagnosis) -> Figure:
     """Mean angle and what is left in the mean, block by block."""
     figure, (left, right) = _panels(2, 2, 2.8)
-    for one, shade in zip(d.drifts or (), ("#9a9a9a", "#0072B2"), strict=True):
+    for one, shade in zip(d.drifts or (), (QUIET, "#0072B2"), strict=True):
         name = "what was learned" if one.relative else "the weights"
         at = range(len(one.blocks))
         left.plot(at, one.mean_angle.tolist(), "o-", ms=3, color=shade, label=name)
@@ -270,7 +268,7 @@ def matrices(d: Diagnosis) -> Figure:
     ):
         axes.imshow(table.numpy(), cmap="cividis", vmin=0, vmax=120)
         for (i, j), value in np.ndenumerate(table.numpy()):
-            axes.text(j, i, f"{value:.0f}", ha="center", va="center", color="black" if value > 66 else "white")
+            axes.text(j, i, f"{value:.0f}", ha="center", va="center", color=ON_BRIGHT if value > 66 else ON_DIM)
         axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
         axes.set_yticks(range(len(names)), names)
         axes.set_title(f"{title}: degrees", loc="left")
@@ -311,10 +309,3 @@ def _percent(value: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "undefined" if value is None else f"{value:+.2f}"
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None}, dpi=150)
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :]

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmerge.report.metrics.disagreement import apart, votes
 from fedmerge.report.pages._render import fill
 from fedmerge.report.plots.run import draw
+from fedmerge.report.plots.svg import as_source
 from fedmerge.report.records import RunRecord
 from fedmerge.report.summary import REFERENCE, predictions, summarize
 from fedmerge.report.terminal import in_short, p_value
@@ -29,7 +31,7 @@ MOST_SEGMENTS = 12
 """Segments that a table can show; a stream that changes with every batch has none worth the name."""
 
 FEW = 3
-"""Adaptive methods that get a sentence each in the headline; more are listed."""
+"""Adaptive methods that get a sentence each below the lead; more are listed."""
 
 
 def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) -> str:
@@ -43,10 +45,10 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         r=record,
         s=summary,
         rows=rows,
-        headline=headline(record, summary),
-        weakest=(in_short(summary)[1:] or [""])[0],
+        lead=" ".join(in_short(summary)),
+        verdicts=" ".join(verdicts(record, summary)),
         confused=confusions(record, summary),
-        plots={name: _inline(svg) for name, svg in plots.items()},
+        plots={name: as_source(svg) for name, svg in plots.items()},
         adaptive=adaptive,
         changes=changes if 1 < len(changes) <= MOST_SEGMENTS else [],
         closed=any(row["gap_closed"] is not None for _, row in rows),
@@ -54,19 +56,21 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         precomputed=any(row["forwards_after_first_pass"] for _, row in rows),
         leaves=leaves(record),
         galleries=galleries(record),
+        apart=disagreements(record, [name for name, row in rows if row["ranked"]]),
         vetting=record.manifest.get("vetting"),
         costed=[(name, row) for name, row in rows if "cost" in row],
     )
 
 
-def headline(record: RunRecord, summary: dict[str, Any]) -> str:
-    """One honest sentence or two: what was best, and how every adaptive method stands against the mean."""
+def verdicts(record: RunRecord, summary: dict[str, Any]) -> list[str]:
+    """What the lead leaves out: how each other adaptive method stands against the mean, and the commonest class if it is better."""
     ranked = {name: row for name, row in summary["methods"].items() if row["ranked"]}
     if not ranked:
-        return "No row is ranked: none covers the whole stream without seeing more than a hospital could."
+        return ["No row is ranked: none covers the whole stream without seeing more than a hospital could."]
     best = max(ranked, key=lambda name: ranked[name]["accuracy"])
-    said = [f"{best} is right most often: {_percent(ranked[best]['accuracy'])}% of {summary['stream']['samples']} images."]
+    said = []
     versus = {name: row["vs_mean"] for name, row in ranked.items() if record.methods[name].kind == "adaptive" and row["vs_mean"]}
+    versus.pop(best, None)
     for name, found in versus.items() if len(versus) <= FEW else ():
         low, high = found["ci95"]
         points = f"({_points(found['difference'])} points, 95% interval {_points(low)} to {_points(high)})"
@@ -79,7 +83,7 @@ def headline(record: RunRecord, summary: dict[str, Any]) -> str:
     if always["accuracy"] >= ranked[best]["accuracy"]:
         alone = f"The commonest class alone, {always['class']}, is right for {_percent(always['accuracy'])}%"
         said.append(f"{alone}: no ranked method is better.")
-    return " ".join(said)
+    return said
 
 
 MOST_CLASSES = 12
@@ -114,6 +118,26 @@ def confusions(record: RunRecord, summary: dict[str, Any]) -> dict[str, Any] | N
     return {"method": best, "counts": counts, "mean": mean, "mistakes": mistakes, "matrix": C <= MOST_CLASSES}
 
 
+def disagreements(record: RunRecord, ranked: list[str]) -> dict[str, Any]:
+    """On how many images ranked methods, without single experts, disagree; and those that the target shows.
+
+    shown: for each, its picture, place, batch, true class, and for every class that somebody says: the class, who says it, and
+    whether it is right.
+    """
+    names, said = votes(ranked, record.stream.samples, record.probabilities)
+    y, sizes = np.concatenate(record.labels), [len(batch) for batch in record.labels]
+    batch = np.repeat(np.arange(len(sizes)), sizes)
+    shown = []
+    for place, image in zip(record.disputed.places, record.disputed.images, strict=True) if record.disputed else ():
+        of = {
+            record.classes[c]: [name for name, vote in zip(names, said[:, place], strict=True) if vote == c] for c in said[:, place]
+        }
+        true = record.classes[y[place]]
+        answers = [(answer, who, answer == true) for answer, who in of.items()]
+        shown.append({"image": _png(image), "place": place, "batch": int(batch[place]), "true": true, "answers": answers})
+    return {"methods": names, "count": int((apart(said) > 0).sum()), "shown": shown}
+
+
 def _verdict(versus: dict[str, Any]) -> str:
     low, high = versus["ci95"]
     return "beats the mean" if low > 0 else "loses to the mean" if high < 0 else "is not told apart from the mean"
@@ -122,11 +146,13 @@ def _verdict(versus: dict[str, Any]) -> str:
 def leaves(record: RunRecord) -> list[dict[str, Any]]:
     """What left every site: totals by kind, and every item."""
     found = []
-    for site in record.sites:
-        items = [item for item in record.audit if item["site"] == site.name]
+    for name in [*(site.name for site in record.sites), record.target]:
+        items = [item for item in record.audit if item["site"] == name]
+        if name == record.target and not items:
+            continue
         kinds = sorted({item["kind"] for item in items})
         totals = {kind: sum(item["bytes"] for item in items if item["kind"] == kind) for kind in kinds}
-        found.append({"site": site.name, "items": items, "totals": totals, "bytes": sum(totals.values())})
+        found.append({"site": name, "items": items, "totals": totals, "bytes": sum(totals.values())})
     return found
 
 
@@ -147,10 +173,6 @@ def _png(image: NDArray[np.uint8]) -> str:
     file = io.BytesIO()
     picture.resize((PIXELS, PIXELS), Image.Resampling.NEAREST).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _inline(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg[svg.index("<svg") :].encode()).decode()
 
 
 def _percent(share: float) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedmerge.report.metrics.significance import over_seeds
 from fedmerge.report.pages._render import fill
+from fedmerge.report.plots.svg import PALETTE, QUIET, STYLE, as_source, as_svg
 from fedmerge.report.sweep_table import REFERENCE, DomainTable, Grid, Line, as_csv, as_latex, as_markdown, plainly
 
 if TYPE_CHECKING:
@@ -39,15 +38,19 @@ COLUMNS = 4
 ROOM = 5
 """Points above and below what is shown."""
 
-OWN, MEAN = "#0072B2", "#9a9a9a"
+OWN, MEAN = PALETTE[0], QUIET
 
 
 def page(grid: Grid, title: str) -> str:
     """The page as text; its picture is inside it."""
+    import matplotlib as mpl
+
     seeds = max(len(line.seeds) for line in grid.lines)
-    table, plot = DomainTable.of(grid), _inline(multiples_plot(grid))
+    table = DomainTable.of(grid)
+    with mpl.rc_context(STYLE):
+        picture = as_source(as_svg(multiples_plot(grid)))
     domains = table.cells() if table else []
-    return fill("grid", title=title, header=grid.header(), cells=grid.cells(), plot=plot, seeds=seeds, domains=domains)
+    return fill("grid", title=title, header=grid.header(), cells=grid.cells(), picture=picture, seeds=seeds, domains=domains)
 
 
 def multiples_plot(grid: Grid) -> Figure:
@@ -97,13 +100,3 @@ def _draw(axes: Axes, labels: list[str], lines: dict[str, Line], color: str, bar
 def _label(grid: Grid, line: Line) -> str:
     words = [*([line.target] if grid.targets else []), *[plainly(line.settings[key]) for key in grid.keys]]
     return ", ".join(words) or "as it is"
-
-
-def _inline(figure: Figure) -> str:
-    import matplotlib as mpl
-
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "fedmerge", "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    svg = text.getvalue()
-    return "data:image/svg+xml;base64," + base64.b64encode(svg[svg.index("<svg") :].encode()).decode()

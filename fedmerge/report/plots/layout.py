@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedmerge.report.plots.svg import readable
 from fedmerge.report.records import RunRecord
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def label_ends(axes: Axes, ends: dict[str, float], shade: dict[str, str], batche
             (batches - 1, ends[name]),
             xytext=(1.015, place),
             textcoords=axes.get_yaxis_transform(),
-            color=shade[name],
+            color=readable(shade[name]),
             fontsize=8,
             va="center",
             annotation_clip=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +9,13 @@ from numpy.typing import NDArray
 
 from fedmerge.merging.methods.wise_ft import WiseFt
 from fedmerge.report.plots.layout import AROUND, LINE, apart, binned, label_ends, largest, mark_changes, named, points
+from fedmerge.report.plots.svg import ON_BRIGHT, ON_DIM, PALETTE, QUIET, STYLE, as_svg, readable
 from fedmerge.report.records import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito, Color universal design, 2008.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
-QUIET = "#9a9a9a"
 WIDTH = 8.6
 MOST_LEVEL = 6
 """Labels that stand beside one another; more are turned."""
@@ -28,28 +25,19 @@ def draw(record: RunRecord, summary: dict[str, Any]) -> dict[str, str]:
     """Every plot by name, as the text of an SVG file."""
     import matplotlib as mpl
 
-    style = {
-        "font.size": 9,
-        "font.family": "sans-serif",
-        "font.sans-serif": ["Helvetica", "Arial", "DejaVu Sans"],
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "svg.hashsalt": "fedmerge",
-        "svg.fonttype": "none",
-    }
-    with mpl.rc_context(style):
+    with mpl.rc_context(STYLE):
         plots = {
-            "accuracy": _svg(accuracy_plot(record, summary)),
-            "running": _svg(running(record, summary)),
-            "domains": _svg(domains(record, summary)),
-            "cost": _svg(cost_plot(record, summary)),
+            "accuracy": as_svg(accuracy_plot(record, summary)),
+            "running": as_svg(running(record, summary)),
+            "domains": as_svg(domains(record, summary)),
+            "cost": as_svg(cost_plot(record, summary)),
         }
         if record.stream.conditions:
-            plots["severity"] = _svg(severity(record, summary))
+            plots["severity"] = as_svg(severity(record, summary))
         if record.parts:
-            plots["robustness"] = _svg(robustness(record, summary))
+            plots["robustness"] = as_svg(robustness(record, summary))
         adaptive = [name for name in record.methods if record.steps_of(name)[0].encoder is not None]
-        plots |= {f"coefficients-{i}": _svg(coefficients(record, name)) for i, name in enumerate(adaptive)}
+        plots |= {f"coefficients-{i}": as_svg(coefficients(record, name)) for i, name in enumerate(adaptive)}
     return plots
 
 
@@ -168,7 +156,7 @@ def domains(record: RunRecord, summary: dict[str, Any]) -> Figure:
     figure, axes = _figure(0.9 + 0.27 * len(names))
     axes.imshow(table, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     for (row, column), value in np.ndenumerate(np.nan_to_num(table, nan=-1)):
-        shade = "black" if value > 55 else "white"
+        shade = ON_BRIGHT if value > 55 else ON_DIM
         axes.text(column, row, f"{value:.0f}" if value >= 0 else "", ha="center", va="center", color=shade, fontsize=8)
     crowded = len(columns) > MOST_LEVEL
     axes.set_xticks(range(len(columns)), columns, rotation=40 if crowded else 0, ha="right" if crowded else "center")
@@ -212,7 +200,7 @@ def cost_plot(record: RunRecord, summary: dict[str, Any]) -> Figure:
     for forwards, column in columns.items():
         for name, place in apart(column, (high - low) / 17).items():
             beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "va": "center"}
-            axes.annotate(name, (forwards, place), color=shade[name], fontsize=8, **beside)
+            axes.annotate(name, (forwards, place), color=readable(shade[name]), fontsize=8, **beside)
     axes.set_xlabel("forwards of a batch through one model, if the method ran alone")
     axes.set_ylabel("accuracy, %")
     return figure
@@ -232,10 +220,3 @@ def _moving(correct: NDArray[Any], sizes: NDArray[Any], window: int) -> NDArray[
     ends = np.arange(len(sizes)) + 1
     accuracies: NDArray[np.float64] = (right[ends] - right[starts]) / (seen[ends] - seen[starts])
     return accuracies
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as SVG, with no date in it."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": "fedmerge"}, transparent=True, bbox_inches="tight")
-    return text.getvalue()
