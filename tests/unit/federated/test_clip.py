@@ -318,6 +318,8 @@ def test_the_target_has_a_head_of_its_own_classes(tmp_path: Path) -> None:
     initial = begun(model, ("liver", "heart"), ("bladder", "liver"))
     assert torch.equal(initial.target_head["head.weight"][1], initial.weights["head.weight"][0])
     assert begun(model, ("liver", "heart"), ("liver", "heart")).target_head == {}
+    both = begun(model.model_copy(update={"tune": "both"}), ("liver", "heart"), ("bladder", "liver"))
+    assert set(both.target_head) == {"head.tokens"}  # the experts' text towers stay theirs
 
 
 def test_a_proxy_is_trained_on_captions_once(tmp_path: Path) -> None:
