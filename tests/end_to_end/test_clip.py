@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.clips import MODEL, WORDS, random_clip, saved
+from tests.clips import MODEL, RESNET, WORDS, random_clip, saved
 from tests.front_door import SCENARIO, done, fedmerge, lines, read, world
 
 BASE = ["bladder", "heart", "kidney-left", "liver", "spleen"]
@@ -211,6 +211,28 @@ def test_what_is_refused_before_anything_starts(tmp_path: Path, weights: str, ch
         assert said in ended.stderr, ended.stderr
         assert ended.stderr.count("  - ") == 1, ended.stderr
     assert not (folder / "run").exists()
+
+
+def test_more_novel_classes_than_prompts(tmp_path: Path, weights: str) -> None:
+    """Prompts for the hospitals' classes and one other, where the target has six others."""
+    words = {name: WORDS[name] for name in [*BASE, "pancreas"]}
+    folder = written(tmp_path, weights, classes=BASE, model={**MODEL, "weights": weights, "words": words})
+    lacking = ", ".join(f"'{name}'" for name in WORDS if name not in words)
+    said = f"model.words: found no word for {lacking}; expected one for each class, for its prompts"
+    for verb in (["plan"], ["simulate", "--out", "run"], ["sweep", "--out", "swept"]):
+        ended = fedmerge(folder, verb[0], "scenarios/tiny.yaml", *verb[1:])
+        assert ended.returncode == 2 and said in ended.stderr, ended.stderr
+        assert ended.stderr.count("  - ") == 1 and "Traceback" not in ended.stderr
+    assert not (folder / "run").exists()
+
+
+def test_weights_of_another_architecture(tmp_path: Path, weights: str) -> None:
+    other = saved(tmp_path / "resnet.pt", random_clip(RESNET).state_dict())
+    folder = written(tmp_path, other)
+    ended = fedmerge(folder, "simulate", "scenarios/tiny.yaml", "--out", "run")
+    assert ended.returncode == 2, ended.stderr
+    assert "model.weights: resnet.pt (of ViT-B-32) does not fit the model" in ended.stderr
+    assert "Traceback" not in ended.stderr and len(ended.stderr) < 2000
 
 
 def test_weights_are_named(tmp_path: Path, weights: str) -> None:
