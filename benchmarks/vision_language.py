@@ -24,10 +24,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-import fedmerge
-from fedmerge.federated.model import ClipSpec, build
+from fedmerge import Adapter
+from fedmerge.data.images import to_batch
+from fedmerge.experiment.experiment import Overrides, RunOptions, load_experiment
+from fedmerge.experiment.training_phase import load_experts, make_theta_0, site_task
+from fedmerge.federated.model import ClipSpec, build, normalization
+from fedmerge.report.terminal import Terminal
 
 SCENARIOS = Path(__file__).parent.parent / "scenarios"
 BATCHES = (1, 16, 32, 64, 128, 256)
@@ -94,16 +99,30 @@ def _err(accuracy: float | None, base: float | None) -> float | None:
 
 
 def batches(out: Path, seeds: Sequence[int]) -> None:
-    """Accuracy in domain and on novel classes by batch size; the expert is the same at all."""
+    """Accuracy in domain and on novel classes by batch size, by the experts of part t3: one order of images for all sizes."""
 
     def rows(seed: int) -> dict[str, Row]:
+        ran(out, "t3-benchmark", seed)
+        experiment = load_experiment(SCENARIOS / "t3-benchmark.yaml", Overrides(seed=seed))
+        options = RunOptions(out=out, pool=out / "pool", quiet=True)
+        initial = make_theta_0(experiment, options, Terminal(quiet=True))
+        (expert,) = load_experts([site_task(experiment, 0, initial)], options)
+        spec, classes = experiment.scenario.model, experiment.target_classes
+        base, state = initial.weights | initial.target_head, expert.weights | initial.target_head
+        images = experiment.target.images(spec.geometry, seed).of_classes(classes)
+        images = images.subset(np.random.default_rng(seed).permutation(len(images)))
+        x, y = to_batch(images.pixels, *normalization(spec)), torch.from_numpy(images.labels)
+        novel = torch.tensor([name not in experiment.classes for name in classes])[y]
         found: dict[str, Row] = {}
         for size in BATCHES:
-            asked = ("--methods", "mean,t3_batch,dawin", "--set", f"stream.batch_size={size}")
-            for name, row in ran(out, "t3-benchmark", seed, *asked)["methods"].items():
-                for kind, label in (("base", "in domain"), ("novel", "novel")):
-                    title = "expert" if name == "mean" else name
-                    found.setdefault(f"{title}, {label}", {})[str(size)] = 100 * row["by_novelty"][kind]["accuracy"]
+            adapters = {
+                "t3_batch": Adapter(build(spec, len(classes)), [state], "t3_batch", base, generalist="theta_0"),
+                "dawin": Adapter(build(spec, len(classes)), [base, state], "dawin", temperatures=[1.0, expert.temperature]),
+            }
+            for name, adapt in adapters.items():
+                right = torch.cat([adapt(batch).argmax(1) for batch in x.split(size)]) == y
+                for label, these in (("in domain", ~novel), ("novel", novel)):
+                    found.setdefault(f"{name}, {label}", {})[str(size)] = 100 * float(right[these].double().mean())
         return found
 
     table([str(size) for size in BATCHES], seeds, rows)
@@ -159,7 +178,7 @@ def cost(asked: argparse.Namespace) -> None:
     print(f"{asked.name}, {parameters / 1e6:.1f} million parameters leave a hospital, {torch.get_num_threads()} threads")
     side = spec.geometry.size
     for method in asked.methods.split(","):
-        adapt = fedmerge.Adapter(model, {"expert": expert}, method=method, base=start, generalist="theta_0")
+        adapt = Adapter(model, {"expert": expert}, method=method, base=start, generalist="theta_0")
         seconds = []
         for _ in range(asked.batches):
             batch = torch.rand(asked.images, 3, side, side, generator=generator)
