@@ -148,9 +148,10 @@ def measured_statistic(
 def admit_images(task: SiteTask) -> Ward:
     """The hospital's own images through its own scanner, split by patients into training and validation."""
     site = task.site
-    images = site.images(task.model.geometry, task.seed).of_classes(task.own or task.classes).of_classes(task.classes)
+    images = site.images(task.model.geometry, task.seed).of_classes(task.own or task.classes)
     if site.attack:
         images = site.attack.poison(images, site.name, task.seed)
+    images = images.of_classes(task.classes)
     train, held = own_split(images, site.name, site.validation, task.seed)
     y = torch.from_numpy(images.labels)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedmerge.data.datasets.organ_phantom import ORGANS
 from fedmerge.errors import CheckpointError, ScenarioError, UploadRefused
+from fedmerge.federated.attacks._base import ATTACKS
 from fedmerge.federated.client.site_training import admit_images, model_of, train_site
 from fedmerge.federated.flower.node_identity import agreed
 from fedmerge.federated.messages import Initial, SiteTask, Training
@@ -386,6 +387,8 @@ def test_a_hospital_with_a_task_of_its_own_trains_as_if_there_were_no_other(tmp_
     assert torch.equal(found.weights["head.weight"], every.weights["head.weight"])
     assert fingerprint(task) != fingerprint(hospital(model, every))
     assert agreed(task, task.site) == task
+    attacker = task.site.model_copy(update={"attack": ATTACKS.load("shuffled_labels")()})
+    assert set(admit_images(task.model_copy(update={"site": attacker})).images.labels.tolist()) == {0, 2}
 
 
 @pytest.mark.parametrize("kind", ["fisher", "gram", "kfac"])
