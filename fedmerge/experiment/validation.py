@@ -261,7 +261,7 @@ def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target
     if not isinstance(model, ClipSpec):
         return _only_for_prompts(where, scenario)
     problems = _named_classes(where, scenario, sites, target)
-    trained = set(dict.fromkeys(name for site in sites for name in scenario.trains_on(site)))
+    trained = tuple(dict.fromkeys(name for site in sites for name in scenario.trains_on(site)))
     asked = seen_by(scenario, sites, target)
     public = getattr(start, "source", None)
     needed = dict.fromkeys([*sorted(trained), *asked, *(public.classes() if public else ())])
@@ -269,7 +269,7 @@ def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target
     known = dict.fromkeys(name for source in sources for name in source.classes())
     problems += _prompt_problems(where, model, [name for name in needed if name in known], [*known])
     problems += _start_problems(where, model, scenario)
-    if start is None and set(asked) != trained:
+    if start is None and set(asked) != set(trained):
         expected = "those of the hospitals: without 'initialization' nobody has a text tower, which makes heads for others"
         problems.append(Problem(where, "target.classes", _listed(asked), expected))
     tasks = {frozenset(scenario.trains_on(site)) for site in sites}
@@ -283,6 +283,9 @@ def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target
             Problem(where, f"methods[{number}]", f"'{method.key}' on the novel {', '.join(novel)}", expected)
             for number, method in enumerate(scenario.methods)
         ]
+    elif asked != trained and not model.fixed_head:
+        expected = f"{_listed(trained)}, in this order: rows of trained heads are the hospitals' classes. Or say 'model.head: text'"
+        problems.append(Problem(where, "target.classes", _listed(asked), expected))
     return problems
 
 
