@@ -34,6 +34,8 @@ def show_preview(found: Preview) -> None:
         f"model {experiment.scenario.model.name}, {millions:.2f} million parameters, {len(experiment.classes)} classes",
         markup=False,
     )
+    for name, classes in experiment.tasks.items():
+        out.print(f"task of {name}: {', '.join(classes)}", markup=False)
     rows = []
     for one in (*found.sites, found.target):
         trains = one is not found.target

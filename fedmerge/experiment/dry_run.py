@@ -110,7 +110,7 @@ def preview(experiment: Experiment, pool: Path, cores: int) -> Preview:
 def previews(experiments: Sequence[Experiment], pool: Path, cores: int) -> list[Preview]:
     """The same for several experiments of one scenario: the images of a site are counted once. Raises as `preview`."""
     trains = {site.name for one in experiments for site in one.sites}
-    everyone = {(site.name, one.classes): site for one in experiments for site in one.sites}
+    everyone = {(site.name, one.scenario.trains_on(site)): site for one in experiments for site in one.sites}
     everyone |= {(one.target.name, one.target_classes): one.target for one in experiments}
     geometry, seed = experiments[0].scenario.model.geometry, experiments[0].scenario.seed
     with owners(min(cores, len(everyone)), tasks_each=1) as workers:
@@ -130,7 +130,7 @@ def _preview(
     scenario = experiment.scenario
     if late := past_end(scenario.events, len(mix.classes), f"scenario '{scenario.name}'"):
         raise ScenarioError(late)
-    found = tuple(counted[site.name, experiment.classes] for site in experiment.sites)
+    found = tuple(counted[site.name, scenario.trains_on(site)] for site in experiment.sites)
     streamed = counted[experiment.target.name, experiment.target_classes]
     target = replace(streamed, train=0, validation=0)
     initial = known_start(experiment, pool)

@@ -32,6 +32,7 @@ from fedmerge.experiment.validation import (
     placed,
     prior_problems,
     public_problems,
+    seen_by,
     shown_otherwise,
     start_nowhere,
     unfit,
@@ -69,7 +70,8 @@ WITHOUT_EFFECT = frozenset({"backend", "jobs"})
 class Experiment:
     """A scenario whose every part has been checked. sites: all that train, founders first, then those that events let join.
 
-    classes: those that hospitals train on. target_classes: the target's, which only differ where a model reads prompts.
+    classes: those that hospitals train on, all together. target_classes: the target's, which only differ where a model reads
+    prompts.
     in_turn: the target is one of several that the scenario leaves out in turn. filled: keys whose values its protocol gives.
     """
 
@@ -85,6 +87,12 @@ class Experiment:
     def founders(self) -> tuple[str, ...]:
         """Names of the sites that are there from the beginning."""
         return tuple(site.name for site in self.sites[: len(self.scenario.sites)])
+
+    @property
+    def tasks(self) -> dict[str, tuple[str, ...]]:
+        """The classes of each hospital, where hospitals have tasks of their own; empty where all train on the same."""
+        own = {site.name: self.scenario.trains_on(site) for site in self.sites}
+        return own if len({frozenset(names) for names in own.values()}) > 1 else {}
 
     @property
     def run_dir(self) -> Path:
@@ -202,7 +210,8 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
     found = [site for site in sites.values() if site]
     problems += name_problems(str(path), names, joining, target_name)
     everyone, reads_text = found + ([target] if target else []), bool(scenario and scenario.model.reads_text)
-    problems += agreement_problems(everyone, scenario.events if scenario else (), apart=target if reads_text else None)
+    apart = (everyone if scenario and scenario.has_tasks else [target] if target else []) if reads_text else []
+    problems += agreement_problems(everyone, scenario.events if scenario else (), apart)
     problems += event_problems(str(path), scenario, [Path(name).stem for name in names]) if scenario else []
     problems += public_problems(str(path), scenario) if scenario else []
     if scenario and target:
@@ -220,8 +229,8 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += class_problems(str(path), scenario, found, target)
     if problems or scenario is None or target is None:
         raise ScenarioError(once(problems))
-    known = found[0].source.classes() if reads_text else target.source.classes()
-    classes, seen = scenario.classes or known, scenario.target.classes or target.source.classes()
+    classes = tuple(dict.fromkeys(name for site in found for name in scenario.trains_on(site)))
+    seen = seen_by(scenario, found, target)
     try_out(scenario.model, len(classes))
     if problems := biasless(str(path), scenario, len(classes)):
         raise ScenarioError(problems)

@@ -64,6 +64,7 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
         changed["target"] = {**has, "site": overrides.target} if isinstance(has, dict) else overrides.target
         if isinstance(changed.get("sites"), list):
             changed["sites"] = [site for site in changed["sites"] if _stem(site) != _stem(overrides.target)]
+        changed = _no_task_of(changed, {_stem(overrides.target)})
     if overrides.add_sites and isinstance(changed.get("sites"), list):
         changed["sites"] = [*changed["sites"], *overrides.add_sites]
     if overrides.without:
@@ -128,8 +129,14 @@ def _without(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         problems = [Problem("--without", "", ", ".join(sorted(gone)), "at least one site that stays")]
     if problems:
         raise ScenarioError(problems)
-    left = {**content, "sites": [site for site in sites if _stem(site) not in gone]}
+    left = _no_task_of({**content, "sites": [site for site in sites if _stem(site) not in gone]}, gone)
     return left | ({"events": [event for event in events if not gone & _named(event)]} if events else {})
+
+
+def _no_task_of(content: dict[str, Any], gone: set[str]) -> dict[str, Any]:
+    """The scenario without the classes of sites that do not train in it."""
+    tasks = content.get("classes")
+    return {**content, "classes": {k: v for k, v in tasks.items() if k not in gone}} if isinstance(tasks, dict) else content
 
 
 def _named(event: Any) -> set[str]:

@@ -313,8 +313,18 @@ def record_of(
         seconds=folder.manifest["phases_seconds"],
         course=tuple(seen.course),
         novel=tuple(name for name in experiment.target_classes if name not in experiment.classes),
+        tasks=_tasks(experiment),
         trained_domains=tuple(sorted({name for one in experts for name in sites[one.site].source.domains()})),
     )
+
+
+def _tasks(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """The target's classes by the hospitals that train on them, where there are two tasks or more; some have one together."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, classes in experiment.tasks.items():
+        if there := tuple(one for one in experiment.target_classes if one in classes):
+            found.setdefault(there, []).append(name)
+    return {", ".join(names): classes for classes, names in found.items()} if len(found) > 1 else {}
 
 
 def _site_row(expert: Expert, site: Site, trained: bool, manifest: dict[str, Any]) -> SiteRow:

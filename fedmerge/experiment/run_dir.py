@@ -105,7 +105,7 @@ def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
         founders, joining = content["sites"], content.pop("joining", [])
         sites = tuple(Site.model_validate(site) for site in [*founders, *joining])
         whole = content["target"]
-        limits = {key: whole.pop(key) for key in LIMITS & whole.keys()}
+        limits = {key: whole.pop(key) for key in {*LIMITS, "classes"} & whole.keys()}
         target = Site.model_validate(whole)
         names = {"sites": [site["name"] for site in founders], "target": {"site": target.name, **limits}}
         scenario = Scenario.model_validate({**content, **names})

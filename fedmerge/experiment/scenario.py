@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedmerge.adaptation.tasks import Precision
 from fedmerge.federated.defenses._base import DEFENSES
@@ -40,12 +41,38 @@ CHECKS = tuple(DEFENSES.load(name)() for name in ("calibration", "norms", "agree
 """What every scenario defends itself with, unless it says otherwise: it leaves honest federations as they are."""
 
 
+def _class_names(value: Any, expected: str) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) < 2 or not all(isinstance(name, str) for name in value):
+        raise PydanticCustomError("classes", "{expected}", {"expected": expected})
+    return tuple(value)
+
+
+def _classes_of_hospitals(value: Any) -> Any:
+    if value is None or value == OWN:
+        return value
+    if not isinstance(value, dict):
+        return _class_names(value, f"a list of two classes or more, a mapping from sites to such lists, or '{OWN}'")
+    return {site: _class_names(names, f"a list of two classes or more of '{site}'") for site, names in value.items()}
+
+
+def _classes_of_target(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    return _class_names(value, "a list of two classes or more, or a site of the scenario, whose classes they are")
+
+
+OWN = "own"
+"""Word for the classes of each hospital's own images, which may be others at others."""
+
+
 class Target(Spec):
     """The unseen hospital, and what it has. In YAML its site's name alone stands for it."""
 
     site: str = Field(description="name of a file in sites/, or a path; each: every site in turn, left out of training")
-    classes: tuple[str, ...] | None = Field(
-        None, min_length=2, description="with a CLIP: its classes, also such that nobody trains on; default: all of its images'"
+    classes: Annotated[tuple[str, ...] | str | None, BeforeValidator(_classes_of_target)] = Field(
+        None,
+        description="with a CLIP: its classes, also such that nobody trains on; or a hospital's name, for those that this one "
+        "trains on: a task that is known; default: all of its images'",
     )
     max_bytes: ByteSize | None = Field(None, gt=0, description="memory that the target may take, e.g. 2GB")
     precision: Precision | None = Field(
@@ -186,8 +213,10 @@ class Scenario(Spec):
     )
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
-    classes: tuple[str, ...] | None = Field(
-        None, min_length=2, description="with a CLIP: classes that hospitals train on; images of others stay out; default: all"
+    classes: Annotated[tuple[str, ...] | dict[str, tuple[str, ...]] | str | None, BeforeValidator(_classes_of_hospitals)] = Field(
+        None,
+        description="with a CLIP: classes that hospitals train on; images of others stay out. Where each hospital has a task of "
+        "its own: for each site its classes, or 'own' for those of its images. Default: all, the same at all hospitals",
     )
     target: AnyTarget = Field(
         description="the unseen hospital: name of a file in sites/, or a mapping with what it has. "
@@ -233,6 +262,17 @@ class Scenario(Spec):
     target_deadline_s: float = Field(
         600, gt=0, description="longest wait for a sign of life from the target, seconds; each batch is one"
     )
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether hospitals may have classes that others do not have."""
+        return self.classes == OWN or isinstance(self.classes, dict)
+
+    def trains_on(self, site: Site) -> tuple[str, ...]:
+        """The classes that a hospital trains on; none where it is not said."""
+        if isinstance(self.classes, dict):
+            return tuple(self.classes.get(site.name, ()))
+        return tuple(site.source.classes() if self.classes in (None, OWN) else self.classes)
 
     @model_validator(mode="before")
     @classmethod

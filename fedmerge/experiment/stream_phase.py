@@ -231,10 +231,14 @@ def contributions(experiment: Experiment, initial: Initial, experts: Sequence[Ex
 def contribution(expert: Expert, head: Mapping[str, Any] | None = None) -> Contribution:
     """An expert as it travels to the target, without the counts of its classes, which no method needs.
 
-    head: that of the target's own classes, where these are others.
+    head: that of the target's own classes, where these are others. All experts have it, so their statistics say nothing of it.
     """
-    statistics = {kind: _arrays(state) for kind, state in expert.statistics.items() if kind != "class_counts"}
-    return Contribution(expert.site, _arrays(expert.weights | dict(head or {})), expert.n, expert.temperature, statistics)
+    head, statistics = dict(head or {}), {}
+    for kind, state in expert.statistics.items():
+        own = {name: tensor if kind == "soup" else torch.zeros_like(tensor) for name, tensor in head.items() if name in state}
+        if kind != "class_counts":
+            statistics[kind] = _arrays(state | own)
+    return Contribution(expert.site, _arrays(expert.weights | head), expert.n, expert.temperature, statistics)
 
 
 def _arrays(state: dict[str, Any]) -> dict[str, Any]:

@@ -200,6 +200,7 @@ def site_task(experiment: Experiment, number: int, initial: Initial) -> SiteTask
         seed=scenario.seed,
         initial_sha256=initial.sha256,
         head_init=initial.head_init,
+        own=experiment.tasks.get(site.name, ()),
         uploads=scenario.uploads,
         federated=scenario.federated,
         privacy=scenario.privacy,

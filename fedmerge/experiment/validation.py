@@ -173,12 +173,12 @@ def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[
     return problems
 
 
-def agreement_problems(sites: list[Site], events: tuple[Event, ...], apart: Site | None = None) -> list[Problem]:
+def agreement_problems(sites: list[Site], events: tuple[Event, ...], apart: Sequence[Site] = ()) -> list[Problem]:
     """Sites must have the same classes in the same order, and no image in common, but with whom they replace.
 
-    apart: the target, where it may have classes of its own.
+    apart: those that may have classes of their own.
     """
-    problems = _other_classes([site for site in sites if site is not apart])
+    problems = _other_classes([site for site in sites if site not in apart])
     held = [(site.name, site.source.holdings(site.name)) for site in sites]
     for index, (name, items) in enumerate(held):
         for other, theirs in held[:index]:
@@ -257,39 +257,25 @@ def _other_classes(sites: list[Site]) -> list[Problem]:
 
 def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target: Site) -> list[Problem]:
     """Classes of hospitals and target, which may differ where a model reads prompts, and the prompts."""
-    given = {"classes": scenario.classes, "target.classes": scenario.target.classes}
-    model = scenario.model
+    model, start = scenario.model, scenario.initialization
     if not isinstance(model, ClipSpec):
-        expected = "none with a model of timm, whose heads know what they were trained on: only a CLIP has prompts for others"
-        found = [Problem(where, key, _listed(names), expected, "Leave it out") for key, names in given.items() if names]
-        if getattr(scenario.initialization, "captions", None):
-            expected = "none with a model of timm: only a CLIP reads them"
-            found.append(Problem(where, "initialization.captions", "captions", expected))
-        if getattr(scenario.initialization, "head_init", None) == "text":
-            expected = "another with a model of timm: only a CLIP has prompts"
-            found.append(Problem(where, "initialization.head_init", "'text'", expected))
-        return found
-    sources = {"classes": [site.source for site in sites], "target.classes": [target.source]}
-    problems = []
-    for key, names in given.items():
-        there = [source.classes() for source in sources[key]]
-        for name in names or ():
-            if any(name not in known for known in there):
-                least = min(there, key=lambda known: name in known)
-                problems.append(Problem(where, key, f"'{name}'", "a class of the images", nearest(name, least)))
-        twice = [name for name in dict.fromkeys(names or ()) if (names or ()).count(name) > 1]
-        problems += [Problem(where, key, f"'{name}' twice", "every class once") for name in twice]
-    trained = set(scenario.classes or (sites[0].source.classes() if sites else ()))
-    asked = scenario.target.classes or target.source.classes()
-    public = getattr(scenario.initialization, "source", None)
-    needed = [*dict.fromkeys([*sorted(trained), *asked, *(public.classes() if public else ())])]
-    known = {name for source in (*sources["classes"], target.source, *([public] if public else [])) for name in source.classes()}
-    needed = [name for name in needed if name in known]
-    problems += _prompt_problems(where, model, needed)
+        return _only_for_prompts(where, scenario)
+    problems = _named_classes(where, scenario, sites, target)
+    trained = tuple(dict.fromkeys(name for site in sites for name in scenario.trains_on(site)))
+    asked = seen_by(scenario, sites, target)
+    public = getattr(start, "source", None)
+    needed = dict.fromkeys([*sorted(trained), *asked, *(public.classes() if public else ())])
+    sources = [site.source for site in (*sites, target)] + ([public] if public else [])
+    known = dict.fromkeys(name for source in sources for name in source.classes())
+    problems += _prompt_problems(where, model, [name for name in needed if name in known], [*known])
     problems += _start_problems(where, model, scenario)
-    if scenario.initialization is None and set(asked) != trained:
+    if start is None and set(asked) != set(trained):
         expected = "those of the hospitals: without 'initialization' nobody has a text tower, which makes heads for others"
         problems.append(Problem(where, "target.classes", _listed(asked), expected))
+    tasks = {frozenset(scenario.trains_on(site)) for site in sites}
+    if len(tasks) > 1 and not model.fixed_head:
+        expected = "text: hospitals have classes of their own, and a merge of trained heads has rows that one of them has trained"
+        return [*problems, Problem(where, "model.head", f"'{model.head}'", expected)]
     novel = [name for name in asked if name not in trained]
     if novel and not model.fixed_head:
         expected = "no method of experts, whose heads are trained and never saw these classes: say 'model.head: text'"
@@ -297,11 +283,68 @@ def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target
             Problem(where, f"methods[{number}]", f"'{method.key}' on the novel {', '.join(novel)}", expected)
             for number, method in enumerate(scenario.methods)
         ]
+    elif asked != trained and not model.fixed_head:
+        expected = f"{_listed(trained)}, in this order: rows of trained heads are the hospitals' classes. Or say 'model.head: text'"
+        problems.append(Problem(where, "target.classes", _listed(asked), expected))
     return problems
 
 
-def _prompt_problems(where: str, model: ClipSpec, needed: Sequence[str]) -> list[Problem]:
-    """A class without a word, and a word without its class. needed: all classes."""
+def seen_by(scenario: Scenario, sites: Sequence[Site], target: Site) -> tuple[str, ...]:
+    """The target's classes: as given, those of the hospital that is named, or all of its images'."""
+    given = scenario.target.classes
+    if isinstance(given, str):
+        return next((scenario.trains_on(site) for site in sites if site.name == given), ())
+    found: tuple[str, ...] = given or target.source.classes()
+    return found
+
+
+def _only_for_prompts(where: str, scenario: Scenario) -> list[Problem]:
+    """Keys that a model of timm has no use for."""
+    given = {"classes": scenario.classes, "target.classes": scenario.target.classes}
+    expected = "none with a model of timm, whose heads know what they were trained on: only a CLIP has prompts for others"
+    found = [Problem(where, key, _listed(names), expected, "Leave it out") for key, names in given.items() if names]
+    if getattr(scenario.initialization, "captions", None):
+        expected = "none with a model of timm: only a CLIP reads them"
+        found.append(Problem(where, "initialization.captions", "captions", expected))
+    if getattr(scenario.initialization, "head_init", None) == "text":
+        expected = "another with a model of timm: only a CLIP has prompts"
+        found.append(Problem(where, "initialization.head_init", "'text'", expected))
+    return found
+
+
+def _named_classes(where: str, scenario: Scenario, sites: Sequence[Site], target: Site) -> list[Problem]:
+    """Classes and hospitals that are named, and are not there; classes that are named twice."""
+    given: list[tuple[str, Sequence[str], Sequence[Site]]] = []
+    names, problems = [site.name for site in sites], list[Problem]()
+    if isinstance(scenario.classes, dict):
+        given += [(f"classes.{site.name}", scenario.classes[site.name], [site]) for site in sites if site.name in scenario.classes]
+        meant = {*names, *(Path(name).stem for name in scenario.sites)}  # a file that cannot be read is another problem
+        unknown = [name for name in scenario.classes if name not in meant]
+        problems += [Problem(where, f"classes.{one}", f"'{one}'", "a site of the scenario", nearest(one, names)) for one in unknown]
+        lacking = [name for name in names if name not in scenario.classes]
+        problems += [Problem(where, "classes", f"no classes of '{one}'", "those of every site that trains") for one in lacking]
+    elif isinstance(scenario.classes, tuple):
+        given.append(("classes", scenario.classes, sites))
+    asked = scenario.target.classes
+    if isinstance(asked, str):
+        if asked not in names:
+            expected = "a list of classes, or a site of the scenario, whose classes they are"
+            problems.append(Problem(where, "target.classes", f"'{asked}'", expected, nearest(asked, names)))
+        asked = seen_by(scenario, sites, target)
+    given.append(("target.classes", asked or (), [target]))
+    for key, classes, owners in given:
+        there = [site.source.classes() for site in owners]
+        for name in dict.fromkeys(classes):
+            if any(name not in known for known in there):
+                least = min(there, key=lambda known: name in known)
+                problems.append(Problem(where, key, f"'{name}'", "a class of the images", nearest(name, least)))
+        twice = [name for name in dict.fromkeys(classes) if classes.count(name) > 1]
+        problems += [Problem(where, key, f"'{name}' twice", "every class once") for name in twice]
+    return problems
+
+
+def _prompt_problems(where: str, model: ClipSpec, needed: Sequence[str], known: Sequence[str]) -> list[Problem]:
+    """A class without a word, and a word without its class. needed: classes of prompts. known: of all images."""
     lacking = [name for name in needed if name not in model.words]
     problems = []
     if lacking:
@@ -309,8 +352,8 @@ def _prompt_problems(where: str, model: ClipSpec, needed: Sequence[str]) -> list
         found = f"no word for {', '.join(quoted(name) for name in lacking)}"
         problems.append(Problem(where, "model.words", found, "one for each class, for its prompts", f"Add, e.g., '{example}'"))
     for name in model.words:
-        if name not in needed:
-            problems.append(Problem(where, f"model.words.{name}", "a word of no class", "a class", nearest(name, needed)))
+        if name not in known:
+            problems.append(Problem(where, f"model.words.{name}", "a word of no class", "a class", nearest(name, known)))
     return problems
 
 
@@ -331,7 +374,12 @@ def _start_problems(where: str, model: ClipSpec, scenario: Scenario) -> list[Pro
     return problems
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Any) -> str:
+    """Names as YAML has them."""
+    if isinstance(names, str):
+        return quoted(names)
+    if isinstance(names, dict):
+        return f"{{{', '.join(f'{key}: {_listed(inner)}' for key, inner in names.items())}}}"
     return f"[{', '.join(quoted(name) for name in names)}]"
 
 

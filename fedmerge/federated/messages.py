@@ -93,6 +93,7 @@ class Training(Spec):
 class SiteTask(Spec):
     """Everything a hospital is asked, as it travels to it.
 
+    classes: outputs of the head. own: those of them that the hospital trains on, where it has a task of its own; otherwise all.
     uploads: statistics beside its expert, one of a kind. federated: strategies in whose rounds it takes part.
     """
 
@@ -103,6 +104,7 @@ class SiteTask(Spec):
     seed: int
     initial_sha256: str
     head_init: str
+    own: tuple[str, ...] = ()
     uploads: tuple[AnyStatistic, ...] = ()
     federated: tuple[AnyStrategy, ...] = ()
     privacy: Privacy | None = None

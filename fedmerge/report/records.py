@@ -79,10 +79,10 @@ class RunRecord:
     """A whole run. labels, domains, and patients where they are known: per batch, (n_t,) int64.
 
     course: who was there when; everybody all the time if it is empty. steps: of all methods, in memory or on disk.
-    novel: classes that no hospital has trained on, where prompts make heads. trained_domains: those of the target, by their names,
+    novel: classes that no hospital has trained on, where prompts make heads. tasks: classes of the target by hospitals, where these
+    have tasks of their own, and the target two of them or more. trained_domains: those of the target, by their names,
     that a hospital has trained on.
-    forwards_run: per batch, with logits shared by all methods. course: who was there when; everybody
-    all the time if it is empty. steps: of all methods, in memory or on disk.
+    forwards_run: per batch, with logits shared by all methods.
     """
 
     scenario: str
@@ -106,6 +106,7 @@ class RunRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     course: tuple[Roster, ...] = ()
     novel: tuple[str, ...] = ()
+    tasks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trained_domains: tuple[str, ...] = ()
     patients: list[NDArray[np.int64]] | None = None
     disputed: Disputed | None = None

@@ -5,7 +5,7 @@ How an adaptive method spreads its trust: the coefficients of a run in a few num
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ def summarize(record: RunRecord) -> dict[str, Any]:
         methods[name]["cost"] = cost
     if record.novel:
         _by_novelty(record, methods)
+    if record.tasks:
+        _by_task(record, methods)
     for row in methods.values() if record.parts else ():
         row["by_part"] = {name: _mean_of(row["per_domain"], domains) for name, domains in record.parts.items()}
     return {
@@ -55,6 +57,7 @@ def summarize(record: RunRecord) -> dict[str, Any]:
             if record.novel
             else {}
         ),
+        **({"tasks": {name: list(classes) for name, classes in record.tasks.items()}} if record.tasks else {}),
         "majority_class": _majority_class(record),
         "methods": methods,
         "forwards_per_batch_shared": record.forwards_run,
@@ -66,22 +69,37 @@ def _by_novelty(record: RunRecord, methods: dict[str, dict[str, Any]]) -> None:
 
     Base-to-novel tables of papers have the latter (Zhou et al., CoCoOp, CVPR 2022), and the harmonic mean of the two.
     """
-    novel = np.array([name in record.novel for name in record.classes])
+    base = tuple(name for name in record.classes if name not in record.novel)
     for name, row in methods.items():
-        y, p = np.concatenate(record.labels)[record.covered_samples(name)], record.probabilities(name)
-        found = {}
-        for kind, own in (("base", ~novel), ("novel", novel)):
-            here = own[y]
-            if here.any():
-                among = np.where(own, p[here], -1.0).argmax(-1)
-                found[kind] = {
-                    "n": int(here.sum()),
-                    "accuracy": float((p[here].argmax(-1) == y[here]).mean()),
-                    "among_own": float((among == y[here]).mean()),
-                }
+        found = _by_classes(record, name, {"base": base, "novel": record.novel})
         both = [float(one["among_own"]) for one in found.values()]
         mean = 2 * both[0] * both[1] / sum(both) if len(both) > 1 and max(both) > 0 else None
         row["by_novelty"] = {**found, "harmonic_mean": mean}
+
+
+def _by_task(record: RunRecord, methods: dict[str, dict[str, Any]]) -> None:
+    """Accuracy on the images of each task, and the mean over tasks: among all classes, and among the task's own alone."""
+    for name, row in methods.items():
+        found = _by_classes(record, name, record.tasks)
+        keys = ("accuracy", "among_own") if found else ()
+        row["by_task"], row["mean_of_tasks"] = found, {key: float(np.mean([one[key] for one in found.values()])) for key in keys}
+
+
+def _by_classes(record: RunRecord, method: str, kinds: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """A row's accuracy on the images of each kind of classes, if there are any: predicted among all classes, and among its own."""
+    y, p = np.concatenate(record.labels)[record.covered_samples(method)], record.probabilities(method)
+    found = {}
+    for kind, classes in kinds.items():
+        own = np.array([name in classes for name in record.classes])
+        here = own[y]
+        if here.any():
+            among = np.where(own, p[here], -1.0).argmax(-1)
+            found[kind] = {
+                "n": int(here.sum()),
+                "accuracy": float((p[here].argmax(-1) == y[here]).mean()),
+                "among_own": float((among == y[here]).mean()),
+            }
+    return found
 
 
 def _mean_of(per_domain: dict[str, float], domains: Sequence[str]) -> float | None:

@@ -141,6 +141,9 @@ class Terminal:
                 f"{kind} {100 * row['by_novelty'][kind]['accuracy']:.1f}" for kind in ("base", "novel") if kind in row["by_novelty"]
             ]
             self.say(f"  {name}: of the images of each kind of class, right: {', '.join(each)}")
+        for name, row in summary["methods"].items() if "tasks" in summary else ():
+            each = [f"{task} {100 * one['accuracy']:.1f}" for task, one in row["by_task"].items()]
+            self.say(f"  {name}: of the images of each task, right: {', '.join(each)}")
         for sentence in in_short(summary):
             self.say(sentence)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from tests.clips import MODEL, WORDS, random_clip, saved
+from tests.clips import MODEL, RESNET, WORDS, random_clip, saved
 from tests.front_door import SCENARIO, done, fedmerge, lines, read, world
 
 BASE = ["bladder", "heart", "kidney-left", "liver", "spleen"]
@@ -91,6 +93,69 @@ def test_both_towers_leave_where_both_are_tuned(tmp_path: Path, weights: str) ->
     assert "head.text.text_projection" in (folder / "run" / "audit.jsonl").read_text()
 
 
+TASKS = {"north": ["bladder", "heart", "liver"], "south": ["kidney-left", "kidney-right"]}
+
+
+def test_hospitals_with_tasks_of_their_own(tmp_path: Path, weights: str) -> None:
+    methods: list[Any] = [
+        {"wise_ft": {"a": 0, "label": "pretrained"}}, "expert", "mean", "fisher", "diwa", "adamerging", {"dawin": {"form": "code"}},
+        "posterior",
+    ]  # fmt: skip
+    asked = {"site": "mercy", "classes": [name for names in TASKS.values() for name in names]}
+    stream = {"kind": "iid", "batch_size": 8}
+    folder = written(tmp_path, weights, classes=TASKS, target=asked, methods=methods, stream=stream, uploads=["fisher", "soup"])
+    ended = done(folder, "--out", "unknown", "--pool", "pool")
+    assert "mean: of the images of each task, right: north" in ended
+    summary = read(folder / "unknown" / "summary.json")
+    assert summary["tasks"] == TASKS
+    for row in summary["methods"].values():
+        of = row["by_task"]
+        assert sum(one["n"] for one in of.values()) == summary["stream"]["samples"]
+        right = sum(one["accuracy"] * one["n"] for one in of.values())
+        assert right / summary["stream"]["samples"] == pytest.approx(row["accuracy"])
+        assert row["mean_of_tasks"]["accuracy"] == pytest.approx(sum(one["accuracy"] for one in of.values()) / 2)
+        assert all(one["among_own"] >= one["accuracy"] for one in of.values())
+    assert 'id="tasks"' in (folder / "unknown" / "report.html").read_text()
+    diagnosed = fedmerge(folder, "diagnose", "unknown", "--pool", "pool")
+    assert diagnosed.returncode == 0, diagnosed.stderr
+    assert {one["setting"] for one in read(folder / "unknown" / "diagnose.json")["by_setting"]} == set(TASKS)
+    done(folder, "--set", "target.classes=south", "--out", "known", "--pool", "pool", "--quiet")
+    known = read(folder / "known" / "summary.json")
+    assert set(known["methods"]["mean"]["per_class"]) == set(TASKS["south"]) and "tasks" not in known
+    assert not any(site["trained"] for site in known["sites"])  # the same experts, whatever the target is asked
+    assert known["stream"]["samples"] == summary["methods"]["mean"]["by_task"]["south"]["n"]
+    for name in ("pretrained", "mean", "expert:south"):  # no coefficients to choose: the head alone is another
+        among = summary["methods"][name]["by_task"]["south"]["among_own"]
+        assert known["methods"][name]["accuracy"] == pytest.approx(among)
+
+
+def test_hospitals_whose_images_have_other_classes(tmp_path: Path, weights: str) -> None:
+    """Folders of images with classes of their own, as the data sets of DaWin's eight tasks have them."""
+    stream = {"kind": "iid", "batch_size": 8}
+    folder = written(tmp_path, weights, classes="own", methods=["mean", "expert"], stream=stream)
+    rng = np.random.default_rng(0)
+    for site, names in {**TASKS, "mercy": [*TASKS["south"], *TASKS["north"]]}.items():
+        for number, name in enumerate(names):
+            there = tmp_path / "images" / site / "scan" / name
+            there.mkdir(parents=True)
+            for i in range(8):
+                pixels = rng.integers(20 * number, 20 * number + 100, (16, 16), dtype=np.uint8)
+                Image.fromarray(pixels).save(there / f"{i}.png")
+        source = {"kind": "image_folder", "root": str(tmp_path / "images" / site)}
+        (folder / "sites" / f"{site}.yaml").write_text(yaml.safe_dump({"name": site, "source": source}))
+    words = {name: WORDS[name] for names in TASKS.values() for name in names}
+    content = yaml.safe_load((folder / "scenarios" / "tiny.yaml").read_text())
+    content["model"]["words"] = words
+    (folder / "scenarios" / "tiny.yaml").write_text(yaml.safe_dump(content))
+    planned = fedmerge(folder, "plan", "scenarios/tiny.yaml")
+    assert planned.returncode == 0 and "task of south: kidney-left, kidney-right" in planned.stdout, planned.stderr
+    done(folder, "--out", "run", "--quiet")
+    summary = read(folder / "run" / "summary.json")
+    assert {site: sorted(names) for site, names in summary["tasks"].items()} == TASKS
+    refused = fedmerge(folder, "plan", "scenarios/tiny.yaml", "--set", "classes=null")
+    assert refused.returncode == 2 and "extra ['kidney-left', 'kidney-right']" in refused.stderr, refused.stderr
+
+
 def some(words: dict[str, str], *, without: str = "", **more: str) -> dict[str, Any]:
     return {"model": {**MODEL, "words": {name: word for name, word in words.items() if name != without} | more}}
 
@@ -114,6 +179,25 @@ def some(words: dict[str, str], *, without: str = "", **more: str) -> dict[str, 
          "templates: only a model that reads text has them. Say 'kind: clip'"),
         ({"model": {**MODEL, "head": "ft"}, "classes": BASE, "methods": ["mean"]},
          "methods[0]: found 'mean' on the novel femur-left, femur-right, kidney-right"),
+        ({"classes": {"north": ["liver", "heart"]}}, "classes: found no classes of 'south'; expected those of every site"),
+        ({"classes": {**TASKS, "nroth": BASE}}, "classes.nroth: found 'nroth'; expected a site of the scenario. did you mean"),
+        ({"classes": {**TASKS, "south": ["livre", "heart"]}}, "classes.south: found 'livre'; expected a class of the images."),
+        ({"classes": {**TASKS, "south": ["heart", "heart"]}}, "classes.south: found 'heart' twice; expected every class once"),
+        ({"classes": {**TASKS, "south": ["heart"]}}, "a list of two classes or more of 'south'"),
+        ({"classes": {**TASKS, "south": "heart"}}, "expected a list of two classes or more of 'south'"),
+        ({"classes": "liver"},
+         "classes: found 'liver'; expected a list of two classes or more, a mapping from sites to such lists"),
+        ({"classes": 3},
+         "classes: found 3; expected a list of two classes or more, a mapping from sites to such lists, or 'own'"),
+        ({"classes": TASKS, "target": {"site": "mercy", "classes": "suoth"}},
+         "target.classes: found 'suoth'; expected a list of classes, or a site of the scenario, whose classes they are."),
+        ({"target": {"site": "mercy", "classes": 3}}, "target.classes: found 3; expected a list of two classes or more, or a"),
+        ({"model": {**MODEL, "head": "ft"}, "classes": BASE, "target": {"site": "mercy", "classes": BASE[:3]}},
+         "target.classes: found ['bladder', 'heart', 'kidney-left']; expected ['bladder', 'heart', 'kidney-left', 'liver',"),
+        ({"model": {**MODEL, "head": "ft"}, "classes": TASKS, "methods": ["mean"]},
+         "model.head: found 'ft'; expected text: hospitals have classes of their own"),
+        ({"model": SCENARIO["model"], "classes": TASKS, "initialization": SCENARIO["initialization"]},
+         "classes: found {north: ['bladder', 'heart', 'liver'], south: ['kidney-left', 'kidney-right']}; expected none"),
         ({"priors": "uniform", "uploads": ["class_counts"]}, "priors: found 'uniform', but the classifier has 0 biases; expected"),
         ({"methods": [{"fisher": {"with_theta_0": True}}], "uploads": ["fisher"]}, "with_theta_0: found true; expected false"),
         ({"methods": [{"weighted_mean": {"with_theta_0": True}}]}, "with_theta_0: found true; expected false: theta_0 has no"),
@@ -129,6 +213,28 @@ def test_what_is_refused_before_anything_starts(tmp_path: Path, weights: str, ch
         assert said in ended.stderr, ended.stderr
         assert ended.stderr.count("  - ") == 1, ended.stderr
     assert not (folder / "run").exists()
+
+
+def test_more_novel_classes_than_prompts(tmp_path: Path, weights: str) -> None:
+    """Prompts for the hospitals' classes and one other, where the target has six others."""
+    words = {name: WORDS[name] for name in [*BASE, "pancreas"]}
+    folder = written(tmp_path, weights, classes=BASE, model={**MODEL, "weights": weights, "words": words})
+    lacking = ", ".join(f"'{name}'" for name in WORDS if name not in words)
+    said = f"model.words: found no word for {lacking}; expected one for each class, for its prompts"
+    for verb in (["plan"], ["simulate", "--out", "run"], ["sweep", "--out", "swept"]):
+        ended = fedmerge(folder, verb[0], "scenarios/tiny.yaml", *verb[1:])
+        assert ended.returncode == 2 and said in ended.stderr, ended.stderr
+        assert ended.stderr.count("  - ") == 1 and "Traceback" not in ended.stderr
+    assert not (folder / "run").exists()
+
+
+def test_weights_of_another_architecture(tmp_path: Path, weights: str) -> None:
+    other = saved(tmp_path / "resnet.pt", random_clip(RESNET).state_dict())
+    folder = written(tmp_path, other)
+    ended = fedmerge(folder, "simulate", "scenarios/tiny.yaml", "--out", "run")
+    assert ended.returncode == 2, ended.stderr
+    assert "model.weights: resnet.pt (of ViT-B-32) does not fit the model" in ended.stderr
+    assert "Traceback" not in ended.stderr and len(ended.stderr) < 2000
 
 
 def test_weights_are_named(tmp_path: Path, weights: str) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedmerge.federated.client.site_training import OnProgress, Ward, measured_statistic, open_ward, steps_of
+from fedmerge.federated.client.site_training import OnProgress, Ward, measured_statistic, model_of, open_ward, steps_of
 from fedmerge.federated.client.trainer import Recipe, accuracy, fit, logits_of
 from fedmerge.federated.messages import SiteTask, Training
-from fedmerge.federated.model import build
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.statistics._base import State
 from fedmerge.federated.strategies._base import Strategy
@@ -44,7 +43,7 @@ def train_round(task: SiteTask, theta: State, layers: tuple[str, ...], on_progre
     hyper = task.training.diversity.hyper_parameters(0, task.site.name, task.seed)
     if hyper["dropout"]:
         device = next(model.parameters()).device
-        model = build(task.model, len(task.classes), hyper["dropout"], seed=task.seed).to(device)
+        model = model_of(task, hyper["dropout"]).to(device)
     model.load_state_dict(theta)
     seen = accuracy(logits_of(model, ward.validation.x), ward.validation.y)
     share = Share.of(strategy, number, task.training, len(ward.train.y))

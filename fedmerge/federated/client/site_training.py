@@ -15,7 +15,7 @@ from fedmerge.federated.client.diwa import Run, select
 from fedmerge.federated.client.temperature import fit_temperature
 from fedmerge.federated.client.trainer import LabeledImages, Recipe, accuracy, fit, logits_of
 from fedmerge.federated.messages import MILD, SiteTask, Training
-from fedmerge.federated.model import build, normalization, renew_head
+from fedmerge.federated.model import answering, build, normalization, renew_head
 from fedmerge.federated.pool.checkpoint import Brought, fitting
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.statistics._base import Ground, State, Statistic
@@ -24,9 +24,10 @@ from fedmerge.rng import seed_of
 from fedmerge.system.process import core_slot
 
 
-def model_of(task: SiteTask) -> nn.Module:
-    """A model that the expert of a task fits."""
-    return build(task.model, len(task.classes), seed=task.seed)
+def model_of(task: SiteTask, dropout: float = 0.0) -> nn.Module:
+    """A model that the expert of a task fits. Of a hospital with classes of its own, it answers among these alone."""
+    model = build(task.model, len(task.classes), dropout, seed=task.seed)
+    return answering(model, [name in task.own for name in task.classes]) if task.own else model
 
 
 OnProgress = Callable[[int, int, str], None]
@@ -97,7 +98,7 @@ def open_ward(task: SiteTask) -> tuple[Ward, nn.Module]:
     """The hospital's images, and a model for its expert, on a GPU if there is one."""
     torch.set_num_threads(task.training.threads)
     ward = admit_images(task)
-    model = build(task.model, len(task.classes), seed=task.seed)
+    model = model_of(task)
     return ward, model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -147,9 +148,10 @@ def measured_statistic(
 def admit_images(task: SiteTask) -> Ward:
     """The hospital's own images through its own scanner, split by patients into training and validation."""
     site = task.site
-    images = site.images(task.model.geometry, task.seed).of_classes(task.classes)
+    images = site.images(task.model.geometry, task.seed).of_classes(task.own or task.classes)
     if site.attack:
         images = site.attack.poison(images, site.name, task.seed)
+    images = images.of_classes(task.classes)
     train, held = own_split(images, site.name, site.validation, task.seed)
     y = torch.from_numpy(images.labels)
 
@@ -162,7 +164,7 @@ def admit_images(task: SiteTask) -> Ward:
 def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progress: OnProgress) -> Run:
     training = task.training
     hyper = training.diversity.hyper_parameters(number, task.site.name, task.seed)
-    model = build(task.model, len(task.classes), hyper["dropout"], seed=task.seed)
+    model = model_of(task, hyper["dropout"])
     model.load_state_dict(theta_0)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     per_epoch, steps = steps_of(training, len(ward.train.y))

@@ -56,8 +56,8 @@ def agreed(asked: SiteTask, own: Site) -> SiteTask:
     differ = [name for name in TOLD if getattr(own, name) != getattr(there, name)]
     if _key(own) != _key(there):
         differ.append("public_key")
-    here = own.source.classes()
-    if here != asked.classes and not (asked.model.reads_text and set(asked.classes) <= set(here)):
+    here, wanted = own.source.classes(), asked.own or asked.classes
+    if here != wanted and not (asked.model.reads_text and set(wanted) <= set(here)):
         differ.append("classes")
     if own.source.identity(own.name, asked.seed) != there.source.identity(there.name, asked.seed):
         differ.append("images")

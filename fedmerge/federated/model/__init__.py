@@ -2,6 +2,7 @@
 
 from fedmerge.federated.model.building import (
     AnyModel,
+    answering,
     build,
     model_of_json,
     normalization,
@@ -17,6 +18,7 @@ __all__ = [
     "Arguments",
     "ClipSpec",
     "ModelSpec",
+    "answering",
     "build",
     "model_of_json",
     "normalization",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any
 
@@ -39,6 +39,24 @@ def build(
     if isinstance(spec, ClipSpec):
         return build_clip(spec, classes, dropout, seed)
     return build_timm(spec, classes, dropout, pretrained, seed)
+
+
+NEVER = -1e4
+"""A logit whose softmax is 0, and which is a number all the same."""
+
+
+def answering(model: nn.Module, among: Sequence[bool]) -> nn.Module:
+    """The model, whose logits of the other classes are so low that softmax, losses and predictions do not see them.
+
+    So a hospital trains the softmax of its own classes, and all experts have one layout. among: for each class, whether it counts.
+    """
+    others = ~torch.tensor(among)
+
+    def among_its_own(_: nn.Module, __: object, logits: torch.Tensor) -> torch.Tensor:
+        return logits.masked_fill(others.to(logits.device), NEVER)
+
+    model.register_forward_hook(among_its_own)
+    return model
 
 
 @cache

@@ -65,6 +65,8 @@ def fingerprint(task: SiteTask) -> str:
     }
     if site.shifts:  # what a site does not do is left out, so that a new kind of it makes no expert another one
         determined["shifts"] = site.model_dump(mode="json")["shifts"]
+    if task.own:
+        determined["own"] = task.own
     if task.privacy:
         determined["privacy"] = task.privacy.model_dump(mode="json")
     if site.expert:  # nothing of how others train determines it

@@ -144,6 +144,10 @@ def initialize(  # noqa: PLR0913 - names and target are for prompts alone
     return Initial(weights, state_digest(weights), spec.head_init, f"{description}; head: {spec.head_init}", heads)
 
 
+OF_CLASSES = ("head.weight", "head.tokens")
+"""What of a CLIP's head is its classes': a text tower that hospitals have tuned, and the scale, are theirs at every target."""
+
+
 def _of_prompts(
     spec: Pretrained | Checkpoint | Proxy,
     model: ClipSpec,
@@ -169,7 +173,8 @@ def _of_prompts(
             towers = tensor_file.take(file, "delete this file and the proxy is trained again")[0]
             description = f"proxy: {spec.epochs} epochs on captions of public images of '{spec.source.kind()}'"
     weights = start_of(model, towers, names)
-    other = prompt_head(model, towers, target) if target and tuple(target) != tuple(names) else {}
+    whole = prompt_head(model, towers, target) if target and tuple(target) != tuple(names) else {}
+    other = {name: tensor for name, tensor in whole.items() if name in OF_CLASSES}
     said = f"{description}; head: {len(model.templates)} prompts for each class"
     heads = tuple(name for name in weights if name.startswith("head.") and name != "head.tokens")
     return Initial(weights, state_digest(weights), "text", said, heads, other)

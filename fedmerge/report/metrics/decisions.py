@@ -124,7 +124,7 @@ def entropies(rows: dict[str, NDArray[np.float32]], y: NDArray[np.int64], single
 
 
 def kept_rows(run: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64], NDArray[np.str_]]:
-    """Every row's predictions, labels, and the setting of each image: base or novel, the family of a shift, or a domain.
+    """Every row's predictions, labels, and the setting of each image: its task, base or novel, the family of a shift, or a domain.
 
     One setting for all where a run has no two, or more than can be told apart.
     """
@@ -141,14 +141,20 @@ def _settings(summary: dict[str, Any], y: NDArray[np.int64], domains: NDArray[np
     whole = next((row for row in summary.get("methods", {}).values() if row["covers"] is None), None)
     if whole is None or domains is None:
         return np.full(len(y), "all")
+    if tasks := summary.get("tasks"):
+        return np.array([next((task for task, own in tasks.items() if class_ in own), "none") for class_ in _names(whole, y)])
     if novel := summary.get("classes", {}).get("novel"):
-        names = list(whole["per_class"])  # of classes that the stream has, in the order of their labels
-        of = dict(zip(np.unique(y).tolist(), names, strict=True))
-        return np.array(["novel" if of[label] in novel else "base" for label in y.tolist()])
+        return np.array(["novel" if name in novel else "base" for name in _names(whole, y)])
     of = dict(zip(np.unique(domains).tolist(), whole["per_domain"], strict=True))
     if whole.get("per_family"):
         of = {number: name.rpartition(" ")[0] for number, name in of.items()}
     return np.array([of[number] for number in domains.tolist()])
+
+
+def _names(row: dict[str, Any], y: NDArray[np.int64]) -> list[str]:
+    """The class of every image, of a row that has those of the stream, in the order of their labels."""
+    of = dict(zip(np.unique(y).tolist(), row["per_class"], strict=True))
+    return [of[label] for label in y.tolist()]
 
 
 def _entropy(q: Float) -> Float:

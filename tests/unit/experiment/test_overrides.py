@@ -9,7 +9,7 @@ import yaml
 
 from fedmerge.errors import ScenarioError
 from fedmerge.experiment.experiment import Overrides, load_experiment
-from fedmerge.experiment.overrides import assign, parse, single
+from fedmerge.experiment.overrides import assign, overridden, parse, single
 from fedmerge.experiment.sweep import cells_of
 from fedmerge.report.sweep_table import DomainTable, Grid, as_csv, as_latex, as_markdown
 from tests.front_door import SCENARIO, world
@@ -167,3 +167,10 @@ def test_the_table_over_domains_is_the_papers() -> None:
     assert once is not None
     assert once.cells()[2] == ["mean", "50.0", "70.0", "60.0"]
     assert DomainTable.of(Grid.of([row(0, "art", 0.5)])) is None  # one domain has no mean
+
+
+def test_a_site_that_does_not_train_has_no_task() -> None:
+    content = {"sites": ["a", "b", "c"], "target": "d", "classes": {"a": ["x", "y"], "b": ["y", "z"], "c": ["x", "z"]}}
+    assert list(overridden(content, Overrides(without=("a",)))["classes"]) == ["b", "c"]
+    assert list(overridden(content, Overrides(target="b"))["classes"]) == ["a", "c"]
+    assert overridden({**content, "classes": ["x", "y"]}, Overrides(target="b"))["classes"] == ["x", "y"]

@@ -17,9 +17,13 @@ from torch import Tensor, nn
 
 from fedmerge.data.datasets.organ_phantom import ORGANS
 from fedmerge.errors import CheckpointError, ScenarioError, UploadRefused
-from fedmerge.federated.client.site_training import train_site
+from fedmerge.federated.attacks._base import ATTACKS
+from fedmerge.federated.client.site_training import admit_images, model_of, train_site
+from fedmerge.federated.flower.node_identity import agreed
 from fedmerge.federated.messages import Initial, SiteTask, Training
-from fedmerge.federated.model import AnyModel, ClipSpec, build, normalization, try_out
+from fedmerge.federated.model import AnyModel, ClipSpec, answering, build, normalization, try_out
+from fedmerge.federated.model.building import NEVER
+from fedmerge.federated.pool.experts import fingerprint
 from fedmerge.federated.security.audit import Declaration, inspect
 from fedmerge.federated.server.clip_start import prompts_of
 from fedmerge.federated.server.initialization import Checkpoint, Pretrained, Proxy, initialize
@@ -318,6 +322,8 @@ def test_the_target_has_a_head_of_its_own_classes(tmp_path: Path) -> None:
     initial = begun(model, ("liver", "heart"), ("bladder", "liver"))
     assert torch.equal(initial.target_head["head.weight"][1], initial.weights["head.weight"][0])
     assert begun(model, ("liver", "heart"), ("liver", "heart")).target_head == {}
+    both = begun(model.model_copy(update={"tune": "both"}), ("liver", "heart"), ("bladder", "liver"))
+    assert set(both.target_head) == {"head.tokens"}  # the experts' text towers stay theirs
 
 
 def test_a_proxy_is_trained_on_captions_once(tmp_path: Path) -> None:
@@ -357,3 +363,40 @@ def test_statistics_of_a_clip_are_those_of_its_layout(kind: str, change: dict[st
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == dict(statistic.layout(model))
     assert all(bool(torch.isfinite(tensor).all()) for tensor in found.values())
     assert kind != "class_counts" or found["counts"].tolist() == [2, 2, 2, 2]
+
+
+def test_a_hospital_with_a_task_of_its_own_trains_as_if_there_were_no_other(tmp_path: Path) -> None:
+    """The softmax of its classes alone, in the head of all: the tower is that of a hospital whose head has no other rows."""
+    model, own = spec(weights=saved(tmp_path / "w.pt", random_clip().state_dict())), ("liver", "spleen")
+    every, few = begun(model, EVERYONE), begun(model, own)
+    task = hospital(model, every).model_copy(update={"own": own})
+    ward = admit_images(task)
+    assert ward.images.classes == EVERYONE and set(ward.images.labels.tolist()) == {0, 2}
+    net, x = model_of(task).eval(), torch.rand(4, 3, 16, 16)
+    net.load_state_dict(every.weights)
+    assert set(net(x).argmax(1).tolist()) <= {0, 2} and bool((net(x)[:, 1] == NEVER).all())
+    found, wanted = (
+        train_site(task, every.weights, lambda *_: None),
+        train_site(hospital(model, few, own), few.weights, lambda *_: None),
+    )
+    for name in wanted.weights:
+        if name.startswith("visual."):
+            torch.testing.assert_close(found.weights[name], wanted.weights[name], rtol=1e-3, atol=1e-5)
+    assert found.scalars["validation_accuracy"] == wanted.scalars["validation_accuracy"]
+    assert found.scalars["temperature"] == pytest.approx(wanted.scalars["temperature"], rel=1e-2)
+    assert torch.equal(found.weights["head.weight"], every.weights["head.weight"])
+    assert fingerprint(task) != fingerprint(hospital(model, every))
+    assert agreed(task, task.site) == task
+    attacker = task.site.model_copy(update={"attack": ATTACKS.load("shuffled_labels")()})
+    assert set(admit_images(task.model_copy(update={"site": attacker})).images.labels.tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("kind", ["fisher", "gram", "kfac"])
+def test_statistics_among_own_classes_are_finite(kind: str) -> None:
+    model = answering(build(spec(), 4).eval(), [True, False, True, False])
+    statistic = STATISTICS.load(kind)()
+    found = statistic.measure(Ground(model, torch.randn(8, 3, 16, 16), torch.arange(8) % 2 * 2, list, (), 0))
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == dict(statistic.layout(model))
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in found.values())
+    if kind == "fisher":
+        assert not found["head.weight"][1].any() and found["head.weight"][0].any()  # rows of other classes decide nothing
