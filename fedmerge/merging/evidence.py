@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,18 +21,18 @@ from fedmerge.merging.scoring.views import VIEWS, View, resolve
 class Bill:
     """What one method asked for; `forwards` is what it would have cost alone, in forwards of a batch through one model.
 
-    views: of the batch, seen by all experts. single: other models by name, seen once. own: what the method ran itself.
+    views: of the batch, and the experts by row that have seen it. single: other models by name, seen once. own: what the method
+    ran itself.
     """
 
-    experts: int
-    views: set[str] = field(default_factory=set)
+    views: dict[str, set[int]] = field(default_factory=dict)
     single: set[str] = field(default_factory=set)
     own: int = 0
 
     @property
     def forwards(self) -> int:
         """Forwards of the batch through one model."""
-        return self.experts * len(self.views) + len(self.single) + self.own
+        return sum(len(rows) for rows in self.views.values()) + len(self.single) + self.own
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,11 @@ class Evidence:
     def __init__(self, bank: Bank, batch: Tensor) -> None:
         self.bank, self.batch = bank, batch
         self._logits: dict[str, Tensor] = {}
+        self._parts: dict[str, dict[int, Tensor]] = {}
+        self._rows: tuple[int, ...] | None = None
         self._single: dict[str, Tensor] = {}
+        self._bill = Bill()
         self._own = 0
-        self._bill = Bill(bank.K)
         self._answer: Answer | None = None
 
     @cached_property
@@ -68,10 +71,19 @@ class Evidence:
         """The same batch with theta_0 as one more expert, the last."""
         return Evidence(self.bank.joined, self.batch)
 
+    def only(self, rows: Sequence[int]) -> Evidence:
+        """What some of the experts say of the batch, by their rows, so that the others see nothing of it: K is their number.
+
+        It is billed here, and what is known here is known there. Parameters are those of all experts: the bank stays.
+        """
+        some = copy.copy(self)
+        some._rows = tuple(rows)
+        return some
+
     @contextmanager
     def billed(self) -> Iterator[Bill]:
         """Note what is asked for inside the block, whether or not it had been computed before."""
-        outer, self._bill = self._bill, Bill(self.bank.K)
+        outer, self._bill = self._bill, Bill()
         try:
             yield self._bill
         finally:
@@ -106,7 +118,13 @@ class Evidence:
     def forwards_run(self) -> int:
         """Forwards through one model that were really run, whoever asked."""
         more = self.joined.forwards_run if "joined" in vars(self) else 0
-        return self.bank.K * len(self._logits) + len(self._single) + self._own + more
+        some = sum(len(rows) for rows in self._parts.values())
+        return self.bank.K * len(self._logits) + some + len(self._single) + self._own + more
+
+    @property
+    def K(self) -> int:  # noqa: N802 - the number of experts is K everywhere
+        """How many experts are asked."""
+        return self.bank.K if self._rows is None else len(self._rows)
 
     @property
     def logits(self) -> Tensor:
@@ -125,11 +143,19 @@ class Evidence:
 
     def view_logits(self, view: View) -> Tensor:
         """Logits (K, N, C) of an augmented view of the batch."""
-        name = resolve(view, self.bank.flips)
-        self._bill.views.add(name)
+        name, rows = resolve(view, self.bank.flips), self._rows
+        self._bill.views.setdefault(name, set()).update(range(self.bank.K) if rows is None else rows)
+        if rows is not None and name not in self._logits:
+            return self._part(name, rows)
         if name not in self._logits:
             self._logits[name] = self.bank.expert_logits(VIEWS[name](self.batch))
-        return self._logits[name]
+        return self._logits[name] if rows is None else self._logits[name][list(rows)]
+
+    def _part(self, name: str, rows: Sequence[int]) -> Tensor:
+        known = self._parts.setdefault(name, {})
+        if lacking := [row for row in rows if row not in known]:
+            known.update(zip(lacking, self.bank.expert_logits(VIEWS[name](self.batch), lacking), strict=True))
+        return torch.stack([known[row] for row in rows])
 
     def anchor_log_p(self, name: str) -> Tensor:
         """log p (N, C) of an anchor of the bank, or of "mean", the uniform mean of the valid experts' weights; uniform where its
@@ -176,6 +202,12 @@ class Evidence:
         return self.entropies(calibrated).mean(1)
 
     def mixture(self, alpha: Tensor) -> Tensor:
-        """log p (N, C) = log sum_k alpha_ik p_k(. | x_i): the experts' predictions, mixed by alpha (N, K) or (K,)."""
+        """log p (N, C) = log sum_k alpha_ik p_k(. | x_i): the experts' predictions, mixed by alpha (N, K) or (K,).
+
+        Where not all experts have been asked of this batch, only those with a coefficient are.
+        """
+        used = torch.nonzero(alpha.reshape(-1, self.K).any(0)).flatten().tolist()
+        if self._rows is None and "none" not in self._logits and len(used) < self.K:
+            return self.only(used).mixture(alpha[..., used])
         p = self.log_p().double().cpu().exp()
         return torch.einsum("...k,k...c->...c", alpha.double().cpu().expand(p.shape[1], -1), p.nan_to_num()).log()

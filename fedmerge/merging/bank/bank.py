@@ -297,9 +297,9 @@ class Bank:
         """
         return self._run(self._views(theta) | self.buffers.merged(self._behind(theta, coefficients)), batch)
 
-    def expert_logits(self, batch: Tensor) -> Tensor:
-        """Logits (K, N, C) of every expert on a batch (N, channels, H, W)."""
-        return torch.stack([self.row_logits(k, batch) for k in range(self.K)])
+    def expert_logits(self, batch: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """Logits (K, N, C) of every expert on a batch (N, channels, H, W), or of those of these rows, in their order."""
+        return torch.stack([self.row_logits(k, batch) for k in (range(self.K) if rows is None else rows)])
 
     def row_logits(self, row: int, batch: Tensor) -> Tensor:
         """Logits (N, C) of one expert, or of one anchor, as `anchor(name)` numbers it."""
