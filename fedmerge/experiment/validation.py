@@ -82,6 +82,11 @@ def without_theta_0(where: str, scenario: Scenario, sites: Sequence[Site]) -> li
         for number, method in enumerate(scenario.methods)
         if "theta_0" in method.needed or method.with_theta_0
     ]
+    problems += [
+        Problem(where, "uploads", f"'{statistic.kind()}', which is measured by theta_0", "statistics that need none", mend)
+        for statistic in scenario.uploads
+        if statistic.needs_theta_0
+    ]
     if scenario.privacy:
         problems.append(Problem(where, "privacy", "clipping about theta_0", "none without theta_0", mend))
     if (scenario.target.shards or 1) > 1:

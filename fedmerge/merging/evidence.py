@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.scoring.divergence import entropy, log_probabilities
+from fedmerge.merging.scoring.features import embedded
 from fedmerge.merging.scoring.views import VIEWS, View, resolve
 
 
@@ -62,6 +63,7 @@ class Evidence:
         self._parts: dict[str, dict[int, Tensor]] = {}
         self._rows: tuple[int, ...] | None = None
         self._single: dict[str, Tensor] = {}
+        self._embedding: dict[str, Tensor] = {}
         self._bill = Bill()
         self._own = 0
         self._answer: Answer | None = None
@@ -173,6 +175,15 @@ class Evidence:
                 self._single[name] = self.bank.row_logits(self.bank.anchor(name), self.batch)
         return self._finite(self._single[name])
 
+    def embedding(self) -> Tensor:
+        """What theta_0's head is given of the batch, (N, D) float64. Raises CheckpointError without theta_0."""
+        self._bill.single.add("theta_0")
+        if not self._embedding:
+            bank, row = self.bank, self.bank.anchor("theta_0")
+            logits, features = embedded(bank.model, lambda: bank.row_logits(row, self.batch), bank.parts.head)
+            self._single["theta_0"], self._embedding["theta_0"] = logits, features
+        return self._embedding["theta_0"]
+
     def merged_log_p(self, name: str, merge: Callable[[Bank], Tensor]) -> Tensor:
         """log p (N, C) of a model that is merged once for these experts, and kept with the bank under this name; uniform where its
         logits are not finite."""
@@ -185,7 +196,7 @@ class Evidence:
 
     def _finite(self, logits: Tensor) -> Tensor:
         finite = torch.isfinite(logits).all(1, keepdim=True)
-        return torch.where(finite, log_probabilities(logits), -math.log(self.classes))
+        return torch.where(finite, log_probabilities(logits), -math.log(logits.shape[-1]))
 
     def log_p(self, view: View = "none", calibrated: bool = False) -> Tensor:
         """log p_k (K, N, C); `calibrated` divides logits by each site's temperature T_k first."""

@@ -105,7 +105,8 @@ class Bank:
         generalist : state dict, optional
             A model that an adaptive method may fall back on: the anchor "generalist".
         statistics : mapping, optional
-            By kind, one mapping of tensors for each expert: "fisher" and "soup" by parameter, "gram" and "gram_rounds" by weight.
+            By kind, one mapping of tensors for each expert: "fisher" and "soup" by parameter, "gram" and "gram_rounds" by weight,
+            "centroid" by its own name.
         counts : sequence of int, optional
             Training images of each expert.
         temperatures : sequence of float, optional

@@ -112,7 +112,7 @@ class SpreadBank(Bank):
         return [found.to(self.like.device) for found in self.shards.ask(what, [arguments] * len(self.shards.experts))]
 
     def expert_logits(self, batch: Tensor, rows: Sequence[int] | None = None) -> Tensor:
-        """Logits (K, N, C) of every expert, or of those of these rows, on a batch (N, channels, H, W), all shards at the same time."""
+        """Logits (K, N, C) of every expert, or of those of these rows, on a batch, all shards at the same time."""
         if rows is None:
             return torch.cat(self.asked("expert_logits", batch))
         own = [[row for row in rows if span.start <= row < span.stop] for span in self.spans]

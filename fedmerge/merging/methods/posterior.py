@@ -26,11 +26,11 @@ each image's evidence decides alone. Label shares that are even: they do not pay
 are all bad: their evidence is alike, r is even, and the merge is the mean merge, which is of the panel; the notes have the shares,
 and how far the evidence of the best is above the mean of all.
 
-With `active: auto` and more than 24 experts a batch is shown to some of them: see `scoring/active.py`. The posterior is that of those
-who are asked, the 16 of the largest shares are merged, and the coefficients of all others are 0. The panel's merges are of all experts,
-and made once. What the posterior answers is compared with these merges; where they differ more than they used to, the batch is
-shown to more. The notes say how many have been asked (`forwarded`), how many of these were active before (`active`), and whether
-there was an alarm (`alarm`).
+With `active: auto` and more than 24 experts a batch is shown to some of them: see `scoring/active.py`. The posterior is that of
+those who are asked, the 16 of the largest shares are merged, and all other coefficients are 0. The panel's merges are of all
+experts, and made once. What the posterior answers is compared with these merges; where they differ more than they used to, the
+batch is shown to more. The notes say how many have been asked (`forwarded`), how many of these were active before (`active`), and
+whether there was an alarm (`alarm`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which of many experts a batch is shown to: those that recent batches resembled, and others in turn.
 
 An expert is active while its share in recent batches is at least `LEAST`, and among the `MOST` largest. Beside the active ones a
-batch is shown to `EXPLORED` others, to those first that have waited longest; where some have never been asked, or nobody is active, to
-up to `WIDE`. So who joins is asked next, and a thousand experts have all been asked after 32 batches. What is remembered:
+batch is shown to `EXPLORED` others, to those first that have waited longest; where some have never been asked, or nobody is active,
+to up to `WIDE`. So who joins is asked next, and a thousand experts have all been asked after 32 batches. What is remembered:
 
     turn (K,)   number of the batch that an expert has last been asked about, 0 for never
     apart (4,)  images on which active experts and a consensus that does not hang on them answered otherwise, and images: of the
