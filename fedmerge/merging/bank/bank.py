@@ -73,7 +73,7 @@ class Bank:
         self.shards: Shards | None = None
         self.kept: dict[str, Tensor] = {}
         self.statistics = Statistics(self.names, self.slices)
-        self._rows = {k: self._views(row) | buffers.of_row(k) for k, row in enumerate(rows, self._first)}
+        self._rows: dict[int, dict[str, Tensor]] = {}
         self._merged = self.blank()
 
     @staticmethod
@@ -304,6 +304,8 @@ class Bank:
 
     def row_logits(self, row: int, batch: Tensor) -> Tensor:
         """Logits (N, C) of one expert, or of one anchor, as `anchor(name)` numbers it."""
+        if row not in self._rows:  # views of a thousand experts take a second and 200 MB, and most are not asked often
+            self._rows[row] = self._views(self._held[row - self._first]) | self.buffers.of_row(row)
         logits = self._run(self._rows[row], batch)
         self.read(self.P * self.like.element_size())
         return logits
