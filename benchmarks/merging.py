@@ -158,7 +158,7 @@ def sharing() -> None:
             found = one.coefficients(evidence)
         forwards = chooser.predict(batch, found).forwards if found.encoder.ndim == 2 else 1
         merged, alone = merged + forwards, alone + bill.forwards + forwards
-        views, single = views | bill.views, single | bill.single
+        views, single = views | set(bill.views), single | bill.single
     predicted = bank.K * len(views) + len(single) + merged
     counted = evidence.forwards_run + merged
     print(f"3. {len(static)} static and {len(adaptive)} adaptive methods, K = 3, one stream")

@@ -24,11 +24,16 @@ def statistics(order: list[int], states: list[dict[str, torch.Tensor]]) -> dict[
         X = torch.randn(50, 4, generator=torch.Generator().manual_seed(200 + k), dtype=torch.float64)
         return {"head.weight": X.T @ X / 50}
 
+    def centroid(k: int) -> dict[str, torch.Tensor]:
+        f = 1 + 0.01 * torch.randn(4, generator=torch.Generator().manual_seed(300 + k), dtype=torch.float64)
+        return {"centroid": f / f.norm()}
+
     return {
         "fisher": [fisher(k) for k in order],
         "soup": [states[k] for k in order],
         "gram": [gram(k) for k in order],
         "gram_rounds": [gram(k) for k in order],
+        "centroid": [centroid(k) for k in order],
     }
 
 

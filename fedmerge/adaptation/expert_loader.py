@@ -20,7 +20,7 @@ from fedmerge.merging.bank.bank import Bank, Shards
 from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.bank.row_storage import Mapped, Shelf
 from fedmerge.merging.bank.sharded import SpreadBank
-from fedmerge.merging.bank.statistics import BY_LAYER, FLAT
+from fedmerge.merging.bank.statistics import KINDS
 from fedmerge.merging.curvature.gram import linear_layers
 from fedmerge.merging.methods._base import Method, Online
 
@@ -175,7 +175,7 @@ class Holding:
         else:
             self._shelf.add(expert.site, tensors(expert.weights))
         spare = self.budget.on_disk or self.shards is not None
-        asked = {*FLAT, *BY_LAYER} & {kind for method in self.task.methods for kind in method.needed}
+        asked = {*KINDS} & {kind for method in self.task.methods for kind in method.needed}
         kept = {kind: state for kind, state in expert.statistics.items() if not spare or kind in asked}
         copies = {kind: {name: np.array(array) for name, array in state.items()} for kind, state in kept.items()}
         self.came.append(Contribution(expert.site, {}, expert.n, expert.temperature, copies))

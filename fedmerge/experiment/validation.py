@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def without_theta_0(where: str, scenario: Scenario, sites: Sequence[Site]) -> li
         Problem(where, f"methods[{number}]", f"'{method.key}', which needs theta_0", "methods that need none", mend)
         for number, method in enumerate(scenario.methods)
         if "theta_0" in method.needed or method.with_theta_0
+    ]
+    problems += [
+        Problem(where, "uploads", f"'{statistic.kind()}', which is measured by theta_0", "statistics that need none", mend)
+        for statistic in scenario.uploads
+        if statistic.needs_theta_0
     ]
     if scenario.privacy:
         problems.append(Problem(where, "privacy", "clipping about theta_0", "none without theta_0", mend))
@@ -180,46 +186,57 @@ def agreement_problems(sites: list[Site], events: tuple[Event, ...], apart: Sequ
     """
     problems = _other_classes([site for site in sites if site not in apart])
     held = [(site.name, site.source.holdings(site.name)) for site in sites]
-    for index, (name, items) in enumerate(held):
-        for other, theirs in held[:index]:
-            renewed = any({event.departs, event.arrives} == {name, other} for event in events)
-            if name != other and not renewed and items and theirs and (shared := items.keys() & theirs.keys()):
-                one, twin = min((items[key], theirs[key]) for key in shared)
-                led = "" if one == twin else f", which is {twin}"
-                found = f"{len(shared)} images that '{other}' has too, e.g. {one}{led}"
-                mend = "Give them different domains, or different parts of one split"
-                problems.append(Problem(f"site '{name}'", "source", found, "images of its own", mend))
+    for index, earlier in _sharing([items or () for _, items in held]):
+        (name, items), (other, theirs) = held[index], held[earlier]
+        if name == other or _renewed(name, other, events) or not items or not theirs:
+            continue
+        shared = items.keys() & theirs.keys()
+        one, twin = min((items[key], theirs[key]) for key in shared)
+        led = "" if one == twin else f", which is {twin}"
+        found = f"{len(shared)} images that '{other}' has too, e.g. {one}{led}"
+        mend = "Give them different domains, or different parts of one split"
+        problems.append(Problem(f"site '{name}'", "source", found, "images of its own", mend))
     return problems
+
+
+def _sharing(held: Sequence[Iterable[Hashable]]) -> list[tuple[int, int]]:
+    """Who has an item in common with whom before it, by number: without a look at every pair, of which there are too many."""
+    owners: dict[Hashable, list[int]] = {}
+    for number, items in enumerate(held):
+        for item in items:
+            owners.setdefault(item, []).append(number)
+    return sorted({(later, earlier) for those in owners.values() for earlier, later in combinations(those, 2)})
+
+
+def _renewed(name: str, other: str, events: tuple[Event, ...]) -> bool:
+    return any({event.departs, event.arrives} == {name, other} for event in events)
 
 
 def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
     """Lines about files of the same content at two sites. Blank slices are alike by chance, so it is told, and not refused."""
     said = []
     held = [(site.name, site.source.contents(site.name)) for site in sites]
-    for index, (name, items) in enumerate(held):
-        for other, theirs in held[:index]:
-            renewed = any({event.departs, event.arrives} == {name, other} for event in events)
-            if name != other and not renewed and (shared := items & theirs):
-                said.append(f"sites '{other}' and '{name}': files with the same content at both: {len(shared)}")
+    for index, earlier in _sharing([items for _, items in held]):
+        (name, items), (other, theirs) = held[index], held[earlier]
+        if name != other and not _renewed(name, other, events):
+            said.append(f"sites '{other}' and '{name}': files with the same content at both: {len(items & theirs)}")
     return said
 
 
 def of_two_sites(sites: Sequence[Site], target: str, events: tuple[Event, ...]) -> list[str]:
     """Lines about patients at two sites, by digests that the sites make; and where that cannot be told."""
     found = {site.name: site.source.pseudonyms() for site in sites}
-    said, compared = [], set[str]()
-    for index, site in enumerate(sites):
-        for other in sites[:index]:
-            mine, theirs = found[site.name], found[other.name]
-            renewed = any({event.departs, event.arrives} == {site.name, other.name} for event in events)
-            if mine is None or theirs is None or site.name == other.name or mine.secret != theirs.secret:
-                continue
-            compared |= {site.name, other.name}
-            if not renewed and (shared := mine.patients & theirs.patients):
-                seen = (
-                    f", so that the target '{target}' is no unseen hospital for them" if target in (site.name, other.name) else ""
-                )
-                said.append(f"sites '{other.name}' and '{site.name}': patients at both: {len(shared)}{seen}")
+    said, agreed = [], dict[Hashable, set[str]]()
+    for name, mine in found.items():
+        if mine is not None:
+            agreed.setdefault(mine.secret, set()).add(name)
+    compared = {name for names in agreed.values() if len(names) > 1 for name in names}
+    known = [(name, mine) for name, mine in ((site.name, found[site.name]) for site in sites) if mine is not None]
+    for index, earlier in _sharing([[(mine.secret, patient) for patient in mine.patients] for _, mine in known]):
+        (name, mine), (other, theirs) = known[index], known[earlier]
+        if name != other and not _renewed(name, other, events):
+            seen = f", so that the target '{target}' is no unseen hospital for them" if target in (name, other) else ""
+            said.append(f"sites '{other}' and '{name}': patients at both: {len(mine.patients & theirs.patients)}{seen}")
     files = [site for site in sites if "patient_key" in type(site.source).model_fields]
     left = [site.name for site in files if site.name not in compared]
     if len(files) > 1 and left and any(site.source.knows_patients for site in files):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.scoring.divergence import entropy, log_probabilities
+from fedmerge.merging.scoring.features import embedded
 from fedmerge.merging.scoring.views import VIEWS, View, resolve
 
 
@@ -20,18 +23,18 @@ from fedmerge.merging.scoring.views import VIEWS, View, resolve
 class Bill:
     """What one method asked for; `forwards` is what it would have cost alone, in forwards of a batch through one model.
 
-    views: of the batch, seen by all experts. single: other models by name, seen once. own: what the method ran itself.
+    views: of the batch, and the experts by row that have seen it. single: other models by name, seen once. own: what the method
+    ran itself.
     """
 
-    experts: int
-    views: set[str] = field(default_factory=set)
+    views: dict[str, set[int]] = field(default_factory=dict)
     single: set[str] = field(default_factory=set)
     own: int = 0
 
     @property
     def forwards(self) -> int:
         """Forwards of the batch through one model."""
-        return self.experts * len(self.views) + len(self.single) + self.own
+        return sum(len(rows) for rows in self.views.values()) + len(self.single) + self.own
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,13 @@ class Evidence:
     def __init__(self, bank: Bank, batch: Tensor) -> None:
         self.bank, self.batch = bank, batch
         self._logits: dict[str, Tensor] = {}
+        self._parts: dict[str, dict[int, Tensor]] = {}
+        self._rows: tuple[int, ...] | None = None
         self._single: dict[str, Tensor] = {}
-        self._kept: dict[str, Tensor] = {}
+        self._kept: dict[tuple[Any, ...], Tensor] = {}
+        self._embedding: dict[str, Tensor] = {}
+        self._bill = Bill()
         self._own = 0
-        self._bill = Bill(bank.K)
         self._answer: Answer | None = None
 
     @cached_property
@@ -69,10 +75,19 @@ class Evidence:
         """The same batch with theta_0 as one more expert, the last."""
         return Evidence(self.bank.joined, self.batch)
 
+    def only(self, rows: Sequence[int]) -> Evidence:
+        """What some of the experts say of the batch, by their rows, so that the others see nothing of it: K is their number.
+
+        It is billed here, and what is known here is known there. Parameters are those of all experts: the bank stays.
+        """
+        some = copy.copy(self)
+        some._rows = tuple(rows)
+        return some
+
     @contextmanager
     def billed(self) -> Iterator[Bill]:
         """Note what is asked for inside the block, whether or not it had been computed before."""
-        outer, self._bill = self._bill, Bill(self.bank.K)
+        outer, self._bill = self._bill, Bill()
         try:
             yield self._bill
         finally:
@@ -107,7 +122,13 @@ class Evidence:
     def forwards_run(self) -> int:
         """Forwards through one model that were really run, whoever asked."""
         more = self.joined.forwards_run if "joined" in vars(self) else 0
-        return self.bank.K * len(self._logits) + len(self._single) + self._own + more
+        some = sum(len(rows) for rows in self._parts.values())
+        return self.bank.K * len(self._logits) + some + len(self._single) + self._own + more
+
+    @property
+    def K(self) -> int:  # noqa: N802 - the number of experts is K everywhere
+        """How many experts are asked."""
+        return self.bank.K if self._rows is None else len(self._rows)
 
     @property
     def logits(self) -> Tensor:
@@ -126,11 +147,19 @@ class Evidence:
 
     def view_logits(self, view: View) -> Tensor:
         """Logits (K, N, C) of an augmented view of the batch."""
-        name = resolve(view, self.bank.flips)
-        self._bill.views.add(name)
+        name, rows = resolve(view, self.bank.flips), self._rows
+        self._bill.views.setdefault(name, set()).update(range(self.bank.K) if rows is None else rows)
+        if rows is not None and name not in self._logits:
+            return self._part(name, rows)
         if name not in self._logits:
             self._logits[name] = self.bank.expert_logits(VIEWS[name](self.batch))
-        return self._logits[name]
+        return self._logits[name] if rows is None else self._logits[name][list(rows)]
+
+    def _part(self, name: str, rows: Sequence[int]) -> Tensor:
+        known = self._parts.setdefault(name, {})
+        if lacking := [row for row in rows if row not in known]:
+            known.update(zip(lacking, self.bank.expert_logits(VIEWS[name](self.batch), lacking), strict=True))
+        return torch.stack([known[row] for row in rows])
 
     def anchor_log_p(self, name: str) -> Tensor:
         """log p (N, C) of an anchor of the bank, or of "mean", the uniform mean of the valid experts' weights; uniform where its
@@ -156,6 +185,16 @@ class Evidence:
             self.bank.kept["mean"] = self.bank.mix(uniform, out=self.bank.blank())
         return self.bank.kept["mean"]
 
+    def embedding(self) -> Tensor:
+        """What theta_0's head is given of the batch, (N, D) float64. Raises CheckpointError without theta_0."""
+        self._bill.single.add("theta_0")
+        if not self._embedding:
+            bank, row = self.bank, self.bank.anchor("theta_0")
+            with bank.recorded.off():
+                logits, features = embedded(bank.model, lambda: bank.row_logits(row, self.batch), bank.parts.head)
+            self._single["theta_0"], self._embedding["theta_0"] = logits, features
+        return self._embedding["theta_0"]
+
     def merged_log_p(self, name: str, merge: Callable[[Bank], Tensor]) -> Tensor:
         """log p (N, C) of a model that is merged once for these experts, and kept with the bank under this name; uniform where its
         logits are not finite."""
@@ -168,9 +207,9 @@ class Evidence:
 
     def _once(self, key: str, given: Tensor, rule: Callable[[Tensor], Tensor]) -> Tensor:
         """rule(given), computed when first asked for."""
-        if key not in self._kept:
-            self._kept[key] = rule(given)
-        return self._kept[key]
+        if (key, self._rows) not in self._kept:
+            self._kept[key, self._rows] = rule(given)
+        return self._kept[key, self._rows]
 
     def foresee(self, before: Evidence) -> None:
         """Begin with what was asked of the batch before, all views in one pass: a GPU works on it while the CPU decides."""
@@ -184,7 +223,7 @@ class Evidence:
 
     def _finite(self, logits: Tensor) -> Tensor:
         finite = torch.isfinite(logits).all(1, keepdim=True)
-        return torch.where(finite, log_probabilities(logits), -math.log(self.classes))
+        return torch.where(finite, log_probabilities(logits), -math.log(logits.shape[-1]))
 
     def log_p(self, view: View = "none", calibrated: bool = False) -> Tensor:
         """log p_k (K, N, C); `calibrated` divides logits by each site's temperature T_k first."""
@@ -202,6 +241,12 @@ class Evidence:
         return self.entropies(calibrated).mean(1)
 
     def mixture(self, alpha: Tensor) -> Tensor:
-        """log p (N, C) = log sum_k alpha_ik p_k(. | x_i): the experts' predictions, mixed by alpha (N, K) or (K,)."""
+        """log p (N, C) = log sum_k alpha_ik p_k(. | x_i): the experts' predictions, mixed by alpha (N, K) or (K,).
+
+        Where not all experts have been asked of this batch, only those with a coefficient are.
+        """
+        used = torch.nonzero(alpha.reshape(-1, self.K).any(0)).flatten().tolist()
+        if self._rows is None and "none" not in self._logits and len(used) < self.K:
+            return self.only(used).mixture(alpha[..., used])
         p = self.log_p().double().cpu().exp()
         return torch.einsum("...k,k...c->...c", alpha.double().cpu().expand(p.shape[1], -1), p.nan_to_num()).log()

@@ -64,7 +64,7 @@ def merge(  # noqa: PLR0913 - all but the experts have defaults
     counts : sequence or mapping of int, optional
         Training images of each expert, for `weighted_mean`.
     statistics : mapping, optional
-        By kind ("fisher", "soup", "gram", "gram_rounds"), one mapping of tensors for each expert.
+        By kind ("fisher", "soup", "gram", "gram_rounds", "centroid"), one mapping of tensors for each expert.
     head : sequence of str, optional
         Names of the classifier's parameters; default: timm's `get_classifier()`, else the last linear layer.
     device : torch.device or str, optional
@@ -116,7 +116,7 @@ class Adapter:
     generalist : state dict, optional
         A model that `t3` and `t3_batch` fall back on. A str is their hyper-parameter of that name.
     statistics : mapping, optional
-        By kind ("fisher", "soup", "gram", "gram_rounds"), one mapping of tensors for each expert.
+        By kind ("fisher", "soup", "gram", "gram_rounds", "centroid"), one mapping of tensors for each expert.
     counts : sequence or mapping of int, optional
         Training images of each expert.
     temperatures : sequence or mapping of float, optional

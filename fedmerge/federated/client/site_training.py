@@ -72,7 +72,7 @@ def train_site(task: SiteTask, theta_0: State, on_progress: OnProgress, done: Se
             **{f"runs.{i}.{name}": value for i, run in enumerate(runs) for name, value in _row(run).items()},
         },
         samples=torch.from_numpy(shown.copy()) if task.site.samples else None,
-        statistics={one.kind(): measured_statistic(task, one, model, ward, lambda: own) for one in asked},
+        statistics={one.kind(): measured_statistic(task, one, model, ward, lambda: own, theta_0=theta_0) for one in asked},
         classes=ward.images.classes,
     )
 
@@ -138,11 +138,12 @@ def measured_statistic(
     ward: Ward,
     runs: Callable[[], list[State]],
     layers: tuple[str, ...] = (),
+    theta_0: State | None = None,
 ) -> State:
     """A statistic of a model on the hospital's training images."""
     x = ward.train.x.to(next(model.parameters()).device)
     seed = seed_of(task.seed, statistic.kind(), task.site.name)
-    return statistic.measure(Ground(model.eval(), x, ward.train.y, runs, layers, seed))
+    return statistic.measure(Ground(model.eval(), x, ward.train.y, runs, layers, seed, theta_0))
 
 
 def admit_images(task: SiteTask) -> Ward:

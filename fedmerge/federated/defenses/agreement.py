@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
@@ -37,10 +38,10 @@ class Agreement(Defense):
         """Odd is who breaks both bounds; the value is J_k."""
         log_p = level(exhibit.logits())
         A, J = agreement(log_p), best_class(log_p)
-        found = []
+        of_A, of_J, found = others_median(A), others_median(J), []
         for k, site in enumerate(exhibit.names):
-            a, j, others = float(A[k]), float(J[k]), float(others_median(A)[k])
-            low, bound = self.share * others, self.best * float(others_median(J)[k])
+            a, j, others = float(A[k]), float(J[k]), float(of_A[k])
+            low, bound = self.share * others, self.best * float(of_J[k])
             said = f"agrees with the others {a:.2f} (0 is chance), least {low:.2f}; on its best class {j:.2f}, least {bound:.2f}"
             excess = min(1 + low - a, 1 + bound - j)
             if others < self.least:
@@ -55,16 +56,24 @@ def level(logits: Tensor) -> Tensor:
     return torch.log_softmax(SHARPNESS * (logits - logits.mean(-1, keepdim=True)) / scale, -1)
 
 
-def consensus(log_p: Tensor, k: int) -> Tensor:
-    """log q_k (n, C) of the others."""
-    return torch.logsumexp(torch.cat([log_p[:k], log_p[k + 1 :]]), 0) - math.log(len(log_p) - 1)
+def consensuses(log_p: Tensor) -> Iterator[Tensor]:
+    """log q_k (n, C) of the others, for each of K experts (K, n, C); of many, from one sum in float64."""
+    K = len(log_p)
+    if K <= MANY:
+        for k in range(K):
+            yield torch.logsumexp(torch.cat([log_p[:k], log_p[k + 1 :]]), 0) - math.log(K - 1)
+        return
+    total = sum((one.double().exp() for one in log_p), torch.zeros_like(log_p[0], dtype=torch.float64))
+    for one in log_p:
+        rest = (total - one.double().exp()).clamp(min=torch.finfo(log_p.dtype).tiny)
+        yield (rest.log() - math.log(K - 1)).to(log_p)
 
 
 def agreement(log_p: Tensor) -> Tensor:
     """A (K,) of log p (K, n, C)."""
     found = []
-    for k in range(len(log_p)):
-        own, chance = matched_and_crossed(log_p[k], consensus(log_p, k))
+    for one, others in zip(log_p, consensuses(log_p), strict=True):
+        own, chance = matched_and_crossed(one, others)
         found.append(1 - own / chance.clamp(min=1e-12))
     return torch.stack(found)
 
@@ -73,9 +82,9 @@ def best_class(log_p: Tensor) -> Tensor:
     """J (K,) of log p (K, n, C), over the classes that the consensus gives to a few images at least; 0 if there is none."""
     n, C = log_p.shape[1:]
     found = []
-    for k in range(len(log_p)):
-        of = torch.nn.functional.one_hot(consensus(log_p, k).argmax(-1), C).to(log_p)  # (n, C)
-        p, there = log_p[k].exp(), of.sum(0)
+    for one, others in zip(log_p, consensuses(log_p), strict=True):
+        of = torch.nn.functional.one_hot(others.argmax(-1), C).to(log_p)  # (n, C)
+        p, there = one.exp(), of.sum(0)
         J = (p * of).sum(0) / there.clamp(min=1) - (p * (1 - of)).sum(0) / (n - there).clamp(min=1)
         found.append(torch.where((there >= max(FEW, n / (4 * C))) & (there < n), J, 0).amax())
     return torch.stack(found)
@@ -88,6 +97,9 @@ def matched_and_crossed(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     whole = torch.stack([jsd(part[:, None], log_q[None]).sum() for part in torch.split(log_p, ROWS)]).sum()
     return own / n, (whole - own) / (n * (n - 1))
 
+
+MANY = 64
+"""Experts up to which the others' predictions are summed anew for each of them, which takes their number squared."""
 
 SHARPNESS = 2.0
 """Scale of the logits that are compared: about that of an expert which is sure of most images."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,10 +83,14 @@ class ExpertPool:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._entries: dict[int, tuple[SiteTask, Path]] = {}
+        self._digests: dict[str, str] = {}
 
     def entry(self, task: SiteTask) -> Path:
         """The folder of a task's expert, whether it exists or not."""
-        return self.path / "experts" / f"{task.site.name}-{fingerprint(task)[:16]}"
+        if id(task) not in self._entries:  # the task is kept, so that its number stays its own
+            self._entries[id(task)] = task, self.path / "experts" / f"{task.site.name}-{fingerprint(task)[:16]}"
+        return self._entries[id(task)][1]
 
     def has(self, task: SiteTask) -> bool:
         """Whether the expert of this task is there."""
@@ -96,6 +102,16 @@ class ExpertPool:
             return str(json.loads((self.entry(task) / "manifest.json").read_text(encoding="utf-8"))["sha256"])
         except (OSError, ValueError, KeyError):
             return ""
+
+    def twin(self, sha256: str, tasks: Sequence[SiteTask]) -> str:
+        """The first of these tasks whose expert has this digest, by its site's name, or nothing. Each manifest is read once."""
+        with suppress(OSError):
+            there = {entry.name for entry in os.scandir(self.path / "experts")}
+            for task in tasks:
+                name = self.entry(task).name
+                if name in there and not self._digests.get(name):
+                    self._digests[name] = self.sha256(task)
+        return next((task.site.name for task in tasks if self._digests.get(self.entry(task).name) == sha256), "")
 
     def add(self, task: SiteTask, upload: Upload, items: list[Item], seconds: float) -> None:
         """Keep an upload that has passed the audit, and the audit's lines with it."""

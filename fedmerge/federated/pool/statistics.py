@@ -33,9 +33,15 @@ class StatisticPool:
         without = [task for task in self.tasks if not self.has(task, statistic)]
         return list(self.tasks) if without and statistic.starts_from == "rounds" else without
 
-    def complete(self, task: SiteTask) -> bool:
-        """Whether nothing has to be asked of the site of this task."""
-        return self.pool.has(task) and not any(task in self.lacking(statistic) for statistic in task.uploads)
+    def incomplete(self) -> list[SiteTask]:
+        """The tasks whose sites have to be asked something."""
+        asked = {statistic.key + statistic.kind(): statistic for task in self.tasks for statistic in task.uploads}
+        lacking = {key: {task.site.name for task in self.lacking(statistic)} for key, statistic in asked.items()}
+
+        def lacks(task: SiteTask) -> bool:
+            return any(task.site.name in lacking[statistic.key + statistic.kind()] for statistic in task.uploads)
+
+        return [task for task in self.tasks if not self.pool.has(task) or lacks(task)]
 
     def add(
         self, task: SiteTask, statistic: Statistic, state: State, items: list[Item], seals: Sequence[Seal] = (), digest: str = ""

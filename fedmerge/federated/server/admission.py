@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +17,17 @@ from fedmerge.federated.security.statement import WORDS, Statement, contents, pa
 from fedmerge.merging.bank.layout import untied
 
 
-def admit(reply: Reply, request: Request, declared: Declaration, job: Job) -> list[Item]:
-    """Lines of the audit for all of an upload, written. Raises UploadRefused, with the refusal written."""
+def admit(reply: Reply, request: Request, declared: Declaration, job: Job, pool: ExpertPool | None = None) -> list[Item]:
+    """Lines of the audit for all of an upload, written. Raises UploadRefused, with the refusal written.
+
+    pool: the job's, where it is at hand, with what it has read of the experts that are there.
+    """
     site = request.task.site.name
     try:
         if reply.upload is None:
             raise UploadRefused(reply.reason)
-        items = [*_admitted(reply.upload, request, declared, job), statement_item(site, reply.upload.seal)]
+        pool = pool or ExpertPool(job.pool)
+        items = [*_admitted(reply.upload, request, declared, job, pool), statement_item(site, reply.upload.seal)]
         if noised := request.task.privacy:
             items = [replace(item, verdict=f"admitted, {noised.said()}") for item in items]
         if request.what == "round":
@@ -51,7 +54,7 @@ def statement_item(site: str, seal: Seal) -> Item:
     return Item(site, "statement", "statement", (len(content),), kind, len(content), hashlib.sha256(content).hexdigest())
 
 
-def _admitted(upload: Upload, request: Request, declared: Declaration, job: Job) -> list[Item]:
+def _admitted(upload: Upload, request: Request, declared: Declaration, job: Job, pool: ExpertPool) -> list[Item]:
     task, site = request.task, request.task.site.name
     _signed(upload.seal, task.site.public_key, site)
     statement = parsed(upload.seal, site)
@@ -71,7 +74,7 @@ def _admitted(upload: Upload, request: Request, declared: Declaration, job: Job)
         if wrong := noised:
             raise UploadRefused(f"site '{site}': {kind + ': ' if kind else ''}{wrong}")
     if request.what == "train":
-        _own(upload.sha256, site, job)
+        _own(upload.sha256, site, job, pool)
     return items
 
 
@@ -94,9 +97,7 @@ def _compare(site: str, statement: Statement, facts: dict[str, Any], form: str) 
         raise UploadRefused(f"site '{site}': {WORDS[name]}: {form.format(here=shown(here), there=shown(there))}")
 
 
-def _own(sha256: str, site: str, job: Job) -> None:
+def _own(sha256: str, site: str, job: Job, pool: ExpertPool) -> None:
     """Raises UploadRefused if another site of the job has sent the same bits: one of the two has copied."""
-    pool = ExpertPool(job.pool)
-    others: Iterable[str] = (t.site.name for t in job.tasks if t.site.name != site and pool.sha256(t) == sha256)
-    if twin := next(iter(others), None):
+    if twin := pool.twin(sha256, [task for task in job.tasks if task.site.name != site]):
         raise UploadRefused(f"site '{site}': weights: found those of site '{twin}', bit for bit; expected an expert of its own")

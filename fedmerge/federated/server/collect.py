@@ -20,8 +20,7 @@ from fedmerge.federated.server.statistics import gather_statistics
 
 def incomplete(job: Job) -> list[SiteTask]:
     """The sites that have to be asked something."""
-    known = StatisticPool(ExpertPool(job.pool), job.tasks)
-    return [task for task in job.tasks if not known.complete(task)]
+    return StatisticPool(ExpertPool(job.pool), job.tasks).incomplete()
 
 
 def collect(job: Job, ask: Ask) -> dict[str, Outcome]:
@@ -31,8 +30,8 @@ def collect(job: Job, ask: Ask) -> dict[str, Outcome]:
     """
     pool = ExpertPool(job.pool)
     missing = [task for task in job.tasks if not pool.has(task)]
-    outcomes = {task.site.name: Outcome(task.site.name, False) for task in job.tasks if task not in missing}
     asked = {task.site.name: Request("train", task, job.initial.weights) for task in missing}
+    outcomes = {task.site.name: Outcome(task.site.name, False) for task in job.tasks if task.site.name not in asked}
     for reply in ask(list(asked.values()), job.deadline_s) if missing else ():
         name = reply.task.site.name
         if name in asked:
@@ -92,7 +91,7 @@ def _admit(reply: Reply, request: Request, job: Job, pool: ExpertPool) -> Outcom
     if reply.upload is None and not reply.refused:
         return Outcome(name, False, reply.reason)
     try:
-        items = admit(reply, request, declaration(task, job.initial.weights), job)
+        items = admit(reply, request, declaration(task, job.initial.weights), job, pool)
     except UploadRefused as refusal:
         return Outcome(name, False, f"its upload was refused: {refusal}")
     assert reply.upload is not None

@@ -29,7 +29,7 @@ class Ground:
     model: in evaluation mode, with the site's expert or with what the coordinator sent. x: training images (N, channels, H, W),
     normalized, as a tensor or made batch by batch, on the model's device. y: their labels (N,). runs: the states of all its runs;
     it may have to train them again. layers: for statistics in rounds, the linear weights that this round asks for. seed: of the
-    site, for draws.
+    site, for draws. theta_0: its state, where `model` has the expert.
     """
 
     model: nn.Module
@@ -38,6 +38,7 @@ class Ground:
     runs: Callable[[], Sequence[State]]
     layers: tuple[str, ...]
     seed: int
+    theta_0: State | None = None
 
     def draw(self, count: int) -> Tensor | Normalized:
         """`count` training images, or all if there are fewer, the same at every call."""
@@ -51,6 +52,9 @@ class Statistic(Plugin):
 
     starts_from: ClassVar[Literal["expert", "theta_0", "rounds"]] = "expert"
     """What a site needs that is asked for it alone: its expert, theta_0, or a new message for each block of layers."""
+
+    needs_theta_0: ClassVar[bool] = False
+    """Whether it is measured by theta_0, so that all must know it."""
 
     for_experts: ClassVar[bool] = True
     """Whether a scenario may ask for it beside experts. Others are for strategies alone, which ask for them in their rounds."""

@@ -29,6 +29,9 @@ from fedmerge.merging.bank.statistics import Statistics
 
 ALL = slice(None)
 
+AT_ONCE = 32
+"""Experts that a GPU is asked to run in one recording."""
+
 Rule = Callable[[str, Tensor], Tensor]
 """What is done with one expert's name and task vector (P,). It travels to where the expert is, so it must be picklable."""
 
@@ -76,7 +79,7 @@ class Bank:
         self.shards: Shards | None = None
         self.kept: dict[str, Tensor] = {}
         self.statistics = Statistics(self.names, self.slices)
-        self._rows = {k: self._views(row) | buffers.of_row(k) for k, row in enumerate(rows, self._first)}
+        self._rows: dict[int, dict[str, Tensor]] = {}
         self._merged = self.blank()
 
     @staticmethod
@@ -108,7 +111,8 @@ class Bank:
         generalist : state dict, optional
             A model that an adaptive method may fall back on: the anchor "generalist".
         statistics : mapping, optional
-            By kind, one mapping of tensors for each expert: "fisher" and "soup" by parameter, "gram" and "gram_rounds" by weight.
+            By kind, one mapping of tensors for each expert: "fisher" and "soup" by parameter, "gram" and "gram_rounds" by weight,
+            "centroid" by its own name.
         counts : sequence of int, optional
             Training images of each expert.
         temperatures : sequence of float, optional
@@ -306,21 +310,27 @@ class Bank:
 
         return self.recorded(("theta", theta.data_ptr()), run, batch, *buffers.values())
 
-    def expert_logits(self, batch: Tensor) -> Tensor:
-        """Logits (K, N, C) of every expert on a batch (N, channels, H, W)."""
-        if not batch.is_cuda:
-            return torch.stack([self.row_logits(k, batch) for k in range(self.K)])
+    def expert_logits(self, batch: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """Logits (K, N, C) of every expert on a batch (N, channels, H, W), or of those of these rows, in their order."""
+        asked = tuple(range(self.K) if rows is None else rows)
+        if not batch.is_cuda or len(asked) > AT_ONCE:
+            return torch.stack([self.row_logits(k, batch) for k in asked])
 
         def run(batch: Tensor) -> Tensor:
-            return torch.stack(self.recorded.side_by_side([partial(self._run, self._rows[k], batch) for k in range(self.K)]))
+            return torch.stack(self.recorded.side_by_side([partial(self._run, self._row(k), batch) for k in asked]))
 
-        return self.recorded("experts", run, batch)
+        return self.recorded(("experts", asked), run, batch)
 
     def row_logits(self, row: int, batch: Tensor) -> Tensor:
         """Logits (N, C) of one expert, or of one anchor, as `anchor(name)` numbers it."""
-        logits = self.recorded(("row", row), partial(self._run, self._rows[row]), batch)
+        logits = self.recorded(("row", row), partial(self._run, self._row(row)), batch)
         self.read(self.P * self.like.element_size())
         return logits
+
+    def _row(self, row: int) -> dict[str, Tensor]:
+        if row not in self._rows:  # views of a thousand experts take a second and 200 MB, and most are not asked often
+            self._rows[row] = self._views(self._held[row - self._first]) | self.buffers.of_row(row)
+        return self._rows[row]
 
     def read(self, count: int) -> None:
         """Note that so many bytes of rows have been read, so that a bank on disk can let go of them."""

@@ -6,7 +6,8 @@ need each other's results run side by side in it. The operations are those of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -51,6 +52,15 @@ class Recorded:
             place.copy_(x)
         graph.replay()
         return found.clone()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, functions run as they are: where somebody listens to what a module is given, which a replay does not tell."""
+        kept, self.refusal = self.refusal, "listened to"
+        try:
+            yield
+        finally:
+            self.refusal = kept
 
     def side_by_side(self, functions: Sequence[Callable[[], Tensor]]) -> list[Tensor]:
         """The results of functions that do not need each other's, at the same time while they are recorded."""

@@ -111,9 +111,18 @@ class SpreadBank(Bank):
         assert self.shards is not None
         return [found.to(self.like.device) for found in self.shards.ask(what, [arguments] * len(self.shards.experts))]
 
-    def expert_logits(self, batch: Tensor) -> Tensor:
-        """Logits (K, N, C) of every expert on a batch (N, channels, H, W), all shards at the same time."""
-        return torch.cat(self.asked("expert_logits", batch))
+    def expert_logits(self, batch: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """Logits (K, N, C) of every expert, or of those of these rows, on a batch, all shards at the same time."""
+        if rows is None:
+            return torch.cat(self.asked("expert_logits", batch))
+        own = [[row for row in rows if span.start <= row < span.stop] for span in self.spans]
+        asked = [
+            (batch, [row - span.start for row in there]) if there else None for there, span in zip(own, self.spans, strict=True)
+        ]
+        assert self.shards is not None
+        found = torch.cat([part.to(self.like.device) for part in self.shards.ask("expert_logits", asked)])
+        place = {row: number for number, row in enumerate(row for there in own for row in there)}
+        return found[[place[row] for row in rows]]
 
     def row_logits(self, row: int, batch: Tensor) -> Tensor:
         """Logits (N, C) of one expert, by its shard, or of one anchor."""

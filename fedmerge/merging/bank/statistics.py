@@ -16,23 +16,31 @@ FLAT = ("fisher", "soup")
 BY_LAYER = ("gram", "gram_rounds")
 """Kinds with one (d, d) matrix for each linear weight (outputs, d)."""
 
+VECTORS = ("centroid",)
+"""Kinds with one tensor under their own name, of one length for all sites."""
+
+KINDS = (*FLAT, *BY_LAYER, *VECTORS)
+
 
 class Statistics:
-    """Statistics of K experts. fisher, soup: (K, P). gram, gram_rounds: weight's name -> (K, d, d)."""
+    """Statistics of K experts. fisher, soup: (K, P). gram, gram_rounds: weight's name -> (K, d, d). centroid: (K, D)."""
 
     def __init__(self, names: Sequence[str], slices: Mapping[str, slice]) -> None:
         self._names, self._slices = tuple(names), dict(slices)
         self._flat: dict[str, Tensor] = {}
         self._layers: dict[str, dict[str, Tensor]] = {}
+        self._vectors: dict[str, Tensor] = {}
 
     def add(self, kind: str, given: Sequence[StateDict], like: Tensor) -> None:
         """Keep one mapping of tensors for each expert, in their order. Raises CheckpointError if something is missing."""
-        if kind not in (*FLAT, *BY_LAYER):
-            raise CheckpointError(f"statistics: found '{kind}'; expected some of {', '.join((*FLAT, *BY_LAYER))}")
+        if kind not in KINDS:
+            raise CheckpointError(f"statistics: found '{kind}'; expected some of {', '.join(KINDS)}")
         if len(given) != len(self._names):
             raise CheckpointError(f"statistic '{kind}': found {len(given)}; expected {len(self._names)}, one for each expert")
         if kind in FLAT:
             self._flat[kind] = torch.stack([self._row(kind, name, one, like) for name, one in zip(self._names, given, strict=True)])
+        elif kind in VECTORS:
+            self._vectors[kind] = torch.stack(self._same_length(kind, given)).to(like.device)
         else:
             layers = given[0].keys()
             for name, one in zip(self._names, given, strict=True):
@@ -51,6 +59,24 @@ class Statistics:
         if kind not in self._layers:
             raise CheckpointError(_missing(kind, method))
         return self._layers[kind]
+
+    def vectors(self, kind: str, method: str) -> Tensor:
+        """(K, D). Raises CheckpointError as `flat` does."""
+        if kind not in self._vectors:
+            raise CheckpointError(_missing(kind, method))
+        return self._vectors[kind]
+
+    def _same_length(self, kind: str, given: Sequence[StateDict]) -> list[Tensor]:
+        wanted = given[0][kind].shape if kind in given[0] else None
+        for name, one in zip(self._names, given, strict=True):
+            if set(one) != {kind} or one[kind].ndim != 1 or one[kind].shape != wanted:
+                found = ", ".join(f"{key} {tuple(tensor.shape)}" for key, tensor in one.items()) or "nothing"
+                raise CheckpointError(
+                    f"statistic '{kind}' of {name}: found {found}; expected one vector '{kind}', as long as others'"
+                )
+            if not bool(torch.isfinite(one[kind]).all()):
+                raise CheckpointError(f"statistic '{kind}' of {name}: found NaN or infinity; expected finite numbers")
+        return [one[kind] for one in given]
 
     def _row(self, kind: str, name: str, one: StateDict, like: Tensor) -> Tensor:
         missing = sorted(set(self._slices) - set(one))

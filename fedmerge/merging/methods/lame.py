@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedmerge.errors import CheckpointError
-from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Building, Output, Static
+from fedmerge.merging.scoring.features import embedded
 
 
 class Lame(Building, Output):
@@ -45,29 +44,14 @@ class Lame(Building, Output):
     def correct(self, evidence: Evidence, theta: Tensor, statistics: Tensor | None) -> Tensor:
         """Class probabilities (N, C)."""
         evidence.charge(1)
-        logits, features = seen(evidence.bank, theta, evidence.batch, statistics)
+        bank = evidence.bank
+        with bank.recorded.off():
+            logits, features = embedded(bank.model, lambda: bank.forward(theta, evidence.batch, statistics), bank.parts.head)
+        logits = logits.double()
         broken = ~(torch.isfinite(logits).all(1) & torch.isfinite(features).all(1))
         log_p = torch.where(broken[:, None], 0, logits).log_softmax(1)
         z = smoothed(log_p, affinity(features, self.k, broken))
         return torch.where(broken[:, None], torch.nan, z).to(evidence.bank.wide)
-
-
-def seen(bank: Bank, theta: Tensor, batch: Tensor, statistics: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) of a model, and the inputs of its head (N, d), float64. Raises CheckpointError if no module is the head."""
-    owner = bank.parts.head[0].rpartition(".")[0]
-    if not owner:
-        raise CheckpointError(f"lame: found a head, {bank.parts.head[0]}, that is no module; expected one, with features as input")
-    heard: list[Tensor] = []
-
-    def hear(_: nn.Module, inputs: Any) -> None:
-        heard.append(inputs[0])
-
-    hook = bank.model.get_submodule(owner).register_forward_pre_hook(hear)
-    try:
-        logits = bank.forward(theta, batch, statistics)
-    finally:
-        hook.remove()
-    return logits.double(), heard[-1].flatten(1).double()
 
 
 def affinity(features: Tensor, k: int, broken: Tensor) -> Tensor:

@@ -35,7 +35,10 @@ class ModelStock(Static):
         def one(name: str, theta: Tensor, out: Tensor) -> None:
             rows = bank.shapes[name][0] if self.filter_wise and len(bank.shapes[name]) > 1 else 1
             theta, start = theta.view(bank.K, rows, -1), theta_0[bank.slices[name]].to(theta).view(rows, -1)
-            t = self._ratio(inner_products(theta, start)).to(theta)[:, None]
+            if bank.K > MANY and self.average == "cosine":
+                t = mean_ratio(mean_cosine(theta, start), bank.K).to(theta)[:, None]
+            else:
+                t = self._ratio(inner_products(theta, start)).to(theta)[:, None]
             found, step = out.view(rows, -1), block(theta, bank.K)
             for at in (slice(first, first + step) for first in range(0, start.shape[1], step)):
                 torch.lerp(start[:, at], theta[:, :, at].mean(0), t, out=found[:, at])
@@ -57,4 +60,31 @@ class ModelStock(Static):
         same = (own[:, i] == own[:, j]) & (product == own[:, i])  # also where both are 0
         cosines = torch.where(same, 1.0, product / lengths.clamp(min=torch.finfo(G.dtype).tiny)).clamp(-1, 1)
         cos = (cosines.mean(1) if self.average == "cosine" else cosines.acos().mean(1).cos()).clamp(0, 1)
-        return K * cos / (1 + (K - 1) * cos)
+        return mean_ratio(cos, K)
+
+
+def mean_ratio(cos: Tensor, K: int) -> Tensor:
+    """t (R,) for average cosines (R,)."""
+    return K * cos / (1 + (K - 1) * cos)
+
+
+def mean_cosine(theta: Tensor, start: Tensor) -> Tensor:
+    """The mean over pairs of cos(theta_i - start, theta_j - start), (R,), at least 0, from the sum u of task vectors of length 1:
+    (u . u - K) / (K (K - 1)), so that no pair is looked at. Vectors of length 0 are alike, and at right angles to all others.
+
+    theta: (K, R, d). start: (R, d).
+    """
+    K = len(theta)
+    total = torch.zeros(start.shape, dtype=torch.float64, device=start.device)
+    zeros = torch.zeros(len(start), dtype=torch.float64, device=start.device)
+    for one in theta:
+        tau = one.double() - start
+        length = torch.linalg.vector_norm(tau, dim=1, keepdim=True)
+        zeros += (length[:, 0] == 0).double()
+        total += tau / torch.where(length > 0, length, 1)
+    pairs = (total**2).sum(1) - (K - zeros) + zeros * (zeros - 1)
+    return (pairs / (K * (K - 1))).clamp(0, 1)
+
+
+MANY = 64
+"""Experts above which pairs of them are not looked at one by one: what that takes grows with their number squared."""

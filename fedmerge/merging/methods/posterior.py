@@ -25,6 +25,12 @@ of bad experts: the panel's models that are drawn towards theta_0 disagree with 
 each image's evidence decides alone. Label shares that are even: they do not pay for their parameters, and stay even. Experts that
 are all bad: their evidence is alike, r is even, and the merge is the mean merge, which is of the panel; the notes have the shares,
 and how far the evidence of the best is above the mean of all.
+
+With `active: auto` and more than 24 experts a batch is shown to some of them: see `scoring/active.py`. The posterior is that of
+those who are asked, the 16 of the largest shares are merged, and all other coefficients are 0. The panel's merges are of all
+experts, and made once. What the posterior answers is compared with these merges; where they differ more than they used to, the
+batch is shown to more. The notes say how many have been asked (`forwarded`), how many of these were active before (`active`), and
+whether there was an alarm (`alarm`).
 """
 
 from __future__ import annotations
@@ -42,8 +48,10 @@ from fedmerge.merging.bank.blockwise import Sizes
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Adaptive, State
+from fedmerge.merging.methods.mean import Mean
 from fedmerge.merging.methods.model_stock import ModelStock
 from fedmerge.merging.methods.wise_ft import WiseFt
+from fedmerge.merging.scoring import active
 from fedmerge.merging.scoring.agreement import TEMPERATURES, answers_alike, confidences, temperature
 from fedmerge.merging.scoring.divergence import entropy
 from fedmerge.merging.scoring.latent import label_shares, site_shares, under
@@ -89,16 +97,32 @@ class Posterior(Adaptive):
         "mixture", description="mixture: of the experts' predictions, where models between their weights are worse than they are"
     )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
+    active: Literal["all", "auto"] = Field(
+        "all",
+        description="who sees a batch: all experts; auto: of more than 24, those that recent batches resembled, and others in turn",
+    )
 
     def start(self, bank: Bank) -> State:
         """Even shares, and nothing known of shrinking."""
         f64 = torch.float64
         trust = torch.zeros(1 + len(TEMPERATURES), dtype=f64)
-        return {"pi": torch.full((bank.K,), 1 / bank.K, dtype=f64), "agreed": torch.zeros(3, dtype=f64), "trust": trust}
+        state = {"pi": torch.full((bank.K,), 1 / bank.K, dtype=f64), "agreed": torch.zeros(3, dtype=f64), "trust": trust}
+        return state | active.start(bank.K) if self._selects(bank) else state
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
-        """Who stays keeps its share, and who is new has an even one; with the next batch all sum to 1 again."""
-        return {**state, "pi": carried_rows(state["pi"], before, bank.names, self.start(bank)["pi"])}
+        """Who stays keeps its share, and who is new has an even one; with the next batch all sum to 1 again.
+
+        Where experts are selected, who is new is asked next.
+        """
+        fresh = self.start(bank)
+        pi = carried_rows(state["pi"], before, bank.names, fresh["pi"])
+        kept = {name: value for name, value in state.items() if name not in active.start(1)}
+        if self._selects(bank):
+            return kept | {"pi": pi} | active.carried(state, before, bank.names)
+        return kept | {"pi": torch.where(pi > 0, pi, fresh["pi"])}  # who was not active is asked again
+
+    def _selects(self, bank: Bank) -> bool:
+        return self.active == "auto" and bank.K > active.FEW
 
     def working_bytes(self, sizes: Sizes) -> int:
         """The panel's merged models."""
@@ -110,33 +134,58 @@ class Posterior(Adaptive):
 
     def step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients]:
         """Posteriors given the past, and the shares that the batch leaves."""
+        if not self._selects(evidence.bank):
+            return self._step(state, evidence)[:2]
+        bank, past = evidence.bank, state["pi"]
+        was, others = active.candidates(state, past, bank.names)
+        for more in (len(others) + active.WIDE, None):
+            rows = sorted([*was, *others])
+            some = evidence.only(rows)
+            after, found, different = self._step({**state, "pi": active.entered(past[rows])}, some)
+            if more is None:
+                break
+            apart, alarm = active.alarmed(state, different, len(evidence.batch))
+            if not alarm and bool(some.valid.any()):
+                break
+            was, others = active.candidates(state, past, bank.names, more)
+        pi = torch.zeros_like(past).index_copy(0, torch.tensor(rows), after["pi"] * some.valid.cpu())
+        counts = {"forwarded": [float(len(rows))], "active": [float(len(was))], "alarm": [float(alarm)]}
+        return {**after, **apart, **active.asked(state, rows), "pi": pi}, _among(found, rows, bank, counts)
+
+    def _step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients, int]:
+        """For the experts of the evidence: shares, coefficients, and images on which the mixture answers otherwise than the panel's
+        merges."""
         members = self._members(evidence.bank)
         said = {member: _said(evidence, member) for member in members}
         log_p, log_q = evidence.log_p(), _consensus([*said.values()])
         s = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, log_q), -torch.inf).double().cpu().T  # (N, K)
         notes = {"panel": [float(member in members) for member in ("ensemble", "mean", "wise_ft", "model_stock")]}
         if not bool(evidence.valid.any()):
-            even = torch.full((evidence.bank.K,), 1 / evidence.bank.K, dtype=torch.float64)
+            even = torch.full((evidence.K,), 1 / evidence.K, dtype=torch.float64)
             nothing_known = torch.full((evidence.classes,), 1 / evidence.classes, dtype=torch.float64)
-            return state | {"b": nothing_known}, self._given(even.expand_as(s), even.expand_as(s), even, notes)
+            return state | {"b": nothing_known}, self._given(even.expand_as(s), even.expand_as(s), even, notes), 0
         state = self._labels(state, said, log_q)
         known = (log_p.double().cpu().exp().nan_to_num() @ state["b"] * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
         past = state["pi"] / state["pi"].sum()
         pi = self.rho * past + (1 - self.rho) * site_shares(self.beta * s + known, past)[1] if self.em else past
+        pi = active.largest(pi) if self._selects(evidence.bank) else pi
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
-        agreed = state["agreed"] + _agreed(said, evidence.mixture(r))
+        mixture = evidence.mixture(r)
+        agreed = state["agreed"] + _agreed(said, mixture)
         t = self._t(agreed, evidence.bank)
         apart = t == 1 and self.fallback == "mixture" and float(agreed[2] / (agreed[1] + PRIOR_IMAGES)) > APART
         evidences = s.mean(0)[evidence.valid.cpu()]
         notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
         notes |= {"mixed_predictions": [float(apart)]}
         state |= {"pi": kept, "agreed": agreed}
+        merges = [log_p.to(mixture) for member, log_p in said.items() if member != "ensemble"] or [mixture]
+        different = int((mixture.argmax(1) != _consensus(merges).argmax(1)).sum())
         if apart:
-            return state, replace(self._given(r, r, pi, notes), of="predictions")
+            return state, replace(self._given(r, r, pi, notes), of="predictions"), different
         r, head, pi = (_drawn(x, t, evidence.bank) for x in (r, head, pi))
-        return state, self._given(r, head, pi, notes)
+        return state, self._given(r, head, pi, notes), different
 
     def _labels(self, state: State, said: dict[Member, Tensor], log_q: Tensor) -> State:
         """b (C,), the batch's shares of labels as the consensus sees them, and T (1,), by which its predictions are divided."""
@@ -180,7 +229,8 @@ def _said(evidence: Evidence, member: Member) -> Tensor:
         p = torch.where(evidence.valid[:, None, None], p, 1 / evidence.classes)
         return p[valid].mean(0).log()
     if member == "mean":
-        return evidence.anchor_log_p("mean")
+        some = evidence.K < evidence.bank.K
+        return evidence.merged_log_p("mean of all", Mean().merge) if some else evidence.anchor_log_p("mean")
     return evidence.merged_log_p(member, ABOUT_THETA_0[member].merge)
 
 
@@ -201,10 +251,25 @@ def _drawn(r: Tensor, t: float, bank: Bank) -> Tensor:
     """Coefficients (..., K), or with the rest for theta_0 (..., K + A)."""
     if t == 1:
         return r
-    whole = r.new_zeros(*r.shape[:-1], bank.K + bank.A)
-    whole[..., : bank.K] = t * r
-    whole[..., bank.anchor("theta_0")] = 1 - t
+    K = r.shape[-1]
+    whole = r.new_zeros(*r.shape[:-1], K + bank.A)
+    whole[..., :K] = t * r
+    whole[..., K + bank.anchors.index("theta_0")] = 1 - t
     return whole
+
+
+def _among(found: Coefficients, rows: list[int], bank: Bank, counts: dict[str, list[float]]) -> Coefficients:
+    """Coefficients of some of the experts, by their rows, as those of all; nobody else has any."""
+    at = torch.tensor([*rows, *(bank.K + number for number in range(bank.A))])
+
+    def whole(alpha: Tensor) -> Tensor:
+        width = alpha.shape[-1]
+        return alpha.new_zeros(*alpha.shape[:-1], bank.K + max(0, width - len(rows))).index_copy(-1, at[:width], alpha)
+
+    notes = dict(found.notes) | counts
+    if "shares" in notes:
+        notes["shares"] = whole(torch.tensor(notes["shares"], dtype=torch.float64)).tolist()
+    return replace(found, encoder=whole(found.encoder), head=whole(found.head), notes=notes)
 
 
 def _consensus(said: list[Tensor]) -> Tensor:

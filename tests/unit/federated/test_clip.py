@@ -353,7 +353,7 @@ def test_a_checkpoint_is_a_file_of_the_same_layouts(tmp_path: Path) -> None:
     assert set(ORGANS) == set(WORDS)
 
 
-@pytest.mark.parametrize("kind", ["class_counts", "fisher", "gram", "kfac", "soup"])
+@pytest.mark.parametrize("kind", ["centroid", "class_counts", "fisher", "gram", "kfac", "soup"])
 @pytest.mark.parametrize("change", [{}, {"head": "ft"}, {"tune": "both"}, {"name": "RN50", "kwargs": RESNET}], ids=str)
 def test_statistics_of_a_clip_are_those_of_its_layout(kind: str, change: dict[str, Any]) -> None:
     model = build(ClipSpec.model_validate(MODEL | change), 4).eval()

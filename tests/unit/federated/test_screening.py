@@ -272,3 +272,10 @@ def test_distances_one_expert_at_a_time_are_those_of_all_at_once() -> None:
     unit = tau[:, :9] / tau[:, :9].norm(dim=1, keepdim=True)
     others = unit.sum(0) - unit
     torch.testing.assert_close(cosine, (unit * others).sum(1) / others.norm(dim=1), rtol=1e-12, atol=0)
+
+
+def test_agreement_among_many_is_that_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_p = (4 * torch.randn(7, 12, 3, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
+    wanted = agreement(log_p), best_class(log_p)
+    monkeypatch.setattr("fedmerge.federated.defenses.agreement.MANY", 3)
+    torch.testing.assert_close((agreement(log_p), best_class(log_p)), wanted)

@@ -72,6 +72,23 @@ def test_they_are_of_the_expert_on_the_sites_own_images(sites: tuple[SiteTask, .
         torch.testing.assert_close(expert.statistics["gram"]["head.weight"].double(), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_centroids_are_those_of_theta_0_with_training_or_later(hospital: Hospital, job: Jobs, later: bool) -> None:
+    tasks = tuple(asked_for(hospital(name), {"kind": "centroid"}) for name in ("north", "south"))
+    if later:  # experts are in the pool, and hospitals are asked for the statistic alone
+        LocalBackend().gather(job(*(asked_for(task) for task in tasks)), lambda _: None)
+    asked = job(*tasks)
+    LocalBackend().gather(asked, lambda _: None)
+    for task, expert in zip(asked.tasks, loaded(asked), strict=True):
+        model = build(task.model, len(task.classes)).double().eval()
+        model.load_state_dict(asked.initial.weights)
+        with torch.no_grad():
+            features = model.forward_head(model.forward_features(admit_images(task).train.x[:].double()), pre_logits=True)
+        mean = (features / features.norm(dim=1, keepdim=True)).mean(0)
+        torch.testing.assert_close(expert.statistics["centroid"]["centroid"].double(), mean / mean.norm(), rtol=1e-4, atol=1e-6)
+        assert [line["item"] for line in expert.audit if "centroid" in str(line)]
+
+
 def test_rounds_send_inputs_through_what_is_merged(hospital: Hospital, job: Jobs) -> None:
     """RegMean++ written out: for every block, inputs through the merged model up to it and the site's own block."""
     kwargs = {**TINY["kwargs"], "depth": 2}  # type: ignore[dict-item]
@@ -142,6 +159,8 @@ def _spoiling(kind: str, spoil: Callable[[dict[str, Tensor]], dict[str, Tensor]]
         ("gram", lambda G: dict(list(G.items())[1:]), "missing"),
         ("gram_rounds", lambda G: {n: -t for n, t in G.items()}, "negative element on the diagonal"),
         ("soup", lambda S: {n: t / 0 for n, t in S.items()}, "NaN or infinity"),
+        ("centroid", lambda C: {n: 2 * t for n, t in C.items()}, "found a vector of length 2; expected 1"),
+        ("centroid", lambda C: {n: t[1:] for n, t in C.items()}, "shape of centroid"),
         ("fisher", lambda F: {**F, "images": torch.zeros(3)}, "undeclared ['images']"),
     ],
 )

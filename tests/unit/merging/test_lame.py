@@ -13,9 +13,10 @@ from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import load_method
-from fedmerge.merging.methods.lame import Lame, affinity, seen, smoothed
+from fedmerge.merging.methods.lame import Lame, affinity, smoothed
 from fedmerge.merging.per_sample.dispatch import PerSample
 from fedmerge.merging.predict import predict, rows_of
+from fedmerge.merging.scoring.features import embedded
 from tests.banks import a_bank, a_batch, outcome
 from tests.conftest import expert_states
 
@@ -49,7 +50,8 @@ def test_lame(n: int, k: int, of: str) -> None:
     theta = load_method(name, **fields).merge(bank)
     state = bank.state_dict(theta)
     pieces = {key: state[key].numpy() for key in ("head.weight", "head.bias")}
-    logits, features = seen(bank, theta, batch, None)
+    logits, features = embedded(bank.model, lambda: bank.forward(theta, batch))
+    logits = logits.double()
     np.testing.assert_allclose(features.numpy() @ pieces["head.weight"].T + pieces["head.bias"], logits.numpy(), rtol=1e-12)
     wanted = corrected(logits.log_softmax(1).numpy(), features.numpy(), k)
     np.testing.assert_allclose(outcome(load_method("lame", of=of, k=k), bank, batch).numpy(), wanted, atol=1e-10)

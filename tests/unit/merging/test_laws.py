@@ -55,6 +55,7 @@ VARIANTS = {
     "doe": [{"offset": True}],
     "oracle": [{"by": by} for by in ("domain", "select", "batch", "stream")],
     "eam": [{"variant": variant} for variant in ("entropy_only", "head_only", "gap_all", "argmin_entropy", "softmax_entropy")],
+    "posterior": [{"granularity": "batch"}, {"active": "auto"}],
     "mean": [{"head_policy": "mean"}],
     "iso_cts": [{"share": 0.0}, {"share": 0.5}],
     "lines": [{"of": "ties"}, {"of": {"slerp": {"of": "tau"}}}, {"of": "weighted_mean"}, {"b": -0.3}],

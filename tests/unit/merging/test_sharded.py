@@ -31,7 +31,7 @@ def a_spread_bank(*sizes: int) -> SpreadBank:
         shelf.add(name, state)
     bank = SpreadBank.over(Here(banks), shelf, [f"site-{k}" for k in range(sum(sizes))], list(ANCHORS))
     bank.counts, bank.temperatures = tuple(COUNTS), torch.tensor(TEMPERATURES, dtype=torch.float64)
-    for kind in ("gram", "gram_rounds"):
+    for kind in ("gram", "gram_rounds", "centroid"):
         bank.statistics.add(kind, statistics(list(range(4)), STATES)[kind], bank.like)
     return bank
 

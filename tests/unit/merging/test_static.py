@@ -365,3 +365,15 @@ def test_a_statistic_that_no_site_uploaded_says_what_to_add(name: str) -> None:
 def test_a_bank_without_theta_0_says_so(name: str) -> None:
     with pytest.raises(CheckpointError, match="base=theta_0"):
         load_method(name).merge(Bank.of(Net(), STATES))
+
+
+@pytest.mark.parametrize("filter_wise", [False, True])
+def test_model_stock_of_many_is_that_of_all_pairs(filter_wise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the sum of unit vectors; also where some experts have not moved, and where two are one."""
+    states = expert_states(6, 3)
+    states[2] = states[4]
+    states[5] = base = expert_states(1, 99)[0]
+    bank = Bank.of(Net(), states, base, dtype=torch.float64)
+    wanted = load_method("model_stock", filter_wise=filter_wise).merge(bank)
+    monkeypatch.setattr("fedmerge.merging.methods.model_stock.MANY", 5)
+    torch.testing.assert_close(load_method("model_stock", filter_wise=filter_wise).merge(bank), wanted, rtol=1e-9, atol=1e-12)

@@ -1,0 +1,107 @@
+"""Which of many experts a batch is shown to: those that recent batches resembled, and others in turn.
+
+An expert is active while its share in recent batches is at least `LEAST`, and among the `MOST` largest. Beside the active ones a
+batch is shown to `EXPLORED` others, to those first that have waited longest; where some have never been asked, or nobody is active,
+to up to `WIDE`. So who joins is asked next, and a thousand experts have all been asked after 32 batches. What is remembered:
+
+    turn (K,)   number of the batch that an expert has last been asked about, 0 for never
+    apart (4,)  images on which active experts and a consensus that does not hang on them answered otherwise, and images: of the
+                stream, whose older images fade, and of the last few since an alarm
+
+An alarm is raised where the last few images differ from the consensus more often than those before by two standard deviations and
+one image. Then this batch, too, is shown to `WIDE` others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fedmerge.merging.state import carried_rows
+
+FEW = 24
+"""Experts up to which all are asked: fewer would save nothing worth while."""
+
+MOST = 16
+LEAST = 1 / (4 * MOST)
+EXPLORED = 2
+WIDE = 32
+
+PAST, LAST = 1024, 32
+"""Images after which what was seen of the stream, and of its last images, has faded to 1/e."""
+
+State = Mapping[str, Tensor]
+
+
+def start(K: int) -> dict[str, Tensor]:
+    """Nobody has been asked."""
+    return {"turn": torch.zeros(K, dtype=torch.int64), "apart": torch.zeros(4, dtype=torch.float64)}
+
+
+def carried(state: State, before: Sequence[str], after: Sequence[str]) -> dict[str, Tensor]:
+    """Who is new has never been asked."""
+    fresh = start(len(after))
+    if "turn" not in state:
+        return fresh
+    return {"turn": carried_rows(state["turn"], before, after, fresh["turn"]), "apart": state["apart"]}
+
+
+def candidates(state: State, shares: Tensor, names: Sequence[str], others: int | None = None) -> tuple[list[int], list[int]]:
+    """Rows of the active experts, and of the others that this batch is shown to, in order. shares: (K,) of recent batches.
+
+    others: how many; default as few as allowed.
+    """
+    asked = state["turn"] > 0
+    most = torch.topk(torch.where(asked, shares, 0), min(MOST, len(shares)))
+    active = sorted(k for k, share in zip(most.indices.tolist(), most.values.tolist(), strict=True) if share >= LEAST)
+    if others is None:
+        never = int((~asked).sum())
+        others = max(EXPLORED, min(WIDE, never)) if active else WIDE
+    lot, turn = _lots(tuple(names)), state["turn"].tolist()
+    rest = sorted(set(range(len(shares))) - {*active}, key=lambda k: (turn[k], lot[k]))
+    return active, sorted(rest[:others])
+
+
+def entered(shares: Tensor) -> Tensor:
+    """Shares of those who are asked, on the simplex: those of no or a small share enter with `LEAST`."""
+    shares = shares.clamp(min=LEAST)
+    return shares / shares.sum()
+
+
+def largest(shares: Tensor) -> Tensor:
+    """The `MOST` largest shares, on the simplex; all others are 0."""
+    if len(shares) <= MOST:
+        return shares
+    kept = torch.zeros_like(shares)
+    at = shares.topk(MOST).indices
+    kept[at] = shares[at]
+    return kept / kept.sum()
+
+
+def asked(state: State, rows: Sequence[int]) -> dict[str, Tensor]:
+    """`turn` once these have been asked about a batch."""
+    turn = state["turn"].clone()
+    turn[list(rows)] = int(turn.max()) + 1
+    return {"turn": turn}
+
+
+def alarmed(state: State, different: int, images: int) -> tuple[dict[str, Tensor], bool]:
+    """Whether the last images differ more than they used to; `apart` with this batch, of which so many were different."""
+    long, seen, lately, last = state["apart"].tolist()
+    lately, last = lately * math.exp(-images / LAST) + different, last * math.exp(-images / LAST) + images
+    p = (long + 1) / (seen + 2)
+    alarm = seen > 0 and lately > p * last + 2 * math.sqrt(last * p * (1 - p)) + 1
+    faded = math.exp(-images / PAST)
+    after = [long * faded + different, seen * faded + images, *((0.0, 0.0) if alarm else (lately, last))]
+    return {"apart": torch.tensor(after, dtype=torch.float64)}, alarm
+
+
+@lru_cache(maxsize=8)
+def _lots(names: tuple[str, ...]) -> list[str]:
+    """In which order those who have waited equally long are asked: by names, and not by their place in the scenario."""
+    return [hashlib.sha256(name.encode()).hexdigest() for name in names]
