@@ -207,9 +207,9 @@ class Isic(Public):
         cases = self._table(root / "meta/meta.csv", ("case_num", "diagnosis", "derm", "clinic"))
         rows = []
         for number, (case, diagnosis, derm, clinic) in enumerate(cases):
-            label = self._derm7pt_label(diagnosis)
-            for domain, path in (("derm", derm), ("clinic", clinic)) if label else ():
-                rows.append(listed(f"images/{path}", label, domain, case, parts.get(number, "")))
+            if label := self._derm7pt_label(diagnosis):
+                for domain, path in (("derm", derm), ("clinic", clinic)):
+                    rows.append(listed(f"images/{path}", label, domain, case, parts.get(number, "")))
         return rows
 
     def _derm7pt_label(self, diagnosis: str) -> str | None:
