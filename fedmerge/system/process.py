@@ -86,6 +86,19 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: bits do not hang on the cores, and small tensors do not wait for a core that is busy elsewhere."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def free_memory() -> int | None:
     """Bytes left for new arrays: of the machine, or of its container where that is less; None if the system does not tell."""
     found = []
