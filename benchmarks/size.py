@@ -58,19 +58,34 @@ def hospital(
     augment: Annotated[str, typer.Option(help="full, light or none")] = "none",
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
 ) -> None:
-    """One epoch of a hospital's training, and how long the same model takes for tensors that are in memory."""
+    """One epoch of a hospital's training."""
     folder = _folder(out, images, side)
-    asked = {"folder": str(folder), "model": model, "kwargs": json.loads(kwargs) | {"img_size": side}, "augment": augment}
+    asked = {"folder": str(folder), "model": model, "kwargs": json.loads(kwargs), "augment": augment, "side": side}
     asked |= {"batch_size": batch_size}
     told = _watched("hospital", asked, out)
     typer.echo(f"hospital, {images} images of {side} pixels, {told['parameters'] / 1e6:.2f} M parameters:")
     typer.echo(f"  decoded in {told['decode_s']:.0f} s; epoch of {told['steps']} steps in {told['epoch_s']:.0f} s")
     _tell_peaks(told, images * side * side * 3)
+
+
+@app.command()
+def pace(
+    images: Images = 1000,
+    side: Side = 224,
+    out: Out = Path("runs/size"),
+    model: Model = "tf_efficientnet_lite0",
+    kwargs: Kwargs = "{}",
+    augment: Annotated[str, typer.Option(help="full, light or none")] = "none",
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+) -> None:
+    """Seconds of a training step, and of the same step for tensors that are in memory, in turns: what reading costs."""
+    asked = {"folder": str(_folder(out, images, side)), "model": model, "kwargs": json.loads(kwargs), "augment": augment}
+    asked |= {"batch_size": batch_size, "side": side}
     told = _watched("pace", asked, out)
     typer.echo(
-        f"  seconds a step, {augment} augmentation: {told['wall'][0]:.3f} with reading, {told['wall'][1]:.3f} from memory, ratio "
-        f"{told['wall'][0] / told['wall'][1]:.3f}; of processors {told['cpu'][0]:.3f} and {told['cpu'][1]:.3f}, ratio "
-        f"{told['cpu'][0] / told['cpu'][1]:.3f} (medians)"
+        f"{model}, {told['parameters'] / 1e6:.2f} M parameters, {side} pixels, {augment} augmentation, seconds a step (medians):\n"
+        f"  {told['wall'][0]:.3f} with reading, {told['wall'][1]:.3f} from memory, ratio {told['wall'][0] / told['wall'][1]:.3f}; "
+        f"of processors {told['cpu'][0]:.3f} and {told['cpu'][1]:.3f}, ratio {told['cpu'][0] / told['cpu'][1]:.3f}"
     )
 
 
@@ -111,19 +126,19 @@ def _scenario(run: Path, images: int, side: int, model: str, kwargs: dict[str, A
     """A scenario, its three sites and theta_0, in the run's folder, which is emptied."""
     from safetensors.torch import save_file
 
-    from fedmerge.federated.model import ModelSpec, build
+    from fedmerge.federated.model import build
 
     shutil.rmtree(run, ignore_errors=True)
     (run / "sites").mkdir(parents=True)
-    spec = {"name": model, "kwargs": kwargs | {"img_size": side}}
-    weights = build(ModelSpec.model_validate(spec), len(CLASSES), seed=0).state_dict()
+    spec = _model(model, kwargs, side)
+    weights = build(spec, len(CLASSES), seed=0).state_dict()
     save_file({name: tensor.contiguous() for name, tensor in weights.items()}, run / "theta_0.safetensors")
     for name, count in (("north", 200), ("south", 202), ("ward", images)):
         source = {"kind": "image_folder", "root": str(_folder(run.parent, count, side))}
         (run / "sites" / f"{name}.yaml").write_text(json.dumps({"name": name, "source": source}), encoding="utf-8")
     scenario = {
         "name": "size",
-        "model": spec,
+        "model": spec.model_dump(mode="json", exclude_defaults=True),
         "initialization": {"kind": "checkpoint", "path": str(run / "theta_0.safetensors")},
         "sites": ["sites/north.yaml", "sites/south.yaml"],
         "training": {"runs": 1, "epochs": 1},
@@ -213,18 +228,25 @@ def work(what: str, asked: str) -> None:
     typer.echo(json.dumps({"hospital": _train, "pace": _pace, "target": _stream}[what](json.loads(asked))))
 
 
+def _model(name: str, kwargs: dict[str, Any], side: int) -> Any:
+    """The model for images of so many pixels: transformers are built for a size, others take any."""
+    from fedmerge.federated.model import ModelSpec
+
+    size = {"kwargs": kwargs | {"img_size": side}} if name.startswith("vit") else {"kwargs": kwargs, "size": side}
+    return ModelSpec.model_validate({"name": name, **size})
+
+
 def _task(asked: dict[str, Any]) -> Any:
     from fedmerge.federated.messages import SiteTask
-    from fedmerge.federated.model import ModelSpec
     from fedmerge.federated.site import Site
 
     rates = {"lr": {"default": 1e-3, "draw": [1e-3]}}
-    training = {"runs": 1, "epochs": 1, "max_steps": 10**9, "evaluations": 1, "diversity": rates, "threads": cores()}
+    training = {"runs": 1, "epochs": 1, "max_steps": 10**9, "evaluations": 1, "diversity": rates}
     training |= {name: asked[name] for name in ("augment", "batch_size") if name in asked}
     return SiteTask.model_validate(
         {
             "site": Site.model_validate({"name": "ward", "source": {"kind": "image_folder", "root": asked["folder"]}}),
-            "model": ModelSpec(name=asked["model"], kwargs=asked["kwargs"]),
+            "model": _model(asked["model"], asked["kwargs"], asked["side"]),
             "training": training,
             "classes": CLASSES,
             "seed": 0,
@@ -273,7 +295,7 @@ def _pace(asked: dict[str, Any]) -> dict[str, Any]:
             fit(model, data, recipe, number, lambda _: None)
             seconds[kind].append([(time.perf_counter() - wall) / BLOCK, (time.process_time() - processor) / BLOCK])
     wall, cpu = ([statistics.median(block[at] for block in kind) for kind in seconds] for at in range(2))
-    return {"wall": wall, "cpu": cpu}
+    return {"wall": wall, "cpu": cpu, "parameters": sum(parameter.numel() for parameter in model.parameters())}
 
 
 def _stream(asked: dict[str, Any]) -> dict[str, Any]:
