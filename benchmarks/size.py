@@ -95,7 +95,7 @@ def target(
     side: Side = 64,
     out: Out = Path("runs/size"),
     model: Model = "vit_tiny_patch16_224",
-    kwargs: Kwargs = '{"patch_size": 16, "embed_dim": 96, "depth": 2, "num_heads": 2}',
+    kwargs: Kwargs = '{"patch_size": 32, "embed_dim": 64, "depth": 1, "num_heads": 2}',
     batch_size: Annotated[int, typer.Option(min=1)] = 100,
     kill: Annotated[bool, typer.Option(help="the process half-way, and let another go on; then compare")] = False,
 ) -> None:
