@@ -137,6 +137,6 @@ def to_batch(pixels: NDArray[Any], mean: Sequence[float], std: Sequence[float], 
     x = torch.empty(given.shape) if out is None else out
     mean_of, std_of = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
     some = max(1, IN_CACHE // prod(given.shape[1:]))
-    for of, part in zip(given.split(some), x.split(some), strict=True):
+    for of, part in zip(torch.split(given, some), torch.split(x, some), strict=True):
         part.copy_(of).div_(255).sub_(mean_of).div_(std_of)
     return x
