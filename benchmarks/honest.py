@@ -40,6 +40,8 @@ of `eam`. Made by `python benchmarks/honest.py --scenario NAME --seeds N`; what 
 SCORERS = ("raw_diff", "product", "ratio", "entropy_only", "rank_sum")
 DEAR, DEAR_ON = ("fisher-target",), ("i.i.d.",)
 """What takes minutes for each stream, and the streams on which it is measured."""
+POSTERIOR = ("posterior", {"posterior": {"granularity": "batch", "label": "posterior-batch"}})
+"""Rows that the scenario of all methods leaves out."""
 HEADS = ("shared_random", "zero", "fed_lp", "per_site_random")
 OF_HEADS = ("mean", "eam", "eam-one-alpha", "ensemble", "model_stock", "dcs")
 STREAMS_OF_HEADS = ("i.i.d.", "Dirichlet 0.01", "smooth drift")
@@ -69,7 +71,7 @@ def honest(name: str, folder: Path, head_init: str) -> Path:
     """
     scenario = yaml.safe_load((ROOT / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8"))
     everything = yaml.safe_load((ROOT / "scenarios" / "organs-all.yaml").read_text(encoding="utf-8"))
-    scenario |= {"uploads": everything["uploads"], "methods": [*everything["methods"], *variants()]}
+    scenario |= {"uploads": everything["uploads"], "methods": [*everything["methods"], *POSTERIOR, *variants()]}
     if head_init:
         kept = [entry for entry in scenario["methods"] if label(entry) in OF_HEADS]
         scenario |= {"uploads": [], "methods": kept, "training": {**scenario["training"], "runs": 1}}

@@ -98,7 +98,9 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     ] = None,
     target: Annotated[str | None, typer.Option(help="another target; a site that becomes the target trains no more")] = None,
     experts_only: Annotated[bool, typer.Option("--experts-only", help="stop when the experts are in the pool")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="threads of the target", show_default="all cores")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="threads of the target", show_default="OMP_NUM_THREADS, or all cores")
+    ] = None,
     backend: Annotated[
         Backends | None,
         typer.Option(help="local: this process; simulation: Flower and Ray; deployment", show_default="the scenario's"),

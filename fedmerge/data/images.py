@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # processes that decode images do without
     from torch import Tensor
 
 
+IN_CACHE = 2**18
+"""Values that are normalized at a time: passes over what stays in a processor's cache take half the time, with the same bits."""
+
+
 @dataclass(frozen=True)
 class Images:
     """Images of one owner.
@@ -144,6 +148,9 @@ def to_batch(
 
     held = torch.from_numpy(np.require(pixels, None, ["C", "W"])) if isinstance(pixels, np.ndarray) else pixels
     given = held.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    x = (torch.empty(given.shape, device=device) if out is None else out).copy_(given).div_(255)
-    shape = (1, -1, 1, 1)
-    return x.sub_(torch.tensor(mean, device=device).view(shape)).div_(torch.tensor(std, device=device).view(shape))
+    x = torch.empty(given.shape, device=device) if out is None else out
+    mean_of, std_of = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    some = max(1, IN_CACHE // prod(given.shape[1:])) if x.device.type == "cpu" else max(1, len(x))
+    for of, part in zip(torch.split(given, some), torch.split(x, some), strict=True):
+        part.copy_(of).div_(255).sub_(mean_of).div_(std_of)
+    return x

@@ -25,7 +25,7 @@ from fedmerge.report.metrics.decisions import entropies, kept_rows, signals
 from fedmerge.report.metrics.entropy_trust import PREFIX, Trust, as_rows, how_many_right, kept_predictions, trust
 from fedmerge.report.pages.diagnosis import Decisions, Diagnosis, changes_of, kept_coefficients, write_diagnosis
 from fedmerge.report.terminal import Terminal, console, shown_path
-from fedmerge.system.process import cores
+from fedmerge.system.process import threads
 
 VERDICTS = (
     (0.75, "entropy is a good guide here"),
@@ -111,8 +111,7 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
     experts = [held.load(task, entry) for task, entry in zip(tasks, entries, strict=True)]
     states = {expert.site: expert.weights for expert in experts}
     bank = Bank.of(build(scenario.model, len(experiment.classes), seed=scenario.seed), states, base)
-    threads = cores()
-    task = TargetTask(experiment.target, scenario.model, experiment.classes, scenario.stream, (), scenario.seed, threads)
+    task = TargetTask(experiment.target, scenario.model, experiment.classes, scenario.stream, (), scenario.seed, threads())
     with terminal.progress("losses between experts, on the target's images") as bars:
 
         def tick(done: int, total: int) -> None:

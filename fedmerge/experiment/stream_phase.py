@@ -42,7 +42,7 @@ from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import past_end, rosters
 from fedmerge.stream.schedules._base import Schedule
 from fedmerge.stream.stream import Stream
-from fedmerge.system.process import cores, owners
+from fedmerge.system.process import owners, threads
 
 
 @dataclass(frozen=True)
@@ -155,13 +155,13 @@ def target_of(task: TargetTask, experts: Sequence[Contribution], base: Arrays, s
 
 @contextmanager
 def _in_this_process(task: TargetTask, experts: Sequence[Contribution], base: Arrays) -> Iterator[TargetSite]:
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     try:
         with discreet(task.site.name):
             site = TargetSite(task, experts, base)
         yield site
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def target_task(experiment: Experiment, initial: Initial, sent: Sent, options: RunOptions) -> TargetTask:
@@ -174,7 +174,7 @@ def target_task(experiment: Experiment, initial: Initial, sent: Sent, options: R
         schedule=scenario.stream,
         methods=usable(experiment, sent.experts),
         seed=scenario.seed,
-        threads=options.threads or cores(),
+        threads=options.threads or threads(),
         per_sample=scenario.per_sample,
         shared_head=initial.head_init != "per_site_random",
         generalist=_arrays(sent.generalist | initial.target_head) if sent.generalist else None,

@@ -25,7 +25,7 @@ from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, par
 from fedmerge.report.pages.sweep import write_grid
 from fedmerge.report.sweep_table import MAJORITY, DomainTable, Grid, plainly
 from fedmerge.report.terminal import MINUTE_S, Pace, Terminal, shown_path
-from fedmerge.system.process import cores
+from fedmerge.system.process import threads
 from fedmerge.system.yaml_loader import lines_named, read_yaml
 
 OF_THE_TARGET = (
@@ -159,8 +159,8 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
     needed = any(plans[cell.name].scenario.backend != "local" for cell in left)
     with _cluster() if needed else nullcontext(), ThreadPoolExecutor(sweep.jobs) as workers, _ended_with(sweep.running, workers):
         going = [cell for cell in left if not failed]
-        threads = str(max(1, cores() // sweep.jobs))
-        results = [workers.submit(_simulate, sweep, cell, "--threads", threads) for cell in going]
+        each = str(max(1, threads() // sweep.jobs))
+        results = [workers.submit(_simulate, sweep, cell, "--threads", each) for cell in going]
         for number, (cell, said) in enumerate(zip(going, in_their_order(results, terminal.say), strict=True)):
             terminal.say(f"cell {number + 1} of {len(going)}: {cell.name}{f' failed: {said}' if said else ''}")
             if said:

@@ -19,6 +19,7 @@ from fedmerge.report.metrics.communication_cost import costs
 from fedmerge.report.metrics.segments import halves, segments
 from fedmerge.report.metrics.significance import holm, interval, paired, per_unit
 from fedmerge.report.records import RunRecord, SiteRow
+from fedmerge.system.process import one_thread
 
 REFERENCE = "mean"
 
@@ -199,6 +200,7 @@ def _method(record: RunRecord, name: str) -> dict[str, Any]:
     }
 
 
+@one_thread()
 def _under_label_prior(p: NDArray[np.float32], labels: Sequence[NDArray[np.int64]], done: bool) -> float:
     """Accuracy if each batch's predictions were taken under its own shares of labels, where these pay: see `label_shares`.
 

@@ -86,6 +86,28 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int:
+    """Of PyTorch, where nobody says how many: what OMP_NUM_THREADS says, as anywhere else, or one for each core.
+
+    More of them than cores are free is slow out of proportion: even small tensors wait for a core that is busy elsewhere.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(given) if given.isdecimal() and int(given) > 0 else cores()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch on one thread: bits do not hang on the cores, and small tensors do not wait for a core that is busy elsewhere."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def free_memory() -> int | None:
     """Bytes left for new arrays: of the machine, or of its container where that is less; None if the system does not tell."""
     found = []

@@ -1,10 +1,16 @@
-"""Melanoma or benign: ISIC 2019, whole or by artifacts, and PH2, PAD-UFES-20 and Derm7pt, on which its experts are tried.
+"""Skin lesions: ISIC 2019, whole or by artifacts, and PH2, PAD-UFES-20 and Derm7pt, on which its experts are tried.
 
-Carcinomas (BCC, SCC) and actinic keratoses are left out everywhere, as the annotation of artifacts leaves them out of ISIC 2019.
+`task: melanoma` asks for melanoma or benign; carcinomas (BCC, SCC) and actinic keratoses are left out everywhere then, as the
+annotation of artifacts leaves them out of ISIC 2019. `task: diagnosis` asks for the eight diagnoses of ISIC 2019: MEL, NV, BCC, AK,
+BKL, DF, VASC, SCC (25,331 images). The others are read under these names, as far as they have them: PH2 (200), PAD-UFES-20 (2,298,
+its SCC has Bowen's disease), Derm7pt (987 of each domain; its lentigines are BKL, as in ISIC; melanosis and `miscellaneous` have no
+name there and are left out). By artifacts there are five of them: no image of BCC, AK or SCC is annotated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -13,8 +19,24 @@ from pydantic import Field
 from fedmerge.data.datasets._public import Public, Published, Row, files_below, listed
 
 CLASSES = ("benign", "melanoma")
-ISIC = {"MEL": "melanoma", "NV": "benign", "BKL": "benign", "DF": "benign", "VASC": "benign"}
-PAD = {"MEL": "melanoma", "NEV": "benign", "SEK": "benign"}
+MELANOMA = {"MEL": "melanoma", **dict.fromkeys(("NV", "BKL", "DF", "VASC"), "benign")}
+"""Of the diagnoses, those that are asked for where the question is melanoma or benign."""
+DIAGNOSES = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+UNKNOWN = "UNK"
+"""The last column of the official answers: none of the eight."""
+PAD = {"MEL": "MEL", "NEV": "NV", "BCC": "BCC", "ACK": "AK", "SEK": "BKL", "SCC": "SCC"}
+PH2 = {"0": "NV", "1": "NV", "2": "MEL"}
+DERM7PT = {
+    "basal cell carcinoma": "BCC",
+    "seborrheic keratosis": "BKL",
+    "lentigo": "BKL",
+    "dermatofibroma": "DF",
+    "vascular lesion": "VASC",
+    **dict.fromkeys(("melanosis", "miscellaneous"), UNKNOWN),
+}
+"""What is neither a nevus nor a melanoma by its first or last word."""
+OF_DIAGNOSES = {"isic2019": 25_331, "ph2": 200, "pad_ufes_20": 2_298, "derm": 987, "clinic": 987}
+"""Images of each domain with one of the eight diagnoses."""
 ARTIFACTS = ("dark_corner", "gel_bubble", "hair", "ruler")
 CLEAR = 0.65
 """Probability of an artifact up to which an image counts as clean, as in EPVT (Yan et al., MICCAI 2023, data_proc/grouping.py)."""
@@ -25,7 +47,7 @@ ISIC_PAPERS = "Tschandl et al. 2018; Codella et al. 2018; Combalia et al. 2019 (
 
 
 class Isic(Public):
-    """All four have the same two classes, so that a scenario may mix them."""
+    """All have the same classes, so that a scenario may mix them."""
 
     published: ClassVar = {
         "isic2019": Published(
@@ -84,6 +106,22 @@ class Isic(Public):
     }
 
     dataset: Literal["isic2019", "isic2019_artifacts", "ph2", "pad_ufes_20", "derm7pt"] = Field(description="which of them")
+    task: Literal["melanoma", "diagnosis"] = Field(
+        "melanoma", description="melanoma or benign, or the eight diagnoses of ISIC 2019"
+    )
+
+    @property
+    def facts(self) -> Published:
+        """What was published of the chosen data set, with the images and classes of the task."""
+        facts = super().facts
+        if self.task == "melanoma":
+            return facts
+        images: Mapping[str, int] = {name: OF_DIAGNOSES.get(name, count) for name, count in facts.images.items()}
+        return replace(facts, classes=DIAGNOSES, images=images)
+
+    def _label(self, diagnosis: str) -> str | None:
+        """The class of a diagnosis; None if its images are left out."""
+        return MELANOMA.get(diagnosis) if self.task == "melanoma" else diagnosis if diagnosis in DIAGNOSES else None
 
     def _rows(self, root: Path) -> list[Row]:
         return {
@@ -95,37 +133,48 @@ class Isic(Public):
         }[self.dataset](root)
 
     def _isic2019(self, root: Path) -> list[Row]:
-        """The official answers have a column for each diagnosis, with 1 in one of them."""
-        lesions = self._lesions(root)
-        rows = []
-        for image, *marks in self._table(root / "ISIC_2019_Training_GroundTruth.csv", ("image", *ISIC)):
-            label = next((ISIC[name] for name, mark in zip(ISIC, marks, strict=True) if mark == "1"), None)
-            if label:
+        lesions, rows = self._lesions(root), []
+        for image, diagnosis in self._diagnoses(root).items():
+            if label := self._label(diagnosis):
                 rows.append(listed(_jpg(image), label, "isic2019", lesions.get(image) or image))
         return rows
 
+    def _diagnoses(self, root: Path) -> dict[str, str]:
+        """The official answers have a column for each diagnosis, with 1 in one of them and 0 in the others."""
+        file, found = root / "ISIC_2019_Training_GroundTruth.csv", {}
+        for image, *marks in self._table(file, ("image", *DIAGNOSES, UNKNOWN)):
+            given = [name for name, mark in zip((*DIAGNOSES, UNKNOWN), marks, strict=True) if self._number(mark, file) == 1]
+            if len(given) != 1:
+                said = f"{len(given)} diagnoses of '{image}' in {file.name} ({', '.join(given) or 'no column holds 1'})"
+                raise self._wrong(said, "one for every image: 1 in its column and 0 in the others")
+            found[image] = given[0]
+        return found
+
     def _artifacts(self, root: Path) -> list[Row]:
         """Every image belongs to its most probable artifact, or to none where that is not probable enough."""
-        lesions = self._lesions(root)
-        rows = []
-        for image, label, *marks in self._table(root / "isic_inferred_wocarcinoma.csv", ("image", "label", *ARTIFACTS)):
-            most, artifact = max(zip(map(self._number, marks), ARTIFACTS, strict=True))
+        file, lesions, rows = root / "isic_inferred_wocarcinoma.csv", self._lesions(root), []
+        diagnoses = self._diagnoses(root) if self.task == "diagnosis" else {}
+        for image, label, *marks in self._table(file, ("image", "label", *ARTIFACTS)):
+            most, artifact = max(zip((self._number(mark, file) for mark in marks), ARTIFACTS, strict=True))
             if label not in ("0", "1"):
-                raise self._wrong(f"the label '{label}' in a row of isic_inferred_wocarcinoma.csv", "0, benign, or 1, melanoma")
-            domain = artifact if most > CLEAR else "clean"
-            rows.append(listed(_jpg(image), CLASSES[int(label)], domain, lesions.get(image) or image))
+                raise self._wrong(f"the label '{label}' in a row of {file.name}", "0, benign, or 1, melanoma")
+            if diagnoses and image not in diagnoses:
+                raise self._wrong(f"'{image}' in {file.name} and not in ISIC_2019_Training_GroundTruth.csv", "its diagnosis there")
+            kind = self._label(diagnoses[image]) if diagnoses else CLASSES[int(label)]
+            if kind:
+                domain = artifact if most > CLEAR else "clean"
+                rows.append(listed(_jpg(image), kind, domain, lesions.get(image) or image))
         return rows
 
     def _lesions(self, root: Path) -> dict[str, str]:
         """The lesion of each image, of some nothing."""
         return dict(self._table(root / "ISIC_2019_Training_Metadata.csv", ("image", "lesion_id")))  # type: ignore[arg-type]
 
-    def _number(self, text: str) -> float:
+    def _number(self, text: str, file: Path) -> float:
         try:
             return float(text)
         except ValueError:
-            found = f"'{text}' as a probability in isic_inferred_wocarcinoma.csv"
-            raise self._wrong(found, "numbers from 0 to 1") from None
+            raise self._wrong(f"'{text}' where a number is due in {file.name}", "numbers from 0 to 1") from None
 
     def _ph2(self, root: Path) -> list[Row]:
         """A text with || between cells: name, histological and clinical diagnosis (0 and 1: nevi, 2: melanoma), and more."""
@@ -136,9 +185,8 @@ class Isic(Public):
             raise self._wrong(f"no PH2_dataset.txt in '{root}'") from None
         for line in text.splitlines():
             cells = [cell.strip() for cell in line.split("||")]
-            if len(cells) > 3 and cells[1].startswith("IMD") and cells[3] in ("0", "1", "2"):
+            if len(cells) > 3 and cells[1].startswith("IMD") and (label := self._label(PH2.get(cells[3], UNKNOWN))):
                 name = cells[1]
-                label = "melanoma" if cells[3] == "2" else "benign"
                 rows.append(listed(f"PH2 Dataset images/{name}/{name}_Dermoscopic_Image/{name}.bmp", label, "ph2"))
         return rows
 
@@ -146,9 +194,11 @@ class Isic(Public):
         files = files_below(root, ("images", "imgs_part_1", "imgs_part_2", "imgs_part_3"))
         rows = []
         for image, diagnosis, patient in self._table(root / "metadata.csv", ("img_id", "diagnostic", "patient_id")):
-            if diagnosis in PAD:
+            if diagnosis not in PAD:
+                raise self._wrong(f"the diagnosis '{diagnosis}' in metadata.csv", f"one of {', '.join(PAD)}")
+            if label := self._label(PAD[diagnosis]):
                 path = files.get(Path(image).stem.casefold(), f"images/{image}")
-                rows.append(listed(path, PAD[diagnosis], "pad_ufes_20", patient))
+                rows.append(listed(path, label, "pad_ufes_20", patient))
         return rows
 
     def _derm7pt(self, root: Path) -> list[Row]:
@@ -157,12 +207,21 @@ class Isic(Public):
         cases = self._table(root / "meta/meta.csv", ("case_num", "diagnosis", "derm", "clinic"))
         rows = []
         for number, (case, diagnosis, derm, clinic) in enumerate(cases):
-            if diagnosis == "basal cell carcinoma":
-                continue
-            label = "melanoma" if diagnosis.startswith("melanoma") else "benign"
-            for domain, path in (("derm", derm), ("clinic", clinic)):
-                rows.append(listed(f"images/{path}", label, domain, case, parts.get(number, "")))
+            if label := self._derm7pt_label(diagnosis):
+                for domain, path in (("derm", derm), ("clinic", clinic)):
+                    rows.append(listed(f"images/{path}", label, domain, case, parts.get(number, "")))
         return rows
+
+    def _derm7pt_label(self, diagnosis: str) -> str | None:
+        """Of whatever is no melanoma and no carcinoma, benign; as a diagnosis, what ISIC calls it."""
+        if diagnosis.startswith("melanoma"):
+            return self._label("MEL")
+        if self.task == "melanoma":
+            return None if diagnosis == "basal cell carcinoma" else "benign"
+        nevus = diagnosis.endswith("nevus")
+        if not nevus and diagnosis not in DERM7PT:
+            raise self._wrong(f"the diagnosis '{diagnosis}' in meta.csv", f"a melanoma, a nevus, or one of {', '.join(DERM7PT)}")
+        return self._label("NV" if nevus else DERM7PT[diagnosis])
 
     def _indexes(self, file: Path) -> list[int]:
         """Places of cases in the table, from 0: a line for each below the word `indexes`."""

@@ -31,6 +31,7 @@ from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
 from fedmerge.system.files import atomic, see_that_writable
 from fedmerge.system.offline import cached_weights, hub_is_found
+from fedmerge.system.process import one_thread
 
 VERSION = 2
 """Raise it whenever the same specification would give other weights."""
@@ -169,7 +170,8 @@ def _of_prompts(
             file = kept_proxy(spec, model, seed, folder)
             if not file.exists():
                 see_that_writable(folder, "--pool")
-                tensor_file.put(file, _on_one_thread(lambda: _captioned(spec, model, seed, on_progress)))
+                with one_thread():  # as hospitals train
+                    tensor_file.put(file, _captioned(spec, model, seed, on_progress))
             towers = tensor_file.take(file, "delete this file and the proxy is trained again")[0]
             description = f"proxy: {spec.epochs} epochs on captions of public images of '{spec.source.kind()}'"
     weights = start_of(model, towers, names)
@@ -290,7 +292,8 @@ def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, on_progress: O
     file = kept_proxy(spec, model, seed, folder)
     if not file.exists():
         see_that_writable(folder, "--pool")
-        tensor_file.put(file, _on_one_thread(lambda: _proxy_of(spec, model, seed, on_progress)))
+        with one_thread():  # as hospitals train
+            tensor_file.put(file, _proxy_of(spec, model, seed, on_progress))
     fresh = build(model, classes, seed=seed).state_dict()
     return {**fresh, **tensor_file.take(file, "delete this file and the proxy is trained again")[0]}
 
@@ -308,16 +311,6 @@ def kept_proxy(spec: Proxy, model: ModelSpec, seed: int, folder: Path) -> Path:
     }
     key = hashlib.sha256(json.dumps(determined, sort_keys=True).encode()).hexdigest()[:16]
     return folder / "initializations" / f"proxy-{key}.safetensors"
-
-
-def _on_one_thread(train: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """As hospitals train: the bits do not hang on the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return train()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _proxy_of(spec: Proxy, model: ModelSpec, seed: int, on_progress: OnProgress) -> dict[str, Tensor]:

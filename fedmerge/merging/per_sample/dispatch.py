@@ -36,7 +36,8 @@ def prefers_mixture(uses: float, experts: int, samples: int, distinct: int, devi
 
     On a GPU the bound is 200, which is not timed: about 400 trillion multiplications of bfloat16 a second against 1.7 trillion
     weights moved (H200). For a CPU it was measured in November 2026, on one core that others used too, so that single numbers
-    may be off by a third. Milliseconds of (mixture, rows), the better of two, where rows is D times one merge and one forward of N/D samples:
+    may be off by a third. Milliseconds of (mixture, rows), the better of two, where rows is D times one merge and one forward
+    of N/D samples:
 
         ViT-Ti of 32 px   T = 17   K = 2   N = 32   D = 32: (272, 684)     D = 8: (272, 250)     D = 4: (272, 131)
         ViT-Ti of 32 px   T = 17   K = 3   N = 32   D = 32: (250, 520)     D = 16: (250, 311)    D = 8: (250, 185)

@@ -213,6 +213,7 @@ CASES: list[tuple[Callable[[Path], None], str, dict[str, Any], dict[str, int]]] 
     (ph2, "isic", {"dataset": "ph2"}, {"ph2": 3}),
     (pad_ufes_20, "isic", {"dataset": "pad_ufes_20"}, {"pad_ufes_20": 3}),
     (derm7pt, "isic", {"dataset": "derm7pt"}, {"derm": 5, "clinic": 5}),
+    (isic2019, "isic", {"dataset": "isic2019", "task": "diagnosis"}, {"isic2019": 20}),
     (messidor, "messidor", {"dataset": "messidor"}, {"lariboisiere": 16, "saint_etienne": 16, "brest": 16}),
     (messidor2, "messidor", {"dataset": "messidor2"}, {"messidor2": 5}),
     (medimeta, "medimeta", {"dataset": "organs_axial", "task": "organ label"}, {"organs_axial": 9}),
@@ -324,6 +325,64 @@ def test_melanoma_is_the_same_question_everywhere(tmp_path: Path) -> None:
     assert by_domain(loaded("isic", tmp_path / "derm7pt", dataset="derm7pt", take=["train", "valid"], folders=["derm"])) == {
         "derm": 3
     }
+
+
+def test_eight_diagnoses_of_isic_have_one_name_everywhere(tmp_path: Path) -> None:
+    """With the images that official files name: the row of each is 0.0 but for one 1.0."""
+    diagnoses = ("MEL", "NV", "BCC", "AK", "BKL", "DF", "VASC", "SCC")
+    expected = {
+        isic2019: {"MEL": 3, "NV": 3, "BCC": 3, "AK": 3, "BKL": 2, "DF": 2, "VASC": 2, "SCC": 2},
+        ph2: {"NV": 2, "MEL": 1},
+        pad_ufes_20: {"AK": 1, "BCC": 1, "MEL": 1, "NV": 1, "SCC": 1, "BKL": 1},
+        derm7pt: {"BCC": 2, "NV": 2, "MEL": 4, "BKL": 4},
+    }
+    for make, counts in expected.items():
+        make(tmp_path / make.__name__)
+        found = loaded("isic", tmp_path / make.__name__, dataset=make.__name__, task="diagnosis")
+        assert found.classes == diagnoses
+        assert Counter(diagnoses[label] for label in found.labels.tolist()) == counts
+    fields = {"dataset": "isic2019_artifacts", "task": "diagnosis"}
+    found = loaded("isic", tmp_path / "isic2019", **fields)
+    assert by_domain(found) == {"clean": 3, "dark_corner": 2, "gel_bubble": 2, "hair": 3, "ruler": 2}
+    assert {diagnoses[label] for label in found.labels.tolist()} == {"MEL", "NV", "BKL", "DF", "VASC"}
+    assert "20 images of 'isic2019', not 25331" in said(
+        "isic", tmp_path / "isic2019", dataset="isic2019", task="diagnosis", check_counts=True
+    )
+
+
+def test_diagnoses_that_no_official_file_has(tmp_path: Path) -> None:
+    for make in (isic2019, pad_ufes_20, derm7pt):
+        make(tmp_path / make.__name__)
+    meta = tmp_path / "derm7pt/release_v0/meta/meta.csv"
+    meta.write_text(meta.read_text().replace("lentigo", "melanosis").replace("blue nevus", "wart"))
+    fields = {"dataset": "derm7pt", "task": "diagnosis"}
+    assert "the diagnosis 'wart' in meta.csv; expected a melanoma, a nevus, or one of" in said(
+        "isic", tmp_path / "derm7pt", **fields
+    )
+    meta.write_text(meta.read_text().replace("wart", "reed or spitz nevus"))
+    assert by_domain(loaded("isic", tmp_path / "derm7pt", **fields)) == {"derm": 5, "clinic": 5}  # melanosis is none of ISIC's
+    meta = tmp_path / "pad_ufes_20/metadata.csv"
+    meta.write_text(meta.read_text().replace("SEK", "seb"))
+    assert "the diagnosis 'seb' in metadata.csv; expected one of MEL, NEV" in said(
+        "isic", tmp_path / "pad_ufes_20", dataset="pad_ufes_20"
+    )
+    truth = tmp_path / "isic2019/ISIC_2019_Training_GroundTruth.csv"
+    whole = truth.read_text()
+    for old, new, text in (
+        (
+            "ISIC_0000000,1.0,0.0",
+            "ISIC_0000000,1.0,1.0",
+            "2 diagnoses of 'ISIC_0000000' in ISIC_2019_Training_GroundTruth.csv (MEL, NV)",
+        ),
+        ("ISIC_0000000,1.0", "ISIC_0000000,0.0", "0 diagnoses of 'ISIC_0000000'"),
+        ("ISIC_0000000,1.0", "ISIC_0000000,yes", "'yes' where a number is due in ISIC_2019_Training_GroundTruth.csv"),
+        ("BCC", "bcc", "no column BCC in"),
+    ):
+        truth.write_text(whole.replace(old, new))
+        assert text in said("isic", tmp_path / "isic2019", dataset="isic2019")
+    truth.write_text("\n".join(line for line in whole.splitlines() if "0000001" not in line))
+    text = said("isic", tmp_path / "isic2019", dataset="isic2019_artifacts", task="diagnosis")
+    assert "'ISIC_0000001' in isic_inferred_wocarcinoma.csv and not in ISIC_2019_Training_GroundTruth.csv" in text
 
 
 def test_referable_retinopathy_is_the_same_question_for_both(tmp_path: Path) -> None:

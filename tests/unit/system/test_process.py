@@ -7,8 +7,9 @@ import os
 from itertools import islice
 
 import pytest
+import torch
 
-from fedmerge.system.process import free_memory, spread
+from fedmerge.system.process import cores, free_memory, one_thread, spread, threads
 
 
 def away(number: int) -> int:
@@ -47,3 +48,23 @@ def test_what_the_dead_leave_is_done_here(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_system_tells_what_memory_is_left() -> None:
     free = free_memory()
     assert free is None or free > 2**20
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [("3", 3), ("4,2", 4), (" 2 ", 2), ("", cores()), ("0", cores()), ("-1", cores()), ("many", cores())]
+)
+def test_threads_are_those_that_the_environment_asks_for(given: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of any program that runs OpenMP, and PyTorch by itself: a list is for loops within loops, and its first number counts."""
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads() == expected
+
+
+def test_one_thread_is_for_a_while() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
