@@ -56,9 +56,23 @@ class Problem:
 
 
 class FedmergeError(Exception):
-    """Root of the tree; `exit_code` is what the front door returns.
+    """Every error that fedmerge raises on purpose.
 
-    told: what a hospital may tell others of the error. Where it is empty, nothing of the text leaves the hospital.
+    Attributes
+    ----------
+    exit_code : int
+        What the command returns: 2 for what a user can mend, else 1.
+    told : str
+        What a hospital may tell others of the error. Where it is empty, nothing of the text leaves the hospital.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> try:
+    ...     fedmerge.merge(torch.nn.Linear(1, 2), [], method="mena")
+    ... except fedmerge.FedmergeError as error:
+    ...     print(error)
+    method: found 'mena'; expected a known one: did you mean 'mean'?
     """
 
     exit_code = 1

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fedmerge.errors import MethodError
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.scoring.divergence import entropy, log_probabilities
 from fedmerge.merging.scoring.views import VIEWS, View, resolve
@@ -18,9 +19,18 @@ from fedmerge.merging.scoring.views import VIEWS, View, resolve
 
 @dataclass
 class Bill:
-    """What one method asked for; `forwards` is what it would have cost alone, in forwards of a batch through one model.
+    """What one method asked for, and what it would have cost alone.
 
-    views: of the batch, seen by all experts. single: other models by name, seen once. own: what the method ran itself.
+    Attributes
+    ----------
+    experts : int
+        K.
+    views : set[str], optional
+        Of the batch, seen by all experts.
+    single : set[str], optional
+        Other models by name, seen once.
+    own : int, default 0
+        Forwards of a batch that the method ran itself.
     """
 
     experts: int
@@ -36,7 +46,15 @@ class Bill:
 
 @dataclass(frozen=True)
 class Answer:
-    """The truth about a batch, for oracles alone: labels and domains (N,) int64."""
+    """The truth about a batch, for oracles alone.
+
+    Attributes
+    ----------
+    labels : Tensor
+        (N,) int64, from 0.
+    domains : Tensor
+        (N,) int64, from 0.
+    """
 
     labels: Tensor
     domains: Tensor
@@ -124,8 +142,11 @@ class Evidence:
         return self.logits.shape[-1]
 
     def view_logits(self, view: View) -> Tensor:
-        """Logits (K, N, C) of an augmented view of the batch."""
+        """Logits (K, N, C) of an augmented view of the batch. Raises MethodError if the batch is not one of images."""
         name = resolve(view, self.bank.flips)
+        if name != "none" and self.batch.ndim != 4:
+            found = f"found shape {tuple(self.batch.shape)}; expected images (N, channels, H, W)"
+            raise MethodError(f"batch: {found}. The method compares views of them ('{name}'); choose one without, such as dcs")
         self._bill.views.add(name)
         if name not in self._logits:
             self._logits[name] = self.bank.expert_logits(VIEWS[name](self.batch))

@@ -86,7 +86,14 @@ def merge(  # noqa: PLR0913 - all but the experts have defaults
 
     Examples
     --------
-    >>> state = merge(model, [a, b, c], method="ties", base=state_0, density=0.2)  # doctest: +SKIP
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2)
+    >>> start = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    >>> a, b = ({name: value + number for name, value in start.items()} for number in (1.0, 3.0))
+    >>> fedmerge.merge(model, [a, b])["bias"].tolist()
+    [2.0, 2.0]
+    >>> fedmerge.merge(model, [a, b], method="task_arithmetic", base=start, scale=0.25)["bias"].tolist()
+    [1.0, 1.0]
     """
     chosen = _method(method, hyper_parameters)
     given = _Given(model, base, None, False, head, device)
@@ -141,9 +148,17 @@ class Adapter:
 
     Examples
     --------
-    >>> adapt = Adapter(model, {"axial": a, "coronal": b}, method="eam", gamma=5)  # doctest: +SKIP
-    >>> for batch in stream:  # doctest: +SKIP
-    ...     logits = adapt(batch)
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    >>> bright = torch.ones(1, 16)
+    >>> sure = {"1.weight": torch.cat([bright, -bright]), "1.bias": torch.zeros(2)}
+    >>> unsure = {"1.weight": torch.cat([bright, -bright]) / 100, "1.bias": torch.zeros(2)}
+    >>> adapt = fedmerge.Adapter(model, {"axial": sure, "coronal": unsure}, method="eam", gamma=5)
+    >>> batch = torch.cat([torch.ones(1, 1, 4, 4), -torch.ones(1, 1, 4, 4)])
+    >>> adapt(batch).argmax(1).tolist()
+    [0, 1]
+    >>> bool(adapt.coefficients.encoder[0] > 0.9)  # axial knows this batch
+    True
     """
 
     def __init__(  # noqa: PLR0913 - all but the experts have defaults
@@ -250,7 +265,7 @@ class Adapter:
         raise MethodError(f"method {row.method.key}: merges {what}; expected a method with one model for each batch, such as eam")
 
     def reset(self) -> None:
-        """Forget all batches: the next is as the first. Experts stay as they are."""
+        """Forget all batches: the next is predicted as if it were the first. Experts stay as they are."""
         self._began, self._last = False, None
         self._row.state = self._row.method.start(self._bank) if isinstance(self._row.method, Stateful) else {}
 

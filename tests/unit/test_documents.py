@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import doctest
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -12,13 +15,22 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from fedmerge.data.datasets._base import Geometry, Source
+import fedmerge
+from fedmerge.data.corruptions._base import SHIFTS
+from fedmerge.data.datasets._base import SOURCES, Geometry, Source
 from fedmerge.experiment.experiment import load_experiment
+from fedmerge.federated.attacks._base import ATTACKS
+from fedmerge.federated.defenses._base import DEFENSES
+from fedmerge.federated.statistics._base import STATISTICS
+from fedmerge.federated.strategies._base import STRATEGIES
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.methods._base import METHODS, Method, Static
 from fedmerge.registry import Folder
+from fedmerge.stream.schedules._base import SCHEDULES
 from tests.conftest import Net, expert_states
+from tests.front_door import SCENARIO, world
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -111,3 +123,114 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     assert [name for name in METHODS.names if f'id="{name}"' not in methods] == []
     foreign = re.compile(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="https?://')
     assert [page.name for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())] == []
+
+
+PUBLIC = [
+    *(ROOT / "fedmerge" / "merging").rglob("*.py"),
+    *(ROOT / "fedmerge" / "stream").rglob("*.py"),
+    *(Path(inspect.getfile(getattr(fedmerge, name))) for name in ("RunResult", "FedmergeError")),
+]
+"""Files of public names: what `fedmerge.__all__` offers and docs/reference/python.md shows; every function and class without
+an underscore in `merging/` and `stream/`; and every plug-in (PLUGINS). Of the last two files, only the names of `__all__` count."""
+
+PLUGINS = (METHODS, SCHEDULES, SHIFTS, SOURCES, STRATEGIES, STATISTICS, ATTACKS, DEFENSES)
+SECTION = re.compile(r"^(\w+)\n-{3,}\n", re.MULTILINE)
+ENTRY = re.compile(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: : .*)?$", re.MULTILINE)
+Named = ast.FunctionDef | ast.ClassDef
+
+
+def public_names() -> list[tuple[str, Named]]:
+    """(file: name, definition) of all public functions and classes but plug-ins' own fields."""
+    found = []
+    for path in PUBLIC:
+        inside = path.is_relative_to(ROOT / "fedmerge" / "merging") or path.is_relative_to(ROOT / "fedmerge" / "stream")
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, Named) and not node.name.startswith("_") and (inside or node.name in fedmerge.__all__):
+                found.append((f"{path.relative_to(ROOT)}: {node.name}", node))
+    return found
+
+
+def sections(text: str) -> dict[str, str]:
+    """The NumPy sections of a docstring."""
+    parts = SECTION.split(text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def arguments(node: Named) -> dict[str, str]:
+    """What a docstring must tell of: arguments of a function or constructor, else fields; each with its annotation."""
+    made = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+    if isinstance(node, ast.ClassDef) and not made:
+        fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
+        if any(isinstance(part.value, ast.Call) and ast.unparse(part.value.func) == "Field" for part in fields):
+            return {}  # of pydantic: see the test of plug-ins
+        named = {part.target.id: ast.unparse(part.annotation) for part in fields if isinstance(part.target, ast.Name)}
+        named |= {
+            part.targets[0].id: "" for part in node.body if isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name)
+        }
+        return {name: kind for name, kind in named.items() if not name.startswith("_") and "ClassVar" not in kind}
+    given = (made[0] if isinstance(node, ast.ClassDef) else node).args
+    listed = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    several = [("*", given.vararg), ("**", given.kwarg)]
+    named = {one.arg: ast.unparse(one.annotation) for one in listed if one.annotation}
+    return named | {stars + one.arg: "" for stars, one in several if one}
+
+
+def lacking(node: Named) -> list[str]:
+    """What a public docstring lacks to be complete, in NumPy form."""
+    text = ast.get_docstring(node) or ""
+    found, wanted = sections(text), arguments(node)
+    told = found.get("Parameters", "") + "\n" + found.get("Attributes", "")
+    entries = {name for line in ENTRY.findall(told) for name in line.split(", ")}
+    lacks = [] if text.strip() and not SECTION.match(text) else ["a summary"]
+    lacks += [f"parameter {name}" for name in wanted if name not in entries]
+    lacks += [f"no such parameter: {name}" for name in entries - set(wanted)]
+    for name, kind in wanted.items():
+        said = re.search(rf"^(?:.*, )?{re.escape(name)}(?:, .*)? : .*\n((?:[ ]{{4}}.*\n?)+)", told, re.MULTILINE)
+        if re.fullmatch(r"Tensor( \| None)?|NDArray\[.*\]", kind) and not (said and re.search(r"\(.*\)|scalar", said[1])):
+            lacks.append(f"shape of {name}")
+    if isinstance(node, ast.FunctionDef):
+        if ast.unparse(node.returns or ast.Constant(None)) != "None" and not {"Returns", "Yields"} & set(found):
+            lacks.append("what it returns")
+        if any(isinstance(part, ast.Raise) for part in ast.walk(node)) and "Raises" not in found:
+            lacks.append("what it raises")
+    if node.name in fedmerge.__all__ and ">>> " not in text:
+        lacks.append("an example")
+    return lacks
+
+
+def test_every_public_docstring_is_complete() -> None:
+    """In NumPy form: a summary, every argument, shapes of tensors, what comes back, what is raised."""
+    assert {name: lacks for name, node in public_names() if (lacks := lacking(node))} == {}
+
+
+def test_every_plug_in_describes_itself_and_each_of_its_keys() -> None:
+    unsaid = []
+    for folder in PLUGINS:
+        for name in folder.names:
+            kind = folder.load(name)
+            unsaid += [name] if not (kind.__doc__ or "").strip() else []
+            unsaid += [f"{name}.{key}" for key, field in kind.model_fields.items() if not field.description and key != "kind"]
+    assert unsaid == []
+    assert [name for name in METHODS.names if not METHODS.load(name).paper] == []
+
+
+def test_public_methods_of_public_classes_say_what_they_do() -> None:
+    classes = [(place, node) for place, node in public_names() if isinstance(node, ast.ClassDef)]
+    inside = [(place, part) for place, node in classes for part in node.body if isinstance(part, ast.FunctionDef)]
+    assert [f"{place}.{part.name}" for place, part in inside if part.name[0] != "_" and not ast.get_docstring(part)] == []
+
+
+WITH_EXAMPLES = [path for path in sorted((ROOT / "fedmerge").rglob("*.py")) if ">>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "fedmerge")))
+def test_the_examples_in_docstrings_work(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with a small `scenarios/organs.yaml`."""
+    small = {**SCENARIO, "name": "organs", "methods": ["mean", "expert", "eam"], "training": {"epochs": 1}}
+    world(tmp_path)
+    (tmp_path / "scenarios" / "organs.yaml").write_text(yaml.safe_dump(small))
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    ended = doctest.testmod(module, raise_on_error=False)
+    assert ended.attempted > 0 and ended.failed == 0
+    assert "+SKIP" not in path.read_text()

@@ -31,7 +31,13 @@ Rule = Callable[[str, Tensor], Tensor]
 
 
 class Shards(Protocol):
-    """Where the experts are. experts: how many each shard has, at least one, in the order of the bank's names."""
+    """Where the experts are that a bank does not hold itself.
+
+    Attributes
+    ----------
+    experts : tuple[int, ...]
+        How many each shard has, at least one, in the order of the bank's names.
+    """
 
     experts: tuple[int, ...]
 
@@ -43,13 +49,27 @@ class Shards(Protocol):
 class Bank:
     """Experts theta (K, P), the model they run in, and what their owners declared.
 
-    rows: (K + A, P), experts and then anchors; in `sharded.py` the anchors' alone are here, and `rows` is refused.
-    names: the experts'. anchors: subset of "theta_0", "generalist", in order.
+    Further attributes:
     counts: training images of each expert, or None. temperatures: (K,), 1 where none was fitted. flips: whether a horizontal
     flip preserves the label. shared_head: whether all experts started from one head. encoder, head: slices of the P columns.
     kept: models (P,) that methods merge once for these experts, by name.
     statistics: what sites uploaded beside weights, by kind. mapped: the file that holds the rows, or None. shards: who
     has the experts in place of this bank, or None. like: an empty tensor of the rows' kind and place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The architecture; it is run, and its own parameters are not read.
+    parts : Parts
+        Names of its tensors.
+    rows : Tensor
+        (K + A, P), experts and then anchors; in `sharded.py` the anchors' alone are here, and `rows` is refused.
+    buffers : Buffers
+        BatchNorm statistics and everything else in the state.
+    names : Sequence[str]
+        The experts', K of them.
+    anchors : Sequence[str], default ()
+        Subset of "theta_0" and "generalist", in order, A of them.
     """
 
     def __init__(
@@ -354,6 +374,19 @@ class Bank:
 
 
 def merged_by(theta: Tensor, coefficients: Tensor | None) -> Tensor:
-    """theta (P,), which carries from now on the weights (K,) or (K + A,) of its BatchNorm statistics; None is 1/K each."""
+    """Let merged parameters carry the weights of their BatchNorm statistics.
+
+    Parameters
+    ----------
+    theta : Tensor
+        Merged parameters (P,); the same tensor comes back.
+    coefficients : Tensor | None
+        Weights (K,) or (K + A,) of the experts' BatchNorm statistics; None is 1/K each.
+
+    Returns
+    -------
+    Tensor
+        theta (P,), with the weights as its attribute.
+    """
     theta.merged_by = None if coefficients is None else coefficients.detach().clone()  # type: ignore[attr-defined]
     return theta

@@ -18,7 +18,15 @@ BY_LAYER = ("gram", "gram_rounds")
 
 
 class Statistics:
-    """Statistics of K experts. fisher, soup: (K, P). gram, gram_rounds: weight's name -> (K, d, d)."""
+    """Statistics of K experts. fisher, soup: (K, P). gram, gram_rounds: weight's name -> (K, d, d).
+
+    Parameters
+    ----------
+    names : Sequence[str]
+        The experts', K of them.
+    slices : Mapping[str, slice]
+        Parameter's name -> its columns of theta.
+    """
 
     def __init__(self, names: Sequence[str], slices: Mapping[str, slice]) -> None:
         self._names, self._slices = tuple(names), dict(slices)

@@ -327,3 +327,14 @@ def test_theta_0_may_be_one_more_expert(name: str) -> None:
         assert torch.equal(beside(batch), among(batch))
     with pytest.raises(CheckpointError, match="theta_0: the bank was made without it"):
         fedmerge.Adapter(Net(), {"north": NORTH}, method=name, with_theta_0=True)(batch)
+
+
+def test_a_method_that_compares_views_names_a_batch_that_is_not_of_images() -> None:
+    model = torch.nn.Linear(3, 2)
+    experts = {"a": model.state_dict(), "b": torch.nn.Linear(3, 2).state_dict()}
+    rows = torch.ones(4, 3)
+    with pytest.raises(
+        MethodError, match=r"batch: found shape \(4, 3\); expected images \(N, channels, H, W\).*choose one without"
+    ):
+        fedmerge.Adapter(model, experts, method="eam")(rows)
+    assert fedmerge.Adapter(model, experts, method="dcs")(rows).shape == (4, 2)
