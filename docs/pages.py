@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from fedmerge.federated.attacks._base import ATTACKS
 from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.merging.methods._base import METHODS
 from fedmerge.registry import Folder
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path
+from method_figures import figure
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {"index.md": "README.md", "extend.md": "CONTRIBUTING.md", "security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md"}
@@ -62,6 +66,10 @@ def methods() -> str:
         "experts. Forwards are those of a batch through one model, if the method runs alone; together, methods share the experts'",
         "logits.",
         "",
+        "The figures show what every method does with the same three experts: handwritten digits of 8 x 8 pixels, at hospitals",
+        "whose scanners leave an image as it is (north), make it negative (east), or turn it upside down (south). The stream of",
+        "24 batches drifts from north over east to south. The figures show how a method works, not how good it is.",
+        "",
         "| method | merges | needs beyond weights | gradients | forwards per batch | paper |",
         "|---|---|---|---|---|---|",
     ]
@@ -78,6 +86,8 @@ def methods() -> str:
             *_block(inspect.getdoc(kind) or ""),
             "",
             f"*{kind.paper}*",
+            "",
+            figure(name),
             "",
         ]
         lines += _fields(kind.model_json_schema(), without=("kind",))
@@ -124,7 +134,8 @@ def _fields(schema: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[st
     for name, field in fields.items():
         default = "required" if name in schema.get("required", ()) else f"`{json.dumps(field.get('default'))}`"
         default = "see `fedmerge schema`" if len(default) > 60 else default
-        lines.append(f"| `{name}` | {_cell(_type(field))} | {_cell(default)} | {_cell(field.get('description', ''))} |")
+        said = field.get("description", "chooses this one" if name == "kind" else "")
+        lines.append(f"| `{name}` | {_cell(_type(field))} | {_cell(default)} | {_cell(said)} |")
     return lines
 
 
