@@ -103,7 +103,9 @@ def survey(images: Path) -> Survey:
         if images.exists():
             return survey_table(images.resolve())
     except OSError as error:
-        raise DataError(f"--images: '{error.filename or images}' cannot be read ({error.strerror})") from None
+        raise DataError(
+            f"--images: found '{error.filename or images}', which cannot be read ({error.strerror}); expected {_known()}"
+        ) from None
     raise DataError(f"--images: found nothing at {quoted(images)}, looked for in {quoted(Path.cwd())}; expected {_known()}")
 
 
@@ -400,7 +402,7 @@ def look(found: Survey) -> Look:
             opened += pictures(path)
         except Refused as error:
             if error.key != "frame":
-                raise DataError(f"--images: {quoted(path)}: found {error}, which cannot be used") from None
+                raise DataError(f"--images: {quoted(path)}: found {error}; expected images that can be read as they are") from None
             keys["frame"] = 1
             opened += pictures(path, Reading(frame=1))
         except DAMAGE as error:

@@ -259,10 +259,10 @@ class Adapter:
         if row.theta is not None:
             return self._bank.state_dict(row.theta, row.statistics)
         if last is None:
-            raise MethodError(f"method {row.method.key}: nothing has been merged yet; give the adapter a batch first")
+            raise MethodError(f"method {row.method.key}: found no merged model yet; expected a batch first. Call adapt(batch)")
         apart = last.coefficients is not None and last.coefficients.of == "weights"
         what = "one model for each sample" if apart else "predictions and no model"
-        raise MethodError(f"method {row.method.key}: merges {what}; expected a method with one model for each batch, such as eam")
+        raise MethodError(f"method {row.method.key}: found {what}; expected a method with one model for each batch, such as eam")
 
     def reset(self) -> None:
         """Forget all batches: the next is predicted as if it were the first. Experts stay as they are."""
@@ -315,9 +315,11 @@ class Adapter:
             For an unknown name, the last expert, or one that the method cannot do without. The adapter stays as it was.
         """
         if name not in self._experts:
-            raise MethodError(f"expert '{name}': found no expert of this name; {nearest(name, self._experts)}")
+            raise MethodError(
+                f"expert '{name}': found no expert of this name; expected one that is here: {nearest(name, self._experts)}"
+            )
         if len(self._experts) == 1:
-            raise MethodError(f"expert '{name}': is the last one; expected at least one that stays")
+            raise MethodError(f"expert '{name}': found it to be the last one; expected at least one that stays")
         self._settle({other: expert for other, expert in self._experts.items() if other != name})
 
     _began = False
@@ -485,15 +487,15 @@ def _only_row(method: Method, given: _Given, experts: Mapping[str, _Expert]) -> 
     names = tuple(experts)
     rows = method.expand(names)
     if not rows:
-        raise MethodError(f"method {method.key}: its expert is not here; expected one of {', '.join(names)}")
+        raise MethodError(f"method {method.key}: found no expert of that name; expected one of {', '.join(names)}")
     if len(rows) > 1:
         mend = f" Name one: site='{names[0]}'" if "site" in type(method).model_fields else ""
-        raise MethodError(f"method {method.key}: stands for {len(rows)} models; expected one.{mend}")
+        raise MethodError(f"method {method.key}: found {len(rows)} models, one for each expert; expected one.{mend}")
     (row,) = rows
     if row.transductive:
         raise MethodError(
-            f"method {method.key}: sees the whole stream before it predicts; expected hyper-parameters with which it goes batch by "
-            "batch. An adapter gets one batch at a time; fedmerge.run has the whole stream"
+            f"method {method.key}: found hyper-parameters that need the whole stream before the first prediction; expected "
+            "ones with which it goes batch by batch, as an adapter does. Use fedmerge.run for the whole stream"
         )
     for lacking in sorted(row.needed - given.has(experts)):
         mend = MENDS.get(lacking, f"statistics={{'{lacking}': [...]}}, one mapping of tensors for each expert")

@@ -36,7 +36,7 @@ def head_bias(model: nn.Module) -> str:
     """
     names = [name for name in head_names(model) if model.get_parameter(name).ndim == 1]
     if len(names) != 1:
-        raise CheckpointError(f"the classifier has {len(names)} biases; expected one, which holds the label prior")
+        raise CheckpointError(f"classifier: found {len(names)} biases; expected one, which holds the label prior")
     return names[0]
 
 

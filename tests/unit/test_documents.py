@@ -21,6 +21,7 @@ import fedmerge
 from fedmerge.data.corruptions._base import SHIFTS
 from fedmerge.data.datasets._base import SOURCES, Geometry, Source
 from fedmerge.experiment.experiment import load_experiment
+from fedmerge.experiment.scenario import json_schema
 from fedmerge.federated.attacks._base import ATTACKS
 from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.federated.statistics._base import STATISTICS
@@ -121,6 +122,7 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     methods = (tmp_path / "reference" / "methods.html").read_text()
     assert [name for name in METHODS.names if f'id="{name}"' not in methods] == []
+    assert methods.count("<svg xmlns") == len(METHODS.names)  # a figure of each
     foreign = re.compile(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="https?://')
     assert [page.name for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())] == []
 
@@ -234,3 +236,14 @@ def test_the_examples_in_docstrings_work(path: Path, tmp_path: Path, monkeypatch
     ended = doctest.testmod(module, raise_on_error=False)
     assert ended.attempted > 0 and ended.failed == 0
     assert "+SKIP" not in path.read_text()
+
+
+def test_every_key_of_a_scenario_and_of_a_site_file_is_described() -> None:
+    """The descriptions are what docs/reference shows, and editors by the schema."""
+    unsaid = []
+    for document in ("scenario", "site"):
+        schema = json_schema(document)
+        for part, one in {document: schema, **schema["$defs"]}.items():
+            keys = {key: field for key, field in one.get("properties", {}).items() if key != "kind"}
+            unsaid += [f"{part}.{key}" for key, field in keys.items() if not field.get("description")]
+    assert unsaid == []

@@ -179,7 +179,7 @@ class Bank:
     def joined(self) -> Bank:
         """The same rows, with theta_0 as one more expert: the last. Raises CheckpointError without theta_0, and over shards."""
         if self.shards is not None:
-            raise CheckpointError("with_theta_0: the experts are spread over shards; expected all rows in one place")
+            raise CheckpointError("with_theta_0: found experts that are spread over shards; expected all of them in one process")
         self.anchor("theta_0")
         twin = copy.copy(self)
         twin.names, twin.anchors = (*self.names, "theta_0"), self.anchors[1:]
@@ -193,7 +193,7 @@ class Bank:
         """The row of an anchor. Raises CheckpointError if the bank was made without it."""
         if name not in self.anchors:
             given = {"theta_0": "base=theta_0", "generalist": "generalist=..."}[name]
-            raise CheckpointError(f"{name}: the bank was made without it; expected Bank.of(..., {given})")
+            raise CheckpointError(f"{name}: found a bank that was made without it; expected Bank.of(..., {given})")
         return self.K + self.anchors.index(name)
 
     def anchor_row(self, name: str) -> Tensor:

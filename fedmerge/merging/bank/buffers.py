@@ -55,7 +55,7 @@ class Buffers:
         counting = [name for name in parts.fixed if name.endswith("num_batches_tracked")]
         for name in parts.fixed:
             if name not in counting and any(not torch.equal(state[name], source[name]) for state in states):
-                raise CheckpointError(f"buffer {name} differs between experts; expected one table, the same for all")
+                raise CheckpointError(f"buffer {name}: found a table that differs between experts; expected the same table in all")
         fixed = {name: _placed(source[name], like) for name in parts.fixed}
         counts = {name: torch.stack([_placed(state[name], like) for state in states]) for name in counting}
         return Buffers(parts.statistics, stacked, fixed, experts, counts, policy)

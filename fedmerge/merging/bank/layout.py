@@ -98,13 +98,15 @@ def head_names(model: nn.Module, head: Sequence[str] | None = None) -> tuple[str
     if head is not None:
         unknown = sorted(set(head) - set(parameters))
         if unknown:
-            raise CheckpointError(f"head: found {unknown}, which are no parameters; the model's last are {list(parameters)[-4:]}")
+            raise CheckpointError(
+                f"head: found {unknown}; expected names of parameters, of which the model's last are {list(parameters)[-4:]}"
+            )
         return tuple(head)
     classifiers = _classifiers(model)
     owned = {id(parameter) for module in classifiers for parameter in module.parameters()}
     names = tuple(name for name, parameter in parameters.items() if id(parameter) in owned)
     if not names:
-        raise CheckpointError("the model has no final classifier that could be found; name its parameters with head=[...]")
+        raise CheckpointError("head: found no final classifier in the model; expected one. Name its parameters with head=[...]")
     return names
 
 

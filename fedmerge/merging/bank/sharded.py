@@ -99,7 +99,9 @@ class SpreadBank(Bank):
     @property
     def rows(self) -> Tensor:
         """Refused: a method that wants them says so in `whole`, and the target does not begin with it."""
-        raise CheckpointError("the experts' parameters are spread over shards, and this needs all of them in one place")
+        raise CheckpointError(
+            "target.shards: found experts that are spread over shards; expected all of them in one process for this method"
+        )
 
     @property
     def tau(self) -> Tensor:

@@ -45,7 +45,9 @@ class Statistics:
             layers = given[0].keys()
             for name, one in zip(self._names, given, strict=True):
                 if odd := sorted(set(one) ^ set(layers) | set(one) - set(self._slices)):
-                    raise CheckpointError(f"statistic '{kind}' of {name}: found, or missing, {odd[0]}; expected the linear weights")
+                    raise CheckpointError(
+                        f"statistic '{kind}' of {name}: found a difference at {odd[0]}; expected one matrix for each linear weight"
+                    )
             self._layers[kind] = {layer: torch.stack([one[layer].to(like.device) for one in given]) for layer in layers}
 
     def flat(self, kind: str, method: str) -> Tensor:
@@ -63,7 +65,9 @@ class Statistics:
     def _row(self, kind: str, name: str, one: StateDict, like: Tensor) -> Tensor:
         missing = sorted(set(self._slices) - set(one))
         if missing:
-            raise CheckpointError(f"statistic '{kind}' of {name}: nothing for {missing[0]} ({len(missing)} parameters in all)")
+            raise CheckpointError(
+                f"statistic '{kind}' of {name}: found nothing for {missing[0]}; expected it for all ({len(missing)} are missing)"
+            )
         return torch.cat([one[parameter].reshape(-1) for parameter in self._slices]).to(like)
 
 
