@@ -64,7 +64,7 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "a misspelled key below": (change(training={"epoch": 2}), ("tiny.yaml: training.epoch", "did you mean 'epochs'?")),
     "a missing site file": (change(sites=["nort", "south"]), ("sites/nort.yaml", "No such file", "did you mean 'north.yaml'?")),
     "an unknown source": (site("north", source={"kind": "organ_fantom"}), ("north.yaml: source", "did you mean 'organ_phantom'?")),
-    "the target among the sites": (change(sites=["north", "mercy"]), ("tiny.yaml: target", "also among the sites")),
+    "the target among the sites": (change(sites=["north", "mercy"]), ("tiny.yaml: target", "also one of the sites")),
     "a site twice": (change(sites=["north", "north"]), ("tiny.yaml: sites", "'north' 2 times")),
     "other classes": (album("liver", "cat"), ("site 'north': source", "the classes of 'south'", "extra ['cat']")),
     "an empty image folder": (album(), ("north.yaml: source.root", "no image")),
@@ -133,7 +133,7 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
         ("events[0]", "join, leave, and replace"),
     ),
     "an event of an unknown hospital": (change(events=[{"at": 1, "join": "eest"}]), ("eest.yaml", "did you mean 'east.yaml'?")),
-    "the target joins": (change(events=[{"at": 1, "join": "mercy"}]), ("tiny.yaml: target", "also among the sites")),
+    "the target joins": (change(events=[{"at": 1, "join": "mercy"}]), ("tiny.yaml: target", "also one of the sites")),
     "more sites wanted than there are": (
         change(min_sites=3),
         ("tiny.yaml: min_sites", "found 3", "at most 2, the number of sites"),

@@ -149,7 +149,10 @@ def test_what_asks_a_hospital_to_train_is_refused(folder: Path) -> None:
     assert "site 'south': expert.checkpoint: " in (told := fedmerge(folder, "plan", "scenarios/tiny.yaml").stderr)
     assert "nowhere.pth: No such file or directory" in told
     for changes, said in (
-        ({"federated": ["fedavg"]}, "federated[0]: found 'fedavg-5' beside site 'south', which brings its expert"),
+        (
+            {"federated": ["fedavg"]},
+            "federated[0]: found 'fedavg-5', but site 'south' brings its expert and does not train; expected sites that all train",
+        ),
         (
             {"initialization": {**SHORT["initialization"], "head_init": "fed_lp"}},
             "initialization.head_init: found 'fed_lp', but site",

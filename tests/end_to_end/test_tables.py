@@ -86,7 +86,7 @@ def test_sites_without_a_key_in_common_are_unknown(hospitals: Path) -> None:
     (hospitals / "other").write_text("0" * 32)
     write_site(hospitals, "c", patient_key="other")
     told = done(hospitals, "--out", "run", "--pool", "pool", "--experts-only")
-    assert "patients are at two sites is unknown for a, b, c" not in told  # a and b have one in common
+    assert "sites a, b, c: nobody can tell" not in told  # a and b have one in common
     assert "sites c: nobody can tell whether their patients are at other sites too" in " ".join(told.split())
 
 

@@ -138,7 +138,7 @@ def test_a_snapshot_holds_no_row_and_fits_any_number_of_shards(target: Targets) 
         (
             2,
             {"methods": (load_method("mean"), load_method("adamerging"))},
-            r"methods\[1\]: found 'adamerging', which needs the parameters of all",
+            r"methods\[1\]: found 'adamerging', which needs all experts in one process",
         ),
         (2, {"methods": (load_method("diwa"),)}, r"methods\[0\]: found 'diwa'"),
         (2, {"methods": (load_method("fisher", mode="target", label="F"),)}, r"methods\[0\]: found 'F'"),

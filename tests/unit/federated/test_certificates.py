@@ -177,7 +177,11 @@ def made(folder: Path, key: Any, begins: datetime, signs: bool) -> tuple[x509.Ce
 @pytest.mark.parametrize(
     ("begins", "signs", "said"),
     [
-        (timedelta(days=-31), True, r"ca\.crt: found one that ran out on 20\d\d-\d\d-\d\d; give another folder"),
+        (
+            timedelta(days=-31),
+            True,
+            r"ca\.crt: found one that ran out on 20\d\d-\d\d-\d\d; expected a valid one. Name another folder",
+        ),
         (timedelta(days=1), True, r"ca\.crt: found one that begins on 20\d\d-\d\d-\d\d; expected one that is valid today"),
         (timedelta(0), False, r"ca\.crt: found the certificate of a machine; expected that of an authority"),
     ],

@@ -248,7 +248,7 @@ def test_rounds_that_are_cut_off_go_on_to_the_same_bits(name: str, hospital: Hos
     assert found.turns == expected.turns
     file = next(pool.entry(strategy).glob("round-*/model.safetensors"))
     file.write_bytes(file.read_bytes()[:-4] + b"oops")
-    with pytest.raises(FolderError, match=r"delete .* and its rounds run again"):
+    with pytest.raises(FolderError, match=r"Delete .* to run them again"):
         pool.model(strategy)
 
 
@@ -310,7 +310,7 @@ def test_a_damaged_round_stops_its_own_strategy_alone(hospital: Hospital, job: J
     (pool.entry(both[0]) / "round-0001").mkdir(parents=True)
     failed = LocalBackend().compete(asked, lambda _: None)
     assert list(failed) == ["fedavg-2"]
-    assert "its rounds run again" in failed["fedavg-2"]
+    assert "to run them again" in failed["fedavg-2"]
     assert pool.has(both[1])
 
 
@@ -330,9 +330,7 @@ def test_a_strategy_that_cannot_be_is_told_before_anything_starts(tmp_path: Path
     file = world(tmp_path)
     cases = {
         "federated[0].fedavg.rounds": [{"fedavg": {"rounds": 0}}],
-        "federated[0].fraction: found 0.2, which of 2 hospitals selects none; expected at least 0.5": [
-            {"fedavg": {"fraction": 0.2}}
-        ],
+        "federated[0].fraction: found 0.2, which selects no hospital of 2; expected at least 0.5": [{"fedavg": {"fraction": 0.2}}],
         "no such strategy: did you mean 'fedavg'": ["fedavgg"],
         "'krum-5', which would have 2 hospitals in a round; expected at least 3 hospitals in each round": ["krum"],
         "'mean' 2 times": [{"fedavg": {"label": "mean"}}],
@@ -390,11 +388,11 @@ def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> No
 def test_every_row_has_a_name_of_its_own(tmp_path: Path) -> None:
     file = world(tmp_path)
     cases: dict[str, dict[str, Any]] = {
-        "methods[1]: found 'mean' 2 times (methods[0], methods[1])": {"methods": ["mean", "mean"]},
-        "federated[0]: found 'mean' 2 times (methods[0], federated[0])": {"federated": [{"fedavg": {"label": "mean"}}]},
-        "federated[1]: found 'fedavg-5' 2 times": {"federated": ["fedavg", {"fedavg": {"fraction": 0.5}}]},
-        "methods[1]: found 'expert:north' 2 times": {"methods": ["expert", {"expert": {"site": "north"}}]},
-        "methods[1]: found 'expert:east' 2 times": {
+        "methods[1]: found the name 'mean' 2 times (methods[0], methods[1])": {"methods": ["mean", "mean"]},
+        "federated[0]: found the name 'mean' 2 times (methods[0], federated[0])": {"federated": [{"fedavg": {"label": "mean"}}]},
+        "federated[1]: found the name 'fedavg-5' 2 times": {"federated": ["fedavg", {"fedavg": {"fraction": 0.5}}]},
+        "methods[1]: found the name 'expert:north' 2 times": {"methods": ["expert", {"expert": {"site": "north"}}]},
+        "methods[1]: found the name 'expert:east' 2 times": {
             "methods": ["expert", {"expert": {"site": "east"}}],
             "events": [{"at": 1, "join": "east"}],
         },

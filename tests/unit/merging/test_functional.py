@@ -251,7 +251,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "odd gram": (
         lambda: fedmerge.merge(Net(), BOTH, "regmean", statistics={"gram": [{"head.weight": torch.eye(4)}, {}]}),
         CheckpointError,
-        "statistic 'gram' of expert-1: found, or missing, head.weight",
+        "statistic 'gram' of expert-1: found a difference at head.weight",
     ),
     "misfit": (lambda: fedmerge.merge(Net(4), BOTH), CheckpointError, "expert-0 does not fit.*\n.*head.weight"),
     "odd counts": (lambda: fedmerge.Adapter(Net(), BOTH, counts=[1]), MethodError, "counts: found 1; expected 2"),
@@ -269,7 +269,11 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "taken name": (lambda: fedmerge.Adapter(Net(), BOTH).join("expert-0", WEST), MethodError, "one of this name already"),
     "unknown name": (lambda: fedmerge.Adapter(Net(), BOTH).leave("expert-9"), MethodError, "did you mean"),
     "last one": (lambda: fedmerge.Adapter(Net(), [NORTH]).leave("expert-0"), MethodError, "found it to be the last one"),
-    "needed one": (lambda: fedmerge.Adapter(Net(), BOTH, "expert", site="expert-0").leave("expert-0"), MethodError, "not here"),
+    "needed one": (
+        lambda: fedmerge.Adapter(Net(), BOTH, "expert", site="expert-0").leave("expert-0"),
+        MethodError,
+        "found no expert of that name; expected one of expert-1",
+    ),
 }
 
 
