@@ -208,8 +208,8 @@ def _texts(folder: Path, name: str, found: Survey, seen: Look, plan: Plan, said:
         "in_chans": seen.channels,
     }
     said.append(
-        f"a small model, trained from public phantom images, sees {kwargs['img_size']} x {kwargs['img_size']} pixels: "
-        "model.kwargs.img_size makes it see more, and protocol eam is for a pretrained ViT and a GPU"
+        f"the model is small, sees {kwargs['img_size']} x {kwargs['img_size']} pixels (model.kwargs.img_size) and starts from "
+        "public phantom images; 'protocol: eam' is for a pretrained ViT and a GPU"
     )
     content = {
         "name": name,

@@ -59,7 +59,7 @@ def test_hospitals_and_classes_and_a_run_to_its_report(tmp_path: Path) -> None:
     said, scenario = init(tmp_path, folders(tmp_path / "Skin 2024", "Clinic {site}/{label}/{n}.png", channels=3))
     assert "the folders are <hospital>/<class>; classes 'melanoma', 'nevus'" in said
     assert "'Clinic a' is the target" in said
-    assert "PNG of 20 x 24 pixels (median of 60), color" in said
+    assert "PNG of 20 x 24 pixels (median of 60 images), color" in said
     assert scenario["name"] == "skin_2024"
     assert (scenario["sites"], scenario["target"]) == (["clinic_b", "clinic_c"], "clinic_a")
     assert scenario["model"]["kwargs"]["in_chans"] == 3
