@@ -46,7 +46,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Links to files of the root lead to their pages; those without one are named without a link."""
     for page, source in BESIDE.items():
-        markdown = re.sub(rf"\]\((\.\./)?{re.escape(source)}", f"]({page}", markdown)
+        found = re.compile(rf"\]\(((?:\.\./)*){re.escape(source)}")
+        markdown = found.sub(lambda link, page=page: f"]({link[1].removeprefix('../')}{page}", markdown)
     return re.sub(
         r"\[([^\]]*)\]\((?:\.\./)*(?:LICENSE|CITATION\.cff|CODE_OF_CONDUCT\.md|benchmarks/[^)]*|examples/[^)]*)\)", r"\1", markdown
     )

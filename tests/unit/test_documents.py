@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
-import inspect
 import re
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from tests.conftest import Net, expert_states
 from tests.front_door import SCENARIO, world
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TOP = "fedmerge|tests|docs|examples|benchmarks|scenarios|sites"
 IN_CODE = re.compile(rf"(?<![\w/.\"'])(?:{TOP})/[\w./*-]+")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -127,13 +126,10 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     assert [page.name for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())] == []
 
 
-PUBLIC = [
-    *(ROOT / "fedmerge" / "merging").rglob("*.py"),
-    *(ROOT / "fedmerge" / "stream").rglob("*.py"),
-    *(Path(inspect.getfile(getattr(fedmerge, name))) for name in ("RunResult", "FedmergeError")),
+PUBLISHED = [
+    name for page in (ROOT / "docs" / "reference").glob("*.md") for name in re.findall(r"(?m)^::: (\S+)", page.read_text())
 ]
-"""Files of public names: what `fedmerge.__all__` offers and docs/reference/python.md shows; every function and class without
-an underscore in `merging/` and `stream/`; and every plug-in (PLUGINS). Of the last two files, only the names of `__all__` count."""
+"""What the reference shows: modules, and names of modules."""
 
 PLUGINS = (METHODS, SCHEDULES, SHIFTS, SOURCES, STRATEGIES, STATISTICS, ATTACKS, DEFENSES)
 SECTION = re.compile(r"^(\w+)\n-{3,}\n", re.MULTILINE)
@@ -142,14 +138,22 @@ Named = ast.FunctionDef | ast.ClassDef
 
 
 def public_names() -> list[tuple[str, Named]]:
-    """(file: name, definition) of all public functions and classes but plug-ins' own fields."""
+    """(file: name, definition) of every function and class without an underscore in `merging/` and `stream/`, and of every name
+    that the reference shows, among which are those of `fedmerge.__all__`. Plug-ins have a test of their own."""
     found = []
-    for path in PUBLIC:
-        inside = path.is_relative_to(ROOT / "fedmerge" / "merging") or path.is_relative_to(ROOT / "fedmerge" / "stream")
+    for path in sorted((ROOT / "fedmerge").rglob("*.py")):
+        here = path.relative_to(ROOT)
+        module = ".".join(here.with_suffix("").parts)
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, Named) and not node.name.startswith("_") and (inside or node.name in fedmerge.__all__):
-                found.append((f"{path.relative_to(ROOT)}: {node.name}", node))
+            if isinstance(node, Named) and not node.name.startswith("_"):
+                inside = here.parts[1] in ("merging", "stream")
+                if inside or module in PUBLISHED or f"{module}.{node.name}" in PUBLISHED:
+                    found.append((f"{here}: {node.name}", node))
     return found
+
+
+def test_the_reference_shows_all_that_the_package_offers() -> None:
+    assert set(fedmerge.__all__) <= {name.rpartition(".")[2] for name in PUBLISHED}
 
 
 def sections(text: str) -> dict[str, str]:
