@@ -52,7 +52,8 @@ class Problem:
         place = f"{self.where}: {self.key}" if self.key else self.where
         if not self.expected:
             return f"{place}: found {self.found}: {self.mend}"
-        return f"{place}: found {self.found}; expected {self.expected}" + (f". {self.mend}" if self.mend else "")
+        joint = "; " if self.mend[:1].islower() else ". "  # "did you mean" goes on with the sentence
+        return f"{place}: found {self.found}; expected {self.expected}" + (f"{joint}{self.mend}" if self.mend else "")
 
 
 class FedmergeError(Exception):

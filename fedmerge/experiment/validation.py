@@ -412,8 +412,10 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
                 problems.append(Problem(where, f"{place}.{field}", str(here), f"{there}, as in uploads.{kind}", mend))
     lacks = sorted(method.needed & {*STATISTICS.names, "counts", "theta_0"}) if method.with_theta_0 else []
     if lacks or (method.with_theta_0 and (scenario.target.shards or 1) > 1):
-        why = f"theta_0 has no {lacks[0]}, which the method needs of every expert" if lacks else "no shard holds theta_0"
-        why = "The method starts from theta_0 already" if "theta_0" in lacks else why[0].upper() + why[1:]
+        why = (
+            f"The start, theta_0, has no {lacks[0]}, which the method needs of every expert" if lacks else "No shard holds theta_0"
+        )
+        why = "The method starts from theta_0 already" if "theta_0" in lacks else why
         problems.append(Problem(where, f"{at}.{method.kind()}.with_theta_0", "true", "false", why))
     if "generalist" in method.needed and scenario.generalist is None:
         found, expected = f"'{method.key}', which needs a generalist, and no key 'generalist'", "that key in the scenario"

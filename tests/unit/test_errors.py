@@ -51,5 +51,6 @@ def test_a_problem_says_what_is_expected(path: Path) -> None:
 def test_a_problem_is_where_found_expected_and_mend() -> None:
     problem = Problem("organs.yaml:12", "target", "'art'", "a site", "Did you mean 'axial'?")
     assert str(problem) == "organs.yaml:12: target: found 'art'; expected a site. Did you mean 'axial'?"
+    near = Problem("organs.yaml", "target", "'axail'", "a site", nearest("axail", ["axial", "coronal"]))
+    assert str(near) == "organs.yaml: target: found 'axail'; expected a site; did you mean 'axial'?"
     assert str(ScenarioError([problem])).splitlines() == ["the scenario cannot run: 1 problem", f"  - {problem}"]
-    assert nearest("axail", ["axial", "coronal"]) == "did you mean 'axial'?"

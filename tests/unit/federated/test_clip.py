@@ -161,7 +161,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": "ViT-B-23"}, "model.name: found 'ViT-B-23'; expected a model of open_clip. did you mean 'ViT-B-32'"),
+        ({"name": "ViT-B-23"}, "model.name: found 'ViT-B-23'; expected a model of open_clip; did you mean 'ViT-B-32'"),
         ({"name": "local-dir:/nowhere"}, "model.name: found 'local-dir:/nowhere' .*; expected a folder with open_clip_config.json"),
         ({"kwargs": {"vision_cfg": {"wdith": 3}}}, "model.kwargs: .*wdith.*expected a configuration of open_clip"),
     ],
