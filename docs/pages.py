@@ -19,7 +19,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from fedmerge.cli.main import app
-from fedmerge.cli.methods import row
+from fedmerge.cli.methods import row, takes
 from fedmerge.experiment.scenario import json_schema
 from fedmerge.federated.attacks._base import ATTACKS
 from fedmerge.federated.defenses._base import DEFENSES
@@ -141,24 +141,10 @@ def _fields(schema: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[st
 
 
 def _type(field: Mapping[str, Any]) -> str:
-    """What a field takes, in words."""
-    if reference := field.get("$ref"):
-        name = reference.rpartition("/")[2]
-        return f"[{name}](yaml.md#{name.lower()})" if name in PARTS else name
-    if choices := field.get("enum"):
-        return ", ".join(f"`{choice}`" for choice in choices)
-    if "const" in field:
-        return f"`{field['const']}`"
-    if several := field.get("anyOf") or field.get("oneOf"):
-        found = dict.fromkeys(_type(one) for one in several if one.get("type") != "null")
-        return " or ".join(found)
-    if field.get("type") == "array":
-        return f"list of {_type(field['items'])}" if "items" in field else "list"
-    bounds = [f"{sign} {field[key]}" for key, sign in BOUNDS.items() if key in field]
-    return " ".join([{"object": "mapping"}.get(field.get("type", ""), field.get("type", "anything")), ", ".join(bounds)]).strip()
+    """What a field takes, with links."""
+    return takes(field, lambda name: f"[{name}](yaml.md#{name.lower()})" if name in PARTS else name, lambda value: f"`{value}`")
 
 
-BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 PARTS = {name for document in ("scenario", "site") for name in json_schema(document)["$defs"]}
 
 

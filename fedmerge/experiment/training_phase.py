@@ -183,7 +183,7 @@ def vetted(experiment: Experiment, initial: Initial, experts: list[Expert], opti
     for one in found.done:
         terminal.say(f"DEFENSE {one.check}: the expert of '{one.site}' is {one.what}: {one.why}")
     for remark in found.remarks:
-        terminal.say(f"defense {remark}")
+        terminal.say(f"defenses {remark}" if "," in remark.partition(":")[0] else f"defense {remark}")
     return found
 
 
