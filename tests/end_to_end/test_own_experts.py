@@ -147,7 +147,7 @@ def test_what_asks_a_hospital_to_train_is_refused(folder: Path) -> None:
     assert "expert.clases: found an unknown key" in wrong.stderr
     bring(folder, "south", folder / "nowhere.pth")
     assert "site 'south': expert.checkpoint: " in (told := fedmerge(folder, "plan", "scenarios/tiny.yaml").stderr)
-    assert "nowhere.pth: No such file or directory" in told
+    assert "nowhere.pth: found nothing that can be opened (No such file or directory)" in told
     for changes, said in (
         (
             {"federated": ["fedavg"]},
