@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from fedmerge.cli.main import app
-from fedmerge.cli.methods import row
+from fedmerge.cli.methods import row, takes
 from fedmerge.experiment.scenario import json_schema
 from fedmerge.federated.attacks._base import ATTACKS
 from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.merging.methods._base import METHODS
 from fedmerge.registry import Folder
+
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path
+from method_figures import figure
 
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {"index.md": "README.md", "extend.md": "CONTRIBUTING.md", "security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md"}
@@ -42,7 +46,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, **_: object) -> str:
     """Links to files of the root lead to their pages; those without one are named without a link."""
     for page, source in BESIDE.items():
-        markdown = re.sub(rf"\]\((\.\./)?{re.escape(source)}", f"]({page}", markdown)
+        found = re.compile(rf"\]\(((?:\.\./)*){re.escape(source)}")
+        markdown = found.sub(lambda link, page=page: f"]({link[1].removeprefix('../')}{page}", markdown)
     return re.sub(
         r"\[([^\]]*)\]\((?:\.\./)*(?:LICENSE|CITATION\.cff|CODE_OF_CONDUCT\.md|benchmarks/[^)]*|examples/[^)]*)\)", r"\1", markdown
     )
@@ -62,6 +67,10 @@ def methods() -> str:
         "experts. Forwards are those of a batch through one model, if the method runs alone; together, methods share the experts'",
         "logits.",
         "",
+        "The figures show what every method does with the same three experts: handwritten digits of 8 x 8 pixels, at hospitals",
+        "whose scanners leave an image as it is (north), make it negative (east), or turn it upside down (south). The stream of",
+        "24 batches drifts from north over east to south. The figures show how a method works, not how good it is.",
+        "",
         "| method | merges | needs beyond weights | gradients | forwards per batch | paper |",
         "|---|---|---|---|---|---|",
     ]
@@ -78,6 +87,8 @@ def methods() -> str:
             *_block(inspect.getdoc(kind) or ""),
             "",
             f"*{kind.paper}*",
+            "",
+            figure(name),
             "",
         ]
         lines += _fields(kind.model_json_schema(), without=("kind",))
@@ -124,29 +135,16 @@ def _fields(schema: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[st
     for name, field in fields.items():
         default = "required" if name in schema.get("required", ()) else f"`{json.dumps(field.get('default'))}`"
         default = "see `fedmerge schema`" if len(default) > 60 else default
-        lines.append(f"| `{name}` | {_cell(_type(field))} | {_cell(default)} | {_cell(field.get('description', ''))} |")
+        said = field.get("description", "chooses this one" if name == "kind" else "")
+        lines.append(f"| `{name}` | {_cell(_type(field))} | {_cell(default)} | {_cell(said)} |")
     return lines
 
 
 def _type(field: Mapping[str, Any]) -> str:
-    """What a field takes, in words."""
-    if reference := field.get("$ref"):
-        name = reference.rpartition("/")[2]
-        return f"[{name}](yaml.md#{name.lower()})" if name in PARTS else name
-    if choices := field.get("enum"):
-        return ", ".join(f"`{choice}`" for choice in choices)
-    if "const" in field:
-        return f"`{field['const']}`"
-    if several := field.get("anyOf") or field.get("oneOf"):
-        found = dict.fromkeys(_type(one) for one in several if one.get("type") != "null")
-        return " or ".join(found)
-    if field.get("type") == "array":
-        return f"list of {_type(field['items'])}" if "items" in field else "list"
-    bounds = [f"{sign} {field[key]}" for key, sign in BOUNDS.items() if key in field]
-    return " ".join([{"object": "mapping"}.get(field.get("type", ""), field.get("type", "anything")), ", ".join(bounds)]).strip()
+    """What a field takes, with links."""
+    return takes(field, lambda name: f"[{name}](yaml.md#{name.lower()})" if name in PARTS else name, lambda value: f"`{value}`")
 
 
-BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 PARTS = {name for document in ("scenario", "site") for name in json_schema(document)["$defs"]}
 
 

@@ -52,13 +52,28 @@ class Problem:
         place = f"{self.where}: {self.key}" if self.key else self.where
         if not self.expected:
             return f"{place}: found {self.found}: {self.mend}"
-        return f"{place}: found {self.found}; expected {self.expected}" + (f". {self.mend}" if self.mend else "")
+        joint = "; " if self.mend[:1].islower() else ". "  # "did you mean" goes on with the sentence
+        return f"{place}: found {self.found}; expected {self.expected}" + (f"{joint}{self.mend}" if self.mend else "")
 
 
 class FedmergeError(Exception):
-    """Root of the tree; `exit_code` is what the front door returns.
+    """Every error that fedmerge raises on purpose.
 
-    told: what a hospital may tell others of the error. Where it is empty, nothing of the text leaves the hospital.
+    Attributes
+    ----------
+    exit_code : int
+        What the command returns: 2 for what a user can mend, else 1.
+    told : str
+        What a hospital may tell others of the error. Where it is empty, nothing of the text leaves the hospital.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> try:
+    ...     fedmerge.merge(torch.nn.Linear(1, 2), [], method="mena")
+    ... except fedmerge.FedmergeError as error:
+    ...     print(error)
+    method: found 'mena'; expected a known one: did you mean 'mean'?
     """
 
     exit_code = 1

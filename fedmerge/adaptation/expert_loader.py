@@ -80,17 +80,15 @@ class Budget:
             return
         least = self.beside + RESIDENT[0]
         if least > self.limit:
-            expected = (
-                f"at least {_size(least)}: the process with its images takes {_size(PROCESS_BYTES + self.images)}, models the rest"
-            )
-            raise ScenarioError([Problem("the scenario", "target.max_bytes", _size(self.limit), expected)])
+            mend = f"The process with its images takes {_size(PROCESS_BYTES + self.images)}, models take the rest"
+            raise ScenarioError([Problem("the scenario", "target.max_bytes", _size(self.limit), f"at least {_size(least)}", mend)])
         problems = []
         for number, method in enumerate(self.methods):
             needed = least + method.working_bytes(self.sizes)
             if needed > self.limit:
                 found = f"'{method.key}', which needs {_size(needed)} for {self.sizes.experts} experts at once"
-                expected = f"methods that go into target.max_bytes, {_size(self.limit)}"
-                problems.append(Problem("the scenario", f"methods[{number}]", found, expected, "Raise the limit, or leave it out"))
+                expected, mend = f"at most target.max_bytes, {_size(self.limit)}", "Raise the limit, or remove the method"
+                problems.append(Problem("the scenario", f"methods[{number}]", found, expected, mend))
         if problems:
             raise ScenarioError(problems)
 
@@ -215,8 +213,8 @@ class Holding:
             place.mkdir(parents=True, exist_ok=True)
             free = _size(shutil.disk_usage(place).free)
             raise FolderError(
-                f"{place}: {_size(self.budget.rows)} of experts do not go into target.max_bytes, and not on this disk either "
-                f"({error.strerror or error}; {free} free); set FEDMERGE_CACHE to a folder with more room"
+                f"{place}: found {free} free ({error.strerror or error}); expected room for {_size(self.budget.rows)} of experts, "
+                "which are larger than target.max_bytes. Set FEDMERGE_CACHE to a folder with more room"
             ) from None
 
 

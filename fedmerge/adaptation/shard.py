@@ -97,15 +97,15 @@ def check_shards(shards: int, sites: int, methods: Sequence[Method], per_sample:
     if shards > sites:
         problems.append(Problem(where, "target.shards", str(shards), f"at most {sites}, the number of hospitals"))
     if max_bytes is not None:
-        mend = "Rows lie either in shards or, with one process, on its disk"
-        problems.append(Problem(where, "target.max_bytes", f"a limit beside target.shards: {shards}", "one of them", mend))
+        mend = "Remove one: experts are spread over processes by shards, or kept on a disk by max_bytes"
+        problems.append(Problem(where, "target.max_bytes", f"it and target.shards: {shards}", "one of the two", mend))
     if per_sample == "mixture":
-        expected = "auto, rows or samples: a mixture needs all experts in one place, and target.shards spreads them"
-        problems.append(Problem(where, "per_sample", "'mixture'", expected))
+        mend = "A mixture needs all experts in one process, and target.shards spreads them over several"
+        problems.append(Problem(where, "per_sample", "'mixture'", "auto, rows or samples", mend))
     for number, method in enumerate(methods):
         if method.whole:
-            found = f"'{method.key}', which needs the parameters of all experts in one place"
-            expected = f"methods that work on experts spread over {shards} shards"
-            problems.append(Problem(where, f"methods[{number}]", found, expected, "Leave target.shards out, or the method"))
+            found = f"'{method.key}', which needs all experts in one process"
+            expected, mend = f"a method that works with {shards} shards", "Remove 'target.shards', or the method"
+            problems.append(Problem(where, f"methods[{number}]", found, expected, mend))
     if problems:
         raise ScenarioError(problems)

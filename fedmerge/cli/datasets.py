@@ -21,7 +21,7 @@ source: {kind: camelyon17, root: "${FEDMERGE_DATA}/wilds", folders: [hospital_0]
 
 `folders` chooses domains and `take` official parts; `split` shares them out among hospitals. Classes, domains and numbers of images
 are those that were published: another number is refused with both numbers, unless `check_counts: false` says that images are left
-out on purpose. Where a number could not be verified, a difference is told and not refused. Nothing is downloaded: "get it" says
+out on purpose. Where a number could not be verified, a difference is only reported. Nothing is downloaded: "get it" says
 where to ask. The layouts are tried with small files of the same format (`tests/unit/data/test_public.py`), not with the data
 themselves.
 

@@ -71,9 +71,11 @@ def _planned(found: Survey, target: str | None) -> Plan:
         if len({row.label for row in own}) > 1 and len({row.patient or row.path for row in own}) > 1:
             hospitals[site] = rows
         else:
-            said.append(f"hospital {quoted(site)} is left out: its {len(own)} images are of fewer than two classes or patients")
+            said.append(f"hospital {quoted(site)} is left out: its {len(own)} images show one class only, or one patient only")
     if not hospitals:
-        raise DataError(f"--images: {quoted(found.root)}: found no hospital with images of two classes, of two patients or more")
+        raise DataError(
+            f"--images: {quoted(found.root)}: found no hospital with two classes and two patients; expected one or more"
+        )
     if target is not None and (target not in hospitals or len(hospitals) < 2):
         hint = nearest(target, hospitals) if len(hospitals) > 1 else "there is one hospital only"
         raise DataError(f"--target: found {quoted(target)}; expected one of several hospitals with images: {hint}")
@@ -90,9 +92,7 @@ def _planned(found: Survey, target: str | None) -> Plan:
         why = "the one with the fewest images of those that have all classes"
         said.append(f"{quoted(chosen)} is the target, which trains nothing: {why}; --target NAME chooses another")
     if len(rest) == 1:
-        said.append(
-            f"{quoted(rest[0])} alone trains, so that there is nothing to merge: two or more hospitals beside the target would"
-        )
+        said.append(f"only {quoted(rest[0])} trains, so there is nothing to merge; it takes two hospitals that train, and a target")
     said += _unused(hospitals)
     sites = tuple(_draft(names[site], site, hospitals[site], _training(hospitals[site])) for site in rest)
     return Plan(sites, _draft(names[chosen], chosen, hospitals[chosen], {}), said)
@@ -208,8 +208,8 @@ def _texts(folder: Path, name: str, found: Survey, seen: Look, plan: Plan, said:
         "in_chans": seen.channels,
     }
     said.append(
-        f"a small model, trained from public phantom images, sees {kwargs['img_size']} x {kwargs['img_size']} pixels: "
-        "model.kwargs.img_size makes it see more, and protocol eam is for a pretrained ViT and a GPU"
+        f"the model is small, sees {kwargs['img_size']} x {kwargs['img_size']} pixels (model.kwargs.img_size) and starts from "
+        "public phantom images; 'protocol: eam' is for a pretrained ViT and a GPU"
     )
     content = {
         "name": name,
@@ -263,5 +263,7 @@ def _written(folder: Path, texts: dict[str, str]) -> Iterator[None]:
         for path in reversed(made):
             path.rmdir() if path.is_dir() else path.unlink()
         if isinstance(error, FileExistsError | NotADirectoryError):
-            raise FolderError(f"{folder}: cannot be made a folder ({error.strerror}); choose another") from None
+            raise FolderError(
+                f"{folder}: found something else at this place ({error.strerror}); expected a new folder. Choose another name"
+            ) from None
         raise

@@ -53,9 +53,11 @@ app.command("simulate")(simulate)
 def init_folder(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="where sites/ and scenarios/ are written; nothing is overwritten")],
     images: Annotated[Path, typer.Option(help="a folder of images, e.g. ROOT/<hospital>/<class>/*, or a table of them")],
-    target: Annotated[str | None, typer.Option(help="the hospital that trains nothing", show_default="chosen, and said")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="the hospital that is the target: it does not train", show_default="chosen, and said")
+    ] = None,
 ) -> None:
-    """Write site files and a scenario for your own images into DIR, and say what was assumed of them."""
+    """Write site files and a scenario for your own images into DIR, and say what was assumed."""
     from fedmerge.cli.first_scenario import first_scenario
 
     scenario, said = first_scenario(folder, images, target)
@@ -69,7 +71,7 @@ def doctor(
     out: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
     pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
 ) -> None:
-    """Say what of this machine and installation is ready, and how to mend the rest.
+    """Check this machine and installation, and say how to mend what is not ready.
 
     Exit status 0 if backend local can run; otherwise 2.
     """
@@ -91,7 +93,7 @@ def plan(
     scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
     seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
     setting: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario; may be repeated")] = None,
-    target: Annotated[str | None, typer.Option(help="another target; 'each': every domain in turn")] = None,
+    target: Annotated[str | None, typer.Option(help="another target; 'each': every site in turn")] = None,
     pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
 ) -> None:
     """Show what SCENARIO will do, before anything is trained: sites, stream, what is in the pool, time and memory."""
@@ -110,14 +112,19 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
     seeds: Annotated[int | None, typer.Option(min=1, help="seeds 0, 1, 2, ...", show_default="the scenario's own")] = None,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE,VALUE,... of the scenario, e.g. methods.eam.gamma=1,10; repeatable")
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE,VALUE,... of the scenario, e.g. methods.eam.gamma=1,10; may be repeated"),
     ] = None,
-    targets: Annotated[str, typer.Option(help="'each' domain in turn, left out of training, or names separated by commas")] = "",
+    targets: Annotated[
+        str, typer.Option(help="'each': every site is the target once while the others train; or names separated by commas")
+    ] = "",
     methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
     out: Annotated[Path | None, typer.Option(help="folder of the sweep", show_default="runs/<scenario>-sweep")] = None,
     pool: Annotated[Path, typer.Option(help="folder of experts; those already in it are reused")] = Path("pool"),
     jobs: Annotated[int | None, typer.Option(min=1, help="streams at a time", show_default="all cores")] = None,
-    log: Annotated[list[Tools] | None, typer.Option(help="write numbers of every cell for this tool, too; repeatable")] = None,
+    log: Annotated[
+        list[Tools] | None, typer.Option(help="also write the numbers of every cell for this tool; may be repeated")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:
     """Run SCENARIO for all combinations of seeds, settings and targets, and write one table.
@@ -137,8 +144,10 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
 def diagnose(
     run: Annotated[Path, typer.Argument(help="folder of a finished run with 'expert' among its methods")],
     pool: Annotated[Path, typer.Option(help="where the run's experts are")] = Path("pool"),
-    images: Annotated[int, typer.Option(min=1, help="of the target, for the losses between experts")] = 256,
-    predictions_only: Annotated[bool, typer.Option("--predictions-only", help="look at no expert and no image")] = False,
+    images: Annotated[int, typer.Option(min=1, help="images of the target on which losses between experts are measured")] = 256,
+    predictions_only: Annotated[
+        bool, typer.Option("--predictions-only", help="use the run's predictions alone, without experts and images")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
 ) -> None:
     """Tell why merging works in RUN, or does not: entropies, coefficients, drift, and barriers between experts.
@@ -178,7 +187,7 @@ def watch_run(
 def compare_runs(
     first: Annotated[Path, typer.Argument(help="folder of a finished run")],
     second: Annotated[Path, typer.Argument(help="another, on the same stream: one target, one seed, the same images")],
-    html: Annotated[Path | None, typer.Option(help="write a page, too: one file")] = None,
+    html: Annotated[Path | None, typer.Option(help="also write a page: one HTML file")] = None,
 ) -> None:
     """Set two runs side by side: every method's accuracy with the paired difference and its interval, and what else differs."""
     from fedmerge.errors import FolderError
@@ -235,7 +244,7 @@ def keys(
     folder: Annotated[
         Path | None, typer.Option("--keys", help="where private keys are kept", show_default="FEDMERGE_KEYS, else keys")
     ] = None,
-    renew: Annotated[bool, typer.Option("--renew", help="replace the key that is there; what it signed is void then")] = False,
+    renew: Annotated[bool, typer.Option("--renew", help="replace the key; signatures by the old one are no longer valid")] = False,
 ) -> None:
     """Make a key for SITE, with which it signs its uploads, and write the public half into its file."""
     from fedmerge.cli.site_files import give_key
@@ -267,7 +276,7 @@ def outline(
     site: Annotated[Path, typer.Argument(help="the hospital's own YAML, e.g. sites/axial.yaml")],
     seed: Annotated[int, typer.Option(min=0, help="the scenario's seed")] = 0,
 ) -> None:
-    """Print SITE as its coordinator may have it: what is known of its images, and no path."""
+    """Print SITE as the server may have it: what is known of its images, without any path."""
     from fedmerge.cli.site_files import site_outline as outlined
 
     typer.echo(outlined(site, seed), nl=False)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +15,8 @@ from fedmerge.registry import Plugin
 
 KINDS: dict[type[Method], str] = {Static: "once", Adaptive: "per batch", Online: "online", Output: "predictions"}
 """What is merged, and when."""
+
+BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 def method_table() -> None:
@@ -52,14 +57,27 @@ def describe(name: str) -> str:
 
 
 def fields_of(kind: type[Plugin]) -> list[str]:
-    """A line for each key of a plug-in: what it takes, its default, and what it is for."""
+    """A line for each key of a plug-in: what it is for, what it takes, and its default."""
+    schema = kind.model_json_schema()
     lines = []
-    for field, info in kind.model_fields.items():
-        default = "" if info.is_required() else f" = {info.default!r}"
-        lines.append(f"  {field}: {_shown(info.annotation)}{default}  {info.description or ''}".rstrip())
+    for name, field in schema.get("properties", {}).items():
+        if name != "kind":  # the plug-in's own name
+            default = "required" if name in schema.get("required", ()) else f"default {json.dumps(field.get('default'))}"
+            lines.append(f"  {name}: {field.get('description', '')} ({takes(field)}; {default})")
     return lines
 
 
-def _shown(annotation: object) -> str:
-    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-    return text.replace("typing.", "").replace("Literal", "one of ")
+def takes(field: Mapping[str, Any], part: Callable[[str], str] = str, code: Callable[[str], str] = str) -> str:
+    """What a key takes, in words, from its JSON schema. part: how the name of a mapping's schema is written; code: a value."""
+    if reference := field.get("$ref"):
+        return part(reference.rpartition("/")[2])
+    if choices := field.get("enum"):
+        return ", ".join(code(str(choice)) for choice in choices)
+    if "const" in field:
+        return code(str(field["const"]))
+    if several := field.get("anyOf") or field.get("oneOf"):
+        return " or ".join(dict.fromkeys(takes(one, part, code) for one in several if one.get("type") != "null"))
+    if field.get("type") == "array":
+        return f"list of {takes(field['items'], part, code)}" if "items" in field else "list"
+    bounds = [f"{sign} {field[key]}" for key, sign in BOUNDS.items() if key in field]
+    return " ".join([{"object": "mapping"}.get(field.get("type", ""), field.get("type", "anything")), ", ".join(bounds)]).strip()

@@ -96,18 +96,21 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario, e.g. stream.batch_size=16; may be repeated")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="another target; a site that becomes the target trains no more")] = None,
+    target: Annotated[str | None, typer.Option(help="another target; if it is one of the sites, it does not train")] = None,
     experts_only: Annotated[bool, typer.Option("--experts-only", help="stop when the experts are in the pool")] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="threads of the target", show_default="OMP_NUM_THREADS, or all cores")
     ] = None,
     backend: Annotated[
         Backends | None,
-        typer.Option(help="local: this process; simulation: Flower and Ray; deployment", show_default="the scenario's"),
+        typer.Option(
+            help="local: one process; simulation: Flower and Ray; deployment: real processes", show_default="the scenario's"
+        ),
     ] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="worker processes of backend local", show_default="all cores")] = None,
     log: Annotated[
-        list[Tools] | None, typer.Option(help="write numbers for this tool, too, while the run goes on; may be repeated")
+        list[Tools] | None,
+        typer.Option(help="also write losses, accuracy and cost for this tool while the run goes on; may be repeated"),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:

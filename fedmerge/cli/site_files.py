@@ -41,7 +41,9 @@ def give_key(file: Path, folder: Path | None, renew: bool) -> tuple[Path, str]:
         found = "values or comments that rewriting would change"
         raise FolderError(f"{file}: found {found}; expected plain ones, and no comment above '---'")
     if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
-        raise FolderError(f"{file}: cannot be written to; expected a file that can take the public key")
+        raise FolderError(
+            f"{file}: found a file that this user may not write; expected one that can take the public key. Change its rights"
+        )
     public = make(private, renew)
     with atomic(file) as draft:
         draft.write_bytes(_written(text, public).encode())

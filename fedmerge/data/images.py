@@ -26,12 +26,23 @@ IN_CACHE = 2**18
 class Images:
     """Images of one owner.
 
-    pixels: (N, H, W, C), uint8 once a scanner has taken them; int16 Hounsfield units before, for CT. Nobody writes to them: they
-    may lie on disk.
-    labels: (N,) int64 in [0, len(classes)).
-    domains: (N,) int64 in [0, len(domain_names)): plane, laboratory, ... of each image.
-    groups: (N,) int64; images of one group (one patient) are never split.
-    flips: whether a horizontal flip preserves the label.
+    Attributes
+    ----------
+    pixels : NDArray[Any]
+        (N, H, W, C), uint8 once a scanner has taken them; int16 Hounsfield units before, for CT. Nobody writes to them: they
+        may lie on disk.
+    labels : NDArray[np.int64]
+        (N,) in [0, len(classes)).
+    domains : NDArray[np.int64]
+        (N,) in [0, len(domain_names)): plane, laboratory, ... of each image.
+    groups : NDArray[np.int64]
+        (N,); images of one group (one patient) are never split.
+    classes : tuple[str, ...]
+        Names, in label order.
+    domain_names : tuple[str, ...]
+        Names, in domain order.
+    flips : bool
+        Whether a horizontal flip preserves the label.
     """
 
     pixels: NDArray[Any]

@@ -103,7 +103,9 @@ def survey(images: Path) -> Survey:
         if images.exists():
             return survey_table(images.resolve())
     except OSError as error:
-        raise DataError(f"--images: '{error.filename or images}' cannot be read ({error.strerror})") from None
+        raise DataError(
+            f"--images: found '{error.filename or images}', which cannot be read ({error.strerror}); expected {_known()}"
+        ) from None
     raise DataError(f"--images: found nothing at {quoted(images)}, looked for in {quoted(Path.cwd())}; expected {_known()}")
 
 
@@ -286,7 +288,9 @@ def _patients_in_words(rows: Sequence[ListedImage], where: str) -> str:
     known = {(row.site, row.patient) for row in rows if row.patient}
     if known:
         return f"patients are taken from {where}: {len(known)} of them, whose images stay together"
-    return "patients are not known, so that every image counts as one of its own: key patient of the source says where they stand"
+    return (
+        "patients are not known, so every image counts as a patient of its own; the key patient of a source says how to find them"
+    )
 
 
 def _named_labels(labels: Sequence[str], said: list[str]) -> dict[str, Any]:
@@ -400,7 +404,7 @@ def look(found: Survey) -> Look:
             opened += pictures(path)
         except Refused as error:
             if error.key != "frame":
-                raise DataError(f"--images: {quoted(path)}: found {error}, which cannot be used") from None
+                raise DataError(f"--images: {quoted(path)}: found {error}; expected images that can be read as they are") from None
             keys["frame"] = 1
             opened += pictures(path, Reading(frame=1))
         except DAMAGE as error:
@@ -413,7 +417,9 @@ def look(found: Survey) -> Look:
     channels = 3 if any(_is_colored(one) for one in opened) else 1
     deep = [one.picture for one in opened if isinstance(one.picture, Deep)]
     kinds = sorted({_kind(path) for path in paths})
-    words = f"{', '.join(kinds)} of {height} x {width} pixels (median of {len(opened)}), {'color' if channels == 3 else 'gray'}"
+    words = (
+        f"{', '.join(kinds)} of {height} x {width} pixels (median of {len(opened)} images), {'color' if channels == 3 else 'gray'}"
+    )
     words += ", more than 8 bits" if deep else ""
     if deep and (bounds := _bounds(deep)):
         keys["gray_range"] = bounds

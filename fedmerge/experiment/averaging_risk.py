@@ -145,4 +145,6 @@ def _task(manifest: Path) -> SiteTask:
         return SiteTask.model_validate(json.loads(manifest.read_text(encoding="utf-8"))["task"])
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise FolderError(f"{manifest.parent}: cannot be read ({reason}); delete this folder and the site trains again") from None
+        raise FolderError(
+            f"{manifest.parent}: found one that cannot be read ({reason}); expected a whole one. Delete it: the site trains again"
+        ) from None

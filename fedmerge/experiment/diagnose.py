@@ -51,7 +51,8 @@ class Weights:
 def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = False) -> None:
     """Print tables and a few words; leave `diagnose.json`, and a page with plots, in the run's folder.
 
-    pool: where the run's experts are; None leaves out what needs them. images: of the target, for the losses between experts.
+    pool: where the run's experts are; None leaves out what needs them. images: of the target, for the
+    losses between experts.
     Raises FolderError if it is no finished run, or if an expert of it is not in the pool.
     """
     p, y = kept_predictions(run)

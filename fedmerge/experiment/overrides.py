@@ -94,7 +94,7 @@ def domains_in_turn(content: dict[str, Any], file: str) -> list[tuple[str, tuple
     found = list(dict.fromkeys([*sites, *trains]))
     if len(found) < 2:
         what = f"'{found[0]}' alone" if found else "none"
-        raise ScenarioError([Problem(file, "sites", what, "two or more: each in turn is left out, and the others train")])
+        raise ScenarioError([Problem(file, "sites", what, "two or more, of which each is the target once while the others train")])
     return [(name, () if name in trains else trains) for name in found]
 
 

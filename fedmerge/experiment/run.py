@@ -119,6 +119,13 @@ class RunResult:
         The run folder, with `report.html`, `summary.json`, `manifest.json` and all predictions.
     summary : dict
         The content of `summary.json`.
+
+    Examples
+    --------
+    >>> from fedmerge.experiment.run import RunResult
+    >>> rows = {"mean": {"accuracy": 0.8}, "eam": {"accuracy": 0.9}}
+    >>> [row["method"] for row in RunResult(Path("runs/organs-1"), {"methods": rows}).table]
+    ['eam', 'mean']
     """
 
     path: Path
@@ -193,6 +200,15 @@ def run(
     ------
     FedmergeError
         For everything that a user can mend; experts that have arrived stay in the pool.
+
+    Examples
+    --------
+    >>> import fedmerge
+    >>> result = fedmerge.run("scenarios/organs.yaml", seed=1, backend="local", methods=["mean", "eam"], quiet=True)
+    >>> sorted(row["method"] for row in result.table)
+    ['eam', 'mean']
+    >>> result.report_path.as_posix()
+    'runs/organs-1/report.html'
     """
     own = {name: options.pop(name) for name in ("resume", "quiet", "threads", "log") if name in options}
     changes = Overrides(seed=seed, backend=backend, methods=tuple(methods), settings=tuple((settings or {}).items()), **options)

@@ -58,7 +58,9 @@ class RunFolder:
         see_that_writable(self.path, "--out")
         self._lock = free_lock(self.path / ".lock")
         if self._lock is None:
-            raise FolderError(f"{self.path}: another process is running here; choose another --out")
+            raise FolderError(
+                f"{self.path}: found another process that writes here; expected a folder for this run alone. Choose another --out"
+            )
         if not self.keep:
             (self.path / "audit.jsonl").unlink(missing_ok=True)
         (self.path / "audit.jsonl").touch()
@@ -113,7 +115,7 @@ def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
         return Experiment(scenario, sites, target, classes, tuple(manifest.get("target_classes", classes))), manifest
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
-        raise FolderError(f"{path}: cannot be read as a run ({reason}); expected a finished run, e.g. runs/organs-0") from None
+        raise FolderError(f"{path}: found no run ({reason}); expected the folder of a finished run, e.g. runs/organs-0") from None
 
 
 def _mend_last_line(file: Path) -> None:
@@ -135,7 +137,7 @@ def _refuse_other_scenario(path: Path, experiment: Experiment) -> None:
     differs = sorted(key for key in {*old, *new} - WITHOUT_EFFECT if old.get(key) != new.get(key))
     if differs:
         raise FolderError(
-            f"{path}: holds the run of another scenario (differs in: {', '.join(differs)}); expected "
+            f"{path}: found the run of another scenario (differs in: {', '.join(differs)}); expected "
             f"'{experiment.scenario.name}' with the same content. Choose another --out, or delete the folder"
         )
 

@@ -204,7 +204,7 @@ class Scenario(Spec):
     seed: int = Field(0, ge=0, description="root of all randomness")
     protocol: Literal["eam", "quick"] | None = Field(
         None,
-        description="values for keys that are left out (model, initialization, training, stream, methods). eam: a pretrained "
+        description="fills keys that are left out (model, initialization, training, stream, methods). eam: a pretrained "
         "ViT-B/32, batches of 32, 20 runs in the ranges of DiWA, 5,001 steps or 50 epochs; quick: a tiny ViT, 2 cores, minutes",
     )
     model: AnyModel = Field(description="the backbone, by its timm name; with kind: clip a CLIP of open_clip and its prompts")
@@ -219,7 +219,7 @@ class Scenario(Spec):
         "its own: for each site its classes, or 'own' for those of its images. Default: all, the same at all hospitals",
     )
     target: AnyTarget = Field(
-        description="the unseen hospital: name of a file in sites/, or a mapping with what it has. "
+        description="the unseen hospital: name of a file in sites/, or a mapping. "
         "each: every one of `sites` in turn, while the others train: `fedmerge sweep`, or `--target NAME` for one of them"
     )
     stream: AnySchedule = Field(description="order in which the target's images arrive")
@@ -238,7 +238,7 @@ class Scenario(Spec):
     federated: Annotated[tuple[AnyStrategy, ...], PlainSerializer(as_written)] = Field(
         (), description="competitors with rounds, each of which makes one global model: names, or with fields below"
     )
-    limits: Limits = Field(default_factory=Limits, description="what weights may be to be let into the pool")
+    limits: Limits = Field(default_factory=Limits, description="bounds on uploaded weights; an upload outside them is refused")
     privacy: Privacy | None = Field(None, description="clipping and noise that make uploads differentially private; default none")
     defenses: Annotated[tuple[AnyDefense, ...], PlainSerializer(as_written)] = Field(
         CHECKS, description="checks of the experts that need no labels: names, or with fields below; [] for none"
@@ -249,10 +249,14 @@ class Scenario(Spec):
     )
     events: tuple[Event, ...] = Field((), description="hospitals that join, leave or replace their expert while the stream runs")
     min_sites: int | None = Field(
-        None, ge=1, description="go on without hospitals that fail or stay away, if so many have sent experts; default: all must"
+        None,
+        ge=1,
+        description="fewest experts with which the run goes on where hospitals fail or do not answer; default: all are needed",
     )
-    target_restarts: int = Field(3, ge=0, le=100, description="how often the target may die and go on from its last batches")
-    per_sample: Way = Field("auto", description="how merges for single samples are done; auto picks by shapes")
+    target_restarts: int = Field(
+        3, ge=0, le=100, description="how often a target process that ended is started again, from its last saved batch"
+    )
+    per_sample: Way = Field("auto", description="how merges for single samples are computed; auto chooses by the model's shapes")
     backend: Literal["local", "simulation", "deployment"] = Field(
         "simulation",
         description="local: all in this process, or in worker processes of it; simulation: Flower clients and a Ray target; "

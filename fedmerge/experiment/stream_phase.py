@@ -291,7 +291,9 @@ def course_of(experiment: Experiment, there: Sequence[str]) -> list[Roster]:
     course = rosters(experiment.founders, experiment.scenario.events, missing)
     for roster in course:
         if not roster.experts:
-            raise SiteError(f"without {', '.join(sorted(missing))} no expert would be there at batch {roster.start}")
+            raise SiteError(
+                f"batch {roster.start}: found no expert left, without {', '.join(sorted(missing))}; expected at least one"
+            )
     return course
 
 

@@ -113,7 +113,7 @@ def _gather(experiment: Experiment, job: Job, terminal: Terminal, backend: Backe
         for line in failed:
             terminal.say(f"  {line}; the run goes on without it")
     elif failed:
-        kept = f"{there} of {len(outcomes)} experts are in the pool, and are not trained again"
+        kept = f"{there} of {len(outcomes)} experts are in the pool, and will not be trained again"
         raise SiteError("\n".join([*failed, kept]))
     return outcomes
 
@@ -147,7 +147,7 @@ def run_strategies(
             failed = backend.compete(job, lambda tick: bars.tick(tick.site, tick.done, tick.total, tick.text))
     if failed:
         said = "; ".join(f"{key}: {reason}" for key, reason in failed.items())
-        raise SiteError(f"federated: {said}. The rounds that were done are in the pool: with --resume it goes on from there")
+        raise SiteError(f"federated: {said}. Finished rounds are in the pool; --resume goes on after them")
     models = tuple(pool.model(strategy) for strategy in strategies)
     for model in models:
         for one in model.stand.absences if model.strategy.key in missing else ():
@@ -183,7 +183,7 @@ def vetted(experiment: Experiment, initial: Initial, experts: list[Expert], opti
     for one in found.done:
         terminal.say(f"DEFENSE {one.check}: the expert of '{one.site}' is {one.what}: {one.why}")
     for remark in found.remarks:
-        terminal.say(f"defense {remark}")
+        terminal.say(f"defenses {remark}" if "," in remark.partition(":")[0] else f"defense {remark}")
     return found
 
 

@@ -28,25 +28,33 @@ def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[P
     """What would leave hospitals without noise, or what noised uploads lack, where the scenario asks for privacy."""
     if scenario.privacy is None:
         return []
-    problems = []
+    problems, one = [], "Remove the one or the other"
     if scenario.uploads:
         kinds = ", ".join(statistic.kind() for statistic in scenario.uploads)
-        problems.append(Problem(where, "uploads", kinds, "none with privacy: statistics carry no noise"))
+        problems.append(Problem(where, "uploads", kinds, "no uploads with 'privacy'", f"Statistics carry no noise. {one}"))
     if scenario.federated:
         kinds = ", ".join(strategy.key for strategy in scenario.federated)
-        problems.append(Problem(where, "federated", kinds, "none with privacy: what hospitals send in rounds carries no noise"))
+        problems.append(Problem(where, "federated", kinds, "no rounds with 'privacy'", f"Models of rounds carry no noise. {one}"))
     if scenario.initialization and scenario.initialization.head_init == "fed_lp":
-        problems.append(Problem(where, "initialization.head_init", "'fed_lp'", "another with privacy: probed heads carry no noise"))
+        problems.append(
+            Problem(
+                where, "initialization.head_init", "'fed_lp'", "another start with 'privacy'", f"Its heads carry no noise. {one}"
+            )
+        )
     problems += [
         Problem(
-            where, f"methods[{number}]", f"'{method.key}', which needs image counts", "methods without: noised uploads tell none"
+            where,
+            f"methods[{number}]",
+            f"'{method.key}', which needs the number of images of each hospital",
+            "a method without that need: hospitals with 'privacy' do not tell it",
+            one,
         )
         for number, method in enumerate(scenario.methods)
         if "counts" in method.needed
     ]
     shown = [site for site in sites if site.samples]
     return problems + [
-        Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with privacy: images that are shown carry no noise")
+        Problem(f"site '{site.name}'", "samples", str(site.samples), "0 with 'privacy'", "Sample images carry no noise")
         for site in shown
     ]
 
@@ -56,16 +64,18 @@ def untrained(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Pro
     brings, problems = [site.name for site in sites if site.expert], list[Problem]()
     for site in sites:
         if site.expert and site.attack and type(site.attack).tamper is Attack.tamper:
-            found = f"'{site.attack.kind()}', which acts while a site trains, beside 'expert'"
-            problems.append(Problem(f"site '{site.name}'", "attack", found, "one that acts on weights, or no 'expert'"))
+            found = f"'{site.attack.kind()}', which acts during training, at a site that brings its expert"
+            mend = "Remove 'expert', or take an attack on weights, such as scale_head"
+            problems.append(Problem(f"site '{site.name}'", "attack", found, "an attack that acts on finished weights", mend))
     if brings:
-        who = f"site '{brings[0]}', which brings its expert and trains none"
+        who, mend = f"site '{brings[0]}' brings its expert and does not train", "Remove the site, or its 'expert'"
         problems += [
-            Problem(where, f"federated[{number}]", f"'{strategy.key}' beside {who}", "none: all hospitals train in rounds")
+            Problem(where, f"federated[{number}]", f"'{strategy.key}', but {who}", "sites that all train in rounds", mend)
             for number, strategy in enumerate(scenario.federated)
         ]
         if scenario.initialization and scenario.initialization.head_init == "fed_lp":
-            problems.append(Problem(where, "initialization.head_init", f"'fed_lp' beside {who}", "another: all hospitals probe"))
+            found = f"'fed_lp', but {who}"
+            problems.append(Problem(where, "initialization.head_init", found, "sites that all train a first head", mend))
     return problems
 
 
@@ -76,10 +86,12 @@ def without_theta_0(where: str, scenario: Scenario, sites: Sequence[Site]) -> li
     trains, mend = [site.name for site in sites if not site.expert], "Or add the key 'initialization', which says what theta_0 is"
     problems = []
     if trains:
-        found = f"nothing, but site '{trains[0]}' trains from it"
-        problems.append(Problem(where, "initialization", found, "a value: it may be left out if all sites bring their 'expert'"))
+        found = f"nothing, but site '{trains[0]}' starts its training from it"
+        problems.append(
+            Problem(where, "initialization", found, "a value", "Only where all sites bring an 'expert' may it be left out")
+        )
     problems += [
-        Problem(where, f"methods[{number}]", f"'{method.key}', which needs theta_0", "methods that need none", mend)
+        Problem(where, f"methods[{number}]", f"'{method.key}', which needs theta_0", "a method that needs no theta_0", mend)
         for number, method in enumerate(scenario.methods)
         if "theta_0" in method.needed or method.with_theta_0
     ]
@@ -89,7 +101,9 @@ def without_theta_0(where: str, scenario: Scenario, sites: Sequence[Site]) -> li
         if statistic.needs_theta_0
     ]
     if scenario.privacy:
-        problems.append(Problem(where, "privacy", "clipping about theta_0", "none without theta_0", mend))
+        problems.append(
+            Problem(where, "privacy", "'privacy', which clips changes from theta_0, but no theta_0", "no 'privacy'", mend)
+        )
     if (scenario.target.shards or 1) > 1:
         problems.append(Problem(where, "target.shards", str(scenario.target.shards), "1 without theta_0", mend))
     return problems
@@ -126,17 +140,17 @@ def _fit(name: str, expert: OwnExpert, digest: str, model: str, classes: tuple[s
 def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
     """Federated strategies that could not be run among so many hospitals."""
     fewest = min(founders, scenario.min_sites or founders)  # the run goes on with so few, and their rounds must be possible
-    as_few = ", which min_sites lets be all," if fewest < founders else ""
+    as_few = " (the fewest that min_sites allows)" if fewest < founders else ""
     problems = []
     for number, strategy in enumerate(scenario.federated):
         at, key = f"federated[{number}]", strategy.key
         asked = strategy.chosen(fewest)
         if asked < 1:
-            found = f"{strategy.fraction:g}, which of {fewest} hospitals{as_few} selects none"
+            found = f"{strategy.fraction:g}, which selects no hospital of {fewest}{as_few}"
             problems.append(Problem(where, f"{at}.fraction", found, f"at least {1 / fewest:.3g}"))
         elif asked < strategy.least:
-            found = f"'{key}', which would ask {asked} hospitals{as_few} in a round"
-            problems.append(Problem(where, at, found, f"at least {strategy.least}"))
+            found = f"'{key}', which would have {asked} hospitals in a round{as_few}"
+            problems.append(Problem(where, at, found, f"at least {strategy.least} hospitals in each round"))
     return problems
 
 
@@ -153,9 +167,9 @@ def name_problems(where: str, names: list[str], joining: list[str], target: str 
         if stems.count(stem) > 1
     ]
     if target and Path(target).stem in [*stems, *(Path(name).stem for name in joining)]:
-        expected = "a hospital that trained nothing: the target must be unseen"
-        mend = f"The option '--target {target}' takes it out of the sites" if Path(target).stem in stems else ""
-        problems.append(Problem(where, "target", f"'{target}', which is also among the sites", expected, mend))
+        expected = "a hospital that is not among the sites, so that no expert has trained on its images"
+        mend = f"Use the option '--target {target}', which removes it from the sites" if Path(target).stem in stems else ""
+        problems.append(Problem(where, "target", f"'{target}', which is also one of the sites", expected, mend))
     return problems
 
 
@@ -163,7 +177,7 @@ def one_of_each(where: str, names: list[str]) -> list[Problem]:
     """A target that stands for all domains, where one is needed."""
     known = ", ".join(Path(name).stem for name in names)
     mend = f"Name it with --target (one of: {known}), or run all in turn: fedmerge sweep {where}"
-    return [Problem(where, "target", "'each', which stands for every site in turn", "one of them in a run", mend)]
+    return [Problem(where, "target", "'each', which stands for every site in turn", "one site for one run", mend)]
 
 
 def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[Problem]:
@@ -174,8 +188,10 @@ def event_problems(where: str, scenario: Scenario, founders: list[str]) -> list[
         problems.append(Problem(where, "min_sites", str(scenario.min_sites), f"at most {total}, the number of sites"))
     for statistic in scenario.uploads if scenario.events else ():
         if statistic.starts_from == "rounds":
-            expected = "statistics that each site computes alone: the rounds go through all experts, which change with events"
-            problems.append(Problem(where, "uploads", f"'{statistic.kind()}' beside events", expected))
+            found = f"'{statistic.kind()}', which is made in rounds with all experts, and 'events', which change the experts"
+            expected = "one of the two"
+            mend = f"Remove 'events', or '{statistic.kind()}' and the methods that need it"
+            problems.append(Problem(where, "uploads", found, expected, mend))
     return problems
 
 
@@ -193,9 +209,9 @@ def agreement_problems(sites: list[Site], events: tuple[Event, ...], apart: Sequ
         shared = items.keys() & theirs.keys()
         one, twin = min((items[key], theirs[key]) for key in shared)
         led = "" if one == twin else f", which is {twin}"
-        found = f"{len(shared)} images that '{other}' has too, e.g. {one}{led}"
+        found = f"{len(shared)} images that site '{other}' has too, e.g. {one}{led}"
         mend = "Give them different domains, or different parts of one split"
-        problems.append(Problem(f"site '{name}'", "source", found, "images of its own", mend))
+        problems.append(Problem(f"site '{name}'", "source", found, "images that no other site has", mend))
     return problems
 
 
@@ -219,7 +235,7 @@ def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
     for index, earlier in _sharing([items for _, items in held]):
         (name, items), (other, theirs) = held[index], held[earlier]
         if name != other and not _renewed(name, other, events):
-            said.append(f"sites '{other}' and '{name}': files with the same content at both: {len(items & theirs)}")
+            said.append(f"sites '{other}' and '{name}' have {len(items & theirs)} files with the same content")
     return said
 
 
@@ -235,13 +251,13 @@ def of_two_sites(sites: Sequence[Site], target: str, events: tuple[Event, ...]) 
     for index, earlier in _sharing([[(mine.secret, patient) for patient in mine.patients] for _, mine in known]):
         (name, mine), (other, theirs) = known[index], known[earlier]
         if name != other and not _renewed(name, other, events):
-            seen = f", so that the target '{target}' is no unseen hospital for them" if target in (name, other) else ""
-            said.append(f"sites '{other}' and '{name}': patients at both: {len(mine.patients & theirs.patients)}{seen}")
+            seen = f", so the target '{target}' is not unseen for these patients" if target in (name, other) else ""
+            said.append(f"sites '{other}' and '{name}' have {len(mine.patients & theirs.patients)} patients in common{seen}")
     files = [site for site in sites if "patient_key" in type(site.source).model_fields]
     left = [site.name for site in files if site.name not in compared]
     if len(files) > 1 and left and any(site.source.knows_patients for site in files):
         each = ", ".join(dict.fromkeys(left))
-        said.append(f"whether patients are at two sites is unknown for {each}: no patient_key in common with another site")
+        said.append(f"sites {each}: nobody can tell whether their patients are at other sites too, without a common patient_key")
     return said
 
 
@@ -266,7 +282,7 @@ def _other_classes(sites: list[Site]) -> list[Problem]:
         if lacking := [name for name in missing if name not in dict(same).values()]:
             mend.append(site.source.how_to_add(lacking))
         elif len(extra) > len(same):
-            mend.append("If they are right, the others need them too, if without an image")
+            mend.append("If these classes are right, add them to the other sites too; a class may have no image")
         mend += [f"They are: {', '.join(usual)}"]
         problems.append(Problem(f"site '{site.name}'", "source", found, f"the classes of '{other}'", ". ".join(filter(None, mend))))
     return problems
@@ -287,17 +303,18 @@ def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target
     problems += _prompt_problems(where, model, [name for name in needed if name in known], [*known])
     problems += _start_problems(where, model, scenario)
     if start is None and set(asked) != set(trained):
-        expected = "those of the hospitals: without 'initialization' nobody has a text tower, which makes heads for others"
-        problems.append(Problem(where, "target.classes", _listed(asked), expected))
+        expected = f"those of the hospitals, {_listed(sorted(trained))}, or the key 'initialization'"
+        mend = "Without it there is no text tower to make a head for other classes"
+        problems.append(Problem(where, "target.classes", _listed(asked), expected, mend))
     tasks = {frozenset(scenario.trains_on(site)) for site in sites}
     if len(tasks) > 1 and not model.fixed_head:
-        expected = "text: hospitals have classes of their own, and a merge of trained heads has rows that one of them has trained"
-        return [*problems, Problem(where, "model.head", f"'{model.head}'", expected)]
+        mend = "Hospitals have classes of their own, and a merge of trained heads has rows that one of them alone has trained"
+        return [*problems, Problem(where, "model.head", f"'{model.head}'", "'text'", mend)]
     novel = [name for name in asked if name not in trained]
     if novel and not model.fixed_head:
-        expected = "no method of experts, whose heads are trained and never saw these classes: say 'model.head: text'"
+        expected, mend = "an untrained head, which can name new classes", "Say 'model.head: text'"
         problems += [
-            Problem(where, f"methods[{number}]", f"'{method.key}' on the novel {', '.join(novel)}", expected)
+            Problem(where, f"methods[{number}]", f"'{method.key}' and the new classes {', '.join(novel)}", expected, mend)
             for number, method in enumerate(scenario.methods)
         ]
     elif asked != trained and not model.fixed_head:
@@ -318,14 +335,16 @@ def seen_by(scenario: Scenario, sites: Sequence[Site], target: Site) -> tuple[st
 def _only_for_prompts(where: str, scenario: Scenario) -> list[Problem]:
     """Keys that a model of timm has no use for."""
     given = {"classes": scenario.classes, "target.classes": scenario.target.classes}
-    expected = "none with a model of timm, whose heads know what they were trained on: only a CLIP has prompts for others"
-    found = [Problem(where, key, _listed(names), expected, "Leave it out") for key, names in given.items() if names]
+    expected = "no such key with a model of timm, which predicts the classes that it was trained on"
+    mend = "Remove the key, or use a CLIP (model: {kind: clip}), whose prompts name other classes"
+    found = [Problem(where, key, _listed(names), expected, mend) for key, names in given.items() if names]
     if getattr(scenario.initialization, "captions", None):
-        expected = "none with a model of timm: only a CLIP reads them"
-        found.append(Problem(where, "initialization.captions", "captions", expected))
+        found.append(
+            Problem(where, "initialization.captions", "captions", "none with a model of timm", "Only a CLIP reads captions")
+        )
     if getattr(scenario.initialization, "head_init", None) == "text":
-        expected = "another with a model of timm: only a CLIP has prompts"
-        found.append(Problem(where, "initialization.head_init", "'text'", expected))
+        key, mend = "initialization.head_init", "Only a CLIP has prompts to make a head from"
+        found.append(Problem(where, key, "'text'", "another value with a model of timm", mend))
     return found
 
 
@@ -370,7 +389,7 @@ def _prompt_problems(where: str, model: ClipSpec, needed: Sequence[str], known: 
         problems.append(Problem(where, "model.words", found, "one for each class, for its prompts", f"Add, e.g., '{example}'"))
     for name in model.words:
         if name not in known:
-            problems.append(Problem(where, f"model.words.{name}", "a word of no class", "a class", nearest(name, known)))
+            problems.append(Problem(where, f"model.words.{name}", f"'{name}'", "the name of a class", nearest(name, known)))
     return problems
 
 
@@ -384,10 +403,12 @@ def _start_problems(where: str, model: ClipSpec, scenario: Scenario) -> list[Pro
         problems.append(Problem(where, "model.weights", "nothing", expected))
     if start.kind != "pretrained" and model.weights:
         found = f"weights beside initialization: {{kind: {start.kind}}}"
-        problems.append(Problem(where, "model.weights", found, "one of the two"))
+        problems.append(
+            Problem(where, "model.weights", found, "one of the two", "Remove 'model.weights', or say 'kind: pretrained'")
+        )
     if start.head_init != "text":
-        expected = "none: a CLIP's head comes from its prompts. Whether it is trained says model.head"
-        problems.append(Problem(where, "initialization.head_init", f"'{start.head_init}'", expected))
+        mend = "Leave it out: a CLIP's head is made from its prompts, and 'model.head' says whether it is trained"
+        problems.append(Problem(where, "initialization.head_init", f"'{start.head_init}'", "'text' with a CLIP", mend))
     return problems
 
 
@@ -433,8 +454,8 @@ def method_problems(where: str, scenario: Scenario, names: list[str], sites: lis
         if site is not None and site not in names:
             problems.append(Problem(where, f"{at}.site", f"'{site}'", "a site of the scenario", nearest(site, names)))
         if "hflip" in getattr(method, "augs", ()) and not all(item.source.flips for item in sites):
-            expected = "views that preserve the label: a flip turns a left organ into a right one here"
-            problems.append(Problem(where, f"{at}.augs", "'hflip'", expected, "Use 'shift' instead"))
+            mend = "Use 'shift' instead: here a flip turns a left organ into a right one"
+            problems.append(Problem(where, f"{at}.augs", "'hflip'", "views that preserve the label", mend))
     return problems
 
 
@@ -454,16 +475,19 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
         for field in sorted({"ratio", "ridge"} & set(type(uploads[kind]).model_fields)):
             here, there = getattr(basis, field), getattr(uploads[kind], field)
             if here != there:
-                expected = f"{there}, as in uploads.{kind}: blocks are merged between the rounds"
-                problems.append(Problem(where, f"{place}.{field}", str(here), expected))
+                mend = f"Give both the same value: the server merges with that of uploads.{kind} between rounds"
+                problems.append(Problem(where, f"{place}.{field}", str(here), f"{there}, as in uploads.{kind}", mend))
     lacks = sorted(method.needed & {*STATISTICS.names, "counts", "theta_0"}) if method.with_theta_0 else []
     if lacks or (method.with_theta_0 and (scenario.target.shards or 1) > 1):
-        why = f"theta_0 has no {lacks[0]}" if lacks else "theta_0 is in no shard"
-        why = "it is what the rule starts from, and no expert" if "theta_0" in lacks else why
-        problems.append(Problem(where, f"{at}.{method.kind()}.with_theta_0", "true", f"false: {why}"))
+        why = (
+            f"The start, theta_0, has no {lacks[0]}, which the method needs of every expert" if lacks else "No shard holds theta_0"
+        )
+        why = "The method starts from theta_0 already" if "theta_0" in lacks else why
+        problems.append(Problem(where, f"{at}.{method.kind()}.with_theta_0", "true", "false", why))
     if "generalist" in method.needed and scenario.generalist is None:
-        expected = "a key 'generalist': the path of a safetensors file, or the name of a federated model"
-        problems.append(Problem(where, at, f"'{method.key}', which falls back on the scenario's generalist", expected))
+        found, expected = f"'{method.key}', which needs a generalist, and no key 'generalist'", "that key in the scenario"
+        mend = "Its value is the path of a safetensors file, or the name of a federated model"
+        problems.append(Problem(where, at, found, expected, mend))
     return problems
 
 
@@ -476,14 +500,14 @@ def prior_problems(where: str, scenario: Scenario, target: Site) -> list[Problem
     kinds = [statistic.kind() for statistic in scenario.uploads]
     if "class_counts" not in kinds:
         mend = f"Add the line 'uploads: [{', '.join([*kinds, 'class_counts'])}]'"
-        expected = "'class_counts' among the uploads, so that hospitals tell how common classes are"
+        expected = "'class_counts' among the uploads, by which hospitals tell how common each class is"
         problems.append(Problem(where, "priors", key, expected, mend))
     if scenario.priors == "declared" and set(target.prevalences or ()) != set(classes):
         given = target.prevalences
         found = "no prevalences" if given is None else f"prevalences of {_listed(sorted(given))}"
         expected = f"one for each class: {', '.join(classes)}"
         problems.append(
-            Problem(f"site '{target.name}'", "prevalences", f"{found}, and 'priors: declared' in the scenario", expected)
+            Problem(f"site '{target.name}'", "prevalences", f"{found}, but 'priors: declared' in the scenario", expected)
         )
     return problems
 
@@ -494,8 +518,9 @@ def biasless(where: str, scenario: Scenario, classes: int) -> list[Problem]:
         return []
     try:
         head_bias(build(scenario.model, classes))
-    except CheckpointError as error:
-        return [Problem(where, "priors", f"'{scenario.priors}', but {error}", "'as_trained' with this model")]
+    except CheckpointError:
+        found = f"'{scenario.priors}', and a model whose classifier has no bias to hold a prior"
+        return [Problem(where, "priors", found, "'as_trained' with this model")]
     return []
 
 
@@ -515,7 +540,13 @@ def of_one_name(where: str, scenario: Scenario, sites: Sequence[str]) -> list[Pr
         if len(those) > 1:
             same.setdefault(tuple(those), name)  # two entries of a row for each site are one mistake
     return [
-        Problem(where, those[-1], f"'{name}' {len(those)} times ({', '.join(those)})", "every row once", "Give one another 'label'")
+        Problem(
+            where,
+            those[-1],
+            f"the name '{name}' {len(those)} times ({', '.join(those)})",
+            "a name of its own for each row",
+            "Give one a 'label'",
+        )
         for those, name in same.items()
     ]
 
@@ -525,7 +556,7 @@ def generalist_nowhere(where: str, scenario: Scenario) -> list[Problem]:
     given, keys = scenario.generalist, [strategy.key for strategy in scenario.federated]
     if given is None or str(given) in keys or given.is_file():
         return []
-    found = f"'{given}', a folder" if given.is_dir() else f"'{given}', and no such file"
+    found = f"'{given}', which is a folder" if given.is_dir() else f"'{given}', which does not exist"
     rows = f", or a row of 'federated': {', '.join(keys)}" if keys else ""
     hint = nearest(str(given), keys) if keys else ""
     return [Problem(where, "generalist", found, f"a safetensors file{rows}", hint if hint.endswith("?") else "")]

@@ -27,8 +27,8 @@ Hyper = dict[str, float]
 class Draw(Spec):
     """The value of run 0, and the values that later runs draw from."""
 
-    default: float = Field(ge=0)
-    draw: tuple[float, ...] = Field(min_length=1)
+    default: float = Field(ge=0, description="value of run 0")
+    draw: tuple[float, ...] = Field(min_length=1, description="values that later runs draw from")
 
 
 MILD = {
@@ -78,15 +78,17 @@ class Training(Spec):
     runs: int = Field(5, ge=1, le=100, description="runs per hospital: one with default hyper-parameters, then draws")
     epochs: int = Field(50, ge=1, description="passes over the hospital's training images")
     max_steps: int = Field(5001, ge=1, description="most steps of a run, whatever the epochs")
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="images per training batch")
     evaluations: int = Field(20, ge=1, description="validations per run; the best checkpoint is kept")
     select: Literal["best", "uniform", "greedy"] = Field("best", description="best run, or a soup of the site's runs")
-    optimizer: Optimizer = "adam"
-    schedule: LearningRate = "constant"
-    augment: Strength = "full"
+    optimizer: Optimizer = Field("adam", description="adamw decouples weight decay; sgd has momentum 0.9")
+    schedule: LearningRate = Field("constant", description="cosine: a tenth of the steps warming up, then half a cosine down to 0")
+    augment: Strength = Field(
+        "full", description="random crops, flips and jitter of training images, as in DomainBed (full) or milder"
+    )
     diversity: Diversity = Field(default_factory=Diversity, description="where the runs differ")
     threads: int = Field(1, ge=1, description="threads per hospital; part of what determines an expert's bits")
-    retries: int = Field(1, ge=0, le=20, description="how often a hospital whose client has died is asked again")
+    retries: int = Field(1, ge=0, le=20, description="how often a hospital is asked again whose process has ended")
     deadline_s: float = Field(3600, gt=0, description="longest wait for the hospitals' answers, seconds")
 
 

@@ -99,17 +99,20 @@ class Site(Spec):
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$", description="unique name, as scenarios call it")
     title: str = Field("", description="one line for the report")
     public_key: Annotated[str | None, AfterValidator(_is_key)] = Field(
-        None, description="Ed25519 key, base64 or hex, that its uploads must be signed for; `fedmerge keys` writes it"
+        None,
+        description="Ed25519 key, base64 or hex, by which the signatures of its uploads are checked; `fedmerge keys` writes it",
     )
     source: AnySource = Field(description="where the images come from")
     scanner: Scanner = Field(default_factory=Scanner, description="what the hospital's scanner does to every image")
     shifts: Annotated[tuple[AnyShift, ...], PlainSerializer(as_written)] = Field(
-        (), description="what else befalls every image, in this order: names in data/corruptions/, or with a severity below"
+        (), description="further changes to every image, in this order: names in data/corruptions/, or with a severity below"
     )
     attack: Annotated[AnyAttack | None, PlainSerializer(_written)] = Field(
         None, description="makes this hospital a simulated attacker: a name in attacks/, or with fields below"
     )
-    expert: OwnExpert | None = Field(None, description="weights that the hospital has trained elsewhere and brings: it trains none")
+    expert: OwnExpert | None = Field(
+        None, description="weights that the hospital has trained elsewhere and brings; it does not train in a run"
+    )
     validation: float = Field(0.2, gt=0, lt=1, description="share of the groups (patients) held out to select and calibrate")
     prevalences: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
         None, description="of a target: how common each class is there, as shares or counts, for `priors: declared` of a scenario"

@@ -13,10 +13,18 @@ from torch import Tensor
 class Coefficients:
     """Weights of the experts, for encoder and head separately.
 
-    encoder, head: (K,) for one merge per batch, or (N, K) for one per sample; rows sum to 1, on the simplex unless the method
-    says otherwise. With the bank's A anchors they are (K + A,) or (N, K + A).
-    notes: what the method saw on the way (entropies in nats, chosen expert), for the run folder.
-    of: what they weigh; with "predictions", the experts' probabilities are mixed by `encoder`, and no model is merged.
+    Rows sum to 1, on the simplex unless the method says otherwise. With the bank's A anchors they are (K + A,) or (N, K + A).
+
+    Attributes
+    ----------
+    encoder : Tensor
+        (K,) for one merge per batch, or (N, K) for one per sample.
+    head : Tensor
+        As encoder, (K,) or (N, K).
+    notes : dict[str, list[float]], optional
+        What the method saw on the way (entropies in nats, chosen expert), for the run folder.
+    of : Literal['weights', 'predictions'], default 'weights'
+        What they weigh; with "predictions", the experts' probabilities are mixed by `encoder`, and no model is merged.
     """
 
     encoder: Tensor
@@ -30,10 +38,28 @@ SLACK = 1 + 1e-6
 
 
 def capped(alpha: Tensor, most: float) -> Tensor:
-    """Coefficients (..., K), not negative, with none above `most` of their sum, and the same sum.
+    """Coefficients with none above a share of their sum, and the same sum.
 
     What is cut off goes to the others in proportion to theirs, or in equal parts if they have nothing, until nobody is above.
-    `most` below 1/K counts as 1/K. Worked example: (0.8, 0.15, 0.05), most 0.6: 0.2 is shared 3 to 1, (0.6, 0.3, 0.1).
+    Worked example: (0.8, 0.15, 0.05), most 0.6: 0.2 is shared 3 to 1, (0.6, 0.3, 0.1).
+
+    Parameters
+    ----------
+    alpha : Tensor
+        Coefficients (..., K), not negative.
+    most : float
+        Largest share of the sum, in (0, 1]; below 1/K it counts as 1/K.
+
+    Returns
+    -------
+    Tensor
+        (..., K).
+
+    Examples
+    --------
+    >>> import torch
+    >>> [round(share, 2) for share in capped(torch.tensor([0.8, 0.15, 0.05]), most=0.6).tolist()]
+    [0.6, 0.3, 0.1]
     """
     K, total = alpha.shape[-1], alpha.sum(-1, keepdim=True)
     bound = max(most, 1 / K) * total
@@ -56,7 +82,22 @@ def capped(alpha: Tensor, most: float) -> Tensor:
 
 
 def cap(found: Coefficients, experts: int, most: float | None) -> Coefficients:
-    """The coefficients with both parts capped among the experts; anchors keep theirs."""
+    """Coefficients of encoder and head, each capped among the experts; anchors keep theirs.
+
+    Parameters
+    ----------
+    found : Coefficients
+        The coefficients.
+    experts : int
+        K; entries after the first K are anchors'.
+    most : float | None
+        Largest share, in (0, 1]; None leaves everything as it is.
+
+    Returns
+    -------
+    Coefficients
+        New coefficients, or the same object.
+    """
     if most is None:
         return found
 

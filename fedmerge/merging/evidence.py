@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedmerge.errors import MethodError
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.scoring.divergence import entropy, log_probabilities
 from fedmerge.merging.scoring.features import embedded
@@ -21,10 +22,16 @@ from fedmerge.merging.scoring.views import VIEWS, View, resolve
 
 @dataclass
 class Bill:
-    """What one method asked for; `forwards` is what it would have cost alone, in forwards of a batch through one model.
+    """What one method asked for, and what it would have cost alone.
 
-    views: of the batch, and the experts by row that have seen it. single: other models by name, seen once. own: what the method
-    ran itself.
+    Attributes
+    ----------
+    views : dict[str, set[int]], optional
+        Views of the batch, and the experts that have seen each, by row.
+    single : set[str], optional
+        Other models by name, seen once.
+    own : int, default 0
+        Forwards of a batch that the method ran itself.
     """
 
     views: dict[str, set[int]] = field(default_factory=dict)
@@ -39,7 +46,15 @@ class Bill:
 
 @dataclass(frozen=True)
 class Answer:
-    """The truth about a batch, for oracles alone: labels and domains (N,) int64."""
+    """The truth about a batch, for oracles alone.
+
+    Attributes
+    ----------
+    labels : Tensor
+        (N,) int64, from 0.
+    domains : Tensor
+        (N,) int64, from 0.
+    """
 
     labels: Tensor
     domains: Tensor
@@ -146,8 +161,11 @@ class Evidence:
         return self.logits.shape[-1]
 
     def view_logits(self, view: View) -> Tensor:
-        """Logits (K, N, C) of an augmented view of the batch."""
+        """Logits (K, N, C) of an augmented view of the batch. Raises MethodError if the batch is not one of images."""
         name, rows = resolve(view, self.bank.flips), self._rows
+        if name != "none" and self.batch.ndim != 4:
+            found = f"found shape {tuple(self.batch.shape)}; expected images (N, channels, H, W)"
+            raise MethodError(f"batch: {found}. The method compares views of them ('{name}'); choose one without, such as dcs")
         self._bill.views.setdefault(name, set()).update(range(self.bank.K) if rows is None else rows)
         if rows is not None and name not in self._logits:
             return self._part(name, rows)

@@ -86,7 +86,14 @@ def merge(  # noqa: PLR0913 - all but the experts have defaults
 
     Examples
     --------
-    >>> state = merge(model, [a, b, c], method="ties", base=state_0, density=0.2)  # doctest: +SKIP
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2)
+    >>> start = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    >>> a, b = ({name: value + number for name, value in start.items()} for number in (1.0, 3.0))
+    >>> fedmerge.merge(model, [a, b])["bias"].tolist()
+    [2.0, 2.0]
+    >>> fedmerge.merge(model, [a, b], method="task_arithmetic", base=start, scale=0.25)["bias"].tolist()
+    [1.0, 1.0]
     """
     chosen = _method(method, hyper_parameters)
     given = _Given(model, base, None, False, head, device)
@@ -141,9 +148,17 @@ class Adapter:
 
     Examples
     --------
-    >>> adapt = Adapter(model, {"axial": a, "coronal": b}, method="eam", gamma=5)  # doctest: +SKIP
-    >>> for batch in stream:  # doctest: +SKIP
-    ...     logits = adapt(batch)
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    >>> bright = torch.ones(1, 16)
+    >>> sure = {"1.weight": torch.cat([bright, -bright]), "1.bias": torch.zeros(2)}
+    >>> unsure = {"1.weight": torch.cat([bright, -bright]) / 100, "1.bias": torch.zeros(2)}
+    >>> adapt = fedmerge.Adapter(model, {"axial": sure, "coronal": unsure}, method="eam", gamma=5)
+    >>> batch = torch.cat([torch.ones(1, 1, 4, 4), -torch.ones(1, 1, 4, 4)])
+    >>> adapt(batch).argmax(1).tolist()
+    [0, 1]
+    >>> bool(adapt.coefficients.encoder[0] > 0.9)  # axial knows this batch
+    True
     """
 
     def __init__(  # noqa: PLR0913 - all but the experts have defaults
@@ -244,13 +259,13 @@ class Adapter:
         if row.theta is not None:
             return self._bank.state_dict(row.theta, row.statistics)
         if last is None:
-            raise MethodError(f"method {row.method.key}: nothing has been merged yet; give the adapter a batch first")
+            raise MethodError(f"method {row.method.key}: found no merged model yet; expected a batch first. Call adapt(batch)")
         apart = last.coefficients is not None and last.coefficients.of == "weights"
         what = "one model for each sample" if apart else "predictions and no model"
-        raise MethodError(f"method {row.method.key}: merges {what}; expected a method with one model for each batch, such as eam")
+        raise MethodError(f"method {row.method.key}: found {what}; expected a method with one model for each batch, such as eam")
 
     def reset(self) -> None:
-        """Forget all batches: the next is as the first. Experts stay as they are."""
+        """Forget all batches: the next is predicted as if it were the first. Experts stay as they are."""
         self._began, self._last = False, None
         self._row.state = self._row.method.start(self._bank) if isinstance(self._row.method, Stateful) else {}
 
@@ -300,9 +315,11 @@ class Adapter:
             For an unknown name, the last expert, or one that the method cannot do without. The adapter stays as it was.
         """
         if name not in self._experts:
-            raise MethodError(f"expert '{name}': found no expert of this name; {nearest(name, self._experts)}")
+            raise MethodError(
+                f"expert '{name}': found no expert of this name; expected one that is here: {nearest(name, self._experts)}"
+            )
         if len(self._experts) == 1:
-            raise MethodError(f"expert '{name}': is the last one; expected at least one that stays")
+            raise MethodError(f"expert '{name}': found it to be the last one; expected at least one that stays")
         self._settle({other: expert for other, expert in self._experts.items() if other != name})
 
     _began = False
@@ -470,15 +487,15 @@ def _only_row(method: Method, given: _Given, experts: Mapping[str, _Expert]) -> 
     names = tuple(experts)
     rows = method.expand(names)
     if not rows:
-        raise MethodError(f"method {method.key}: its expert is not here; expected one of {', '.join(names)}")
+        raise MethodError(f"method {method.key}: found no expert of that name; expected one of {', '.join(names)}")
     if len(rows) > 1:
         mend = f" Name one: site='{names[0]}'" if "site" in type(method).model_fields else ""
-        raise MethodError(f"method {method.key}: stands for {len(rows)} models; expected one.{mend}")
+        raise MethodError(f"method {method.key}: found {len(rows)} models, one for each expert; expected one.{mend}")
     (row,) = rows
     if row.transductive:
         raise MethodError(
-            f"method {method.key}: sees the whole stream before it predicts; expected hyper-parameters with which it goes batch by "
-            "batch. An adapter gets one batch at a time; fedmerge.run has the whole stream"
+            f"method {method.key}: found hyper-parameters that need the whole stream before the first prediction; expected "
+            "ones with which it goes batch by batch, as an adapter does. Use fedmerge.run for the whole stream"
         )
     for lacking in sorted(row.needed - given.has(experts)):
         mend = MENDS.get(lacking, f"statistics={{'{lacking}': [...]}}, one mapping of tensors for each expert")

@@ -34,7 +34,27 @@ class Fixed(Method):
 
 @dataclass(frozen=True)
 class RowInfo:
-    """One row of the table: what kind of method it is, and what a reader must know about it."""
+    """One row of the table: what kind of method it is, and what a reader must know about it.
+
+    Attributes
+    ----------
+    paper : str
+        Where the method comes from.
+    kind : str
+        Static, adaptive, online or output; federated for a model that experts do not change.
+    needs : tuple[str, ...]
+        What it needs beyond the experts' weights.
+    gradient : bool
+        Whether it computes gradients at the target.
+    ranked : bool
+        Whether it is ranked among the others.
+    hyper_parameters : dict[str, Any]
+        Its fields.
+    remark : str
+        A sentence, or nothing.
+    precomputes : bool, default False
+        Whether its coefficients may come from a first pass.
+    """
 
     paper: str
     kind: str
@@ -48,7 +68,23 @@ class RowInfo:
 
 @dataclass
 class Row:
-    """One row of the table: a method and what it keeps between batches. cap: largest coefficient of an expert. model: if fixed."""
+    """One row of the table: a method and what it keeps between batches.
+
+    Attributes
+    ----------
+    method : Method
+        Of the row.
+    state : State, optional
+        What the method remembers.
+    theta : Tensor, optional
+        Merged parameters (P,) of a static method.
+    statistics : Tensor, optional
+        Weights (K,) of their BatchNorm statistics, or None for 1/K.
+    cap : float, optional
+        Largest coefficient of one expert, in (0, 1].
+    model : nn.Module, optional
+        Of a method that is `Fixed`.
+    """
 
     method: Method
     state: State = field(default_factory=dict)
@@ -80,11 +116,27 @@ class Row:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Log-probabilities (N, C), the coefficients behind them if any, and forwards and merges of models that they took.
+    """What one row says of a batch, and what it took.
 
     Samples whose logits are not finite are predicted uniformly, and counted in the notes.
-    theta: the merged parameters (P,), good until the bank's next merge; None where samples have models of their own, or no model
-    was merged. statistics: weights of its BatchNorm statistics, or None for 1/K.
+
+    Attributes
+    ----------
+    log_p : Tensor
+        log-probabilities (N, C).
+    coefficients : Coefficients, optional
+        Those behind them, if any.
+    forwards : int, default 0
+        Of a batch through one model.
+    merges : int, default 0
+        Of the whole model.
+    notes : dict[str, list[float]], optional
+        What the method saw on the way.
+    theta : Tensor, optional
+        The merged parameters (P,), good until the bank's next merge; None where samples have models of their own, or no model was
+        merged.
+    statistics : Tensor, optional
+        Weights (K,) of its BatchNorm statistics, or None for 1/K.
     """
 
     log_p: Tensor
@@ -107,7 +159,27 @@ class Prediction:
 
 
 def rows_of(methods: Sequence[Method], bank: Bank, most: float | None = None) -> dict[str, Row]:
-    """The rows that the methods stand for, static ones merged. Raises CheckpointError if the bank lacks what one needs."""
+    """The rows of the table that methods stand for; static methods are merged here.
+
+    Parameters
+    ----------
+    methods : Sequence[Method]
+        As a scenario lists them.
+    bank : Bank
+        The experts.
+    most : float, optional
+        Largest coefficient of one expert, in (0, 1]; default: no limit.
+
+    Returns
+    -------
+    dict[str, Row]
+        Row's name -> row.
+
+    Raises
+    ------
+    CheckpointError
+        If the bank lacks what a method needs.
+    """
     rows = {single.key: Row(single, cap=most) for method in methods for single in method.expand(bank_of(method, bank).names)}
     for row in rows.values():
         its = bank_of(row.method, bank)
@@ -119,17 +191,56 @@ def rows_of(methods: Sequence[Method], bank: Bank, most: float | None = None) ->
 
 
 def bank_of(method: Method, bank: Bank) -> Bank:
-    """The experts of a row: the bank's, with theta_0 as one of them where the method says so."""
+    """The experts of a row: the bank's, with theta_0 as one of them where the method says so.
+
+    Parameters
+    ----------
+    method : Method
+        Of the row.
+    bank : Bank
+        The experts.
+
+    Returns
+    -------
+    Bank
+        The bank itself, or one with K + 1 experts.
+    """
     return bank.joined if method.with_theta_0 else bank
 
 
 def evidence_of(method: Method, evidence: Evidence) -> Evidence:
-    """What the experts of a row say of the batch."""
+    """What the experts of a row say of the batch.
+
+    Parameters
+    ----------
+    method : Method
+        Of the row.
+    evidence : Evidence
+        What the bank's experts say.
+
+    Returns
+    -------
+    Evidence
+        The same object, or one with theta_0 as one more expert.
+    """
     return evidence.joined if method.with_theta_0 else evidence
 
 
 def infos(methods: Sequence[Method], names: tuple[str, ...]) -> dict[str, RowInfo]:
-    """What the report says of every row that there is while some of these experts are there."""
+    """What the report says of every row that exists while some of these experts are there.
+
+    Parameters
+    ----------
+    methods : Sequence[Method]
+        As a scenario lists them.
+    names : tuple[str, ...]
+        All experts, whoever comes and goes.
+
+    Returns
+    -------
+    dict[str, RowInfo]
+        Row's name -> its description.
+    """
     return {
         single.key: Row(single).info()
         for method in methods
@@ -138,7 +249,19 @@ def infos(methods: Sequence[Method], names: tuple[str, ...]) -> dict[str, RowInf
 
 
 def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], bank: Bank) -> None:
-    """Take over, into the rows of a new bank, what the rows of the bank before remember; transductive ones begin anew."""
+    """Carry what rows remember over to the rows of a new bank; transductive ones begin anew.
+
+    Parameters
+    ----------
+    rows : dict[str, Row]
+        Of the new bank, whose state is set.
+    past : dict[str, Row]
+        Of the bank before.
+    before : tuple[str, ...]
+        Names of the experts of the bank before.
+    bank : Bank
+        The new bank.
+    """
     for key, row in rows.items():
         if key not in past or row.transductive:
             continue
@@ -149,7 +272,22 @@ def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], b
 
 
 def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
-    """The row's prediction for the batch of its evidence, by `evidence_of`; its state goes on to the next."""
+    """Predict one batch by a row; its state goes on to the next.
+
+    Parameters
+    ----------
+    row : Row
+        The method, and what it remembers.
+    evidence : Evidence
+        What the experts of the row say of the batch, by `evidence_of`.
+    per_sample : PerSample
+        How samples with coefficients of their own are merged.
+
+    Returns
+    -------
+    Prediction
+        log-probabilities (N, C), with coefficients and cost.
+    """
     per_sample = per_sample.joined if row.method.with_theta_0 else per_sample
     row.state, seen = _apart(row.state)
     found = _predicted(row, evidence, per_sample)

@@ -17,15 +17,50 @@ from fedmerge.merging.bank.layout import head_names
 
 
 def head_bias(model: nn.Module) -> str:
-    """Name of the bias (C,) of a model's classifier. Raises CheckpointError if it has none."""
+    """Name of the bias of a model's classifier.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The architecture.
+
+    Returns
+    -------
+    str
+        Name of a parameter (C,).
+
+    Raises
+    ------
+    CheckpointError
+        If the classifier has no bias, or several.
+    """
     names = [name for name in head_names(model) if model.get_parameter(name).ndim == 1]
     if len(names) != 1:
-        raise CheckpointError(f"the classifier has {len(names)} biases; expected one, which holds the label prior")
+        raise CheckpointError(f"classifier: found {len(names)} biases; expected one, which holds the label prior")
     return names[0]
 
 
 def log_shares(counts: Tensor) -> Tensor:
-    """log(C (n_c + 1) / (n + C)), (C,): 0 for even shares. One image is added to each class, so that no share is 0."""
+    """Logarithms of the classes' shares, relative to even ones: log(C (n_c + 1) / (n + C)).
+
+    One image is added to each class, so that no share is 0.
+
+    Parameters
+    ----------
+    counts : Tensor
+        Images of each class (C,).
+
+    Returns
+    -------
+    Tensor
+        (C,), nats; 0 for even shares.
+
+    Examples
+    --------
+    >>> import torch
+    >>> log_shares(torch.tensor([5.0, 5.0])).tolist()
+    [0.0, 0.0]
+    """
     n = counts.double()
     return (len(n) * (n + 1) / (n.sum() + len(n))).log()
 

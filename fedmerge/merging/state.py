@@ -14,7 +14,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Roster:
-    """Whose experts are there from batch `start` on, in the scenario's order. change: what has just happened, or nothing."""
+    """Whose experts are there from one batch on.
+
+    Attributes
+    ----------
+    start : int
+        Number of the batch, from 0.
+    experts : tuple[str, ...]
+        Names in the scenario's order.
+    change : str, default ''
+        What has just happened, or nothing.
+    """
 
     start: int
     experts: tuple[str, ...]
@@ -25,17 +35,54 @@ Names = Sequence[str]
 
 
 def carried_rows(past: Tensor, before: Names, after: Names, fresh: Tensor) -> Tensor:
-    """One row for each expert (K, ...): who stays keeps its own, who is new gets that of `fresh` (K', ...)."""
+    """One row for each expert: who stays keeps its own, who is new gets a fresh one.
+
+    Parameters
+    ----------
+    past : Tensor
+        Rows (K, ...) of the experts before.
+    before : Names
+        Their names.
+    after : Names
+        Names of the experts of now.
+    fresh : Tensor
+        Rows (K', ...) of the experts of now, for newcomers.
+
+    Returns
+    -------
+    Tensor
+        (K', ...).
+    """
     return torch.stack(
         [past[before.index(name)].to(row) if name in before else row for name, row in zip(after, fresh, strict=True)]
     )
 
 
 def carried_shares(past: Tensor, before: Names, after: Names) -> Tensor | None:
-    """Shares (K,) on the simplex: 0 for who is new; what left is divided among who stays, in proportion to what they had.
+    """Shares of the experts of now: 0 for who is new; what left is divided among who stays, in proportion to what they had.
 
-    abar'_k = abar_k / sum_{j stays} abar_j. None if nobody who stays had a share: then there is no past.
-    Worked example: (0.5, 0.3, 0.2) without the first, with a newcomer: (0.6, 0.4, 0).
+    abar'_k = abar_k / sum_{j stays} abar_j. Worked example: (0.5, 0.3, 0.2) without the first, with a newcomer: (0.6, 0.4, 0).
+
+    Parameters
+    ----------
+    past : Tensor
+        Shares (K,) of the experts before, on the simplex.
+    before : Names
+        Their names.
+    after : Names
+        Names of the experts of now.
+
+    Returns
+    -------
+    Tensor | None
+        (K',) on the simplex; None if nobody who stays had a share: then there is no past.
+
+    Examples
+    --------
+    >>> import torch
+    >>> now = carried_shares(torch.tensor([0.5, 0.3, 0.2]), before=("a", "b", "c"), after=("b", "c", "d"))
+    >>> [round(share, 2) for share in now.tolist()]
+    [0.6, 0.4, 0.0]
     """
     kept = carried_rows(past, before, after, past.new_zeros(len(after)))
     if all(name in after for name, share in zip(before, past.tolist(), strict=True) if share != 0):
@@ -44,5 +91,18 @@ def carried_shares(past: Tensor, before: Names, after: Names) -> Tensor | None:
 
 
 def places(before: Names, after: Names) -> list[int] | None:
-    """Where the experts of now stood, if all of them were there: then what was measured on images that all have seen stays good."""
+    """Where the experts of now stood before.
+
+    Parameters
+    ----------
+    before : Names
+        Names of the experts before.
+    after : Names
+        Names of the experts of now.
+
+    Returns
+    -------
+    list[int] | None
+        Their places; None if one of them is new: then what was measured on images that all have seen is no longer good.
+    """
     return [before.index(name) for name in after] if set(after) <= set(before) else None

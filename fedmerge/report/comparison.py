@@ -98,7 +98,7 @@ def kept_run(path: Path) -> KeptRun:
         _ = summary["stream"]["index_sha256"], scenario["target"]["name"], stored["labels"], stored["batch"], manifest["classes"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, yaml.YAMLError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FolderError(f"{path}: cannot be read as a run ({reason}); {expected}") from None
+        raise FolderError(f"{path}: found no run ({reason}); {expected}") from None
     if manifest.get("status") != "done":
         mend = "Give its command again, with --resume"
         raise FolderError(f"{path}: found a run that is {manifest.get('status', 'not finished')}; {expected}. {mend}")

@@ -20,7 +20,7 @@ class Event(Spec):
     at: int = Field(ge=0, description="number of the batch before which it happens, from 0")
     join: str | None = Field(None, description="a hospital that arrives with its expert: name of a file in sites/, or a path")
     leave: str | None = Field(None, description="a hospital that takes its expert back")
-    replace: str | None = Field(None, description="a hospital whose expert goes, and another comes in the same moment")
+    replace: str | None = Field(None, description="a hospital whose expert leaves at the moment that another comes")
     by: str | None = Field(None, description="with replace: whose expert comes, e.g. the same hospital's, trained anew")
 
     @model_validator(mode="after")
@@ -55,8 +55,21 @@ def rosters(founders: Sequence[str], events: Sequence[Event], missing: Collectio
     """Every set of experts with its first batch; the first from batch 0.
 
     The order of experts is that of founders and then of first arrival, whoever came when: sums of floats depend on it.
-    missing: hospitals without an expert. What an event says of them does not happen: whom one of them was to replace stays, and who
-    was to replace one of them joins.
+
+    Parameters
+    ----------
+    founders : Sequence[str]
+        Hospitals at the start.
+    events : Sequence[Event]
+        Who comes and goes.
+    missing : Collection[str], default ()
+        Hospitals without an expert; what an event says of them does not happen: whom one of them was to replace stays, and who
+        was to replace one of them joins.
+
+    Returns
+    -------
+    list[Roster]
+        In the order of their first batches.
     """
     order = list(dict.fromkeys([*founders, *(event.arrives for event in _sorted(events) if event.arrives)]))
     there: set[str | None] = {name for name in founders if name not in missing}
@@ -76,7 +89,20 @@ def rosters(founders: Sequence[str], events: Sequence[Event], missing: Collectio
 
 
 def inconsistent(founders: Sequence[str], events: Sequence[Event]) -> list[Problem]:
-    """What cannot happen as it is written: a join of who is there, a departure of who is not, and nobody left."""
+    """Events that contradict each other: a join of who is there, a departure of who is not, and nobody left.
+
+    Parameters
+    ----------
+    founders : Sequence[str]
+        Hospitals at the start.
+    events : Sequence[Event]
+        Who comes and goes.
+
+    Returns
+    -------
+    list[Problem]
+        One problem for each.
+    """
     problems: list[Problem] = []
     there, numbers = list(founders), {id(event): number for number, event in enumerate(events)}
     for at, moment in groupby(_sorted(events), key=lambda event: event.at):
@@ -92,7 +118,22 @@ def inconsistent(founders: Sequence[str], events: Sequence[Event]) -> list[Probl
 
 
 def past_end(events: Sequence[Event], batches: int, where: str) -> list[Problem]:
-    """Events that would come after the stream is over."""
+    """Events that would come after the stream is over.
+
+    Parameters
+    ----------
+    events : Sequence[Event]
+        Who comes and goes.
+    batches : int
+        Of the stream.
+    where : str
+        The file that lists the events.
+
+    Returns
+    -------
+    list[Problem]
+        One problem for each.
+    """
     return [
         Problem(where, f"events[{number}].at", str(event.at), f"at most {batches - 1}: the stream has {batches} batches, from 0")
         for number, event in enumerate(events)

@@ -16,9 +16,16 @@ from fedmerge.stream.schedules._base import Batches, Schedule
 
 @dataclass(frozen=True)
 class Answers:
-    """Labels and domains of every batch in order, as the report needs them: lists of (n_t,) int64.
+    """Labels and domains of every batch in order, as the report needs them.
 
-    patients: a number for the patient of each image, from 0 as they first appear, which tells nothing else; None if not known.
+    Attributes
+    ----------
+    labels : list[NDArray[np.int64]]
+        (n_t,) of each batch t, from 0.
+    domains : list[NDArray[np.int64]]
+        (n_t,) of each batch t, from 0.
+    patients : list[NDArray[np.int64]], optional
+        A number for the patient of each image, from 0 as they first appear, which tells nothing else; None if not known.
     """
 
     labels: list[NDArray[np.int64]]
@@ -30,19 +37,36 @@ class Labeled(Protocol):
     """What the sampler sees of the target's images: labels and domains (N,)."""
 
     @property
-    def labels(self) -> NDArray[np.int64]: ...
+    def labels(self) -> NDArray[np.int64]:
+        """(N,), from 0."""
 
     @property
-    def domains(self) -> NDArray[np.int64]: ...
+    def domains(self) -> NDArray[np.int64]:
+        """(N,), from 0."""
 
     @property
-    def domain_names(self) -> tuple[str, ...]: ...
+    def domain_names(self) -> tuple[str, ...]:
+        """In domain order."""
 
 
 class Stream:
     """Index batches into the target's images. Labels are read by the sampler and the answer sheet, and by nobody else.
 
-    Raises DataError if the schedule makes no batch of these images.
+    Parameters
+    ----------
+    images : Labeled
+        Labels and domains (N,) of the target's images.
+    schedule : Schedule
+        The order.
+    owner : str
+        Name of the target, by which its random numbers differ from others'.
+    seed : int
+        Of the order.
+
+    Raises
+    ------
+    DataError
+        If the schedule makes no batch of these images.
     """
 
     def __init__(self, images: Labeled, schedule: Schedule, owner: str, seed: int) -> None:

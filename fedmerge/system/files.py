@@ -107,7 +107,8 @@ def see_that_writable(folder: Path, name: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise FolderError(f"{name}: '{folder}' cannot be written ({error.strerror}); choose another, or mend its rights") from None
+        found, mend = f"'{folder}', which cannot be written ({error.strerror})", "Choose another, or change its rights"
+        raise FolderError(f"{name}: found {found}; expected a folder that this user may write. {mend}") from None
 
 
 def _draft_of(path: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ def silence() -> None:
     """Switch off the telemetry of Flower, Ray and the model hub. Each reads its switch when it is imported, so the seams call this
     first; importing fedmerge itself changes nothing."""
     os.environ.update(SILENT)
+    warnings.filterwarnings("ignore", message="IProgress not found")  # the hub's progress bars in a notebook, which are not used
     if not os.environ.get("RAY_ADDRESS"):
         # A Ray of our own talks over loopback and listens nowhere else. The name is misleading: it works on Linux, too.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -64,7 +64,7 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
     "a misspelled key below": (change(training={"epoch": 2}), ("tiny.yaml: training.epoch", "did you mean 'epochs'?")),
     "a missing site file": (change(sites=["nort", "south"]), ("sites/nort.yaml", "No such file", "did you mean 'north.yaml'?")),
     "an unknown source": (site("north", source={"kind": "organ_fantom"}), ("north.yaml: source", "did you mean 'organ_phantom'?")),
-    "the target among the sites": (change(sites=["north", "mercy"]), ("tiny.yaml: target", "also among the sites")),
+    "the target among the sites": (change(sites=["north", "mercy"]), ("tiny.yaml: target", "also one of the sites")),
     "a site twice": (change(sites=["north", "north"]), ("tiny.yaml: sites", "'north' 2 times")),
     "other classes": (album("liver", "cat"), ("site 'north': source", "the classes of 'south'", "extra ['cat']")),
     "an empty image folder": (album(), ("north.yaml: source.root", "no image")),
@@ -111,7 +111,10 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
         ("tiny.yaml: methods[1]", "needs the statistic 'fisher'", "uploads: [fisher]"),
     ),
     "RegMean++ at the target": (change(methods=[{"regmean_pp": {"mode": "target"}}]), ("regmean_pp.mode", "the merge is the mean")),
-    "a generalist that nobody gave": (change(methods=[{"t3": {"generalist": "generalist"}}]), ("methods[0]", "a key 'generalist'")),
+    "a generalist that nobody gave": (
+        change(methods=[{"t3": {"generalist": "generalist"}}]),
+        ("methods[0]", "expected that key in the scenario"),
+    ),
     "a share above 1": (
         change(methods=[{"ties": {"keep": 1.5}}]),
         ("methods[0].ties.keep", "found 1.5", "less than"),
@@ -130,14 +133,14 @@ MISTAKES: dict[str, tuple[Edit, tuple[str, ...]]] = {
         ("events[0]", "join, leave, and replace"),
     ),
     "an event of an unknown hospital": (change(events=[{"at": 1, "join": "eest"}]), ("eest.yaml", "did you mean 'east.yaml'?")),
-    "the target joins": (change(events=[{"at": 1, "join": "mercy"}]), ("tiny.yaml: target", "also among the sites")),
+    "the target joins": (change(events=[{"at": 1, "join": "mercy"}]), ("tiny.yaml: target", "also one of the sites")),
     "more sites wanted than there are": (
         change(min_sites=3),
         ("tiny.yaml: min_sites", "found 3", "at most 2, the number of sites"),
     ),
     "rounds beside events": (
         change(events=[{"at": 1, "join": "east"}], uploads=["gram_rounds"]),
-        ("tiny.yaml: uploads", "'gram_rounds' beside events"),
+        ("tiny.yaml: uploads", "'gram_rounds', which is made in rounds"),
     ),
     "public images that are not there": (
         change(probe={"kind": "image_folder", "root": "/gone/from/here"}),
@@ -316,7 +319,7 @@ def test_a_class_that_one_hospital_lacks_or_writes_otherwise(tmp_path: Path) -> 
                 "ham mel": f"Make an empty folder 'n\u00e4vus' in '{tmp_path}/{name}0/{name}/ward'",
                 "ham mel na\u0308vus": "as 'north' calls it: the names differ in Unicode form only",
                 "Ham mel n\u00e4vus": "Rename 'Ham' to 'ham', as 'north' calls it: the names differ in case only",
-                "ham mel n\u00e4vus other": "the others need them too",
+                "ham mel n\u00e4vus other": "add them to the other sites too",
             }.items()
         ):
             file = albums(tmp_path / f"{name}{number}", **{**three, name: labels})

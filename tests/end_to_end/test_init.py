@@ -59,7 +59,7 @@ def test_hospitals_and_classes_and_a_run_to_its_report(tmp_path: Path) -> None:
     said, scenario = init(tmp_path, folders(tmp_path / "Skin 2024", "Clinic {site}/{label}/{n}.png", channels=3))
     assert "the folders are <hospital>/<class>; classes 'melanoma', 'nevus'" in said
     assert "'Clinic a' is the target" in said
-    assert "PNG of 20 x 24 pixels (median of 60), color" in said
+    assert "PNG of 20 x 24 pixels (median of 60 images), color" in said
     assert scenario["name"] == "skin_2024"
     assert (scenario["sites"], scenario["target"]) == (["clinic_b", "clinic_c"], "clinic_a")
     assert scenario["model"]["kwargs"]["in_chans"] == 3
@@ -116,7 +116,7 @@ def test_of_two_hospitals_both_train(tmp_path: Path) -> None:
     assert "both hospitals train on 70% of their images" in said
     assert (scenario["sites"], scenario["target"]) == (["a", "b"], "target")
     said, scenario = init(tmp_path, tmp_path / "images", "--target", "a", name="chosen")
-    assert "'b' alone trains, so that there is nothing to merge" in said
+    assert "only 'b' trains, so there is nothing to merge" in said
     assert (scenario["sites"], scenario["target"]) == (["b"], "a")
 
 
@@ -230,4 +230,4 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     ended = fedmerge(tmp_path, "init", "file", "--images", str(images), "--target", "b")
     assert ended.returncode == 2
-    assert "file: cannot be made a folder" in ended.stderr
+    assert "file: found something else at this place" in ended.stderr

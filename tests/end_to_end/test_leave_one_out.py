@@ -117,7 +117,7 @@ def test_a_run_of_each_names_both_ways_on(tmp_path: Path) -> None:
     assert f"fedmerge sweep {file}" in wrong.stderr
     for options, said in {
         ("--target", "fotos"): "fotos.yaml",
-        ("--set", "target=art"): "The option '--target art' takes it out of the sites",
+        ("--set", "target=art"): "Use the option '--target art', which removes it from the sites",
         ("--target", "art", "--set", "sites=[art]"): "sites: found",
     }.items():
         wrong = fedmerge(tmp_path, "simulate", str(file), *options)
@@ -126,4 +126,4 @@ def test_a_run_of_each_names_both_ways_on(tmp_path: Path) -> None:
     for verb in ("sweep", "plan"):
         alone = fedmerge(tmp_path, verb, str(file), "--set", "sites=[art]")
         assert alone.returncode == 2
-        assert "sites: found 'art' alone; expected two or more: each in turn is left out" in alone.stderr
+        assert "sites: found 'art' alone; expected two or more, of which each is the target once" in alone.stderr

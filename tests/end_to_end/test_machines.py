@@ -20,10 +20,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_computed(tmp
     (tmp_path / "file").write_text("in the way")
     ended = simulate(tmp_path, option, "file/below", "--backend", backend)
     assert ended.returncode == 2
-    assert (
-        ended.stderr
-        == f"fedmerge: {option}: 'file/below' cannot be written (Not a directory); choose another, or mend its rights\n"
-    )
+    found, mend = "'file/below', which cannot be written (Not a directory)", "Choose another, or change its rights"
+    assert ended.stderr == f"fedmerge: {option}: found {found}; expected a folder that this user may write. {mend}\n"
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

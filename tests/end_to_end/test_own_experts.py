@@ -147,10 +147,16 @@ def test_what_asks_a_hospital_to_train_is_refused(folder: Path) -> None:
     assert "expert.clases: found an unknown key" in wrong.stderr
     bring(folder, "south", folder / "nowhere.pth")
     assert "site 'south': expert.checkpoint: " in (told := fedmerge(folder, "plan", "scenarios/tiny.yaml").stderr)
-    assert "nowhere.pth: No such file or directory" in told
+    assert "nowhere.pth: found nothing that can be opened (No such file or directory)" in told
     for changes, said in (
-        ({"federated": ["fedavg"]}, "federated[0]: found 'fedavg-5' beside site 'south', which brings its expert"),
-        ({"initialization": {**SHORT["initialization"], "head_init": "fed_lp"}}, "initialization.head_init: found 'fed_lp' beside"),
+        (
+            {"federated": ["fedavg"]},
+            "federated[0]: found 'fedavg-5', but site 'south' brings its expert and does not train; expected sites that all train",
+        ),
+        (
+            {"initialization": {**SHORT["initialization"], "head_init": "fed_lp"}},
+            "initialization.head_init: found 'fed_lp', but site",
+        ),
     ):
         (folder / "scenarios" / "tiny.yaml").write_text(yaml.safe_dump({**SHORT, **changes}))
         wrong = fedmerge(folder, "sweep", "scenarios/tiny.yaml")
@@ -158,4 +164,4 @@ def test_what_asks_a_hospital_to_train_is_refused(folder: Path) -> None:
         assert said in wrong.stderr, wrong.stderr
     without_start(folder)
     wrong = fedmerge(folder, "simulate", "scenarios/tiny.yaml")
-    assert "initialization: found nothing, but site 'north' trains from it" in wrong.stderr
+    assert "initialization: found nothing, but site 'north' starts its training from it" in wrong.stderr

@@ -88,7 +88,7 @@ def test_the_same_seed_with_a_fresh_pool_gives_the_same_numbers(first: tuple[Pat
 def test_a_folder_of_another_scenario_is_refused(first: tuple[Path, str]) -> None:
     ended = simulate(first[0], "--seed", "4", "--out", "runs/tiny-3")
     assert ended.returncode == 2
-    assert "holds the run of another scenario (differs in: seed)" in ended.stderr
+    assert "found the run of another scenario (differs in: seed)" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert read(first[0] / "runs/tiny-3/summary.json")["seed"] == 3
 

@@ -58,7 +58,7 @@ def test_a_run_goes_by_patients_and_tells_no_name(hospitals: Path) -> None:
     assert "95% intervals over 8 patients" in told
     assert "cluster bootstrap over the 8 patients" in (hospitals / "run/report.html").read_text()
     assert "site 'a': rows left out, for their file is missing: 1" in manifest["remarks"]
-    shared = "sites 'a' and 'c': patients at both: 1, so that the target 'c' is no unseen hospital for them"
+    shared = "sites 'a' and 'c' have 1 patients in common, so the target 'c' is not unseen for these patients"
     assert shared in manifest["remarks"]
     assert "a/1/IM1.png (missing)" in own_log("a").read_text()
     with np.load(hospitals / "run/predictions.npz") as file:
@@ -75,7 +75,9 @@ def test_the_plan_counts_patients_and_says_what_is_unknown(hospitals: Path) -> N
     write_site(hospitals, "b", file="pacs/other.csv")
     planned = fedmerge(hospitals, "plan", SCENARIO_FILE)
     assert planned.returncode == 0, planned.stderr
-    assert "is unknown for b: no patient_key in common with another site" in " ".join(planned.stdout.split())
+    assert "sites b: nobody can tell whether their patients are at other sites too, without a common patient_key" in " ".join(
+        planned.stdout.split()
+    )
     rows = [line.split() for line in planned.stdout.splitlines() if "32" in line]
     assert [row.count("8") for row in rows[:3]] == [2, 2, 1]  # patients, and images held out
 
@@ -84,8 +86,8 @@ def test_sites_without_a_key_in_common_are_unknown(hospitals: Path) -> None:
     (hospitals / "other").write_text("0" * 32)
     write_site(hospitals, "c", patient_key="other")
     told = done(hospitals, "--out", "run", "--pool", "pool", "--experts-only")
-    assert "patients are at two sites is unknown for a, b, c" not in told  # a and b have one in common
-    assert "patients are at two sites is unknown for c: no patient_key in common" in " ".join(told.split())
+    assert "sites a, b, c: nobody can tell" not in told  # a and b have one in common
+    assert "sites c: nobody can tell whether their patients are at other sites too" in " ".join(told.split())
 
 
 def test_an_outline_tells_digests_by_which_the_patient_is_found(hospitals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +101,7 @@ def test_an_outline_tells_digests_by_which_the_patient_is_found(hospitals: Path,
     (hospitals / "sites/a.yaml").write_text(outline.stdout)
     monkeypatch.chdir(hospitals)
     remarks = load_experiment(Path(SCENARIO_FILE)).remarks()
-    assert any(remark.startswith("sites 'a' and 'c': patients at both: 1") for remark in remarks)
+    assert any(remark.startswith("sites 'a' and 'c' have 1 patients in common") for remark in remarks)
 
 
 def test_without_a_key_nothing_of_patients_leaves_in_an_outline(hospitals: Path) -> None:

@@ -53,4 +53,4 @@ def test_a_folder_in_which_a_run_is_going_on_is_refused(tmp_path: Path) -> None:
     with held:
         ended = command(tmp_path, "--out", "run")
     assert ended.returncode == 2
-    assert "another process is running here; choose another --out" in ended.stderr
+    assert "found another process that writes here; expected a folder for this run alone. Choose another --out" in ended.stderr

@@ -48,17 +48,17 @@ def test_the_target_goes_where_its_resource_is(nodes: Nodes, wanted: Wanted, tar
 @pytest.mark.parametrize(
     ("nodes", "wanted", "said"),
     [
-        (LAPTOP, Wanted(gpus=1), r"target\.gpus: found resource 'GPU': 0 available on a node; expected 1"),
+        (LAPTOP, Wanted(gpus=1), r"target\.gpus: found 0 of the resource 'GPU' on a node; expected 1"),
         (LAPTOP, Wanted(resource="CPU"), r"target\.resource: found 'CPU', which every machine has; expected a name of your own"),
         (WARD, Wanted(resource="memory"), r"target\.resource: found 'memory'"),
-        (WARD, Wanted(gpus=1.5), r"target\.gpus: found 1\.5; expected none, a share of at least 0\.0001 and at most 1"),
-        (WARD, Wanted(hospitals=True, each=1.5), r"FEDMERGE_HOSPITAL_GPUS: found 1\.5; expected none, a share"),
-        (WARD, Wanted(gpus=0.00005), r"target\.gpus: found 5e-05; expected none, a share of at least"),
-        (WARD, Wanted(gpus=2), r"'GPU': 1 available on the target's node \('target'\); expected 2"),
-        (LAPTOP, Wanted(resource="mercy"), r"target\.resource: found resource 'mercy': 0 available on a node; expected 1"),
-        (WARD, Wanted(shards=4), r"target\.shards: found resource 'shard': 3 available on all nodes together; expected 4"),
-        (LAPTOP, Wanted(hospitals=True, each=0.5), r"FEDMERGE_HOSPITAL_GPUS: found resource 'GPU': 0 available.*; expected 0\.5"),
-        ([{"CPU": 0, "target": 1}], Wanted(hospitals=True), r"sites: found resource 'CPU': 0 available on a node; expected 1"),
+        (WARD, Wanted(gpus=1.5), r"target\.gpus: found 1\.5; expected nothing, a share from 0\.0001 to 1"),
+        (WARD, Wanted(hospitals=True, each=1.5), r"FEDMERGE_HOSPITAL_GPUS: found 1\.5; expected nothing, a share"),
+        (WARD, Wanted(gpus=0.00005), r"target\.gpus: found 5e-05; expected nothing, a share from"),
+        (WARD, Wanted(gpus=2), r"found 1 of the resource 'GPU' on the target's node \('target'\); expected 2"),
+        (LAPTOP, Wanted(resource="mercy"), r"target\.resource: found 0 of the resource 'mercy' on a node; expected 1"),
+        (WARD, Wanted(shards=4), r"target\.shards: found 3 of the resource 'shard' on all nodes together; expected 4"),
+        (LAPTOP, Wanted(hospitals=True, each=0.5), r"FEDMERGE_HOSPITAL_GPUS: found 0 of the resource 'GPU'.*; expected 0\.5"),
+        ([{"CPU": 0, "target": 1}], Wanted(hospitals=True), r"sites: found 0 of the resource 'CPU' on a node; expected 1"),
     ],
 )
 def test_a_placement_that_cannot_be_met_names_resource_wanted_and_available(nodes: Nodes, wanted: Wanted, said: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import doctest
 import importlib
 import re
 import subprocess
@@ -12,16 +14,26 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from fedmerge.data.datasets._base import Geometry, Source
+import fedmerge
+from fedmerge.data.corruptions._base import SHIFTS
+from fedmerge.data.datasets._base import SOURCES, Geometry, Source
 from fedmerge.experiment.experiment import load_experiment
+from fedmerge.experiment.scenario import json_schema
+from fedmerge.federated.attacks._base import ATTACKS
+from fedmerge.federated.defenses._base import DEFENSES
+from fedmerge.federated.statistics._base import STATISTICS
+from fedmerge.federated.strategies._base import STRATEGIES
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.methods._base import METHODS, Method, Static
 from fedmerge.registry import Folder
+from fedmerge.stream.schedules._base import SCHEDULES
 from tests.conftest import Net, expert_states
+from tests.front_door import SCENARIO, world
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TOP = "fedmerge|tests|docs|examples|benchmarks|scenarios|sites"
 IN_CODE = re.compile(rf"(?<![\w/.\"'])(?:{TOP})/[\w./*-]+")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
@@ -109,5 +121,133 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     methods = (tmp_path / "reference" / "methods.html").read_text()
     assert [name for name in METHODS.names if f'id="{name}"' not in methods] == []
+    assert methods.count('viewBox="0 0 360 ') == len(METHODS.names)  # a figure of each
     foreign = re.compile(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="https?://')
     assert [page.name for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())] == []
+
+
+PUBLISHED = [
+    name for page in (ROOT / "docs" / "reference").glob("*.md") for name in re.findall(r"(?m)^::: (\S+)", page.read_text())
+]
+"""What the reference shows: modules, and names of modules."""
+
+PLUGINS = (METHODS, SCHEDULES, SHIFTS, SOURCES, STRATEGIES, STATISTICS, ATTACKS, DEFENSES)
+SECTION = re.compile(r"^(\w+)\n-{3,}\n", re.MULTILINE)
+ENTRY = re.compile(r"^(\*{0,2}\w+(?:, \*{0,2}\w+)*)(?: : .*)?$", re.MULTILINE)
+Named = ast.FunctionDef | ast.ClassDef
+
+
+def public_names() -> list[tuple[str, Named]]:
+    """(file: name, definition) of every function and class without an underscore in `merging/` and `stream/`, and of every name
+    that the reference shows, among which are those of `fedmerge.__all__`. Plug-ins have a test of their own."""
+    found = []
+    for path in sorted((ROOT / "fedmerge").rglob("*.py")):
+        here = path.relative_to(ROOT)
+        module = ".".join(here.with_suffix("").parts)
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, Named) and not node.name.startswith("_"):
+                inside = here.parts[1] in ("merging", "stream")
+                if inside or module in PUBLISHED or f"{module}.{node.name}" in PUBLISHED:
+                    found.append((f"{here}: {node.name}", node))
+    return found
+
+
+def test_the_reference_shows_all_that_the_package_offers() -> None:
+    assert set(fedmerge.__all__) <= {name.rpartition(".")[2] for name in PUBLISHED}
+
+
+def sections(text: str) -> dict[str, str]:
+    """The NumPy sections of a docstring."""
+    parts = SECTION.split(text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def arguments(node: Named) -> dict[str, str]:
+    """What a docstring must tell of: arguments of a function or constructor, else fields; each with its annotation."""
+    made = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+    if isinstance(node, ast.ClassDef) and not made:
+        fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
+        if any(isinstance(part.value, ast.Call) and ast.unparse(part.value.func) == "Field" for part in fields):
+            return {}  # of pydantic: see the test of plug-ins
+        named = {part.target.id: ast.unparse(part.annotation) for part in fields if isinstance(part.target, ast.Name)}
+        named |= {
+            part.targets[0].id: "" for part in node.body if isinstance(part, ast.Assign) and isinstance(part.targets[0], ast.Name)
+        }
+        return {name: kind for name, kind in named.items() if not name.startswith("_") and "ClassVar" not in kind}
+    given = (made[0] if isinstance(node, ast.ClassDef) else node).args
+    listed = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    several = [("*", given.vararg), ("**", given.kwarg)]
+    named = {one.arg: ast.unparse(one.annotation) for one in listed if one.annotation}
+    return named | {stars + one.arg: "" for stars, one in several if one}
+
+
+def lacking(node: Named) -> list[str]:
+    """What a public docstring lacks to be complete, in NumPy form."""
+    text = ast.get_docstring(node) or ""
+    found, wanted = sections(text), arguments(node)
+    told = found.get("Parameters", "") + "\n" + found.get("Attributes", "")
+    entries = {name for line in ENTRY.findall(told) for name in line.split(", ")}
+    lacks = [] if text.strip() and not SECTION.match(text) else ["a summary"]
+    lacks += [f"parameter {name}" for name in wanted if name not in entries]
+    lacks += [f"no such parameter: {name}" for name in entries - set(wanted)]
+    for name, kind in wanted.items():
+        said = re.search(rf"^(?:.*, )?{re.escape(name)}(?:, .*)? : .*\n((?:[ ]{{4}}.*\n?)+)", told, re.MULTILINE)
+        if re.fullmatch(r"Tensor( \| None)?|NDArray\[.*\]", kind) and not (said and re.search(r"\(.*\)|scalar", said[1])):
+            lacks.append(f"shape of {name}")
+    if isinstance(node, ast.FunctionDef):
+        if ast.unparse(node.returns or ast.Constant(None)) != "None" and not {"Returns", "Yields"} & set(found):
+            lacks.append("what it returns")
+        if any(isinstance(part, ast.Raise) for part in ast.walk(node)) and "Raises" not in found:
+            lacks.append("what it raises")
+    if node.name in fedmerge.__all__ and ">>> " not in text:
+        lacks.append("an example")
+    return lacks
+
+
+def test_every_public_docstring_is_complete() -> None:
+    """In NumPy form: a summary, every argument, shapes of tensors, what comes back, what is raised."""
+    assert {name: lacks for name, node in public_names() if (lacks := lacking(node))} == {}
+
+
+def test_every_plug_in_describes_itself_and_each_of_its_keys() -> None:
+    unsaid = []
+    for folder in PLUGINS:
+        for name in folder.names:
+            kind = folder.load(name)
+            unsaid += [name] if not (kind.__doc__ or "").strip() else []
+            unsaid += [f"{name}.{key}" for key, field in kind.model_fields.items() if not field.description and key != "kind"]
+    assert unsaid == []
+    assert [name for name in METHODS.names if not METHODS.load(name).paper] == []
+
+
+def test_public_methods_of_public_classes_say_what_they_do() -> None:
+    classes = [(place, node) for place, node in public_names() if isinstance(node, ast.ClassDef)]
+    inside = [(place, part) for place, node in classes for part in node.body if isinstance(part, ast.FunctionDef)]
+    assert [f"{place}.{part.name}" for place, part in inside if part.name[0] != "_" and not ast.get_docstring(part)] == []
+
+
+WITH_EXAMPLES = [path for path in sorted((ROOT / "fedmerge").rglob("*.py")) if ">>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "fedmerge")))
+def test_the_examples_in_docstrings_work(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with a small `scenarios/organs.yaml`."""
+    small = {**SCENARIO, "name": "organs", "methods": ["mean", "expert", "eam"], "training": {"epochs": 1}}
+    world(tmp_path)
+    (tmp_path / "scenarios" / "organs.yaml").write_text(yaml.safe_dump(small))
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    ended = doctest.testmod(module, raise_on_error=False)
+    assert ended.attempted > 0 and ended.failed == 0
+    assert "+SKIP" not in path.read_text()
+
+
+def test_every_key_of_a_scenario_and_of_a_site_file_is_described() -> None:
+    """The descriptions are what docs/reference shows, and editors by the schema."""
+    unsaid = []
+    for document in ("scenario", "site"):
+        schema = json_schema(document)
+        for part, one in {document: schema, **schema["$defs"]}.items():
+            keys = {key: field for key, field in one.get("properties", {}).items() if key != "kind"}
+            unsaid += [f"{part}.{key}" for key, field in keys.items() if not field.get("description")]
+    assert unsaid == []

@@ -85,7 +85,7 @@ class Wanted:
             problems.append(Problem("Ray", "target.resource", f"'{self.resource}', which every machine has", expected))
         for key, share in (("target.gpus", self.gpus or 0.0), ("FEDMERGE_HOSPITAL_GPUS", self.each)):
             if 0 < share < LEAST_SHARE or (share > 1 and share != int(share)):
-                expected = f"none, a share of at least {LEAST_SHARE:g} and at most 1, or whole GPUs"
+                expected = f"nothing, a share from {LEAST_SHARE:g} to 1, or a whole number of GPUs"
                 problems.append(Problem("Ray", key, f"{share:g}", expected))
         if problems:
             raise ScenarioError(problems)
@@ -93,7 +93,7 @@ class Wanted:
     def _of_hospitals(self, nodes: Nodes) -> list[Problem]:
         wards = [node for node in nodes if node.get("CPU", 0) >= 1]
         if not wards:
-            return [_lacking("sites", "CPU", 1, 0, "on a node", "Start a node with CPUs: hospitals train there")]
+            return [_lacking("sites", "CPU", 1, 0, "on a node", "Start a node with CPUs, on which hospitals train")]
         most = max(node.get("GPU", 0) for node in wards)
         if self.each <= most:
             return []
@@ -101,4 +101,4 @@ class Wanted:
 
 
 def _lacking(key: str, resource: str, wanted: float, there: float, where: str, mend: str) -> Problem:
-    return Problem("Ray", key, f"resource '{resource}': {there:g} available {where}", f"{wanted:g}, as wanted", mend)
+    return Problem("Ray", key, f"{there:g} of the resource '{resource}' {where}", f"{wanted:g}", mend)

@@ -85,7 +85,7 @@ class PercentileRange(Spec):
     """A range by the values of a site's own images."""
 
     percentile: Annotated[tuple[Percent, Percent], AfterValidator(_rising)] = Field(
-        description="how much of all values is black, and how much is not yet white, in percent; of each image at most 4096 count"
+        description="two percentages: values below the first are black, those above the second are white (4096 of each image count)"
     )
 
 
@@ -116,7 +116,9 @@ class FileSource(Source):
 
     split: Split | None = Field(None, description="the part of these domains that this hospital holds; default everything")
     flips: bool = Field(False, description="whether a horizontal flip preserves the label")
-    max_broken: int = Field(3, ge=0, description="files that may be truncated or no image; they are named and left out")
+    max_broken: int = Field(
+        3, ge=0, description="number of files that may be damaged or no image; they are left out, and named in the site's own log"
+    )
     gray_range: Bounds | None = Field(
         None,
         description="[black, white] of images of more than 8 bits, in the files' own values; the same at all hospitals and "
@@ -133,7 +135,7 @@ class FileSource(Source):
     frame: int | None = Field(
         None,
         ge=1,
-        description="which frame of DICOM files, or volume of NIfTI files over time, from 1; by default several are refused",
+        description="which frame of a DICOM file, or time point of a NIfTI file, from 1; by default files with several are refused",
     )
     axis: Literal["axial", "coronal", "sagittal"] = Field("axial", description="how NIfTI volumes are sliced")
     slices: Slices = Field(
@@ -144,12 +146,12 @@ class FileSource(Source):
         None, ge=1, description="which page, frame or slice of files that hold several, from 1; default the first, with a warning"
     )
     max_pixels: int = Field(
-        MOST_PIXELS, ge=1, description="most pixels of an image; larger ones would fill the memory, and are refused"
+        MOST_PIXELS, ge=1, description="largest number of pixels of an image; a larger one is refused, before it fills the memory"
     )
     patient_key: str | None = Field(
         None,
         description="file with a secret that hospitals agree on, 16 bytes or more (e.g. from `openssl rand -hex 32`), and that is "
-        "sent to nobody: by it a patient at two hospitals is found, without a name of hers. Default: that stays unknown",
+        "sent to nobody. By it patients of two hospitals are found without their names; default: that is not checked",
     )
     hint: str = Field("", description="where to get the data; part of the message if the folder is not there")
 

@@ -49,7 +49,7 @@ class ImageFolder(FileSource):
         description="a number: the folder so many levels below the class is the patient's, e.g. 1 for ward/nevus/P12/3.png; or a "
         r"regular expression that finds the patient in a file's path below the root, as its one group, e.g. '/(P\d+)_' for "
         "ward/nevus/P12_3.png. "
-        "A patient's images stay together in splits and validation; default: every image by itself, for want of knowing",
+        "A patient's images stay together in splits and validation; default: every image counts as a patient of its own",
     )
 
     def check(self) -> list[Problem]:

@@ -68,7 +68,7 @@ class Table(FileSource):
 
     file: str = Field(
         min_length=1,
-        description="the table: CSV (comma, semicolon or tab; UTF-8) or Parquet, which is told by what it holds, not by its name. "
+        description="the table: CSV (comma, semicolon or tab; UTF-8) or Parquet, recognized by its content, not by its name. "
         f"{HERE}. A relative one is looked for in the folder where the command is given",
     )
     columns: Columns = Field(description="names of the columns")

@@ -32,7 +32,7 @@ class Agreement(Defense):
 
     share: float = Field(0.3, ge=0, lt=1, description="least A_k that is not odd, as a share of the others' median")
     best: float = Field(0.4, ge=0, lt=1, description="least J_k that is not odd, as a share of the others' median")
-    least: float = Field(0.15, gt=0, lt=1, description="agreement of the others from which their judgement counts")
+    least: float = Field(0.15, gt=0, lt=1, description="least agreement among the others; below it nobody is odd")
 
     def judge(self, exhibit: Exhibit) -> list[Finding]:
         """Odd is who breaks both bounds; the value is J_k."""

@@ -153,7 +153,7 @@ def _some_nodes(grid: Any, tasks: Sequence[SiteTask], connect_s: float) -> list[
     while not (nodes := sorted(grid.get_node_ids())):
         if time.monotonic() - began > connect_s:
             names = ", ".join(task.site.name for task in tasks)
-            raise SiteError(f"no hospital has connected within {connect_s:g} s; expected {names}")
+            raise SiteError(f"found no connected hospital within {connect_s:g} s; expected {names}. Start them, or raise connect-s")
         time.sleep(PAUSE_S)
     return nodes
 

@@ -236,7 +236,7 @@ def tower(spec: ClipSpec, which: Literal["vision", "text"]) -> nn.Module:
         built: nn.Module = make(config["embed_dim"], config[f"{which}_cfg"], config.get("quick_gelu", False))
     except ImportError:
         raise CheckpointError(
-            f"model.name: the text tower of '{spec.name}' is one of transformers, which is not installed: pip install transformers"
+            f"model.name: found '{spec.name}', which needs transformers; expected this package: pip install transformers"
         ) from None
     except (ArithmeticError, AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         found = f"{spec.kwargs} ({first_line(error)})" if spec.kwargs else f"'{spec.name}' ({first_line(error)})"

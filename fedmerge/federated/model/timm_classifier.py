@@ -37,9 +37,9 @@ def _blocks(value: Any) -> Any:
 class Arguments(TypedDict, total=False):
     """What a model's constructor is given; what is not named here, timm knows."""
 
-    img_size: Annotated[int, BeforeValidator(_side), Field(ge=8, le=1024)]
-    in_chans: Literal[1, 3]
-    depth: Annotated[Any, BeforeValidator(_blocks)]
+    img_size: Annotated[int, BeforeValidator(_side), Field(ge=8, le=1024, description="side of the input image, pixels")]
+    in_chans: Annotated[Literal[1, 3], Field(description="1 for gray images, 3 for color")]
+    depth: Annotated[Any, BeforeValidator(_blocks), Field(description="number of blocks; a list for models with stages")]
 
 
 GIVEN = {

@@ -164,7 +164,9 @@ class ExpertPool:
             _verify(entry, manifest, wanted or manifest["fingerprint"], upload)
             check_seal(seal, task.site)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, UploadRefused) as error:
-            raise FolderError(f"{entry}: cannot be read ({error}); delete this folder and the site trains again") from None
+            raise FolderError(
+                f"{entry}: found an entry that cannot be read ({error}); expected a whole one. Delete it, and the site trains again"
+            ) from None
         return Expert(
             site=task.site.name,
             fingerprint=manifest["fingerprint"],
@@ -195,15 +197,17 @@ def _verify(entry: Path, manifest: dict[str, Any], wanted: str, upload: Upload) 
     pairs.append(("manifest", _digest(manifest), manifest["manifest_sha256"]))
     for what, here, there in pairs:
         if here != there:
-            mend = "the entry is damaged: delete this folder and the site trains again"
-            raise FolderError(f"{entry}: {what}: found {here[:16]}; expected {there[:16]}; {mend}")
+            mend = "The entry is damaged. Delete it, and the site trains again"
+            raise FolderError(f"{entry}: {what}: found {here[:16]}; expected {there[:16]}. {mend}")
     if upload.seal.text:
         facts = {name: fact for name, fact in contents(upload).items() if name in ("weights", "scalars", "samples")}
         if differ := parsed(upload.seal, upload.site).differences(facts):
             raise ValueError(f"its {differ[0]} are not what the site has stated")
     broken = [name for name, tensor in weights.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if broken:
-        raise FolderError(f"{entry}: found NaN or infinity in {broken[0]}; delete this folder and the site trains again")
+        raise FolderError(
+            f"{entry}: found NaN or infinity in {broken[0]}; expected finite numbers. Delete it, and the site trains again"
+        )
 
 
 def _digest(manifest: dict[str, Any]) -> str:

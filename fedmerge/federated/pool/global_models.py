@@ -168,7 +168,9 @@ class GlobalPool:
             turns, absences = (Turn(**one) for one in told["turns"]), (Absence(**one) for one in told["absences"])
             return Stand(number, theta, memory, tuple(turns), float(told["seconds"]), tuple(absences))
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise FolderError(f"{folder}: cannot be read ({error}); delete {folder.parent} and its rounds run again") from None
+            raise FolderError(
+                f"{folder}: found one that cannot be read ({error}); expected a whole one. Delete {folder.parent} to run them again"
+            ) from None
 
     @staticmethod
     def _rounds(entry: Path) -> list[tuple[int, Path]]:

@@ -69,7 +69,9 @@ class StatisticPool:
                     raise ValueError("it is not what the site has stated")
             return state, json.loads(words["audit"])
         except (ValueError, KeyError, TypeError, UploadRefused) as error:
-            raise FolderError(f"{file}: cannot be read ({error}); {mend}") from None
+            raise FolderError(
+                f"{file}: found a file that cannot be read ({error}); expected a whole one. {mend[0].upper()}{mend[1:]}"
+            ) from None
 
     def _file(self, task: SiteTask, statistic: Statistic) -> Path:
         """One file for each way to compute it; in rounds, for each set of experts too."""

@@ -42,9 +42,13 @@ def take(file: Path, mend: str) -> tuple[State, dict[str, str], str]:
         if words.pop("digests", None) != f"{digest} {_digest(words)}":
             raise ValueError("its digest differs")
     except PermissionError as error:
-        raise FolderError(f"{file}: this user may not read it ({error.strerror}); ask its owner for the right to") from None
+        raise FolderError(
+            f"{file}: found a file that this user may not read ({error.strerror}); expected the right to. Ask its owner"
+        ) from None
     except (OSError, ValueError, SafetensorError) as error:
-        raise FolderError(f"{file}: cannot be read ({error}); {mend}") from None
+        raise FolderError(
+            f"{file}: found a file that cannot be read ({error}); expected a whole one. {mend[:1].upper()}{mend[1:]}"
+        ) from None
     return state, words, digest
 
 
@@ -57,7 +61,7 @@ def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]
     file = Path(os.path.expandvars(path)).expanduser()
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
-            raise CheckpointError(f"{key}: {file}: found no regular file; {expected}")
+            raise CheckpointError(f"{key}: {file}: found a pipe or a device; {expected}")
         with file.open("rb") as opened:  # safetensors says "no such file" of one that may not be read
             head = opened.read(512)
     except IsADirectoryError:
@@ -66,7 +70,7 @@ def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]
         raise CheckpointError(f"{key}: {file}: found a folder; {expected}. {mend}") from None
     except OSError as error:
         where = "" if file.is_absolute() else f" in {Path.cwd()}"
-        raise CheckpointError(f"{key}: {file}{where}: {error.strerror}; {expected}") from None
+        raise CheckpointError(f"{key}: {file}{where}: found nothing that can be opened ({error.strerror}); {expected}") from None
     return file, head
 
 

@@ -55,7 +55,9 @@ def issue(folder: Path, name: str, addresses: Sequence[str], days: int = 90, ren
         built = built.add_extension(x509.SubjectAlternativeName([_named(address) for address in addresses]), False)
         _write_pair(certificate, built.sign(signer, hashes.SHA256()), key, own)
     except OSError as error:
-        raise FolderError(f"{error.filename or folder}: {error.strerror}; expected a folder that can be written to") from None
+        raise FolderError(
+            f"{error.filename or folder}: found a place that cannot be written ({error.strerror}); expected a folder for this user"
+        ) from None
     return certificate, key
 
 
@@ -93,7 +95,7 @@ def _authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateK
         mend = (
             f"Only who has both can sign: bring {gone.name} here, give another folder, or delete {there.name} for a new authority"
         )
-        raise FolderError(f"{there}: found it without {gone.name}. {mend}")
+        raise FolderError(f"{there}: found it without {gone.name}; expected both files. {mend}")
     if certificate.exists():
         return _found(certificate, key)
     signer = ec.generate_private_key(ec.SECP256R1())
@@ -124,7 +126,7 @@ def _found(certificate: Path, key: Path) -> tuple[x509.Certificate, ec.EllipticC
         raise FolderError(f"{certificate}: found the certificate of a machine; expected that of an authority")
     begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
     if ends <= datetime.now(UTC):
-        raise FolderError(f"{certificate}: found one that ran out on {ends:%Y-%m-%d}; give another folder for a new authority")
+        raise FolderError(f"{certificate}: found one that ran out on {ends:%Y-%m-%d}; expected a valid one. Name another folder")
     if begins > datetime.now(UTC):
         mend = "Look whether this machine's clock is right"
         raise FolderError(f"{certificate}: found one that begins on {begins:%Y-%m-%d}; expected one that is valid today. {mend}")

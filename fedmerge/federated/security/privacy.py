@@ -44,7 +44,7 @@ class Privacy(Spec):
     delta: float = Field(1e-5, gt=1e-15, lt=1, description="probability with which epsilon may fail to hold")
     noise_from: Literal["seed", "system"] = Field(
         "seed",
-        description="seed: reproducible, for simulation only, as whoever knows the seed can take the noise away; "
+        description="seed: reproducible, for simulations only, since whoever knows the seed can subtract the noise; "
         "system: from the operating system's entropy",
     )
 

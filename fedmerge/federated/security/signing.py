@@ -45,7 +45,9 @@ def make(file: Path, renew: bool) -> str:
     try:
         write_secret(file, pem)
     except OSError as error:
-        raise FolderError(f"{file}: {error.strerror}; expected a place for a private key: choose another --keys") from None
+        raise FolderError(
+            f"{file}: found a place that cannot be written ({error.strerror}); expected one for a key. Choose another --keys"
+        ) from None
     return _public(key)
 
 

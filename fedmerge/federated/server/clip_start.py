@@ -80,7 +80,7 @@ def _tensors(spec: ClipSpec, path: str, key: str) -> State:
             return _in_file(open_clip.download_pretrained(known), key, spec)
         except (OSError, RuntimeError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{key}: '{path}' cannot be had ({said}); name a file in its place") from None
+            raise CheckpointError(f"{key}: found no way to '{path}' ({said}); expected a network, or a file in its place") from None
     if not file.exists() and tags and file.parent == Path():
         raise CheckpointError(f"{key}: found '{path}', no file here; expected a file, or a tag of {spec.name}: {', '.join(tags)}")
     return _in_file(path, key, spec)
@@ -98,7 +98,9 @@ def _in_file(path: str | Path, key: str, spec: ClipSpec) -> State:
             return dict(torch.jit.load(file, map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{key}: {file}: found a damaged TorchScript archive ({said})") from None
+        raise CheckpointError(
+            f"{key}: {file}: found a damaged TorchScript archive ({said}); expected a whole one. Download it again"
+        ) from None
 
 
 def _is_archive(file: Path) -> bool:
@@ -144,7 +146,9 @@ def tokens_of(spec: ClipSpec, texts: Sequence[str], seen_as: str) -> Tensor:
         tokens: Tensor = read(list(texts))
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{seen_as}: the tokenizer of {spec.name} cannot be had ({said})") from None
+        raise CheckpointError(
+            f"{seen_as}: found no tokenizer of {spec.name} ({said}); expected it in the cache, or a network"
+        ) from None
     vocabulary = configuration(spec)["text_cfg"].get("vocab_size", 49408)
     if not configuration(spec)["text_cfg"].get("hf_model_name") and int(tokens.max()) >= vocabulary:
         expected = f"more than {int(tokens.max())}, the largest number of {seen_as}"

@@ -63,11 +63,11 @@ def probe_head(job: Job, ask: Ask) -> Initial:
             if reply.upload is None:
                 raise SiteError(f"site '{name}': linear probing: {reply.reason}")
             if name not in asked:
-                raise SiteError(f"site '{name}': linear probing: it has answered twice in one round")
+                raise SiteError(f"site '{name}': linear probing: found a second answer in one round; expected one")
             admit(reply, asked.pop(name), LinearProbe.declaration(name, reply.upload, weights), job)
             heads.append((reply.upload.scalars["n"], reply.upload.weights))
         if len(heads) < len(job.tasks):
-            raise SiteError(f"linear probing: {len(heads)} of {len(job.tasks)} sites answered within {job.deadline_s:g} s")
+            raise SiteError(f"linear probing: found {len(heads)} answers within {job.deadline_s:g} s; expected {len(job.tasks)}")
         total = sum(n for n, _ in heads)
         for name in heads[0][1]:
             weights[name] = torch.stack([n / total * head[name] for n, head in heads]).sum(0)

@@ -95,9 +95,9 @@ class Proxy(_Initialization):
     kind: Literal["proxy"]
     source: PublicSource = Field(description="public images; `organ_phantom` alone means patients of no hospital")
     scanner: Scanner = Field(default_factory=lambda: Scanner(noise=0.05), description="the public scanner")
-    epochs: int = Field(5, ge=1)
-    lr: float = Field(1e-3, gt=0)
-    batch_size: int = Field(32, ge=1)
+    epochs: int = Field(5, ge=1, description="passes over the public images")
+    lr: float = Field(1e-3, gt=0, description="learning rate of AdamW")
+    batch_size: int = Field(32, ge=1, description="images per training batch")
     captions: tuple[str, ...] | None = Field(
         None, min_length=1, description="of a CLIP: texts that public images come with, of {word}, {domain} and {noise} (low, high)"
     )

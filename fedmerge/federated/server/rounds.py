@@ -103,8 +103,8 @@ def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor],
     enough = max(min(job.at_least or len(tasks), len(tasks)), strategy.least)
     if len(arrived) < enough:
         told = "; ".join(f"site '{site}': {reason}" for site, reason in failed.items())
-        expected = f"round {number}: found {len(arrived)} answers; expected at least {enough}"
-        raise SiteError(f"{expected}{': ' + told if told else ''}")
+        found = f"round {number}: found {len(arrived)} answers; expected at least {enough}"
+        raise SiteError(f"{found}{': ' + told if told else ''}")
     there = [arrived[task.site.name] for task in tasks if task.site.name in arrived]
     items = [item for _, _, sent in there for item in sent]
     absences = [Absence(number, site, reason) for site, reason in failed.items()]

@@ -86,7 +86,9 @@ def vet(
     checks = [defense for defense in defenses if not defense.at_target]
     if checks and len(experts) < FEWEST:
         names = ", ".join(defense.kind() for defense in checks)
-        vetting.remarks.append(f"{names}: {len(experts)} experts; of fewer than {FEWEST} nobody can tell which one is odd")
+        vetting.remarks.append(
+            f"{names}: not applied to {len(experts)} experts; of fewer than {FEWEST} nobody can tell which one is odd"
+        )
     elif checks:
         with torch.inference_mode():
             total = len(experts) * (1 + sum(defense.views for defense in checks))

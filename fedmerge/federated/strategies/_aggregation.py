@@ -38,14 +38,16 @@ class Aggregation:
         from flwr.serverapp.exception import AggregationError, InconsistentMessageReplies
 
         if not uploads:  # Flower would wait for one for ever
-            raise SiteError(f"round {number}: no hospital has answered")
+            raise SiteError(f"round {number}: found no answer of any hospital; expected at least one. Their logs say why")
         nodes, out = _Nodes(len(uploads)), {name: theta[name] for name in self.layout}  # some strategies go by the order of arrays
         try:
             with _of_some_run():
                 list(self.server.configure_train(number, ArrayRecord(out), ConfigRecord({}), nodes))
                 arrays, _ = self.server.aggregate_train(number, [self._message(upload) for upload in uploads])
         except (AggregationError, InconsistentMessageReplies, ValueError) as error:
-            raise SiteError(f"round {number}: {len(uploads)} hospitals have answered: {error}") from None
+            raise SiteError(
+                f"round {number}: found {len(uploads)} answers; expected as many as the strategy needs: {error}"
+            ) from None
         assert arrays is not None
         found = {name: torch.from_numpy(np.array(array.numpy())) for name, array in arrays.items()}
         if broken := [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]:

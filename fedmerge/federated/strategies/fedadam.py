@@ -18,8 +18,8 @@ class FedAdam(Strategy):
     paper: ClassVar[str] = "Reddi et al., Adaptive federated optimization, ICLR 2021"
 
     server_lr: float = Field(0.01, gt=0, description="eta")
-    beta_1: float = Field(0.9, ge=0, lt=1)
-    beta_2: float = Field(0.99, ge=0, lt=1)
+    beta_1: float = Field(0.9, ge=0, lt=1, description="decay of the mean m")
+    beta_2: float = Field(0.99, ge=0, lt=1, description="decay of the mean square v")
     tau: float = Field(1e-3, gt=0, description="degree of adaptivity")
 
     def server(self) -> Any:

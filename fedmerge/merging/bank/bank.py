@@ -37,7 +37,13 @@ Rule = Callable[[str, Tensor], Tensor]
 
 
 class Shards(Protocol):
-    """Where the experts are. experts: how many each shard has, at least one, in the order of the bank's names."""
+    """Where the experts are that a bank does not hold itself.
+
+    Attributes
+    ----------
+    experts : tuple[int, ...]
+        How many each shard has, at least one, in the order of the bank's names.
+    """
 
     experts: tuple[int, ...]
 
@@ -49,13 +55,27 @@ class Shards(Protocol):
 class Bank:
     """Experts theta (K, P), the model they run in, and what their owners declared.
 
-    rows: (K + A, P), experts and then anchors; in `sharded.py` the anchors' alone are here, and `rows` is refused.
-    names: the experts'. anchors: subset of "theta_0", "generalist", in order.
+    Further attributes:
     counts: training images of each expert, or None. temperatures: (K,), 1 where none was fitted. flips: whether a horizontal
     flip preserves the label. shared_head: whether all experts started from one head. encoder, head: slices of the P columns.
     kept: models (P,) that methods merge once for these experts, by name.
     statistics: what sites uploaded beside weights, by kind. mapped: the file that holds the rows, or None. shards: who
     has the experts in place of this bank, or None. like: an empty tensor of the rows' kind and place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The architecture; it is run, and its own parameters are not read.
+    parts : Parts
+        Names of its tensors.
+    rows : Tensor
+        (K + A, P), experts and then anchors; in `sharded.py` the anchors' alone are here, and `rows` is refused.
+    buffers : Buffers
+        BatchNorm statistics and everything else in the state.
+    names : Sequence[str]
+        The experts', K of them.
+    anchors : Sequence[str], default ()
+        Subset of "theta_0" and "generalist", in order, A of them.
     """
 
     def __init__(
@@ -166,7 +186,7 @@ class Bank:
     def joined(self) -> Bank:
         """The same rows, with theta_0 as one more expert: the last. Raises CheckpointError without theta_0, and over shards."""
         if self.shards is not None:
-            raise CheckpointError("with_theta_0: the experts are spread over shards; expected all rows in one place")
+            raise CheckpointError("with_theta_0: found experts that are spread over shards; expected all of them in one process")
         self.anchor("theta_0")
         twin = copy.copy(self)
         twin.names, twin.anchors = (*self.names, "theta_0"), self.anchors[1:]
@@ -181,7 +201,7 @@ class Bank:
         """The row of an anchor. Raises CheckpointError if the bank was made without it."""
         if name not in self.anchors:
             given = {"theta_0": "base=theta_0", "generalist": "generalist=..."}[name]
-            raise CheckpointError(f"{name}: the bank was made without it; expected Bank.of(..., {given})")
+            raise CheckpointError(f"{name}: found a bank that was made without it; expected Bank.of(..., {given})")
         return self.K + self.anchors.index(name)
 
     def anchor_row(self, name: str) -> Tensor:
@@ -380,6 +400,19 @@ class Bank:
 
 
 def merged_by(theta: Tensor, coefficients: Tensor | None) -> Tensor:
-    """theta (P,), which carries from now on the weights (K,) or (K + A,) of its BatchNorm statistics; None is 1/K each."""
+    """Let merged parameters carry the weights of their BatchNorm statistics.
+
+    Parameters
+    ----------
+    theta : Tensor
+        Merged parameters (P,); the same tensor comes back.
+    coefficients : Tensor | None
+        Weights (K,) or (K + A,) of the experts' BatchNorm statistics; None is 1/K each.
+
+    Returns
+    -------
+    Tensor
+        theta (P,), with the weights as its attribute.
+    """
     theta.merged_by = None if coefficients is None else coefficients.detach().clone()  # type: ignore[attr-defined]
     return theta

@@ -21,7 +21,19 @@ COPIES = 6
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a bank would take: K experts, P parameters, those of the largest tensor, and elements of one site's Gram matrices."""
+    """What a bank would take, by which methods say how much memory they need.
+
+    Attributes
+    ----------
+    experts : int
+        K.
+    parameters : int
+        P.
+    largest : int
+        Parameters of the largest tensor.
+    gram : int
+        Elements of one site's Gram matrices.
+    """
 
     experts: int
     parameters: int
@@ -30,7 +42,18 @@ class Sizes:
 
 
 def pieces(bank: Bank) -> Iterator[slice]:
-    """All P columns in order, a block at a time; what is on a disk is let go of after each."""
+    """All P columns in order, a block at a time; what is on a disk is released after each block.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+
+    Yields
+    ------
+    slice
+        The next columns, as a slice of range(P).
+    """
     column = bank.K * bank.like.element_size()
     step = block(bank.like, bank.K) if bank.resident is None else max(1, bank.resident // (column * COPIES))
     for start in range(0, bank.P, step):
@@ -40,7 +63,20 @@ def pieces(bank: Bank) -> Iterator[slice]:
 
 
 def columnwise(bank: Bank, rule: Callable[[slice], Tensor]) -> Tensor:
-    """(P,) by a rule that looks at every column by itself: rule(columns) -> (width,)."""
+    """Merge by a rule that looks at every column by itself.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+    rule : Callable[[slice], Tensor]
+        Takes the columns as a slice, and returns their merged values (width,).
+
+    Returns
+    -------
+    Tensor
+        Merged parameters (P,).
+    """
     out = bank.blank()
     for columns in pieces(bank):
         found = rule(columns)
@@ -51,9 +87,20 @@ def columnwise(bank: Bank, rule: Callable[[slice], Tensor]) -> Tensor:
 
 
 def tensorwise(bank: Bank, rule: Callable[[str, Tensor, Tensor], None]) -> Tensor:
-    """(P,) by a rule for each tensor of the model, which writes into `out`: rule(name, experts (K, d), out (d,)).
+    """Merge by a rule for each tensor of the model.
 
-    experts: at least float32, and no copy where the bank's rows are that.
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+    rule : Callable[[str, Tensor, Tensor], None]
+        Takes the tensor's name, the experts' values (K, d) and the merged values (d,), which it writes into; values are at least
+        float32, and no copy where the bank's rows are that.
+
+    Returns
+    -------
+    Tensor
+        Merged parameters (P,).
     """
     out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
     for name, columns in bank.slices.items():
@@ -64,7 +111,20 @@ def tensorwise(bank: Bank, rule: Callable[[str, Tensor, Tensor], None]) -> Tenso
 
 
 def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
-    """(P,) by a rule for the task vectors of each tensor of the model: rule(name, tau (K, d)) -> (d,)."""
+    """Merge by a rule for the task vectors of each tensor of the model.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts, with theta_0.
+    rule : Callable[[str, Tensor], Tensor]
+        Takes the tensor's name and the task vectors (K, d), and returns the merged one (d,).
+
+    Returns
+    -------
+    Tensor
+        Merged task vector (P,).
+    """
     theta_0 = bank.anchor_row("theta_0").to(bank.wide)
 
     def one(name: str, rows: Tensor, out: Tensor) -> None:
@@ -74,9 +134,21 @@ def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
 
 
 def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
-    """G (R, K, K) float64, of rows (K, R, d): the inner products of K vectors in each of R groups, those from an origin (R, d).
+    """Inner products of K vectors in each of R groups.
 
-    In float64, a block at a time: what it is made of may differ by so little that float32 would lose the angle.
+    In float64, a block at a time: the vectors may differ by so little that float32 would lose the angle.
+
+    Parameters
+    ----------
+    rows : Tensor
+        The vectors (K, R, d).
+    origin : Tensor, optional
+        A point (R, d) that is subtracted from each vector first; default: nothing is.
+
+    Returns
+    -------
+    Tensor
+        G (R, K, K), float64.
     """
     K, R, d = rows.shape
     G = torch.zeros(R, K, K, dtype=torch.float64, device=rows.device)
@@ -102,10 +174,22 @@ SMALL = 2**14
 
 
 def magnitude_of_rank(tau: Tensor, rank: int) -> Tensor:
-    """The magnitude of a rank, 1 for the smallest, among those of tau (n,).
+    """The magnitude of a given rank among the entries of a vector.
 
     Exact, and in one pass: every n^(1/3)-th entry tells between which two magnitudes it lies but for one case in 10,000, and only
     what is there has to be ordered.
+
+    Parameters
+    ----------
+    tau : Tensor
+        The vector (n,).
+    rank : int
+        From 1, the smallest, to n.
+
+    Returns
+    -------
+    Tensor
+        A scalar tensor.
     """
     n = len(tau)
     if n > SMALL:
@@ -129,8 +213,23 @@ def _of_rank(values: Tensor, rank: int) -> Tensor:
 
 
 def between_ranks(tau: Tensor, first: int, last: int) -> Tensor:
-    """The mask (n,) of the entries of tau (n,) that `first` and no more have before them in the order of magnitudes, up to the
-    `last`; equal ones are in the order of their places.
+    """Mask of the entries whose rank of magnitude lies between two ranks.
+
+    Entries of equal magnitude are ranked in the order of their places.
+
+    Parameters
+    ----------
+    tau : Tensor
+        The vector (n,).
+    first : int
+        Entries with fewer than this many before them are left out, 0 to n.
+    last : int
+        Entries after this rank are left out, 0 to n.
+
+    Returns
+    -------
+    Tensor
+        bool (n,).
     """
     size = tau.abs()
     if first >= last:
@@ -149,5 +248,17 @@ def block(like: Tensor, rows: int) -> int:
 
     A multiple of 1024: torch sums the columns that are over after the last full vectors in another order, and these are then the
     last of all columns, as if there were one piece.
+
+    Parameters
+    ----------
+    like : Tensor
+        Any tensor (...) of the rows' dtype and device.
+    rows : int
+        Rows that are worked on at once.
+
+    Returns
+    -------
+    int
+        Number of columns, a multiple of 1024.
     """
     return max(2**12, BLOCK // (4 * rows) // 1024 * 1024) if like.device.type == "cpu" else 2**24

@@ -19,12 +19,23 @@ CONVEX = 1e-3
 
 @dataclass(frozen=True)
 class Buffers:
-    """stacked: name -> (K + A, features), means and variances of every BatchNorm in `pairs`, experts first and then anchors.
+    """What a state holds beside parameters: BatchNorm statistics, which are mixed, and all else, which is not.
 
-    experts: K. fixed: name -> tensor, the same for every mixture: tables, and theta_0's counts of batches. counts: name ->
-    (K + A,), the counts of each state by itself.
-    policy: "linear" mixes variances as v = sum a_k v_k, as a mean of state dicts does; "moment" gives the variance of the mixture,
-    v = sum a_k (v_k + mu_k^2) - mu^2.
+    Attributes
+    ----------
+    pairs : tuple[tuple[str, str], ...]
+        Names of the mean and of the variance of every BatchNorm.
+    stacked : dict[str, Tensor]
+        Name -> (K + A, features), means and variances, experts first and then anchors.
+    fixed : dict[str, Tensor]
+        Name -> tensor, the same for every mixture: tables, and theta_0's counts of batches.
+    experts : int
+        K.
+    counts : dict[str, Tensor]
+        Name -> (K + A,), the counts of each state by itself.
+    policy : str, default 'linear'
+        "linear" mixes variances as v = sum a_k v_k, as a mean of state dicts does; "moment" gives the variance of the mixture, v
+        = sum a_k (v_k + mu_k^2) - mu^2.
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -44,7 +55,7 @@ class Buffers:
         counting = [name for name in parts.fixed if name.endswith("num_batches_tracked")]
         for name in parts.fixed:
             if name not in counting and any(not torch.equal(state[name], source[name]) for state in states):
-                raise CheckpointError(f"buffer {name} differs between experts; expected one table, the same for all")
+                raise CheckpointError(f"buffer {name}: found a table that differs between experts; expected the same table in all")
         fixed = {name: _placed(source[name], like) for name in parts.fixed}
         counts = {name: torch.stack([_placed(state[name], like) for state in states]) for name in counting}
         return Buffers(parts.statistics, stacked, fixed, experts, counts, policy)
@@ -88,7 +99,18 @@ class Buffers:
 
 
 def one_hot(coefficients: Tensor) -> int | None:
-    """The row whose coefficient is 1 while all others are 0, if there is one. coefficients: (K,) or (K + A,)."""
+    """The row whose coefficient is 1 while all others are 0.
+
+    Parameters
+    ----------
+    coefficients : Tensor
+        (K,) or (K + A,).
+
+    Returns
+    -------
+    int | None
+        The row's number, or None if there is no such row.
+    """
     used = [(k, weight) for k, weight in enumerate(coefficients.tolist()) if weight != 0]
     return used[0][0] if len(used) == 1 and used[0][1] == 1 else None
 

@@ -22,8 +22,18 @@ SHOWN = 4
 class Parts:
     """Names of a model's tensors, in the order of `state_dict()`.
 
-    encoder, head: trainable float parameters. statistics: BatchNorm running means and variances, by pairs (mean, variance).
-    fixed: everything else in the state: counters, index tables, masks. aliases: other names of tied parameters, by name.
+    Attributes
+    ----------
+    encoder : tuple[str, ...]
+        Trainable float parameters, but for the classifier's.
+    head : tuple[str, ...]
+        Parameters of the classifier.
+    statistics : tuple[tuple[str, str], ...]
+        BatchNorm running means and variances, by pairs (mean, variance).
+    fixed : tuple[str, ...]
+        Everything else in the state: counters, index tables, masks.
+    aliases : dict[str, str], optional
+        Other names of tied parameters, by name.
     """
 
     encoder: tuple[str, ...]
@@ -67,19 +77,36 @@ class Parts:
 def head_names(model: nn.Module, head: Sequence[str] | None = None) -> tuple[str, ...]:
     """Names of the final classifier's parameters: as given, else timm's `get_classifier()`, else the last linear layer.
 
-    Raises CheckpointError if a given name is no parameter, or if there is no classifier to be found.
+    Parameters
+    ----------
+    model : nn.Module
+        The architecture.
+    head : Sequence[str], optional
+        Names that the caller gives; default: they are looked for.
+
+    Returns
+    -------
+    tuple[str, ...]
+        Names, in the model's order.
+
+    Raises
+    ------
+    CheckpointError
+        If a given name is no parameter, or no classifier is found.
     """
     parameters = dict(model.named_parameters())
     if head is not None:
         unknown = sorted(set(head) - set(parameters))
         if unknown:
-            raise CheckpointError(f"head: found {unknown}, which are no parameters; the model's last are {list(parameters)[-4:]}")
+            raise CheckpointError(
+                f"head: found {unknown}; expected names of parameters, of which the model's last are {list(parameters)[-4:]}"
+            )
         return tuple(head)
     classifiers = _classifiers(model)
     owned = {id(parameter) for module in classifiers for parameter in module.parameters()}
     names = tuple(name for name, parameter in parameters.items() if id(parameter) in owned)
     if not names:
-        raise CheckpointError("the model has no final classifier that could be found; name its parameters with head=[...]")
+        raise CheckpointError("head: found no final classifier in the model; expected one. Name its parameters with head=[...]")
     return names
 
 
@@ -93,7 +120,20 @@ def _classifiers(model: nn.Module) -> list[nn.Module]:
 
 
 def describe_mismatch(found: StateDict, wanted: StateDict) -> list[str]:
-    """Lines that say how the tensors of `found` differ from those of `wanted`; empty if names, shapes and dtypes agree."""
+    """Describe how the tensors of one state dict differ from those of another.
+
+    Parameters
+    ----------
+    found : StateDict
+        The state dict in question.
+    wanted : StateDict
+        The state dict that it should look like.
+
+    Returns
+    -------
+    list[str]
+        One line for each difference; empty if names, shapes and dtypes agree.
+    """
     lines = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in found]
     lines += [f"unexpected: {name} {tuple(found[name].shape)}" for name in found if name not in wanted]
     for name in wanted:
@@ -109,12 +149,36 @@ def describe_mismatch(found: StateDict, wanted: StateDict) -> list[str]:
 
 
 def found_as(found: object) -> str:
-    """What was found in place of something else."""
+    """Describe what was found in place of something else, for an error message.
+
+    Parameters
+    ----------
+    found : object
+        Any object.
+
+    Returns
+    -------
+    str
+        A phrase such as `a list` or `an array of shape (3, 4)`.
+    """
     return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
 
 
 def check_mapping(owner: str, state: object) -> None:
-    """Raises CheckpointError, naming the owner, for what is no mapping of names to tensors with values."""
+    """Check that an object maps names to tensors that have values.
+
+    Parameters
+    ----------
+    owner : str
+        Whose it is, for the error message.
+    state : object
+        The object.
+
+    Raises
+    ------
+    CheckpointError
+        If it does not; the message names the owner.
+    """
     if not isinstance(state, Mapping):
         mend = "Give module.state_dict()" if isinstance(state, nn.Module) else "Give several experts in a list, or by name"
         raise CheckpointError(f"{owner}: found {found_as(state)}; expected a state dict. {mend}")
@@ -127,7 +191,22 @@ def check_mapping(owner: str, state: object) -> None:
 
 
 def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
-    """Raises CheckpointError, naming the owner and every difference, if `state` does not fit or holds a NaN or an infinity."""
+    """Check that a state dict fits the model, and that all its values are finite.
+
+    Parameters
+    ----------
+    state : StateDict
+        The state dict.
+    wanted : StateDict
+        The model's own state dict.
+    owner : str
+        Whose it is, for the error message.
+
+    Raises
+    ------
+    CheckpointError
+        If it does not fit, or holds a NaN or an infinity; the message names the owner and every difference.
+    """
     check_mapping(owner, state)
     ties = tied(wanted)
     lines = _prefixed(state, wanted) or [*describe_mismatch(state, wanted), *untied(state, ties)]
@@ -143,14 +222,38 @@ def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
 
 
 def tied(wanted: StateDict) -> dict[str, str]:
-    """Names of a model's state that are another name's very tensor, and that name: parameters that the model ties."""
+    """Find the parameters that a model ties: two names of one tensor.
+
+    Parameters
+    ----------
+    wanted : StateDict
+        The model's state dict.
+
+    Returns
+    -------
+    dict[str, str]
+        Second name -> first name.
+    """
     first: dict[tuple[int, torch.Size], str] = {}
     places = {name: (t.data_ptr(), t.shape) for name, t in wanted.items() if t.numel() and t.data_ptr()}
     return {name: first[place] for name, place in places.items() if first.setdefault(place, name) != name}
 
 
 def untied(state: StateDict, ties: Mapping[str, str]) -> list[str]:
-    """Lines that name tensors which the model ties, and which differ in `state`: one of the two would be dropped."""
+    """Find tensors that the model ties and that differ in a state dict, where one of the two would be lost.
+
+    Parameters
+    ----------
+    state : StateDict
+        The state dict.
+    ties : Mapping[str, str]
+        Second name -> first name, as `tied` finds them.
+
+    Returns
+    -------
+    list[str]
+        One line for each pair that differs.
+    """
     lines = []
     for name, other in ties.items():
         here, there = state.get(name), state.get(other)
@@ -194,7 +297,20 @@ def _prefixed(state: StateDict, wanted: StateDict) -> list[str]:
 
 
 def usual_prefix(longer: Sequence[str], shorter: Sequence[str]) -> tuple[str, int]:
-    """What most of `longer` have in front of a name of `shorter`, up to a dot, and how many do."""
+    """The prefix, up to a dot, by which most names of one list differ from names of another.
+
+    Parameters
+    ----------
+    longer : Sequence[str]
+        Names that may have a prefix.
+    shorter : Sequence[str]
+        Names without it.
+
+    Returns
+    -------
+    tuple[str, int]
+        The prefix, and how many names have it.
+    """
     known, found = set(shorter), Counter[str]()
     for name in longer:
         steps = name.split(".")

@@ -19,8 +19,23 @@ from fedmerge.merging.bank.layout import Parts, StateDict, check_state
 class Mapped:
     """Rows (R, P) in a file without a name, which is gone when this process ends, however it ends.
 
-    resident: bytes that may be read before the pages are given back; the system may keep them cached, and drop them at will.
-    Raises OSError if the folder has no room for the whole file.
+    Parameters
+    ----------
+    rows : int
+        R.
+    columns : int
+        P.
+    dtype : torch.dtype
+        Of the numbers.
+    folder : Path
+        Where the file lies.
+    resident : int
+        Bytes that may be read before the pages are given back; the system may keep them cached, and drop them at will.
+
+    Raises
+    ------
+    OSError
+        If the folder has no room for the whole file.
     """
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype, folder: Path, resident: int) -> None:
@@ -43,7 +58,25 @@ class Mapped:
 class Shelf:
     """Rows for K experts and A anchors. Each state is checked and flattened when it comes, and not kept.
 
-    Raises CheckpointError if a state does not fit the model or holds a NaN.
+    Parameters
+    ----------
+    model : nn.Module
+        The architecture that every state fits.
+    rows : int
+        K + A.
+    head : tuple[str, ...], optional
+        Names of the classifier's parameters; default: they are looked for.
+    device : torch.device | str, optional
+        Where the rows are; default: the CPU.
+    dtype : torch.dtype, default torch.float32
+        Of the rows.
+    mapped : Mapped, optional
+        A file that holds the rows; default: memory.
+
+    Raises
+    ------
+    CheckpointError
+        If a state does not fit the model or holds a NaN.
     """
 
     def __init__(
@@ -94,7 +127,24 @@ def _rows(count: int, width: int, dtype: torch.dtype, device: torch.device | str
 
 
 def flatten(state: StateDict, parts: Parts, device: torch.device | str | None, dtype: torch.dtype) -> Tensor:
-    """The parameters of a state dict as one row (P,), encoder first."""
+    """The parameters of a state dict as one row, encoder first.
+
+    Parameters
+    ----------
+    state : StateDict
+        The state dict.
+    parts : Parts
+        Names of the encoder's and the head's parameters.
+    device : torch.device | str | None
+        Where the row is to be; None leaves it where the tensors are.
+    dtype : torch.dtype
+        Of the row.
+
+    Returns
+    -------
+    Tensor
+        (P,).
+    """
     names = (*parts.encoder, *parts.head)
     return torch.cat([state[name].detach().reshape(-1).to(device=device, dtype=dtype) for name in names])
 
@@ -110,11 +160,26 @@ FLOAT_BYTES = 4
 
 
 def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None) -> Tensor:
-    """out (P,) = sum_k weights_k rows_k, reading only rows of weight other than 0. rows: (K, P).
+    """Add weighted rows: out = sum_k weights_k rows_k, reading only rows of weight other than 0.
 
-    Block by block: what is being summed stays in the cache, so that memory is read once for each row and written once. Sums of
-    half precision are float32, and rounded once.
-    read: told the bytes of rows that have been read, block by block.
+    Block by block: the partial sum stays in the cache, so that memory is read once for each row and written once.
+    Sums of half precision are float32, and rounded once.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (K, P).
+    weights : Tensor
+        (K,).
+    out : Tensor
+        (P,), which is overwritten.
+    read : Callable[[int], None], optional
+        Called with the bytes of rows that have been read, after each block.
+
+    Returns
+    -------
+    Tensor
+        out.
     """
     used = [(k, weight) for k, weight in enumerate(weights.tolist()) if weight != 0]
     if not used:

@@ -35,12 +35,33 @@ WORK: dict[str, Callable[..., Tensor]] = {
 
 @torch.no_grad()
 def answer_here(bank: Bank, what: str, arguments: Sequence[Any]) -> Tensor:
-    """A shard's answer, one of `WORK`."""
+    """The answer of one shard to a question about its experts.
+
+    Parameters
+    ----------
+    bank : Bank
+        The shard's experts.
+    what : str
+        The question, a name in `WORK`.
+    arguments : Sequence[Any]
+        Of the question.
+
+    Returns
+    -------
+    Tensor
+        The answer; its shape depends on the question.
+    """
     return WORK[what](bank, *(one.to(bank.like.device) if isinstance(one, Tensor) else one for one in arguments))
 
 
 class Here:
-    """Shards in this process: what the remote ones do, without their processes."""
+    """Shards in this process: what the remote ones do, without their processes.
+
+    Parameters
+    ----------
+    banks : Sequence[Bank]
+        One for each shard.
+    """
 
     def __init__(self, banks: Sequence[Bank]) -> None:
         self.banks = tuple(banks)
@@ -52,7 +73,15 @@ class Here:
 
 
 class SpreadBank(Bank):
-    """A bank of K experts that shards have; the anchors' rows are here. Raises CheckpointError where rows of experts are wanted."""
+    """A bank of K experts that shards have; the anchors' rows are here.
+
+    It is made by `over`. Rows of experts are refused with CheckpointError.
+
+    Attributes
+    ----------
+    spans : list[slice]
+        Columns of the experts' names that each shard has, in order.
+    """
 
     spans: list[slice]
     """Which experts each shard has."""
@@ -70,7 +99,9 @@ class SpreadBank(Bank):
     @property
     def rows(self) -> Tensor:
         """Refused: a method that wants them says so in `whole`, and the target does not begin with it."""
-        raise CheckpointError("the experts' parameters are spread over shards, and this needs all of them in one place")
+        raise CheckpointError(
+            "target.shards: found experts that are spread over shards; expected all of them in one process for this method"
+        )
 
     @property
     def tau(self) -> Tensor:

@@ -24,6 +24,11 @@ class Stateless:
     module holds beside parameters, persistent buffers and modules is put back, after each call, to what it was when this was made:
     attributes, also numbers and flags, what containers and plain objects below them hold, and what tensors beside the state
     hold, non-persistent buffers among them.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model; its parameters and buffers are left as they are.
     """
 
     def __init__(self, model: nn.Module) -> None:

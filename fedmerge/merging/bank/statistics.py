@@ -23,7 +23,15 @@ KINDS = (*FLAT, *BY_LAYER, *VECTORS)
 
 
 class Statistics:
-    """Statistics of K experts. fisher, soup: (K, P). gram, gram_rounds: weight's name -> (K, d, d). centroid: (K, D)."""
+    """Statistics of K experts. fisher, soup: (K, P). gram, gram_rounds: weight's name -> (K, d, d). centroid: (K, D).
+
+    Parameters
+    ----------
+    names : Sequence[str]
+        The experts', K of them.
+    slices : Mapping[str, slice]
+        Parameter's name -> its columns of theta.
+    """
 
     def __init__(self, names: Sequence[str], slices: Mapping[str, slice]) -> None:
         self._names, self._slices = tuple(names), dict(slices)
@@ -45,7 +53,9 @@ class Statistics:
             layers = given[0].keys()
             for name, one in zip(self._names, given, strict=True):
                 if odd := sorted(set(one) ^ set(layers) | set(one) - set(self._slices)):
-                    raise CheckpointError(f"statistic '{kind}' of {name}: found, or missing, {odd[0]}; expected the linear weights")
+                    raise CheckpointError(
+                        f"statistic '{kind}' of {name}: found a difference at {odd[0]}; expected one matrix for each linear weight"
+                    )
             self._layers[kind] = {layer: torch.stack([one[layer].to(like.device) for one in given]) for layer in layers}
 
     def flat(self, kind: str, method: str) -> Tensor:
@@ -81,7 +91,9 @@ class Statistics:
     def _row(self, kind: str, name: str, one: StateDict, like: Tensor) -> Tensor:
         missing = sorted(set(self._slices) - set(one))
         if missing:
-            raise CheckpointError(f"statistic '{kind}' of {name}: nothing for {missing[0]} ({len(missing)} parameters in all)")
+            raise CheckpointError(
+                f"statistic '{kind}' of {name}: found nothing for {missing[0]}; expected it for all ({len(missing)} are missing)"
+            )
         return torch.cat([one[parameter].reshape(-1) for parameter in self._slices]).to(like)
 
 

@@ -39,12 +39,34 @@ class Batched(Protocol):
 
 
 def diagonal(forward: Forward, theta: Tensor, x: Batched, estimator: Estimator = "exact", seed: int = 0) -> Tensor:
-    """F (P,), not negative, of the samples x (N, channels, H, W) under the model's own label distribution.
+    """Diagonal of the Fisher information under the model's own label distribution.
 
     exact:      F = (1/N) sum_i sum_c p_ic (d log p_ic / d theta)^2
     mc:         F = (1/N) sum_i (d log p_iy / d theta)^2, one label y ~ p_i for each sample
     fb_compat:  F = (1/N) sum_batches (d/d theta sum_i sum_c sqrt(p_ic) log p_ic)^2, as FusionBench has it: it squares a sum over
                 samples and classes, so it depends on the batch size and is not the diagonal; for comparison only.
+
+    Parameters
+    ----------
+    forward : Forward
+        Takes theta (P,) and images, and returns logits (N, C).
+    theta : Tensor
+        Parameters (P,).
+    x : Batched
+        Images (N, channels, H, W).
+    estimator : Estimator, default 'exact'
+        One of the three above.
+    seed : int, default 0
+        Of the labels that `mc` draws.
+
+    Returns
+    -------
+    Tensor
+        F (P,), not negative.
+
+    References
+    ----------
+    Matena & Raffel, Merging models with Fisher-weighted averaging, NeurIPS 2022, equation 2.
     """
     if estimator == "fb_compat":
         return _squares_of_sums(forward, theta, x)

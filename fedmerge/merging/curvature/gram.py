@@ -10,9 +10,20 @@ from torch import Tensor, nn
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """Weight's name -> layer, in the order of the modules; a layer that shares its weight with another appears once.
+    """Linear layers by the name of their weight, in the order of the modules.
 
-    Without the last layer of PyTorch's own attention, as CLIP's towers have it: its weight is read, and the layer never called.
+    A layer that shares its weight with another appears once. The last layer of PyTorch's own attention, as CLIP's towers have it,
+    is left out: its weight is read, and the layer never called.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+
+    Returns
+    -------
+    dict[str, nn.Linear]
+        Weight's name -> layer.
     """
     modules = dict(model.named_modules())
     uncalled = {f"{name}.out_proj" for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
@@ -23,9 +34,27 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 @torch.no_grad()
 def grams(model: nn.Module, batches: Iterable[Tensor], only: Callable[[str], bool] = lambda _: True) -> dict[str, Tensor]:
-    """Weight's name -> G = X^T X / rows, (d, d) float32, X the inputs (rows, d) of that layer over all batches.
+    """Gram matrices G = X^T X / rows of the inputs of linear layers, over all batches.
 
-    rows counts images times tokens, so that sites of different sizes weigh the same. The model must be in evaluation mode.
+    `rows` counts images times tokens, so that sites of different sizes weigh the same.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode.
+    batches : Iterable[Tensor]
+        Images (N, channels, H, W), batch by batch.
+    only : Callable[[str], bool], optional
+        Takes a weight's name, and says whether its matrix is wanted.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        Weight's name -> G (d, d), float32, for a layer of d inputs.
+
+    References
+    ----------
+    Jin et al., Dataless knowledge fusion by merging weights of language models, ICLR 2023, section 3.2.
     """
     layers = {name: layer for name, layer in linear_layers(model).items() if only(name)}
     sums: dict[str, Tensor] = {}
@@ -50,10 +79,30 @@ def grams(model: nn.Module, batches: Iterable[Tensor], only: Callable[[str], boo
 
 
 def least_squares(W: Tensor, G: Tensor, ratio: float, ridge: float) -> Tensor:
-    """The W (outputs, d) with least sum_k ||X_k W^T - X_k W_k^T||^2: W^T = (sum_k G_k)^-1 sum_k G_k W_k^T.
+    """The weight with least sum_k ||X_k W^T - X_k W_k^T||^2: W^T = (sum_k G_k)^-1 sum_k G_k W_k^T.
 
-    W: (K, outputs, d). G: (K, d, d). ratio: factor of the elements off the diagonal. ridge: added to the diagonal as a share of
-    the mean eigenvalue of sum_k G_k, in favor of the mean of W_k; so equal W_k come back as they are. float64 inside.
+    Computed in float64.
+
+    Parameters
+    ----------
+    W : Tensor
+        Weights (K, outputs, d).
+    G : Tensor
+        Gram matrices (K, d, d).
+    ratio : float
+        Factor of the elements of G off the diagonal, in (0, 1].
+    ridge : float
+        Added to the diagonal as a share of the mean eigenvalue of sum_k G_k, in favor of the mean of W_k; greater than 0, so that
+        equal W_k come back as they are.
+
+    Returns
+    -------
+    Tensor
+        (outputs, d).
+
+    References
+    ----------
+    Jin et al., Dataless knowledge fusion by merging weights of language models, ICLR 2023, section 3.2.
     """
     W64, G64 = W.double(), G.to(W.device).double()
     diagonal = torch.diag_embed(G64.diagonal(dim1=1, dim2=2))
@@ -67,7 +116,26 @@ def least_squares(W: Tensor, G: Tensor, ratio: float, ridge: float) -> Tensor:
 
 
 def merge_layers(theta: Tensor, bank: Any, G: Mapping[str, Tensor], ratio: float, ridge: float) -> Tensor:
-    """theta (P,) with every linear weight for which there is a G replaced by the least-squares merge of the bank's experts."""
+    """Replace every linear weight that has a Gram matrix by the least-squares merge of the experts.
+
+    Parameters
+    ----------
+    theta : Tensor
+        Parameters (P,), which are overwritten.
+    bank : Any
+        The experts.
+    G : Mapping[str, Tensor]
+        Weight's name -> (K, d, d).
+    ratio : float
+        As of `least_squares`.
+    ridge : float
+        As of `least_squares`.
+
+    Returns
+    -------
+    Tensor
+        theta (P,).
+    """
     for name, gram in G.items():
         columns, shape = bank.slices[name], bank.shapes[name]
         rows = bank.columns(columns)

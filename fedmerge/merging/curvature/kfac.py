@@ -28,9 +28,19 @@ BATCH = 32
 
 
 def layers(model: nn.Module) -> dict[str, Layer]:
-    """Weight's name -> layer: each nn.Linear, and each convolution of patches that do not overlap, which is linear in a patch.
+    """Layers that K-FAC covers: each nn.Linear, and each convolution of patches that do not overlap, which is linear in a patch.
 
     Subclasses are left out, which may use their weights otherwise, and so are weights that modules share.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+
+    Returns
+    -------
+    dict[str, Layer]
+        Weight's name -> layer.
     """
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return {
@@ -47,26 +57,72 @@ def _of_patches(module: nn.Module) -> bool:
 
 
 def sides(layer: Layer) -> tuple[int, int]:
-    """Rows of A: the layer's inputs, and 1 more if it has a bias; rows of G: its outputs."""
+    """Sizes of the two factors of a layer.
+
+    Parameters
+    ----------
+    layer : Layer
+        One of `layers`.
+
+    Returns
+    -------
+    tuple[int, int]
+        Rows of A: the layer's inputs, and 1 more if it has a bias; rows of G: its outputs.
+    """
     return layer.weight[0].numel() + (layer.bias is not None), len(layer.weight)
 
 
 def others(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters of no such layer: norms, tokens, positions, all other convolutions."""
+    """Parameters of no layer that K-FAC covers: norms, tokens, positions, all other convolutions.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+
+    Returns
+    -------
+    dict[str, nn.Parameter]
+        Name -> parameter.
+    """
     inside = {id(parameter) for layer in layers(model).values() for parameter in layer.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
 
 
 @torch.enable_grad()
 def factors(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
-    """Weight's name -> A (d, d), G (o, o), float64, of the images x (N, channels, H, W) under the model's own label distribution.
+    """Kronecker factors of the Fisher information under the model's own label distribution.
 
     A = (1/N) sum_i a_i a_i^T               a_i: mean over tokens of the layer's input, with a 1 below if the layer has a bias
     G = (1/N) sum_i sum_y p_iy g_iy g_iy^T  g_iy: sum over tokens of d log p_iy / d output; mc: one label y ~ p_i for each image
 
-    K-FAC-reduce (Eschenhagen et al., NeurIPS 2023), which is for models with one loss for each image: its gradient is the sum over
-    tokens. So the block of a bias is exact, and all of A (x) G is for one image whose inputs are alike. K-FAC-expand takes tokens
-    for images. The model must be in evaluation mode. Raises SiteError if a layer is not applied to the rows of each image.
+    This is K-FAC-reduce, for models with one loss for each image: the gradient is the sum over tokens. So the block of a bias is
+    exact, and all of A (x) G is for one image whose inputs are alike. K-FAC-expand takes tokens for images.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode.
+    x : Batched
+        Images (N, channels, H, W).
+    estimator : Estimator, default 'exact'
+        Exact expectation over labels, or `mc`, one drawn label.
+    seed : int, default 0
+        Of the labels that `mc` draws.
+
+    Returns
+    -------
+    dict[str, tuple[Tensor, Tensor]]
+        Weight's name -> A (d, d), G (o, o), float64.
+
+    Raises
+    ------
+    SiteError
+        If a layer is not applied to the rows of each image.
+
+    References
+    ----------
+    Eschenhagen et al., Kronecker-factored approximate curvature for modern neural network architectures, NeurIPS 2023.
     """
     found, generator = layers(model), torch.Generator().manual_seed(seed)
     double: dict[str, Any] = {"dtype": torch.float64, "device": next((p.device for p in model.parameters()), "cpu")}
@@ -88,7 +144,24 @@ def factors(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: 
 
 
 def rest(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: int = 0) -> dict[str, Tensor]:
-    """Name -> the exact diagonal of the Fisher information, of the parameter's shape, for all parameters of no such layer."""
+    """The exact diagonal of the Fisher information for all parameters that K-FAC does not cover.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode.
+    x : Batched
+        Images (N, channels, H, W).
+    estimator : Estimator, default 'exact'
+        As of `diagonal`.
+    seed : int, default 0
+        As of `diagonal`.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        Name -> diagonal, of the parameter's shape.
+    """
     apart = {name: parameter.detach() for name, parameter in others(model).items()}
     if not apart:
         return {}
@@ -110,15 +183,40 @@ def rest(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: int
 
 
 def product(A: Tensor, G: Tensor, W: Tensor) -> Tensor:
-    """sum_k (A_k (x) G_k) vec(W_k) as a matrix (o, d): sum_k G_k W_k A_k, since A is symmetric and vec stacks columns.
+    """sum_k (A_k (x) G_k) vec(W_k) as a matrix: sum_k G_k W_k A_k, since A is symmetric and vec stacks columns.
 
-    A: (K, d, d). G: (K, o, o). W: (K, o, d), or (o, d) for the same under all k.
+    Parameters
+    ----------
+    A : Tensor
+        (K, d, d), symmetric.
+    G : Tensor
+        (K, o, o), symmetric.
+    W : Tensor
+        (K, o, d), or (o, d) for the same under all k.
+
+    Returns
+    -------
+    Tensor
+        (o, d).
     """
     return (G @ W @ A).sum(0)
 
 
 def joined(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A layer in homogeneous coordinates: (o, inputs), and the bias as one more column."""
+    """A layer in homogeneous coordinates: its bias is one more column of its weight.
+
+    Parameters
+    ----------
+    weight : Tensor
+        (o, ...), the axes after the first are flattened to d.
+    bias : Tensor | None
+        (o,), or None.
+
+    Returns
+    -------
+    Tensor
+        (o, d), or (o, d + 1) with a bias.
+    """
     return weight.flatten(1) if bias is None else torch.cat([weight.flatten(1), bias[:, None]], 1)
 
 
@@ -133,7 +231,25 @@ def _labels(p: Tensor, estimator: Estimator, generator: torch.Generator) -> Iter
 
 @contextmanager
 def listening(found: Mapping[str, Layer], N: int) -> Iterator[dict[str, Calls]]:
-    """Inputs and outputs of layers while N images go through the model."""
+    """Record inputs and outputs of layers while images go through the model.
+
+    Parameters
+    ----------
+    found : Mapping[str, Layer]
+        Weight's name -> layer.
+    N : int
+        Images that go through.
+
+    Yields
+    ------
+    dict[str, Calls]
+        Weight's name -> its calls, filled while the context is open.
+
+    Raises
+    ------
+    SiteError
+        In a forward, if a layer is applied to something else than rows of each image.
+    """
     heard: dict[str, Calls] = {}
 
     def listen(name: str) -> Any:

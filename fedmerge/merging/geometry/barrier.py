@@ -15,16 +15,49 @@ POINTS = 21
 
 
 def line(points: int = POINTS) -> Tensor:
-    """Where the line is looked at: (points,) float64 from 0, the second expert, to 1, the first."""
+    """Points of the line between two experts at which the loss is measured.
+
+    Parameters
+    ----------
+    points : int, default POINTS
+        Their number, at least 2.
+
+    Returns
+    -------
+    Tensor
+        (points,) float64, from 0, the second expert, to 1, the first.
+    """
     return torch.linspace(0, 1, points, dtype=torch.float64)
 
 
 def barrier(losses: Tensor, form: Literal["chord", "mean"] = "chord") -> Tensor:
-    """Height (...,) of the hill on paths of losses (..., points), ends first and last; negative where the path dips.
+    """Height of the hill on a path between two models; negative where the path dips.
 
-    chord: max_a L(a) - (a L(1) + (1 - a) L(0)) (Entezari et al., The Role of Permutation Invariance in Linear Mode Connectivity,
-    ICLR 2022, definition 2.2), which counts the ends and so is never negative. mean: max_a L(a) - (L(0) + L(1)) / 2 (Frankle et
-    al., Linear Mode Connectivity and the Lottery Ticket Hypothesis, ICML 2020, section 2).
+    chord: max_a L(a) - (a L(1) + (1 - a) L(0)), which counts the ends and so is never negative.
+    mean: max_a L(a) - (L(0) + L(1)) / 2.
+
+    Parameters
+    ----------
+    losses : Tensor
+        Losses (..., points) along the path, the two ends first and last.
+    form : Literal['chord', 'mean'], default 'chord'
+        One of the two above.
+
+    Returns
+    -------
+    Tensor
+        (...,), in the unit of the losses.
+
+    References
+    ----------
+    Chord: Entezari et al., The role of permutation invariance in linear mode connectivity, ICLR 2022, definition 2.2. mean:
+    Frankle et al., Linear mode connectivity and the lottery ticket hypothesis, ICML 2020, section 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> barrier(torch.tensor([1.0, 4.0, 3.0])).item()
+    2.0
     """
     first, last = losses[..., :1], losses[..., -1:]
     if form == "mean":
@@ -34,10 +67,26 @@ def barrier(losses: Tensor, form: Literal["chord", "mean"] = "chord") -> Tensor:
 
 
 def between(bank: Bank, i: int, j: int, part: Part, points: int = POINTS) -> Iterator[tuple[Tensor, Tensor]]:
-    """Coefficients (K,) of encoder and head along the line from expert j to expert i; (points,) of them.
+    """Coefficients along the line from expert j to expert i.
 
-    part: what moves. The other part stays halfway, so that neither expert is favored, and BatchNorm statistics move with the
-    encoder.
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+    i : int
+        The expert at the end, from 0.
+    j : int
+        The expert at the start, from 0.
+    part : Part
+        What moves; the other part stays halfway, so that neither expert is favored, and BatchNorm statistics move with the
+        encoder.
+    points : int, default POINTS
+        As of `line`.
+
+    Yields
+    ------
+    tuple[Tensor, Tensor]
+        Coefficients (K,) of encoder and head, one pair for each point.
     """
     unit = torch.eye(bank.K, dtype=torch.float64)
     halfway = (unit[i] + unit[j]) / 2

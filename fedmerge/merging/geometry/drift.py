@@ -14,10 +14,20 @@ from fedmerge.merging.bank.bank import Bank
 
 @dataclass(frozen=True)
 class Drift:
-    """Blocks in the model's order, the head last. All in float64.
+    """How far experts have moved apart, for L blocks in the model's order, the head last. All in float64.
 
-    norms: (L, K). angles: (L, K, K), degrees in [0, 180], the diagonal 0. attenuation: (L,) in [0, 1], the norm of the mean over
-    the mean of the norms. relative: of what training changed (theta_k - theta_0), and not of the weights themselves.
+    Attributes
+    ----------
+    blocks : tuple[str, ...]
+        Their names.
+    norms : Tensor
+        (L, K).
+    angles : Tensor
+        (L, K, K), degrees in [0, 180], the diagonal 0.
+    attenuation : Tensor
+        (L,) in [0, 1], the norm of the mean over the mean of the norms.
+    relative : bool
+        Whether of what training changed (theta_k - theta_0), and not of the weights themselves.
     """
 
     blocks: tuple[str, ...]
@@ -62,9 +72,28 @@ class Drift:
 
 
 def drift(bank: Bank, relative: bool) -> Drift:
-    """Angles, norms and attenuation of every block (Ambekar et al., The Mean is the Mirage, 2026, section 4.1 and figure 2).
+    """Angles, norms and attenuation of every block of the model.
 
-    relative: of theta_k - theta_0, for which the bank must have been made with a base. Raises CheckpointError if it was not.
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+    relative : bool
+        Whether of theta_k - theta_0, and not of the weights themselves; the bank must have been made with a base.
+
+    Returns
+    -------
+    Drift
+        The three figures, block by block.
+
+    Raises
+    ------
+    CheckpointError
+        If `relative` and the bank has no base.
+
+    References
+    ----------
+    Ambekar et al., The mean is the mirage, 2026, section 4.1 and figure 2.
     """
     X = bank.theta.double()
     if relative:
@@ -84,9 +113,29 @@ def drift(bank: Bank, relative: bool) -> Drift:
 
 
 def angles(X: Tensor) -> Tensor:
-    """(K, K) degrees between the rows of X (K, p); 0 where a row is zero. Accurate for small angles too.
+    """Angles between rows; 0 where a row is zero. Accurate for small angles too.
 
-    atan2(||u - v||, ||u + v||) * 2 for unit vectors u, v (Kahan, 2006): arccos loses half the digits near 0.
+    2 atan2(||u - v||, ||u + v||) for unit vectors u and v: arccos loses half the digits near 0.
+
+    Parameters
+    ----------
+    X : Tensor
+        (K, p).
+
+    Returns
+    -------
+    Tensor
+        (K, K), degrees in [0, 180].
+
+    References
+    ----------
+    Kahan, How futile are mindless assessments of roundoff, 2006.
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(angles(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))[0, 1].item(), 6)
+    45.0
     """
     norms = X.norm(dim=1, keepdim=True)
     U = torch.where(norms > 0, X / norms, 0.0)
@@ -98,7 +147,20 @@ def angles(X: Tensor) -> Tensor:
 
 
 def parameter_blocks(bank: Bank) -> dict[str, list[slice]]:
-    """Block -> its columns of theta. A block is a name up to its last number ("blocks.3"), or its first word; the head is one."""
+    """Columns of each block of the model, the head last.
+
+    A block is a name up to its last number ("blocks.3"), or its first word.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+
+    Returns
+    -------
+    dict[str, list[slice]]
+        Block's name -> its columns of theta.
+    """
     found: dict[str, list[slice]] = {}
     for name in bank.parts.encoder:
         found.setdefault(_block(name.split(".")), []).append(bank.slices[name])

@@ -264,12 +264,33 @@ def load_method(name: str, **hyper_parameters: Any) -> Method:
         For an unknown name, with the nearest.
     pydantic.ValidationError
         For an unknown hyper-parameter, or one out of range.
+
+    Examples
+    --------
+    >>> load_method("ties", keep=0.5).keep
+    0.5
     """
     return METHODS.load(name)(**hyper_parameters)
 
 
 def static_method(of: Any) -> Static:
-    """The method that another builds on. Raises ValueError, in one line, for what is none, or stands for more than one model."""
+    """The static method that another method builds on.
+
+    Parameters
+    ----------
+    of : Any
+        A name, or a mapping of one name to its hyper-parameters, as YAML writes it.
+
+    Returns
+    -------
+    Static
+        The method.
+
+    Raises
+    ------
+    ValueError
+        In one line, for what is no static method, or stands for more than one model.
+    """
     wanted = "expected a static method: ties, or {ties: {keep: 0.5}}"
     name, fields = next(iter(of.items())) if isinstance(of, dict) and len(of) == 1 else (of, {})
     if not isinstance(name, str) or not isinstance(fields or {}, dict):

@@ -25,13 +25,33 @@ NORMAL = {"normal_05": (0.5, 0.2), "normal_08": (0.8, 0.1)}
 
 
 def scores(name: Score, evidence: Evidence, calibrated: bool, seed: int) -> Tensor:
-    """Scores (K, N), not negative; lambda_k is an expert's share of them. 0 for an expert that is not valid.
+    """Expertise of each expert for each image; lambda_k is an expert's share of it.
 
     entropy: exp(-H), Eq. 1. maxlogit: the largest raw logit, which must be positive to mean anything; maxlogit_softmax: its
     exponential. confidence: exp(max p). confidence_difference: exp(p_(1) - p_(2)). uniform, normal_*: no data, drawn for each
     image (for K > 2 the first is uniform on the simplex). pseudo_*: exp(-loss) under labels from the experts' mean probability or
     from the model of mean weights, as probabilities or as the likeliest class.
     Where the source errs: its confidence rows read one model's logits for both; these read each model's own.
+
+    Parameters
+    ----------
+    name : Score
+        The score.
+    evidence : Evidence
+        The experts' logits of the batch.
+    calibrated : bool
+        Whether logits are divided by each site's temperature first.
+    seed : int
+        Of scores that are drawn.
+
+    Returns
+    -------
+    Tensor
+        (K, N), not negative; 0 for an expert that is not valid.
+
+    References
+    ----------
+    Oh et al., DaWin, ICLR 2025, equation 1 and table D.
     """
     log_p = evidence.log_p(calibrated=calibrated)
     match name:
@@ -55,16 +75,43 @@ def scores(name: Score, evidence: Evidence, calibrated: bool, seed: int) -> Tens
 
 
 def shares(score: Tensor) -> Tensor:
-    """lambda (N, K): scores (K, N) as shares of their sum; uniform where all are 0."""
+    """Scores as shares of their sum; uniform where all are 0.
+
+    Parameters
+    ----------
+    score : Tensor
+        (K, N), not negative.
+
+    Returns
+    -------
+    Tensor
+        lambda (N, K), on the simplex.
+    """
     total = score.sum(0)
     return torch.where(total > 0, score / total.clamp(min=torch.finfo(score.dtype).tiny), 1 / len(score)).T
 
 
 def with_offset(score: Tensor, seen: State) -> Tensor:
-    """Eq. 2 for K experts: lambda_k = (e^-H_k + O w_k) / (sum_j e^-H_j + O), (N, K).
+    """Eq. 2 for K experts: lambda_k = (e^-H_k + O w_k) / (sum_j e^-H_j + O).
 
     O = (1/K) sum_k std(H_k)/mean(H_k), and w is the inverse-entropy rule of Ambekar et al. (Eq. 4) on the images seen. For K = 2 it
     is the printed formula, with 1/T = w. Worked example: e^-H = (0.5, 0.25), O = 0.25, w = (0.8, 0.2): (0.7, 0.3).
+
+    Parameters
+    ----------
+    score : Tensor
+        e^-H (K, N).
+    seen : State
+        Number, sum and sum of squares of the entropies so far, as `moments` makes them.
+
+    Returns
+    -------
+    Tensor
+        lambda (N, K), on the simplex.
+
+    References
+    ----------
+    Oh et al., DaWin, ICLR 2025, equation 2.
     """
     n, total, squares = seen["n"], seen["sum"], seen["squares"]
     mean = (total / n).clamp(min=1e-8)
@@ -75,7 +122,20 @@ def with_offset(score: Tensor, seen: State) -> Tensor:
 
 
 def moments(state: State, H: Tensor) -> State:
-    """Number, sum and sum of squares of the entropies H (K, N) seen so far; those that are not finite count as ln C would: not."""
+    """Number, sum and sum of squares of all entropies seen so far; those that are not finite do not count.
+
+    Parameters
+    ----------
+    state : State
+        What has been seen before.
+    H : Tensor
+        Entropies (K, N) of the batch, nats.
+
+    Returns
+    -------
+    State
+        The state with this batch.
+    """
     H = torch.where(torch.isfinite(H), H, H[torch.isfinite(H)].max() if bool(torch.isfinite(H).any()) else 1.0).double().cpu()
     fresh = {"n": torch.tensor(float(H.shape[1]), dtype=torch.float64), "sum": H.sum(1), "squares": (H**2).sum(1)}
     return {name: value + state[name] if name in state else value for name, value in fresh.items()}

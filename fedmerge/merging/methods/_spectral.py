@@ -16,7 +16,20 @@ from fedmerge.merging.bank.blockwise import Sizes, tauwise
 
 
 def matrixwise(bank: Bank, rule: Callable[[Tensor], Tensor]) -> Tensor:
-    """A merged task vector (P,): rule(tau (K, m, n)) -> (m, n) for every matrix, the experts' mean for all other tensors."""
+    """Merge matrix by matrix; all other tensors take the experts' mean.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts, with theta_0.
+    rule : Callable[[Tensor], Tensor]
+        Takes the task vectors (K, m, n) of a matrix, and returns the merged one (m, n).
+
+    Returns
+    -------
+    Tensor
+        Merged task vector (P,).
+    """
 
     def one(name: str, tau: Tensor) -> Tensor:
         shape = bank.shapes[name]
@@ -26,15 +39,37 @@ def matrixwise(bank: Bank, rule: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def matrix_bytes(sizes: Sizes) -> int:
-    """Memory for one matrix of all experts, its singular vectors, and what is made of them."""
+    """Memory for one matrix of all experts, its singular vectors, and what is made of them.
+
+    Parameters
+    ----------
+    sizes : Sizes
+        Experts and parameters.
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
     return 6 * 4 * sizes.experts * sizes.largest
 
 
 def spectrum(M: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """M = U diag(S) V^T of matrices (..., m, n), r = min(m, n): U (..., m, r), S (..., r), V^T (..., r, n).
+    """Singular values and vectors, M = U diag(S) V^T with r = min(m, n).
 
-    A singular value that is rounding is 0, and so are its vectors. size: (..., 1), what rounding is relative to where M is what is
-    left of something larger; default: the largest singular value.
+    A singular value that is rounding is 0, and so are its vectors.
+
+    Parameters
+    ----------
+    M : Tensor
+        Matrices (..., m, n).
+    size : Tensor, optional
+        (..., 1), what rounding is relative to where M is what is left of something larger; default: the largest singular value.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor, Tensor]
+        U (..., m, r), S (..., r), V^T (..., r, n).
     """
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     rounding = 4 * max(M.shape[-2:]) ** 0.5 * torch.finfo(M.dtype).eps
@@ -43,11 +78,37 @@ def spectrum(M: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, Ten
 
 
 def isotropic(U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
-    """mean(S) U V^T (m, n), the mean over the singular values that are not 0."""
+    """mean(S) U V^T, the mean over the singular values that are not 0.
+
+    Parameters
+    ----------
+    U : Tensor
+        (m, r).
+    S : Tensor
+        (r,).
+    Vh : Tensor
+        (r, n).
+
+    Returns
+    -------
+    Tensor
+        (m, n).
+    """
     return S.sum() / (S > 0).sum().clamp(min=1) * (U @ Vh)
 
 
 def orthogonal(M: Tensor) -> Tensor:
-    """The nearest matrix (m, r) with orthonormal columns: P Q^T for M = P diag(S) Q^T (Procrustes), on the span of M."""
+    """The nearest matrix with orthonormal columns: P Q^T for M = P diag(S) Q^T (Procrustes), on the span of M.
+
+    Parameters
+    ----------
+    M : Tensor
+        (m, r).
+
+    Returns
+    -------
+    Tensor
+        (m, r).
+    """
     P, _, Qh = spectrum(M)
     return P @ Qh

@@ -64,5 +64,18 @@ class Dare(Static):
 
 
 def draws(seed: int, name: str) -> torch.Generator:
-    """What decides which of an expert's parameters are dropped: one number in [0, 1) for each, in the order of columns."""
+    """The random numbers that decide which of an expert's parameters are dropped: one in [0, 1) for each, in the order of columns.
+
+    Parameters
+    ----------
+    seed : int
+        Of the method.
+    name : str
+        The expert's.
+
+    Returns
+    -------
+    torch.Generator
+        A generator that nobody else draws from.
+    """
     return torch.Generator().manual_seed(random.Random(f"dare {seed} {name}").getrandbits(63))

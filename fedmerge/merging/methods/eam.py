@@ -184,7 +184,30 @@ SMOOTHED = {"coef": ("encoder", "head"), "entropy": ("entropy",), "gap_score": (
 
 
 def inverse_entropy(Hbar: Tensor, eps: float) -> Tensor:
-    """Eq. 4: alpha_k = (Hbar_k + eps)^-1 / sum_j (Hbar_j + eps)^-1. Hbar: (K,) nats; infinite entropies get 0."""
+    """Eq. 4: alpha_k = (Hbar_k + eps)^-1 / sum_j (Hbar_j + eps)^-1.
+
+    Parameters
+    ----------
+    Hbar : Tensor
+        Mean entropies (K,), nats; infinite ones get 0.
+    eps : float
+        Greater than 0, nats.
+
+    Returns
+    -------
+    Tensor
+        alpha (K,), on the simplex.
+
+    References
+    ----------
+    Ambekar et al., The mean is the mirage, 2026, equation 4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> [round(share, 2) for share in inverse_entropy(torch.tensor([0.1, 0.3]), eps=1e-8).tolist()]
+    [0.75, 0.25]
+    """
     if not bool(torch.isfinite(Hbar).any()):
         return torch.full_like(Hbar, 1 / len(Hbar))
     inverse = 1 / (Hbar + eps)
@@ -192,7 +215,24 @@ def inverse_entropy(Hbar: Tensor, eps: float) -> Tensor:
 
 
 def entropy_gap(gap: Tensor, gamma: float) -> Tensor:
-    """Eq. 9: alpha_k = exp(-gamma gap_k) / sum_j exp(-gamma gap_j). gap: (K,) nats; gamma = inf shares among the zeros."""
+    """Eq. 9: alpha_k = exp(-gamma gap_k) / sum_j exp(-gamma gap_j).
+
+    Parameters
+    ----------
+    gap : Tensor
+        How far each expert's entropy is above the least, (K,), nats.
+    gamma : float
+        Sharpness, 0 or more; infinity shares among the zeros.
+
+    Returns
+    -------
+    Tensor
+        alpha (K,), on the simplex.
+
+    References
+    ----------
+    Ambekar et al., The mean is the mirage, 2026, equation 9.
+    """
     if math.isinf(gamma):
         nearest = (gap == gap.min()).double()
         return nearest / nearest.sum()

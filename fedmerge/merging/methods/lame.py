@@ -55,7 +55,22 @@ class Lame(Building, Output):
 
 
 def affinity(features: Tensor, k: int, broken: Tensor) -> Tensor:
-    """w (N, N): a half for each of two images that is among the k nearest of the other; 0 for images that are broken (N,)."""
+    """Affinity of images: a half for each of two that is among the k nearest of the other.
+
+    Parameters
+    ----------
+    features : Tensor
+        (N, d).
+    k : int
+        Number of neighbors, at least 1.
+    broken : Tensor
+        bool (N,), images whose features are not finite; they have no neighbors.
+
+    Returns
+    -------
+    Tensor
+        w (N, N), symmetric, in {0, 0.5, 1}.
+    """
     N = len(features)
     features = F.normalize(features, dim=1)
     itself = torch.eye(N, dtype=torch.bool, device=features.device)
@@ -66,7 +81,24 @@ def affinity(features: Tensor, k: int, broken: Tensor) -> Tensor:
 
 
 def smoothed(log_p: Tensor, w: Tensor) -> Tensor:
-    """z (N, C), the fixed point of z_i = softmax(log p_i + sum_j w_ij z_j) from z = p."""
+    """The fixed point of z_i = softmax(log p_i + sum_j w_ij z_j) from z = p.
+
+    Parameters
+    ----------
+    log_p : Tensor
+        (N, C), nats.
+    w : Tensor
+        Affinities (N, N).
+
+    Returns
+    -------
+    Tensor
+        z (N, C), probabilities.
+
+    References
+    ----------
+    Boudiaf et al., Parameter-free online test-time adaptation, CVPR 2022.
+    """
     z = log_p.exp()
     for _ in range(100):
         before, z = z, (log_p + w @ z).softmax(1)

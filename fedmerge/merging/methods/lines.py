@@ -43,7 +43,18 @@ class Lines(Building, Static):
 
 
 def depths(bank: Bank) -> list[float]:
-    """(l - 1)/(L - 1) of every parameter, in the order of columns: 0 in the first layer, 1 in the last and in the head."""
+    """Depth (l - 1)/(L - 1) of every parameter: 0 in the first layer, 1 in the last and in the head.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+
+    Returns
+    -------
+    list[float]
+        P numbers in [0, 1], in the order of columns.
+    """
     blocks = _blocks(bank.model)
     layers: list[str] = []
     l = []  # noqa: E741 - the paper's symbol, from 0

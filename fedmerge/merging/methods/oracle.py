@@ -96,7 +96,20 @@ class Oracle(Adaptive):
 
 
 def grid(K: int, seed: int) -> Tensor:
-    """Points (G, K) of the simplex."""
+    """Points of the simplex among which the oracle chooses.
+
+    Parameters
+    ----------
+    K : int
+        Experts.
+    seed : int
+        Of points that are drawn.
+
+    Returns
+    -------
+    Tensor
+        (G, K).
+    """
     if K in STEP:
         n = round(1 / STEP[K])
         points = [point for point in product(range(n + 1), repeat=K) if sum(point) == n]

@@ -75,18 +75,67 @@ class Slerp(Static):
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
-    """From a (d,) at t = 0 to b (d,) at t = 1; on a line where the angle is nearly 0 or nearly half a turn."""
+    """Spherical interpolation of two vectors; on a line where their angle is nearly 0 or nearly half a turn.
+
+    Parameters
+    ----------
+    a : Tensor
+        (d,), where t = 0.
+    b : Tensor
+        (d,), where t = 1.
+    t : float
+        In [0, 1].
+
+    Returns
+    -------
+    Tensor
+        (d,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> [round(x, 4) for x in slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 0.5).tolist()]
+    [0.7071, 0.7071]
+    """
     pair = torch.stack([a, b])
     return slerp_weights(inner_products(pair[:, None])[0], t).to(a) @ pair
 
 
 def karcher(v: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """The point of the sphere with the least sum of squared angles to v_k (K, d), at their mean length."""
+    """The point of the sphere with the least sum of squared angles to K vectors, at their mean length.
+
+    Parameters
+    ----------
+    v : Tensor
+        (K, d).
+    iterations : int
+        At most, at least 1.
+    tolerance : float
+        Length of the step, radians, at which it stops.
+
+    Returns
+    -------
+    Tensor
+        (d,).
+    """
     return karcher_weights(inner_products(v[:, None])[0], iterations, tolerance).to(v) @ v
 
 
 def slerp_weights(G: Tensor, t: float) -> Tensor:
-    """Weights (2,) of two vectors with inner products G (2, 2)."""
+    """Weights of two vectors in their spherical interpolation.
+
+    Parameters
+    ----------
+    G : Tensor
+        Their inner products (2, 2).
+    t : float
+        In [0, 1].
+
+    Returns
+    -------
+    Tensor
+        (2,).
+    """
     lengths = (G[0, 0] * G[1, 1]).sqrt()
     cos = (G[0, 1] / lengths).clamp(-1, 1) if lengths > 0 else G.new_ones(())
     if cos.abs() > NEARLY_PARALLEL:
@@ -96,10 +145,24 @@ def slerp_weights(G: Tensor, t: float) -> Tensor:
 
 
 def karcher_weights(G: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """Weights (K,) of the Karcher mean of vectors v_k with inner products G (K, K).
+    """Weights of K vectors in their Karcher mean.
 
     u <- cos|T| u + sin|T| T/|T|, T = (1/K) sum_k (w_k / sin w_k)(u_k - cos w_k u), until |T| is small. u and T are sums of the u_k,
     so all lengths and angles follow from the cosines C: u = sum_k b_k u_k has cos w = C b. 1/K where the vectors cancel out.
+
+    Parameters
+    ----------
+    G : Tensor
+        Their inner products (K, K).
+    iterations : int
+        At most, at least 1.
+    tolerance : float
+        |T|, radians, at which it stops.
+
+    Returns
+    -------
+    Tensor
+        (K,).
     """
     K, lengths = len(G), G.diagonal().clamp(min=0).sqrt()
     if not bool((lengths > 0).all()):

@@ -46,17 +46,60 @@ class Ties(Static):
 
 
 def trim(tau: Tensor, keep: float) -> Tensor:
-    """tau (P,) with 0 below the magnitude of rank P - int(keep P), counted from the smallest."""
+    """A task vector with 0 in place of its smallest entries.
+
+    Parameters
+    ----------
+    tau : Tensor
+        (P,).
+    keep : float
+        Share of the entries that stay, in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        (P,).
+
+    References
+    ----------
+    Yadav et al., TIES-merging, NeurIPS 2023, algorithm 1; the rank is that of the authors' code.
+    """
     return above(tau.clone()[None], threshold(tau, keep)[None])[0]
 
 
 def threshold(tau: Tensor, keep: float) -> Tensor:
-    """The magnitude of rank P - int(keep P), counted from the smallest, of tau (P,)."""
+    """The smallest magnitude that survives the trimming: that of rank P - int(keep P), counted from the smallest.
+
+    Parameters
+    ----------
+    tau : Tensor
+        (P,).
+    keep : float
+        Share of the entries that stay, in [0, 1].
+
+    Returns
+    -------
+    Tensor
+        A scalar tensor.
+    """
     return magnitude_of_rank(tau, max(1, len(tau) - int(keep * len(tau))))
 
 
 def above(tau: Tensor, floor: Tensor) -> Tensor:
-    """tau (K, width) with 0 in place of what is below the floors (K,), written over tau."""
+    """Set to 0 what is below a floor, in place.
+
+    Parameters
+    ----------
+    tau : Tensor
+        (K, width), which is overwritten.
+    floor : Tensor
+        (K,), not negative.
+
+    Returns
+    -------
+    Tensor
+        tau.
+    """
     under = torch.nextafter(floor, torch.full_like(floor, -torch.inf))  # hardshrink drops what is at its limit, too
     for row, limit in zip(tau, under.tolist(), strict=True):
         torch.hardshrink(row, limit, out=row)
@@ -64,10 +107,26 @@ def above(tau: Tensor, floor: Tensor) -> Tensor:
 
 
 def by_sign(bank: Bank, parts: Iterable[tuple[slice, Tensor]], combine: str, scale: float) -> Tensor:
-    """theta_0 + s tau* (P,), tau* by elect and merge of trimmed task vectors that come in parts: (columns, (K, width)).
+    """theta_0 + s tau*, tau* by electing signs and merging trimmed task vectors that come in parts.
 
     One pass: where entries cancel out, they take the sign of most parameters, which is known only in the end. Until then both
     possible values are kept.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts, with theta_0.
+    parts : Iterable[tuple[slice, Tensor]]
+        Columns with their trimmed task vectors (K, width), in order.
+    combine : str
+        Mean or sum.
+    scale : float
+        s, 0 or more.
+
+    Returns
+    -------
+    Tensor
+        Merged parameters (P,).
     """
     theta_0 = bank.anchor_row("theta_0")
     out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
@@ -87,18 +146,63 @@ def by_sign(bank: Bank, parts: Iterable[tuple[slice, Tensor]], combine: str, sca
 
 
 def disjoint_merge(tau: Tensor, combine: str) -> Tensor:
-    """Entries of the elected sign, merged: tau (K, P) -> (P,)."""
+    """Elect a sign for each parameter, and merge the entries of that sign.
+
+    Parameters
+    ----------
+    tau : Tensor
+        (K, P).
+    combine : str
+        Mean or sum.
+
+    Returns
+    -------
+    Tensor
+        (P,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> disjoint_merge(torch.tensor([[4.0, -1.0], [2.0, 3.0]]), "mean").tolist()
+    [3.0, 3.0]
+    """
     return agreeing(tau, elected(tau.sum(0)), combine)
 
 
 def elected(total: Tensor) -> Tensor:
-    """gamma (P,), the sign of the sum over experts (P,); where that is 0 the sign of most parameters."""
+    """The elected sign of each parameter; where experts cancel out, the sign of most parameters.
+
+    Parameters
+    ----------
+    total : Tensor
+        Sum of the task vectors over experts (P,).
+
+    Returns
+    -------
+    Tensor
+        gamma (P,), in {-1, 0, 1}.
+    """
     gamma = total.sign()
     return torch.where(gamma == 0, gamma.sum().sign(), gamma)
 
 
 def agreeing(tau: Tensor, gamma: Tensor, combine: str) -> Tensor:
-    """Mean or sum of the entries of tau (K, P) whose sign is gamma (P,)."""
+    """Merge the entries of the elected sign; 0 where there is none.
+
+    Parameters
+    ----------
+    tau : Tensor
+        (K, P).
+    gamma : Tensor
+        The elected signs (P,).
+    combine : str
+        Mean or sum.
+
+    Returns
+    -------
+    Tensor
+        (P,).
+    """
     along = (tau * gamma).clamp_(min=0)  # magnitudes of those that agree
     total = along.sum(0) * gamma
     return total / along.sign_().sum(0).clamp_(min=1) if combine == "mean" else total

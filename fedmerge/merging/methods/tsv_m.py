@@ -40,7 +40,18 @@ class TsvM(Static):
 
 
 def side_by_side(tau: Tensor) -> Tensor:
-    """U' S V'^T (m, n) for task vectors (K, m, n)."""
+    """U' S V'^T of task vectors, whose leading singular directions stand side by side.
+
+    Parameters
+    ----------
+    tau : Tensor
+        (K, m, n).
+
+    Returns
+    -------
+    Tensor
+        (m, n).
+    """
     n = max(1, min(tau.shape[1:]) // len(tau))
     U_k, S_k, Vh_k = spectrum(tau)
     U = orthogonal(torch.cat([*U_k[:, :, :n]], 1))

@@ -74,7 +74,19 @@ def prefers_mixture(uses: float, experts: int, samples: int, distinct: int, devi
 
 @dataclass(frozen=True)
 class PerSampleLogits:
-    """Logits (N, C), how they were found, and what it took: forwards of a batch through one model, and merges."""
+    """Logits of a batch whose samples have models of their own, how they were found, and what it took.
+
+    Attributes
+    ----------
+    logits : Tensor
+        (N, C).
+    way : str
+        Rows, mixture or samples.
+    forwards : int
+        Of a batch through one model.
+    merges : int
+        Of the whole model.
+    """
 
     logits: Tensor
     way: str
@@ -84,7 +96,19 @@ class PerSampleLogits:
 
 @dataclass
 class PerSample:
-    """One bank's way with coefficient rows. taken: batches by way. refusal: why the mixture cannot be used, or nothing."""
+    """How one bank predicts samples with coefficients of their own.
+
+    Attributes
+    ----------
+    bank : Bank
+        The experts.
+    way : Way, default 'auto'
+        Auto, or the one way that is taken.
+    taken : dict[str, int], optional
+        Batches by way.
+    refusal : str, default ''
+        Why the mixture cannot be used, or nothing.
+    """
 
     bank: Bank
     way: Way = "auto"

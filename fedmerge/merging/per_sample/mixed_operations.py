@@ -28,7 +28,22 @@ from fedmerge.merging.per_sample.mixed_tensor import (
 
 
 def shape_only(func: Any, args: Any, kwargs: Any) -> Any:
-    """Views, slices and copies: linear, so the pieces can be viewed and the sum stays uncomputed."""
+    """Views, slices and copies: linear, so the pieces can be viewed and the sum stays uncomputed.
+
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    args : Any
+        Its positional arguments, activations and mixed parameters among them.
+    kwargs : Any
+        Its arguments by name.
+
+    Returns
+    -------
+    Any
+        Activations or a mixed parameter, as the operation gives it.
+    """
     mixed = args[0]
     if not isinstance(mixed, Mixed) or mixed.merged is not None or len(mixed_in((args, kwargs))) > 1:
         return for_every_sample(func, func.__name__, args, kwargs, constants=True)
@@ -39,7 +54,22 @@ def shape_only(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def expand(func: Any, args: Any, kwargs: Any) -> Any:
-    """A token repeated for the batch becomes activations, each sample's own; any other expansion is a view."""
+    """A token repeated for the batch becomes activations, each sample's own; any other expansion is a view.
+
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    args : Any
+        Its positional arguments, activations and mixed parameters among them.
+    kwargs : Any
+        Its arguments by name.
+
+    Returns
+    -------
+    Any
+        Activations (N, ...), or a view.
+    """
     mixed, sizes = args[0], args[1:]
     sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     if mixed.shape[0] == 1 and sizes[0] == count(mixed) and len(sizes) == mixed.ndim:
@@ -49,7 +79,22 @@ def expand(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def linear(func: Any, args: Any, kwargs: Any) -> Any:
-    """x W_i^T + b_i."""
+    """x W_i^T + b_i for sample i.
+
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    args : Any
+        Its positional arguments, activations and mixed parameters among them.
+    kwargs : Any
+        Its arguments by name.
+
+    Returns
+    -------
+    Any
+        Activations (N m, ..., outputs).
+    """
     x, weight, bias, *_ = _operands(args, kwargs)
     if _is_constant(x, weight, bias):
         return for_every_sample(func, "linear", args, kwargs, constants=True)
@@ -64,7 +109,22 @@ def linear(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def matmul(func: Any, args: Any, kwargs: Any) -> Any:
-    """x W_i, W (d, outputs); a product of two parameters is merged first."""
+    """x W_i for sample i, W (d, outputs); a product of two parameters is merged first.
+
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    args : Any
+        Its positional arguments, activations and mixed parameters among them.
+    kwargs : Any
+        Its arguments by name.
+
+    Returns
+    -------
+    Any
+        Activations (N m, ..., outputs).
+    """
     x, weight = args
     if isinstance(weight, Mixed) and not isinstance(x, Mixed) and weight.ndim == 2 and not _is_constant(x, weight):
         return linear(F.linear, (x, weight.transpose(0, 1)), {})
@@ -72,7 +132,22 @@ def matmul(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def convolution(func: Any, args: Any, kwargs: Any) -> Any:
-    """conv(x, w_i) + b_i: a sum of convolutions of scaled activations, or one grouped convolution with merged filters."""
+    """conv(x, w_i) + b_i for sample i: a sum of convolutions of scaled activations, or one grouped convolution of merged filters.
+
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    args : Any
+        Its positional arguments, activations and mixed parameters among them.
+    kwargs : Any
+        Its arguments by name.
+
+    Returns
+    -------
+    Any
+        Activations (N, outputs, H', W').
+    """
     x, weight, bias, rest, named = _operands(args, kwargs)
     if _is_constant(x, weight, bias):
         return for_every_sample(func, func.__name__, args, kwargs, constants=True)
@@ -92,7 +167,22 @@ def convolution(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def mixed_normalization(plain: Callable[..., Tensor], names: tuple[str, ...], by_channel: bool) -> Callable[[Any, Any, Any], Any]:
-    """A normalization without parameters, and then a gain and a bias for every sample. names: the function's arguments."""
+    """The per-sample form of a normalization: without parameters first, then with a gain and a bias for every sample.
+
+    Parameters
+    ----------
+    plain : Callable[..., Tensor]
+        The function of torch.
+    names : tuple[str, ...]
+        Of its arguments, in order.
+    by_channel : bool
+        Whether gain and bias belong to axis 1, and not to the last axes.
+
+    Returns
+    -------
+    Callable[[Any, Any, Any], Any]
+        An operation (func, args, kwargs) like the others of this file.
+    """
 
     def handle(func: Any, args: Any, kwargs: Any) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -111,7 +201,25 @@ def mixed_normalization(plain: Callable[..., Tensor], names: tuple[str, ...], by
 
 
 def batch_statistics(x: Tensor, **given: Any) -> Tensor:
-    """(x - mean_i) / sqrt(var_i + eps): statistics are merged for every sample before the division, which is not linear."""
+    """(x - mean_i) / sqrt(var_i + eps): statistics are merged for every sample before the division, which is not linear.
+
+    Parameters
+    ----------
+    x : Tensor
+        Activations (N, channels, ...).
+    **given : Any
+        The other arguments of `torch.nn.functional.batch_norm`.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of x.
+
+    Raises
+    ------
+    PerSampleRefused
+        In training mode, and for a variance that is not positive.
+    """
     mean, variance = given["running_mean"], given["running_var"]
     if given.get("training") and mean is not None:
         raise refuse_operation("batch_norm in training mode", (mean, variance))
@@ -125,7 +233,22 @@ def batch_statistics(x: Tensor, **given: Any) -> Tensor:
 
 
 def elementwise(func: Any, args: Any, kwargs: Any) -> Any:
-    """Addition, multiplication and their like: of activations with parameters, or of parameters and tables alone."""
+    """Addition, multiplication and their like: of activations with parameters, or of parameters and tables alone.
+
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    args : Any
+        Its positional arguments, activations and mixed parameters among them.
+    kwargs : Any
+        Its arguments by name.
+
+    Returns
+    -------
+    Any
+        Activations, or a mixed parameter.
+    """
     mixed = mixed_in((args, kwargs))
     plain = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor) and not isinstance(item, Mixed)]
     data = [item for item in plain if item.ndim and item.shape[0] % count(mixed[0]) == 0]
@@ -137,7 +260,27 @@ def elementwise(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def attention(func: Any, args: Any, kwargs: Any) -> Any:
-    """softmax(q k^T + bias_i) v with a bias that is a parameter."""
+    """softmax(q k^T + bias_i) v for sample i, with a bias that is a parameter.
+
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    args : Any
+        Its positional arguments, activations and mixed parameters among them.
+    kwargs : Any
+        Its arguments by name.
+
+    Returns
+    -------
+    Any
+        Activations (N, heads, L, d).
+
+    Raises
+    ------
+    PerSampleRefused
+        If anything but the bias is a parameter.
+    """
     q, mask = args[0], args[3] if len(args) > 3 else kwargs.get("attn_mask")
     if not isinstance(mask, Mixed) or len(mixed_in((args, kwargs))) > 1:
         raise refuse_operation("scaled_dot_product_attention", (args, kwargs))
@@ -146,7 +289,27 @@ def attention(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def multi_head_attention(func: Any, args: Any, kwargs: Any) -> Any:
-    """Attention of `nn.MultiheadAttention`, whose activations are (L, N, E): every sample's projections, then the rest."""
+    """Attention of `nn.MultiheadAttention`, whose activations are (L, N, E): every sample's projections, then the rest.
+
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    args : Any
+        Its positional arguments, activations and mixed parameters among them.
+    kwargs : Any
+        Its arguments by name.
+
+    Returns
+    -------
+    Any
+        Activations (L, N, E), and None in place of attention weights.
+
+    Raises
+    ------
+    PerSampleRefused
+        If attention weights, padding or added keys are asked for, or dropout in training mode.
+    """
     given = {**dict(zip(ATTENTION, args, strict=False)), **kwargs}
     odd = ("bias_k", "bias_v", "static_k", "static_v", "key_padding_mask")
     if given.get("need_weights", True) or given.get("add_zero_attn") or any(given.get(name) is not None for name in odd):
@@ -175,7 +338,22 @@ def multi_head_attention(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def prelu(func: Any, args: Any, kwargs: Any) -> Any:
-    """x where positive, slope_i x elsewhere."""
+    """x where positive, slope_i x elsewhere.
+
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    args : Any
+        Its positional arguments, activations and mixed parameters among them.
+    kwargs : Any
+        Its arguments by name.
+
+    Returns
+    -------
+    Any
+        Of the shape of the activations.
+    """
     x, slope = args
     return torch.where(x >= 0, x, _per_channel(torch.mul, x, slope) if slope.numel() > 1 else x * aligned(slope, x))
 

@@ -24,9 +24,22 @@ PLAIN = {"size", "dim", "numel", "is_floating_point", "is_complex", "ndimension"
 
 
 class Mixed(torch.Tensor):
-    """Either pieces (R tensors of the parameter's shape) with weights (N, R), or merged (N, *shape).
+    """A parameter that differs from sample to sample.
 
-    owners: names of the parameters it comes from. used: names of those that have been read.
+    Either pieces (R tensors of the parameter's shape) with weights (N, R), or merged (N, *shape).
+
+    Attributes
+    ----------
+    pieces : list[Tensor]
+        R tensors of the parameter's shape.
+    weights : Tensor | None
+        (N, R), or None.
+    merged : Tensor | None
+        (N, *shape), or None.
+    owners : tuple[str, ...]
+        Names of the parameters it comes from.
+    used : set[str]
+        Names of those that have been read.
     """
 
     pieces: list[Tensor]
@@ -69,12 +82,34 @@ class Mixed(torch.Tensor):
 
 
 def count(mixed: Mixed) -> int:
-    """N, the samples of the batch."""
+    """Samples of the batch.
+
+    Parameters
+    ----------
+    mixed : Mixed
+        A mixed parameter.
+
+    Returns
+    -------
+    int
+        N.
+    """
     return len(mixed.merged if mixed.merged is not None else cast(Tensor, mixed.weights))
 
 
 def per_sample(mixed: Mixed) -> Tensor:
-    """The merged parameter of every sample, (N, *shape): for small parameters, and where nothing else is exact."""
+    """The merged parameter of every sample: for small parameters, and where nothing else is exact.
+
+    Parameters
+    ----------
+    mixed : Mixed
+        A mixed parameter.
+
+    Returns
+    -------
+    Tensor
+        (N, *shape).
+    """
     mixed.used.update(mixed.owners)
     if mixed.merged is not None:
         return mixed.merged
@@ -84,7 +119,20 @@ def per_sample(mixed: Mixed) -> Tensor:
 
 
 def refuse_operation(name: str, args: Any) -> PerSampleRefused:
-    """The error for an operation that has no exact per-sample form here."""
+    """The error for an operation that has no exact per-sample form here.
+
+    Parameters
+    ----------
+    name : str
+        Of the operation.
+    args : Any
+        Its arguments, among which mixed parameters are looked for.
+
+    Returns
+    -------
+    PerSampleRefused
+        The error, to be raised.
+    """
     parameters = sorted({one for mixed in mixed_in(args) for one in mixed.owners})
     return PerSampleRefused(
         f"per-sample merging: the operation '{name}' on {', '.join(parameters) or 'a parameter'} has no exact form here; "
@@ -93,7 +141,25 @@ def refuse_operation(name: str, args: Any) -> PerSampleRefused:
 
 
 def aligned(mixed: Mixed, like: Tensor) -> Tensor:
-    """Values that broadcast against activations (N m, ...), m windows for every sample, sample by sample."""
+    """Values of a mixed parameter that broadcast against activations of m windows for every sample.
+
+    Parameters
+    ----------
+    mixed : Mixed
+        A mixed parameter.
+    like : Tensor
+        Activations (N m, ...), sample by sample.
+
+    Returns
+    -------
+    Tensor
+        (N m, ...) or (N m, 1, ...).
+
+    Raises
+    ------
+    PerSampleRefused
+        If it has a first axis for the batch that is not 1, or more axes than the activations.
+    """
     values, dims, groups = per_sample(mixed), mixed.ndim, like.shape[0] // count(mixed)
     if dims == like.ndim and dims > 0:
         if mixed.shape[0] != 1:
@@ -107,9 +173,30 @@ def aligned(mixed: Mixed, like: Tensor) -> Tensor:
 
 
 def for_every_sample(func: Any, name: str, args: Any, kwargs: Any, constants: bool = False) -> Any:
-    """The operation on every sample's own merged parameter; exact whatever it is, as long as no activation takes part.
+    """An operation on every sample's own merged parameter; exact whatever it is, as long as no activation takes part.
 
-    constants: other tensors may take part, as tables that are the same for every sample.
+    Parameters
+    ----------
+    func : Any
+        The operation of torch.
+    name : str
+        Of it, for the error message.
+    args : Any
+        Its positional arguments.
+    kwargs : Any
+        Its arguments by name.
+    constants : bool, default False
+        Whether other tensors may take part, as tables that are the same for every sample.
+
+    Returns
+    -------
+    Any
+        A mixed parameter.
+
+    Raises
+    ------
+    PerSampleRefused
+        If another tensor takes part that may be an activation.
     """
     if not constants and any(not isinstance(item, Mixed) for item in _tensors_in((args, kwargs))):
         raise refuse_operation(name, (args, kwargs))
@@ -140,6 +227,18 @@ def _tensors_in(tree: Any) -> list[Tensor]:
 
 
 def mixed_in(tree: Any) -> list[Mixed]:
+    """Mixed parameters among arguments, however deep.
+
+    Parameters
+    ----------
+    tree : Any
+        Lists, tuples and dicts of anything.
+
+    Returns
+    -------
+    list[Mixed]
+        Them, in order.
+    """
     return [item for item in _tensors_in(tree) if isinstance(item, Mixed)]
 
 

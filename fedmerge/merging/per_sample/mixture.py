@@ -20,7 +20,13 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 class Mixture:
-    """The bank's model with one row of coefficients for every sample."""
+    """The bank's model with one row of coefficients for every sample.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+    """
 
     def __init__(self, bank: Bank) -> None:
         self.bank = bank

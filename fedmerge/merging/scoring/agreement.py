@@ -12,13 +12,37 @@ TEMPERATURES = 2 ** (torch.arange(-12, 9, dtype=torch.float64) / 4)
 
 
 def answers_alike(log_p: Tensor, others: Sequence[Tensor]) -> Tensor:
-    """Images (N,) on which the answer is that of the others, as the share of the others. All are log p (N, C)."""
+    """For each image, the share of other models that give the same answer.
+
+    Parameters
+    ----------
+    log_p : Tensor
+        (N, C), of one model.
+    others : Sequence[Tensor]
+        (N, C) of each other model.
+
+    Returns
+    -------
+    Tensor
+        (N,), in [0, 1].
+    """
     answer = log_p.argmax(1)
     return torch.stack([other.argmax(1) == answer for other in others]).double().mean(0).cpu()
 
 
 def confidences(log_p: Tensor) -> Tensor:
-    """max_c softmax(log p / T)_c at every temperature, summed over images: (21,)."""
+    """max_c softmax(log p / T)_c at every temperature T of a grid, summed over images.
+
+    Parameters
+    ----------
+    log_p : Tensor
+        (N, C).
+
+    Returns
+    -------
+    Tensor
+        (21,), each in [N/C, N].
+    """
     scaled = log_p.double().cpu() / TEMPERATURES[:, None, None]
     return scaled.softmax(-1).amax(-1).sum(1)
 
@@ -26,9 +50,23 @@ def confidences(log_p: Tensor) -> Tensor:
 def temperature(agreed: Tensor, sure: Tensor) -> float:
     """The geometric mean of 1 and the temperature at which a model is as sure as others agree with it.
 
-    Agreement is accuracy where models err independently (Jiang et al., Assessing generalization via disagreement, ICLR 2022), and
-    more than accuracy where they err alike, as merges of the same experts do: hence half the way, in logarithms.
+    Agreement is accuracy where models err independently, and more than accuracy where they err alike, as merges of the same experts
+    do: hence half the way, in logarithms.
 
-    agreed: sum of `answers_alike`. sure: sum of `confidences`, over the same images.
+    Parameters
+    ----------
+    agreed : Tensor
+        Sum of `answers_alike` over images, a scalar.
+    sure : Tensor
+        Sum of `confidences` (21,) over the same images.
+
+    Returns
+    -------
+    float
+        A temperature greater than 0.
+
+    References
+    ----------
+    Jiang et al., Assessing generalization via disagreement, ICLR 2022.
     """
     return float(TEMPERATURES[(sure - agreed).abs().argmin()].sqrt())

@@ -18,7 +18,15 @@ TOLERANCE, ITERATIONS, RESTARTS = 1e-4, 1000, 3
 
 @dataclass(frozen=True)
 class Clusters:
-    """centers: (M, K) rows. member: (N,) the cluster of each row."""
+    """Clusters of rows.
+
+    Attributes
+    ----------
+    centers : Tensor
+        (M, K).
+    member : Tensor
+        (N,) int64, the cluster of each row, from 0.
+    """
 
     centers: Tensor
     member: Tensor
@@ -30,7 +38,24 @@ class Clusters:
 
 
 def kmeans(rows: Tensor, count: int, seed: int, restarts: int = RESTARTS) -> Clusters:
-    """The best of some runs of Lloyd's algorithm from k-means++ starts; at most as many clusters as distinct rows."""
+    """The best of some runs of Lloyd's algorithm from k-means++ starts.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (N, K).
+    count : int
+        Clusters, at least 1; as many as there are distinct rows if these are fewer.
+    seed : int
+        Of the starts.
+    restarts : int, default RESTARTS
+        Number of runs.
+
+    Returns
+    -------
+    Clusters
+        Centers and members.
+    """
     count = min(count, _distinct(rows))
     runs = [_lloyd(rows, _spread_starts(rows, count, seed + restart)) for restart in range(restarts)]
     return min(runs, key=lambda found: float(((rows - found.rows) ** 2).sum()))
@@ -42,6 +67,24 @@ def mixture(rows: Tensor, count: int, seed: int) -> Clusters:
     E: log g_im = log pi_m + log Dir(x_i; alpha_m). M: pi = mean g; m, v = weighted mean and variance of the rows;
     s = median_k m_k (1 - m_k) / v_k - 1 (for K = 2 at least 3, as v <= m (1 - m) / 4), alpha = s m. Stop at a change of the mean
     log-likelihood below 1e-4, or after 1000 iterations; the run of largest likelihood is kept. Coefficients are the means m.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (N, K), on the simplex.
+    count : int
+        Clusters at most, at least 1.
+    seed : int
+        Of the starts.
+
+    Returns
+    -------
+    Clusters
+        Centers and members.
+
+    References
+    ----------
+    Oh et al., DaWin, ICLR 2025, section 3.3 and the authors' code.
     """
     x = rows.clamp(EDGE, 1 - EDGE)
     x = x / x.sum(1, keepdim=True)
@@ -51,7 +94,20 @@ def mixture(rows: Tensor, count: int, seed: int) -> Clusters:
 
 
 def nearest_center(rows: Tensor, centers: Tensor) -> Tensor:
-    """The nearest center of each row (N,)."""
+    """The nearest center of each row.
+
+    Parameters
+    ----------
+    rows : Tensor
+        (N, K).
+    centers : Tensor
+        (M, K).
+
+    Returns
+    -------
+    Tensor
+        (N,) int64, from 0.
+    """
     return torch.cdist(rows, centers).argmin(1)
 
 

@@ -11,30 +11,97 @@ from torch import Tensor
 
 
 def log_probabilities(logits: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
-    """log softmax(z / T) in float32 or wider. temperature broadcasts against logits (..., C)."""
+    """log softmax(z / T), in float32 or wider.
+
+    Parameters
+    ----------
+    logits : Tensor
+        z (..., C).
+    temperature : Tensor | float, default 1.0
+        T, greater than 0; broadcasts against the logits.
+
+    Returns
+    -------
+    Tensor
+        (..., C), nats.
+    """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return torch.log_softmax(wide / temperature, dim=-1)
 
 
 def entropy(log_p: Tensor) -> Tensor:
-    """H = -sum_c p_c log p_c in [0, ln C] nats; (..., C) -> (...). A probability that underflows to 0 adds 0."""
+    """Entropy H = -sum_c p_c log p_c. A probability that underflows to 0 adds 0.
+
+    Parameters
+    ----------
+    log_p : Tensor
+        (..., C).
+
+    Returns
+    -------
+    Tensor
+        (...), nats in [0, ln C].
+
+    Examples
+    --------
+    >>> import torch
+    >>> round(entropy(torch.tensor([0.5, 0.5]).log()).item(), 4)
+    0.6931
+    """
     return -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1).clamp(max=0)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) = sum_c p_c (log p_c - log q_c) in nats; (..., C) -> (...)."""
+    """Kullback-Leibler divergence KL(p || q) = sum_c p_c (log p_c - log q_c).
+
+    Parameters
+    ----------
+    log_p : Tensor
+        (..., C).
+    log_q : Tensor
+        (..., C).
+
+    Returns
+    -------
+    Tensor
+        (...), nats, 0 or more.
+    """
     p = log_p.exp()
     return torch.where(p > 0, p * (log_p - log_q), 0).sum(-1).clamp(min=0)
 
 
 def jsd(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence H((p+q)/2) - (H(p)+H(q))/2 in [0, ln 2] nats; (..., C) -> (...)."""
+    """Jensen-Shannon divergence H((p+q)/2) - (H(p)+H(q))/2.
+
+    Parameters
+    ----------
+    log_p : Tensor
+        (..., C).
+    log_q : Tensor
+        (..., C).
+
+    Returns
+    -------
+    Tensor
+        (...), nats in [0, ln 2].
+    """
     middle = torch.logaddexp(log_p, log_q) - torch.log(torch.tensor(2.0, dtype=log_p.dtype, device=log_p.device))
     return (entropy(middle) - (entropy(log_p) + entropy(log_q)) / 2).clamp(min=0)
 
 
 def confidence(log_p: Tensor) -> Tensor:
-    """max_c p_c in [1/C, 1]; (..., C) -> (...)."""
+    """The probability of the likeliest class, max_c p_c.
+
+    Parameters
+    ----------
+    log_p : Tensor
+        (..., C).
+
+    Returns
+    -------
+    Tensor
+        (...), in [1/C, 1].
+    """
     return log_p.amax(-1).exp()
 
 
@@ -42,10 +109,27 @@ Consistency = Literal["jsd", "tv", "cos", "agree", "kl"]
 
 
 def consistency(name: Consistency, log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Agreement (...) of predictions log p and log q (..., C) of an image and its view: 1 is the same, 0 is the opposite.
+    """Agreement of the predictions for an image and for its view: 1 is the same, 0 is the opposite.
 
-    The paper (Ambekar et al. 2026) asks for "invariance of predicted class probabilities under label-preserving augmentations"
-    and gives no formula.
+    The paper asks for "invariance of predicted class probabilities under label-preserving augmentations" and gives no formula.
+
+    Parameters
+    ----------
+    name : Consistency
+        The measure.
+    log_p : Tensor
+        Of the image (..., C).
+    log_q : Tensor
+        Of its view (..., C).
+
+    Returns
+    -------
+    Tensor
+        (...), in [0, 1].
+
+    References
+    ----------
+    Ambekar et al., The mean is the mirage, 2026.
     """
     match name:
         case "jsd":

@@ -19,11 +19,21 @@ of the labels of each next batch than even shares."""
 
 
 def site_shares(scores: Tensor, shares: Tensor, pseudo: float = 1.0) -> tuple[Tensor, Tensor]:
-    """EM over the site of each image: r (N, K), and shares pi (K,) of the batch.
+    """EM over the site of each image: r_ik is proportional to pi_k exp(s_ik), pi_k = (sum_i r_ik + pseudo / K) / (N + pseudo).
 
-    r_ik is proportional to pi_k exp(s_ik), pi_k = (sum_i r_ik + pseudo / K) / (N + pseudo).
+    Parameters
+    ----------
+    scores : Tensor
+        s (N, K), log-likelihoods; -inf for an expert that is not valid.
+    shares : Tensor
+        pi (K,) where EM starts, on the simplex.
+    pseudo : float, default 1.0
+        Images that are spread evenly over the experts.
 
-    scores: s (N, K), -inf for an expert that is not valid. shares: (K,) where EM starts.
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        r (N, K), rows on the simplex, and the shares pi (K,) of the batch.
     """
     N, K = scores.shape
     scores, pi = scores.double().cpu(), shares.double().cpu()
@@ -33,14 +43,30 @@ def site_shares(scores: Tensor, shares: Tensor, pseudo: float = 1.0) -> tuple[Te
 
 
 def label_shares(log_p: Tensor, seen: Seen | None = None, pseudo: float = 1.0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Shares (C,) of the labels in a batch, shares of the stream before it, and what has been seen with it.
+    """Shares of the labels in a batch, shares in the stream before it, and what has been seen with it.
 
-    b maximizes the likelihood prod_i sum_c p_ic b_c, by EM (Saerens et al., 2002, eq. 9), with `pseudo` images spread evenly.
+    b maximizes the likelihood prod_i sum_c p_ic b_c, by EM, with `pseudo` images spread evenly.
     It stands if it gains (C - 1) / 2 log N nats (BIC) over even shares, and over those of the stream so far: a model that says one
     class too often says so in every batch, and that is no reason to believe it. Otherwise shares are even. Those of the stream are
     given where they have told more of its batches than even ones have, by as much for all its images; else they are even.
 
-    log_p: (N, C), relative to even shares. seen: of the stream before; other names are passed over.
+    Parameters
+    ----------
+    log_p : Tensor
+        (N, C), relative to even shares.
+    seen : Seen, optional
+        Of the stream before this batch; other names are passed over.
+    pseudo : float, default 1.0
+        Images that are spread evenly over the classes.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor, dict[str, Tensor]]
+        Shares (C,) of the batch, shares (C,) of the stream, and what has been seen.
+
+    References
+    ----------
+    Saerens et al., Adjusting the outputs of a classifier to new a priori probabilities, 2002, equation 9.
     """
     p = log_p.double().cpu().exp()
     N, C = p.shape
@@ -62,11 +88,39 @@ def label_shares(log_p: Tensor, seen: Seen | None = None, pseudo: float = 1.0) -
 
 
 def pays(gain: float, N: int, C: int) -> bool:
-    """Whether shares of C labels gain more than BIC asks for their C - 1 parameters, from N images."""
+    """Whether shares of C labels gain more than BIC asks for their C - 1 parameters.
+
+    Parameters
+    ----------
+    gain : float
+        In log-likelihood, nats.
+    N : int
+        Images.
+    C : int
+        Classes.
+
+    Returns
+    -------
+    bool
+        True if they do.
+    """
     return gain > (C - 1) / 2 * math.log(max(N, 2))
 
 
 def under(shares: Tensor, log_p: Tensor) -> Tensor:
-    """log p'(y | x) (N, C), p'(y | x) proportional to p(y | x) b_y."""
+    """Predictions under other shares of labels: p'(y | x) proportional to p(y | x) b_y.
+
+    Parameters
+    ----------
+    shares : Tensor
+        b (C,), on the simplex.
+    log_p : Tensor
+        (N, C), relative to even shares.
+
+    Returns
+    -------
+    Tensor
+        log p' (N, C).
+    """
     moved = log_p + shares.to(log_p).log()
     return moved - moved.logsumexp(-1, keepdim=True)

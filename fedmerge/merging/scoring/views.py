@@ -12,30 +12,85 @@ View = Literal["flip_or_shift", "hflip", "shift", "contrast", "brightness", "cro
 
 
 def hflip(x: Tensor) -> Tensor:
-    """Left and right exchanged. Not label-preserving where left and right organs are classes of their own."""
+    """Left and right exchanged. Not label-preserving where left and right organs are classes of their own.
+
+    Parameters
+    ----------
+    x : Tensor
+        Normalized images (N, channels, H, W).
+
+    Returns
+    -------
+    Tensor
+        Of the same shape.
+    """
     return x.flip(-1)
 
 
 def shift(x: Tensor) -> Tensor:
-    """Moved by 4% of the side to the right and upwards; what comes in is a reflection."""
+    """Moved by 4% of the side to the right and upwards; what comes in is a reflection.
+
+    Parameters
+    ----------
+    x : Tensor
+        Normalized images (N, channels, H, W).
+
+    Returns
+    -------
+    Tensor
+        Of the same shape.
+    """
     height, width = x.shape[-2:]
     down, right = max(1, round(0.04 * height)), max(1, round(0.04 * width))
     return F.pad(x, (right, 0, 0, down), mode="reflect")[..., down:, :width]
 
 
 def contrast(x: Tensor) -> Tensor:
-    """Deviations from each image's mean grown by 10%."""
+    """Deviations from each image's mean grown by 10%.
+
+    Parameters
+    ----------
+    x : Tensor
+        Normalized images (N, channels, H, W).
+
+    Returns
+    -------
+    Tensor
+        Of the same shape.
+    """
     mean = x.mean(dim=(-3, -2, -1), keepdim=True)
     return mean + 1.1 * (x - mean)
 
 
 def brightness(x: Tensor) -> Tensor:
-    """A tenth of each image's standard deviation added everywhere."""
+    """A tenth of each image's standard deviation added everywhere.
+
+    Parameters
+    ----------
+    x : Tensor
+        Normalized images (N, channels, H, W).
+
+    Returns
+    -------
+    Tensor
+        Of the same shape.
+    """
     return x + 0.1 * x.std(dim=(-3, -2, -1), keepdim=True)
 
 
 def crop(x: Tensor) -> Tensor:
-    """The middle 90% of each side, resized back."""
+    """The middle 90% of each side, resized back.
+
+    Parameters
+    ----------
+    x : Tensor
+        Normalized images (N, channels, H, W).
+
+    Returns
+    -------
+    Tensor
+        Of the same shape.
+    """
     height, width = x.shape[-2:]
     top, left = round(0.05 * height), round(0.05 * width)
     inner = x[..., top : height - top, left : width - left]
@@ -53,7 +108,20 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def resolve(name: View, flips: bool) -> str:
-    """`flip_or_shift` is a flip where that preserves the label, else a shift; other names stand for themselves."""
+    """The name of a view: `flip_or_shift` is a flip where that preserves the label, else a shift; other names stand for themselves.
+
+    Parameters
+    ----------
+    name : View
+        As a method asks for it.
+    flips : bool
+        Whether a horizontal flip preserves the label.
+
+    Returns
+    -------
+    str
+        A name in `VIEWS`.
+    """
     if name == "flip_or_shift":
         return "hflip" if flips else "shift"
     return name

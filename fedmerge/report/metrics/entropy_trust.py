@@ -84,7 +84,9 @@ def kept_predictions(run: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray
         [np.isfinite(q).all(1) for q in p.values()], axis=0
     )  # where hospitals come and go, some images have no prediction
     if not seen.any():
-        raise FolderError(f"{run}: found no image that all of {', '.join(p)} predicted: at no batch were all of them there")
+        raise FolderError(
+            f"{run}: found no image that all of {', '.join(p)} predicted; expected a batch at which all of them are there"
+        )
     return {name: q[seen] for name, q in p.items()}, y[seen]
 
 

@@ -96,7 +96,7 @@ def kept_coefficients(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
                 parts["encoder"].append(line["encoder"])
                 parts["head"].append(line["head"])
     except (ValueError, KeyError) as error:
-        raise FolderError(f"{file}: cannot be read ({error}); expected the lines of a finished run") from None
+        raise FolderError(f"{file}: found lines that cannot be read ({error}); expected those of a finished run") from None
     return {name: {part: _filled(rows) for part, rows in parts.items()} for name, parts in found.items()}
 
 

@@ -37,12 +37,38 @@ class Schedule(Plugin):
 
 
 def below(key: str, problems: list[Problem]) -> list[Problem]:
-    """The problems of a schedule inside another, with their keys as they stand in the file."""
+    """The problems of a schedule inside another, with their keys as they stand in the file.
+
+    Parameters
+    ----------
+    key : str
+        Of the outer schedule under which the inner one stands.
+    problems : list[Problem]
+        Of the inner schedule.
+
+    Returns
+    -------
+    list[Problem]
+        The same, with longer keys.
+    """
     return [replace(problem, key=f"{key}.{problem.key}") for problem in problems]
 
 
 def unconditional(key: str, inner: Schedule) -> list[Problem]:
-    """A schedule of conditions can hold another, but not be held: it would not get the images under each of them."""
+    """Refuse a schedule of conditions inside another: it would not get the images under each of them.
+
+    Parameters
+    ----------
+    key : str
+        Of the outer schedule under which the inner one stands.
+    inner : Schedule
+        The inner schedule.
+
+    Returns
+    -------
+    list[Problem]
+        One problem, or none.
+    """
     if not inner.conditions():
         return []
     mend = f"Let '{inner.kind()}' stand outside, and this schedule within it"
@@ -50,7 +76,26 @@ def unconditional(key: str, inner: Schedule) -> list[Problem]:
 
 
 def cut(order: NDArray[np.int64], size: int) -> Batches:
-    """Consecutive batches of `order`; the last may be smaller."""
+    """Consecutive batches of an order; the last may be smaller.
+
+    Parameters
+    ----------
+    order : NDArray[np.int64]
+        Numbers of images (N,).
+    size : int
+        Images in a batch, at least 1.
+
+    Returns
+    -------
+    Batches
+        One array of at most `size` numbers for each batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> [batch.tolist() for batch in cut(np.arange(5), 2)]
+    [[0, 1], [2, 3], [4]]
+    """
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 

@@ -40,6 +40,21 @@ class DirichletBatch(Schedule):
 
 
 def proportions(delta: float, classes: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Dir(delta 1_C); uniform where a very small delta underflows to nothing or NaN."""
+    """Shares of classes, drawn from Dir(delta 1_C); uniform where a very small delta underflows to nothing or NaN.
+
+    Parameters
+    ----------
+    delta : float
+        Concentration, greater than 0.
+    classes : int
+        C.
+    rng : np.random.Generator
+        Where the draw comes from.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (C,), on the simplex.
+    """
     pi = rng.dirichlet(np.full(classes, delta))
     return pi if np.isfinite(pi).all() and pi.sum() > 0 else np.full(classes, 1 / classes)

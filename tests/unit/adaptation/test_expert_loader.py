@@ -129,7 +129,7 @@ def test_a_disk_without_room_is_one_message(target: Targets, below: Limits) -> N
     task, (soft, hard) = below(target("mean")), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
-        with pytest.raises(FolderError, match=r"File too large; .* free\); set FEDMERGE_CACHE"):
+        with pytest.raises(FolderError, match=r"found .* free \(File too large\); expected room for .* Set FEDMERGE_CACHE"):
             Holding(task, base(), 3)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

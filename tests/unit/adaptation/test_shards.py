@@ -138,12 +138,12 @@ def test_a_snapshot_holds_no_row_and_fits_any_number_of_shards(target: Targets) 
         (
             2,
             {"methods": (load_method("mean"), load_method("adamerging"))},
-            r"methods\[1\]: found 'adamerging', which needs the parameters of all",
+            r"methods\[1\]: found 'adamerging', which needs all experts in one process",
         ),
         (2, {"methods": (load_method("diwa"),)}, r"methods\[0\]: found 'diwa'"),
         (2, {"methods": (load_method("fisher", mode="target", label="F"),)}, r"methods\[0\]: found 'F'"),
         (2, {"per_sample": "mixture"}, "per_sample: found 'mixture'; expected auto, rows or samples"),
-        (2, {"max_bytes": 10**9}, "target.max_bytes: found a limit beside target.shards: 2"),
+        (2, {"max_bytes": 10**9}, "target.max_bytes: found it and target.shards: 2; expected one of the two"),
     ],
 )
 def test_what_cannot_be_spread_is_refused_by_name(shards: int, named: dict[str, Any], said: str) -> None:

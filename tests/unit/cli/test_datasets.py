@@ -35,7 +35,7 @@ def test_one_in_full_says_where_to_get_it(kind: str) -> None:
         assert facts.citation in shown
         assert facts.layout in shown
     assert "Fields:" in shown
-    assert "  root: str  the folder that holds" in shown
+    assert "  root: the folder that holds" in shown
 
 
 def test_the_page_is_what_the_command_prints() -> None:

@@ -127,7 +127,9 @@ def test_without_a_folder_to_write_to_it_goes_on_in_memory_and_says_so(
     assert np.array_equal(found["pixels"], PIXELS) and held_bytes(found["pixels"]) == 42
     said = f"site 'x': cache folder '{tmp_path}/file/cache' cannot be used (Not a directory): 4.2e-05 MB of images are made anew"
     assert said in caplog.text
-    assert unusable()[0].startswith(f"cache of decoded images: '{tmp_path}/file/cache' cannot be written (Not a directory)")
+    assert unusable()[0].startswith(
+        f"cache of decoded images: found '{tmp_path}/file/cache', which cannot be written (Not a directory)"
+    )
 
 
 def test_a_disk_that_fills_up_is_no_end(cache: Path, caplog: pytest.LogCaptureFixture) -> None:

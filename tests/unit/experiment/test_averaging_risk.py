@@ -57,7 +57,7 @@ def test_a_pool_without_a_federation_says_so(tmp_path: Path) -> None:
         federations(tmp_path)
     (tmp_path / "experts" / "north-1").mkdir(parents=True)
     (tmp_path / "experts" / "north-1" / "manifest.json").write_text("{}")
-    with pytest.raises(FolderError, match="north-1: cannot be read"):
+    with pytest.raises(FolderError, match="north-1: found one that cannot be read"):
         federations(tmp_path)
 
 

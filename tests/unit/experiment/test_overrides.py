@@ -77,7 +77,7 @@ def test_a_strategy_goes_by_its_row_or_its_kind() -> None:
     assert assign(kfac, "federated.fedfisher-1.samples", 9)["federated"][1] == {"fedfisher": {"samples": 9}}
     for key, words in {
         "federated.fedavg.lr": "federated.fedavg: found 'fedavg', of which there are 2; .*they are: fedavg-2, fedavg-20",
-        "federated.fedavg-3.lr": "found 'fedavg-3'; expected one of the scenario's federated. did you mean 'fedavg-2",
+        "federated.fedavg-3.lr": "found 'fedavg-3'; expected one of the scenario's federated; did you mean 'fedavg-2",
     }.items():
         with pytest.raises(ScenarioError, match=words):
             assign(content, key, 1)

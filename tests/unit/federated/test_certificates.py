@@ -142,7 +142,7 @@ def test_what_cannot_be_written_leaves_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FolderError, match="link: found a file; expected a folder"):
         issue(tmp_path / "link", "head", ADDRESSES)
-    with pytest.raises(FolderError, match=r"File name too long; expected a folder"):
+    with pytest.raises(FolderError, match=r"File name too long\); expected a folder"):
         issue(tmp_path / ("x" * 300), "head", ADDRESSES)
     (tmp_path / "other" / "ca.crt").mkdir(parents=True)
     with pytest.raises(FolderError, match=r"ca\.crt: found a folder; expected a file"):
@@ -177,7 +177,11 @@ def made(folder: Path, key: Any, begins: datetime, signs: bool) -> tuple[x509.Ce
 @pytest.mark.parametrize(
     ("begins", "signs", "said"),
     [
-        (timedelta(days=-31), True, r"ca\.crt: found one that ran out on 20\d\d-\d\d-\d\d; give another folder"),
+        (
+            timedelta(days=-31),
+            True,
+            r"ca\.crt: found one that ran out on 20\d\d-\d\d-\d\d; expected a valid one. Name another folder",
+        ),
         (timedelta(days=1), True, r"ca\.crt: found one that begins on 20\d\d-\d\d-\d\d; expected one that is valid today"),
         (timedelta(0), False, r"ca\.crt: found the certificate of a machine; expected that of an authority"),
     ],

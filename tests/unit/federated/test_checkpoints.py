@@ -135,8 +135,8 @@ def test_a_folder_a_torn_file_and_none(tmp_path: Path, state: dict[str, Tensor])
     np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
     assert "found arrays of NumPy" in refused(tmp_path / "arrays.npz")
     os.mkfifo(tmp_path / "pipe")
-    assert "found no regular file" in refused(tmp_path / "pipe")
-    assert "nowhere: No such file or directory" in refused(tmp_path / "nowhere")
+    assert "found a pipe or a device" in refused(tmp_path / "pipe")
+    assert "nowhere: found nothing that can be opened (No such file or directory)" in refused(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "state_dict.", "_orig_mod.", "encoder.net."])

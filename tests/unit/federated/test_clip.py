@@ -147,7 +147,8 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.weights: w.pt \(of ViT-B-32\) does not fit the model"):
         begun(spec(weights=file))
     with pytest.raises(
-        CheckpointError, match=r"model.weights: .*gone.pt: No such file.*expected a safetensors file of ViT-B-32, or one of PyTorch"
+        CheckpointError,
+        match=r"model.weights: .*gone.pt: found nothing that can be opened .No such file.*expected a safetensors file of ViT-B-32, or one of PyTorch",
     ):
         begun(spec(weights=str(tmp_path / "gone.pt")))
     with pytest.raises(
@@ -165,7 +166,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": "ViT-B-23"}, "model.name: found 'ViT-B-23'; expected a model of open_clip. did you mean 'ViT-B-32'"),
+        ({"name": "ViT-B-23"}, "model.name: found 'ViT-B-23'; expected a model of open_clip; did you mean 'ViT-B-32'"),
         ({"name": "local-dir:/nowhere"}, "model.name: found 'local-dir:/nowhere' .*; expected a folder with open_clip_config.json"),
         ({"kwargs": {"vision_cfg": {"wdith": 3}}}, "model.kwargs: .*wdith.*expected a configuration of open_clip"),
     ],

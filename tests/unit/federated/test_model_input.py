@@ -37,9 +37,9 @@ def spec(kwargs: dict[str, Any], size: int | None = None, name: str = "vit_tiny_
         (spec({"fine": 4}), "model.kwargs.fine: found 4 (VisionTransformer.__init__() got an unexpected keyword argument 'fine')"),
         (
             spec({}, name="resnet18.a4_in1k"),
-            "model.name: found 'resnet18.a4_in1k'; expected weights that timm has of resnet18. did",
+            "model.name: found 'resnet18.a4_in1k'; expected weights that timm has of resnet18; did",
         ),
-        (spec({}, name="Resnet18"), "model.name: found 'Resnet18'; expected a model of timm. did you mean 'resnet18'?"),
+        (spec({}, name="Resnet18"), "model.name: found 'Resnet18'; expected a model of timm; did you mean 'resnet18'?"),
         (spec({"img_size": 32}, name="resnet18"), "model.kwargs.img_size: found 32 (ResNet.__init__() got an"),
         (spec({}, 32, "inception_v3"), "model.size: found 32 (Calculated padded input size"),
     ],

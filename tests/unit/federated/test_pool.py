@@ -59,7 +59,7 @@ def test_damage_is_noticed_and_says_how_to_mend_it(kept: tuple[ExpertPool, SiteT
     whole = (entry / "expert.safetensors").read_bytes()
     for damaged in (whole[:-4], whole[:-4] + b"\x00\x00\x80\x3f", b""):
         (entry / "expert.safetensors").write_bytes(damaged)
-        with pytest.raises(FolderError, match="delete this folder and the site trains again"):
+        with pytest.raises(FolderError, match="Delete it, and the site trains again"):
             pool.load(task)
     (entry / "expert.safetensors").write_bytes(whole)
     manifest = json.loads((entry / "manifest.json").read_text())
@@ -77,7 +77,7 @@ def test_a_flipped_byte_in_any_file_is_noticed(kept: tuple[ExpertPool, SiteTask,
         whole = file.read_bytes()
         for position in range(0, len(whole), max(1, len(whole) // 97)):
             file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-            with pytest.raises(FolderError, match="delete this folder and the site trains again"):
+            with pytest.raises(FolderError, match="Delete it, and the site trains again"):
                 pool.load(task)
         file.write_bytes(whole)
         assert pool.load(task)
@@ -92,7 +92,7 @@ def test_a_manifest_that_lacks_something_cannot_be_read(lacking: list[str], kept
     file = pool.entry(task) / "manifest.json"
     whole = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in whole.items() if name not in lacking}))
-    with pytest.raises(FolderError, match="delete this folder and the site trains again"):
+    with pytest.raises(FolderError, match="Delete it, and the site trains again"):
         pool.load(task)
 
 
@@ -109,7 +109,7 @@ def test_an_unsigned_entry_stays_good_when_its_site_gets_a_key(kept: tuple[Exper
 @pytest.mark.parametrize("words", [{}, {"audit": "[]"}])
 def test_arrays_without_their_digest_cannot_be_read(words: dict[str, str], tmp_path: Path) -> None:
     save_file({"w": torch.zeros(3)}, tmp_path / "file.safetensors", words)
-    with pytest.raises(FolderError, match=r"its digest differs\); delete it"):
+    with pytest.raises(FolderError, match=r"its digest differs\); expected a whole one\. Delete it"):
         tensor_file.take(tmp_path / "file.safetensors", "delete it")
 
 

@@ -248,7 +248,7 @@ def test_rounds_that_are_cut_off_go_on_to_the_same_bits(name: str, hospital: Hos
     assert found.turns == expected.turns
     file = next(pool.entry(strategy).glob("round-*/model.safetensors"))
     file.write_bytes(file.read_bytes()[:-4] + b"oops")
-    with pytest.raises(FolderError, match=r"delete .* and its rounds run again"):
+    with pytest.raises(FolderError, match=r"Delete .* to run them again"):
         pool.model(strategy)
 
 
@@ -310,7 +310,7 @@ def test_a_damaged_round_stops_its_own_strategy_alone(hospital: Hospital, job: J
     (pool.entry(both[0]) / "round-0001").mkdir(parents=True)
     failed = LocalBackend().compete(asked, lambda _: None)
     assert list(failed) == ["fedavg-2"]
-    assert "its rounds run again" in failed["fedavg-2"]
+    assert "to run them again" in failed["fedavg-2"]
     assert pool.has(both[1])
 
 
@@ -330,11 +330,9 @@ def test_a_strategy_that_cannot_be_is_told_before_anything_starts(tmp_path: Path
     file = world(tmp_path)
     cases = {
         "federated[0].fedavg.rounds": [{"fedavg": {"rounds": 0}}],
-        "federated[0].fraction: found 0.2, which of 2 hospitals selects none; expected at least 0.5": [
-            {"fedavg": {"fraction": 0.2}}
-        ],
+        "federated[0].fraction: found 0.2, which selects no hospital of 2; expected at least 0.5": [{"fedavg": {"fraction": 0.2}}],
         "no such strategy: did you mean 'fedavg'": ["fedavgg"],
-        "'krum-5', which would ask 2 hospitals in a round; expected at least 3": ["krum"],
+        "'krum-5', which would have 2 hospitals in a round; expected at least 3 hospitals in each round": ["krum"],
         "'mean' 2 times": [{"fedavg": {"label": "mean"}}],
         "federated[0].fedprox.mu": [{"fedprox": {"mu": -1}}],
         "federated[0].fedavg.lr": [{"fedavg": {"lr": float("inf")}}],
@@ -360,7 +358,7 @@ def test_rounds_must_be_possible_with_as_few_hospitals_as_are_enough(tmp_path: P
     file = world(tmp_path)
     file.write_text(yaml.safe_dump({**SCENARIO, "min_sites": 1, "federated": [{"fedavg": {"fraction": 0.5}}]}))
     with pytest.raises(
-        ScenarioError, match=r"fraction: found 0\.5, which of 1 hospitals, which min_sites lets be all, selects none"
+        ScenarioError, match=r"fraction: found 0\.5, which selects no hospital of 1 \(the fewest that min_sites allows\)"
     ):
         load_experiment(file, Overrides())
 
@@ -368,7 +366,7 @@ def test_rounds_must_be_possible_with_as_few_hospitals_as_are_enough(tmp_path: P
 def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> None:
     file = world(tmp_path)
     t3 = {"t3": {"generalist": "generalist"}}
-    cases = {"fedavg-7": "no such file", ".": "a folder", "fedavg-2": "", "absent.safetensors": "no such file"}
+    cases = {"fedavg-7": "does not exist", ".": "a folder", "fedavg-2": "", "absent.safetensors": "does not exist"}
     for named_, found in cases.items():
         scenario = {**SCENARIO, "methods": ["mean", t3], "federated": [{"fedavg": {"rounds": 2}}, "fednova"], "generalist": named_}
         file.write_text(yaml.safe_dump(scenario))
@@ -383,18 +381,18 @@ def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> No
         assert "expected a safetensors file, or a row of 'federated': fedavg-2, fednova-5" in said
         assert ("did you mean 'fedavg-2'?" in said) == (named_ == "fedavg-7")
     file.write_text(yaml.safe_dump({**SCENARIO, "methods": ["mean", t3], "generalist": "absent.safetensors"}))
-    with pytest.raises(ScenarioError, match=r"and no such file; expected a safetensors file$"):
+    with pytest.raises(ScenarioError, match=r"which does not exist; expected a safetensors file$"):
         load_experiment(file)
 
 
 def test_every_row_has_a_name_of_its_own(tmp_path: Path) -> None:
     file = world(tmp_path)
     cases: dict[str, dict[str, Any]] = {
-        "methods[1]: found 'mean' 2 times (methods[0], methods[1])": {"methods": ["mean", "mean"]},
-        "federated[0]: found 'mean' 2 times (methods[0], federated[0])": {"federated": [{"fedavg": {"label": "mean"}}]},
-        "federated[1]: found 'fedavg-5' 2 times": {"federated": ["fedavg", {"fedavg": {"fraction": 0.5}}]},
-        "methods[1]: found 'expert:north' 2 times": {"methods": ["expert", {"expert": {"site": "north"}}]},
-        "methods[1]: found 'expert:east' 2 times": {
+        "methods[1]: found the name 'mean' 2 times (methods[0], methods[1])": {"methods": ["mean", "mean"]},
+        "federated[0]: found the name 'mean' 2 times (methods[0], federated[0])": {"federated": [{"fedavg": {"label": "mean"}}]},
+        "federated[1]: found the name 'fedavg-5' 2 times": {"federated": ["fedavg", {"fedavg": {"fraction": 0.5}}]},
+        "methods[1]: found the name 'expert:north' 2 times": {"methods": ["expert", {"expert": {"site": "north"}}]},
+        "methods[1]: found the name 'expert:east' 2 times": {
             "methods": ["expert", {"expert": {"site": "east"}}],
             "events": [{"at": 1, "join": "east"}],
         },
@@ -412,7 +410,7 @@ def test_every_row_has_a_name_of_its_own(tmp_path: Path) -> None:
 
 def test_too_few_for_a_strategy_is_no_crash() -> None:
     (before,), sent = states(1, 0), states(3, 1)
-    with pytest.raises(SiteError, match="round 1: no hospital has answered"):
+    with pytest.raises(SiteError, match="round 1: found no answer of any hospital"):
         aggregated(named("fedavg"), before, [])
     broken = [{**sent[0], "a": sent[0]["a"] * float("inf")}, *sent[1:]]
     with pytest.raises(SiteError, match="found NaN or infinity in a of the global model"):

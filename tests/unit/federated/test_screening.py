@@ -162,7 +162,7 @@ def test_of_two_nobody_can_tell_and_it_says_so(states: list[dict[str, Tensor]]) 
     found = seen(of)
     assert found.experts == of
     assert not found.findings
-    assert "2 experts; of fewer than 3 nobody can tell which one is odd" in found.remarks[0]
+    assert "not applied to 2 experts; of fewer than 3 nobody can tell which one is odd" in found.remarks[0]
 
 
 def test_without_public_images_weights_alone_are_checked(states: list[dict[str, Tensor]]) -> None:

@@ -230,10 +230,18 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "no generalist": (lambda: fedmerge.Adapter(Net(), BOTH, "t3", generalist="generalist"), MethodError, "expected generalist="),
     "needs batches": (lambda: fedmerge.merge(Net(), BOTH, "eam"), MethodError, "Use fedmerge.Adapter"),
     "target fisher": (lambda: fedmerge.merge(Net(), BOTH, "fisher", mode="target"), MethodError, "Use fedmerge.Adapter"),
-    "whole stream": (lambda: fedmerge.Adapter(Net(), BOTH, "dawin", scope="full"), MethodError, "sees the whole stream"),
-    "several rows": (lambda: fedmerge.Adapter(Net(), BOTH, "expert"), MethodError, "stands for 2 models.*site='expert-0'"),
+    "whole stream": (
+        lambda: fedmerge.Adapter(Net(), BOTH, "dawin", scope="full"),
+        MethodError,
+        "need the whole stream before the first prediction",
+    ),
+    "several rows": (
+        lambda: fedmerge.Adapter(Net(), BOTH, "expert"),
+        MethodError,
+        "found 2 models, one for each expert; expected one.*site='expert-0'",
+    ),
     "no such site": (lambda: fedmerge.Adapter(Net(), BOTH, "expert", site="x"), MethodError, "expected one of expert-0"),
-    "several draws": (lambda: fedmerge.merge(Net(), BOTH, "mixup", draws=3), MethodError, "stands for 3 models"),
+    "several draws": (lambda: fedmerge.merge(Net(), BOTH, "mixup", draws=3), MethodError, "found 3 models"),
     "no expert": (lambda: fedmerge.merge(Net(), []), CheckpointError, "found none"),
     "one state": (lambda: fedmerge.merge(Net(), NORTH), CheckpointError, "found a tensor.*Give several experts"),
     "modules": (lambda: fedmerge.merge(Net(), [Net()]), CheckpointError, "state_dict()"),
@@ -243,7 +251,7 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "odd gram": (
         lambda: fedmerge.merge(Net(), BOTH, "regmean", statistics={"gram": [{"head.weight": torch.eye(4)}, {}]}),
         CheckpointError,
-        "statistic 'gram' of expert-1: found, or missing, head.weight",
+        "statistic 'gram' of expert-1: found a difference at head.weight",
     ),
     "misfit": (lambda: fedmerge.merge(Net(4), BOTH), CheckpointError, "expert-0 does not fit.*\n.*head.weight"),
     "odd counts": (lambda: fedmerge.Adapter(Net(), BOTH, counts=[1]), MethodError, "counts: found 1; expected 2"),
@@ -253,11 +261,19 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "no labels": (lambda: fedmerge.Adapter(Net(), BOTH, "oracle")(a_batch()), MethodError, "adapt\\(batch, labels\\)"),
     "labels": (lambda: fedmerge.Adapter(Net(), BOTH)(a_batch(), torch.zeros(6)), MethodError, "may not see them"),
     "few labels": (lambda: fedmerge.Adapter(Net(), BOTH, "oracle")(a_batch(), torch.zeros(5)), MethodError, r"expected \(6,\)"),
-    "too early": (lambda: fedmerge.Adapter(Net(), BOTH).state_dict(), MethodError, "give the adapter a batch first"),
+    "too early": (
+        lambda: fedmerge.Adapter(Net(), BOTH).state_dict(),
+        MethodError,
+        "found no merged model yet; expected a batch first",
+    ),
     "taken name": (lambda: fedmerge.Adapter(Net(), BOTH).join("expert-0", WEST), MethodError, "one of this name already"),
     "unknown name": (lambda: fedmerge.Adapter(Net(), BOTH).leave("expert-9"), MethodError, "did you mean"),
-    "last one": (lambda: fedmerge.Adapter(Net(), [NORTH]).leave("expert-0"), MethodError, "is the last one"),
-    "needed one": (lambda: fedmerge.Adapter(Net(), BOTH, "expert", site="expert-0").leave("expert-0"), MethodError, "not here"),
+    "last one": (lambda: fedmerge.Adapter(Net(), [NORTH]).leave("expert-0"), MethodError, "found it to be the last one"),
+    "needed one": (
+        lambda: fedmerge.Adapter(Net(), BOTH, "expert", site="expert-0").leave("expert-0"),
+        MethodError,
+        "found no expert of that name; expected one of expert-1",
+    ),
 }
 
 
@@ -325,5 +341,16 @@ def test_theta_0_may_be_one_more_expert(name: str) -> None:
     among = fedmerge.Adapter(Net(), {"north": NORTH, "south": SOUTH, "theta_0": START}, method=name, base=START)
     for _ in range(2):
         assert torch.equal(beside(batch), among(batch))
-    with pytest.raises(CheckpointError, match="theta_0: the bank was made without it"):
+    with pytest.raises(CheckpointError, match="theta_0: found a bank that was made without it"):
         fedmerge.Adapter(Net(), {"north": NORTH}, method=name, with_theta_0=True)(batch)
+
+
+def test_a_method_that_compares_views_names_a_batch_that_is_not_of_images() -> None:
+    model = torch.nn.Linear(3, 2)
+    experts = {"a": model.state_dict(), "b": torch.nn.Linear(3, 2).state_dict()}
+    rows = torch.ones(4, 3)
+    with pytest.raises(
+        MethodError, match=r"batch: found shape \(4, 3\); expected images \(N, channels, H, W\).*choose one without"
+    ):
+        fedmerge.Adapter(model, experts, method="eam")(rows)
+    assert fedmerge.Adapter(model, experts, method="dcs")(rows).shape == (4, 2)

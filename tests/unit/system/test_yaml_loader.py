@@ -58,16 +58,16 @@ def test_all_problems_are_named_at_once() -> None:
     text = problems(content)
     assert len(text) == 7
     assert "f.yaml: inner.amount: found 0; expected greater than or equal to 1" in text
-    assert "f.yaml: inner.shaer: found an unknown key; expected a known one. did you mean 'share'?" in text
+    assert "f.yaml: inner.shaer: found an unknown key; expected a known one; did you mean 'share'?" in text
     assert "f.yaml: many[0]: found {'amount': 7}: amount must not be 7" in text
     assert "f.yaml: many[1].share: found 2; expected less than or equal to 1" in text
-    assert "f.yaml: shape.sides: found an unknown key; expected a known one. did you mean 'side'?" in text
-    assert "f.yaml: nam: found an unknown key; expected a known one. did you mean 'name'?" in text
+    assert "f.yaml: shape.sides: found an unknown key; expected a known one; did you mean 'side'?" in text
+    assert "f.yaml: nam: found an unknown key; expected a known one; did you mean 'name'?" in text
 
 
 def test_an_unknown_kind_names_the_nearest() -> None:
     assert problems({"name": "x", "shape": {"kind": "sqare"}}) == [
-        "f.yaml: shape: found 'sqare'; expected a known kind. did you mean 'square'?"
+        "f.yaml: shape: found 'sqare'; expected a known kind; did you mean 'square'?"
     ]
 
 
