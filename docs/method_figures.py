@@ -22,6 +22,7 @@ from fedmerge import Adapter
 from fedmerge.merging.curvature.fisher import diagonal
 from fedmerge.merging.curvature.gram import grams
 from fedmerge.merging.methods._base import METHODS, Static
+from fedmerge.merging.scoring.features import center_of
 
 State = dict[str, Tensor]
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {"north": lambda x: x, "east": lambda x: 1 - x, "south": lambda x: x.flip(-2)}
@@ -56,7 +57,10 @@ def world() -> World:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
     everywhere = torch.cat([view(x[:250]) for view in VIEWS.values()])
     theta_0 = _trained(model, everywhere, y[:250].repeat(3), 6)
-    experts, statistics = dict[str, State](), {kind: dict[str, State]() for kind in ("fisher", "gram", "gram_rounds", "soup")}
+    experts, statistics = (
+        dict[str, State](),
+        {kind: dict[str, State]() for kind in ("fisher", "gram", "gram_rounds", "soup", "centroid")},
+    )
     for name, view in VIEWS.items():
         runs = []
         for part in (slice(250, 1000), slice(250, 625)):
@@ -66,7 +70,10 @@ def world() -> World:
         statistics["soup"][name] = {key: (value + other[key]) / 2 for key, value in experts[name].items()}
         model.load_state_dict(experts[name])
         statistics["fisher"][name] = _fisher(model, view(x[250:450]))
-        statistics["gram"][name] = statistics["gram_rounds"][name] = grams(model.eval(), [view(x[250:1000])])
+        seen = view(x[250:1000])
+        statistics["gram"][name] = statistics["gram_rounds"][name] = grams(model.eval(), [seen])
+        model.load_state_dict(theta_0)
+        statistics["centroid"][name] = {"centroid": center_of(model, (seen,))}
     shares = np.maximum(0, 1 - abs(np.arange(3) - np.linspace(0, 2, BATCHES)[:, None]))
     batches = []
     for number, chances in enumerate(shares):

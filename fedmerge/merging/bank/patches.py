@@ -15,8 +15,22 @@ from torch.overrides import TorchFunctionMode
 
 
 def patches(x: Tensor, weight: Tensor, rest: tuple[Any, ...]) -> Tensor | None:
-    """(N, h, w, channels kh kw): the windows of x (N, channels, H, W) in the order of weight's last three sides; None if they
-    overlap. rest: stride, padding, dilation and groups, as `torch.conv2d` has them."""
+    """The windows of a convolution in rows, where they neither overlap nor leave gaps.
+
+    Parameters
+    ----------
+    x : Tensor
+        (N, channels, H, W).
+    weight : Tensor
+        (outputs, channels, kh, kw).
+    rest : tuple[Any, ...]
+        Stride, padding, dilation and groups, as `torch.conv2d` has them; those at the end may be left out.
+
+    Returns
+    -------
+    Tensor | None
+        (N, H / kh, W / kw, channels kh kw), in the order of weight's last three sides; None for any other convolution.
+    """
     given: tuple[Any, ...] = (*rest, *((1, 1), (0, 0), (1, 1), 1)[len(rest) :])
     stride, padding, dilation, groups = given
     kernel = tuple(weight.shape[2:])

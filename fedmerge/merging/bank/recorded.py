@@ -93,7 +93,18 @@ class Recorded:
 
 
 def recording(x: Tensor) -> bool:
-    """Whether what is done now to a tensor is being recorded: then nothing may wait for a number of it."""
+    """Whether what is done now to a tensor is being recorded: then nothing may wait for a number of it.
+
+    Parameters
+    ----------
+    x : Tensor
+        Of any shape.
+
+    Returns
+    -------
+    bool
+        False on a CPU.
+    """
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 

@@ -64,15 +64,40 @@ class ModelStock(Static):
 
 
 def mean_ratio(cos: Tensor, K: int) -> Tensor:
-    """t (R,) for average cosines (R,)."""
+    """How far Model Stock goes from the start to the mean: t = K cos / (1 + (K - 1) cos).
+
+    Parameters
+    ----------
+    cos : Tensor
+        Average cosines (R,), in [0, 1].
+    K : int
+        Models.
+
+    Returns
+    -------
+    Tensor
+        t (R,), in [0, 1].
+    """
     return K * cos / (1 + (K - 1) * cos)
 
 
 def mean_cosine(theta: Tensor, start: Tensor) -> Tensor:
-    """The mean over pairs of cos(theta_i - start, theta_j - start), (R,), at least 0, from the sum u of task vectors of length 1:
-    (u . u - K) / (K (K - 1)), so that no pair is looked at. Vectors of length 0 are alike, and at right angles to all others.
+    """The mean over pairs of cos(theta_i - start, theta_j - start), without a look at any pair.
 
-    theta: (K, R, d). start: (R, d).
+    From the sum u of task vectors of length 1 it is (u . u - K) / (K (K - 1)). Vectors of length 0 are alike, and at right angles to
+    all others.
+
+    Parameters
+    ----------
+    theta : Tensor
+        (K, R, d).
+    start : Tensor
+        (R, d).
+
+    Returns
+    -------
+    Tensor
+        (R,), at least 0.
     """
     K = len(theta)
     total = torch.zeros(start.shape, dtype=torch.float64, device=start.device)

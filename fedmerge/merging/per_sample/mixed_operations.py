@@ -380,7 +380,18 @@ HALF = 2
 
 
 def stacked(pieces: list[Tensor]) -> Tensor:
-    """(R, *shape): a view where the pieces lie at equal distances, as rows of a bank do, else a copy."""
+    """Pieces as one tensor.
+
+    Parameters
+    ----------
+    pieces : list[Tensor]
+        R of one shape.
+
+    Returns
+    -------
+    Tensor
+        (R, *shape): a view where the pieces lie at equal distances, as rows of a bank do, else a copy.
+    """
     first, steps = pieces[0], {b.storage_offset() - a.storage_offset() for a, b in pairwise(pieces)}
     together = len({piece.untyped_storage().data_ptr() for piece in pieces}) == 1
     if not together or len(steps) != 1 or min(steps) <= 0 or any(piece.stride() != first.stride() for piece in pieces):

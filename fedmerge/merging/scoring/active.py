@@ -39,12 +39,36 @@ State = Mapping[str, Tensor]
 
 
 def start(K: int) -> dict[str, Tensor]:
-    """Nobody has been asked."""
+    """Nobody has been asked.
+
+    Parameters
+    ----------
+    K : int
+        Experts.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        turn (K,) int64 and apart (4,) float64, all 0.
+    """
     return {"turn": torch.zeros(K, dtype=torch.int64), "apart": torch.zeros(4, dtype=torch.float64)}
 
 
 def carried(state: State, before: Sequence[str], after: Sequence[str]) -> dict[str, Tensor]:
-    """Who is new has never been asked."""
+    """What is remembered when experts come and go: who is new has never been asked.
+
+    Parameters
+    ----------
+    state : State
+        Of the experts before; without `turn` where all of them were asked.
+    before, after : Sequence[str]
+        Names of the experts.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        turn (K,) and apart (4,) of the experts after.
+    """
     fresh = start(len(after))
     if "turn" not in state:
         return fresh
@@ -52,9 +76,23 @@ def carried(state: State, before: Sequence[str], after: Sequence[str]) -> dict[s
 
 
 def candidates(state: State, shares: Tensor, names: Sequence[str], others: int | None = None) -> tuple[list[int], list[int]]:
-    """Rows of the active experts, and of the others that this batch is shown to, in order. shares: (K,) of recent batches.
+    """Who sees this batch.
 
-    others: how many; default as few as allowed.
+    Parameters
+    ----------
+    state : State
+        With `turn`.
+    shares : Tensor
+        (K,) of recent batches, on the simplex.
+    names : Sequence[str]
+        The experts', which settle who of those that waited equally long comes first.
+    others : int | None, optional
+        How many that are not active see it; default: as few as allowed.
+
+    Returns
+    -------
+    tuple[list[int], list[int]]
+        Rows of the active experts, and of the others, each in order.
     """
     asked = state["turn"] > 0
     most = torch.topk(torch.where(asked, shares, 0), min(MOST, len(shares)))
@@ -68,13 +106,35 @@ def candidates(state: State, shares: Tensor, names: Sequence[str], others: int |
 
 
 def entered(shares: Tensor) -> Tensor:
-    """Shares of those who are asked, on the simplex: those of no or a small share enter with `LEAST`."""
+    """Shares of those who are asked: those of no or a small share enter with `LEAST`.
+
+    Parameters
+    ----------
+    shares : Tensor
+        (R,) of the experts that are asked.
+
+    Returns
+    -------
+    Tensor
+        (R,), on the simplex.
+    """
     shares = shares.clamp(min=LEAST)
     return shares / shares.sum()
 
 
 def largest(shares: Tensor) -> Tensor:
-    """The `MOST` largest shares, on the simplex; all others are 0."""
+    """The `MOST` largest shares; all others are 0.
+
+    Parameters
+    ----------
+    shares : Tensor
+        (R,), on the simplex.
+
+    Returns
+    -------
+    Tensor
+        (R,), on the simplex.
+    """
     if len(shares) <= MOST:
         return shares
     kept = torch.zeros_like(shares)
@@ -84,14 +144,42 @@ def largest(shares: Tensor) -> Tensor:
 
 
 def asked(state: State, rows: Sequence[int]) -> dict[str, Tensor]:
-    """`turn` once these have been asked about a batch."""
+    """What is remembered once experts have been asked about a batch.
+
+    Parameters
+    ----------
+    state : State
+        With `turn`.
+    rows : Sequence[int]
+        Their rows.
+
+    Returns
+    -------
+    dict[str, Tensor]
+        turn (K,).
+    """
     turn = state["turn"].clone()
     turn[list(rows)] = int(turn.max()) + 1
     return {"turn": turn}
 
 
 def alarmed(state: State, different: int, images: int) -> tuple[dict[str, Tensor], bool]:
-    """Whether the last images differ more than they used to; `apart` with this batch, of which so many were different."""
+    """Whether the last images differ more often than those before them.
+
+    Parameters
+    ----------
+    state : State
+        With `apart`.
+    different : int
+        Images of this batch on which active experts and the consensus answered otherwise.
+    images : int
+        Images of this batch.
+
+    Returns
+    -------
+    tuple[dict[str, Tensor], bool]
+        apart (4,) with this batch, and whether an alarm is raised.
+    """
     long, seen, lately, last = state["apart"].tolist()
     lately, last = lately * math.exp(-images / LAST) + different, last * math.exp(-images / LAST) + images
     p = (long + 1) / (seen + 2)

@@ -14,10 +14,27 @@ from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.layout import head_names
 
 
-def embedded(model: nn.Module, run: Callable[[], Tensor], head: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor]:
-    """What `run` gives, logits (N, C) by the model, and the inputs of the head meanwhile, (N, D) float64.
+def logits_and_features(model: nn.Module, run: Callable[[], Tensor], head: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor]:
+    """What a model says of images, and what its head is given meanwhile.
 
-    head: names of its parameters, where they are known. Raises CheckpointError if no module is the head.
+    Parameters
+    ----------
+    model : nn.Module
+        The model that `run` runs.
+    run : Callable[[], Tensor]
+        Gives the logits (N, C).
+    head : tuple[str, ...] | None, optional
+        Names of the head's parameters; default: as the model tells.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        Logits (N, C), and features (N, D) float64.
+
+    Raises
+    ------
+    CheckpointError
+        If no module is the head.
     """
     heard: list[Tensor] = []
 
@@ -33,7 +50,25 @@ def embedded(model: nn.Module, run: Callable[[], Tensor], head: tuple[str, ...] 
 
 
 def head_module(model: nn.Module, head: tuple[str, ...] | None = None) -> nn.Module:
-    """The module whose parameters are the head. Raises CheckpointError if there is none."""
+    """The module whose parameters are the head.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+    head : tuple[str, ...] | None, optional
+        Names of the head's parameters; default: as the model tells.
+
+    Returns
+    -------
+    nn.Module
+        A part of the model.
+
+    Raises
+    ------
+    CheckpointError
+        If there is none.
+    """
     names = head or head_names(model)
     owner = names[0].rpartition(".")[0]
     if not owner:
@@ -42,7 +77,23 @@ def head_module(model: nn.Module, head: tuple[str, ...] | None = None) -> nn.Mod
 
 
 def width_of(model: nn.Module) -> int:
-    """D. Raises CheckpointError if the head does not say it."""
+    """How many features a model's head is given.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model.
+
+    Returns
+    -------
+    int
+        D.
+
+    Raises
+    ------
+    CheckpointError
+        If the head does not say it.
+    """
     head = head_module(model)
     weight = getattr(head, "weight", None)
     weight = getattr(getattr(head, "text", None), "text_projection", None) if weight is None else weight  # of a head from prompts
@@ -53,12 +104,36 @@ def width_of(model: nn.Module) -> int:
 
 
 def center(features: Tensor) -> Tensor:
-    """phi (D,) = normalize((1/N) sum_i normalize(f_i)) of features (N, D): a centroid as TTMM has it."""
+    """A centroid as TTMM has it: phi = normalize((1/N) sum_i normalize(f_i)).
+
+    Parameters
+    ----------
+    features : Tensor
+        (N, D).
+
+    Returns
+    -------
+    Tensor
+        (D,), of length 1.
+    """
     return F.normalize(F.normalize(features, dim=1).mean(0), dim=0)
 
 
 @torch.no_grad()
 def center_of(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
-    """The centroid (D,) of images in batches, under a model in evaluation mode."""
-    found = [embedded(model, partial(model, batch))[1] for batch in batches]
+    """The centroid of images under a model in evaluation mode.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The encoder and its head.
+    batches : tuple[Tensor, ...]
+        Normalized images (N, channels, H, W) each.
+
+    Returns
+    -------
+    Tensor
+        (D,), of length 1.
+    """
+    found = [logits_and_features(model, partial(model, batch))[1] for batch in batches]
     return center(torch.cat(found))
