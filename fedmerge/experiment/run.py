@@ -217,18 +217,6 @@ def run(
     return RunResult(folder, run_experiment(experiment, RunOptions(out=folder, pool=Path(pool), **own)))
 
 
-def _of_stream(seen: Seen) -> dict[str, Any]:
-    """What the manifest holds of the stream and the target."""
-    return {
-        "course": [asdict(roster) for roster in seen.course],
-        "target_deaths": [f"after batch {t}" for t in seen.deaths],
-        "index_sha256": seen.description.stream.index_sha256,
-        "device": seen.description.device,
-        "per_sample": seen.per_sample,
-        "bank": seen.description.bank,
-    }
-
-
 def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any]:
     """The whole story; returns the summary. Raises FedmergeError; experts that have arrived are kept in every case."""
     began, started = time.perf_counter(), time.time()
@@ -258,7 +246,12 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         folder.manifest["vetting"] = vetting.as_record()
         with folder.phase("stream"):
             progress, seen = consume(experiment, initial, Sent(vetting.experts, named, federated), options, terminal, log)
-        folder.manifest |= _of_stream(seen)
+        folder.manifest["course"] = [asdict(roster) for roster in seen.course]
+        folder.manifest["target_deaths"] = [f"after batch {t}" for t in seen.deaths]
+        folder.manifest["index_sha256"] = seen.description.stream.index_sha256
+        folder.manifest["device"] = seen.description.device
+        folder.manifest["per_sample"] = seen.per_sample
+        folder.manifest["bank"] = seen.description.bank
         shown = _audited(experiment, seen, options)
         folder.manifest["shown"] = {"samples": experiment.target.samples, "disagreements": shown[0].shape[0] if shown else 0}
         each = {site.name: site.source.decided(site.name) for site in (*experiment.sites, experiment.target)}

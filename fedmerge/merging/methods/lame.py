@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Building, Output, Static
-from fedmerge.merging.scoring.features import logits_and_features
+from fedmerge.merging.scoring.features import embedded
 
 
 class Lame(Building, Output):
@@ -46,7 +46,7 @@ class Lame(Building, Output):
         evidence.charge(1)
         bank = evidence.bank
         with bank.recorded.off():
-            logits, features = logits_and_features(
+            logits, features = embedded(
                 bank.model, lambda: bank.forward(theta, evidence.batch, statistics), bank.parts.head
             )
         logits = logits.double()

@@ -56,7 +56,7 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         precomputed=any(row["forwards_after_first_pass"] for _, row in rows),
         leaves=leaves(record),
         galleries=galleries(record),
-        apart=disputed_images(record, [name for name, row in rows if row["ranked"]]),
+        apart=disagreements(record, [name for name, row in rows if row["ranked"]]),
         vetting=record.manifest.get("vetting"),
         costed=[(name, row) for name, row in rows if "cost" in row],
     )
@@ -118,7 +118,7 @@ def confusions(record: RunRecord, summary: dict[str, Any]) -> dict[str, Any] | N
     return {"method": best, "counts": counts, "mean": mean, "mistakes": mistakes, "matrix": C <= MOST_CLASSES}
 
 
-def disputed_images(record: RunRecord, ranked: list[str]) -> dict[str, Any]:
+def disagreements(record: RunRecord, ranked: list[str]) -> dict[str, Any]:
     """On how many images ranked methods, without single experts, disagree; and those that the target shows.
 
     shown: for each, its picture, place, batch, true class, and for every class that somebody says: the class, who says it, and

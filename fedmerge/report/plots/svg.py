@@ -43,10 +43,10 @@ LINES, LETTERS = 3.0, 4.5
 STEPS = 100
 
 
-def contrast_ratio(color: str, paper: str) -> float:
+def contrast(color: str, paper: str) -> float:
     """Between 1 and 21, of two colors like "#0072b2".
 
-    >>> round(contrast_ratio("#000000", "#ffffff"))
+    >>> round(contrast("#000000", "#ffffff"))
     21
     """
     low, high = sorted((_luminance(color), _luminance(paper)))
@@ -57,12 +57,12 @@ def contrast_ratio(color: str, paper: str) -> float:
 def readable(color: str, paper: str = WHITE, least: float = LETTERS) -> str:
     """The color itself, or as little darker (on white) or lighter (on dark paper) as makes it readable.
 
-    >>> readable("#0072B2"), contrast_ratio("#4B9DCB", WHITE) < LETTERS <= contrast_ratio(readable("#4B9DCB"), WHITE)
-    ('#0072b2', True)
+    >>> readable("#0072B2"), readable("#4B9DCB")
+    ('#0072b2', '#3b7ca1')
     """
     end = 0 if _luminance(paper) > 0.2 else 255
     mixes = ("#" + "".join(f"{round(part + (end - part) * k / STEPS):02x}" for part in _parts(color)) for k in range(STEPS + 1))
-    return next(mix for mix in mixes if contrast_ratio(mix, paper) >= least)
+    return next(mix for mix in mixes if contrast(mix, paper) >= least)
 
 
 def as_svg(figure: Figure) -> str:
