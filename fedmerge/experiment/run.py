@@ -246,16 +246,7 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         folder.manifest["vetting"] = vetting.as_record()
         with folder.phase("stream"):
             progress, seen = consume(experiment, initial, Sent(vetting.experts, named, federated), options, terminal, log)
-        folder.manifest["course"] = [asdict(roster) for roster in seen.course]
-        folder.manifest["target_deaths"] = [f"after batch {t}" for t in seen.deaths]
-        folder.manifest["index_sha256"] = seen.description.stream.index_sha256
-        folder.manifest["device"] = seen.description.device
-        folder.manifest["per_sample"] = seen.per_sample
-        folder.manifest["bank"] = seen.description.bank
-        shown = _audited(experiment, seen, options)
-        folder.manifest["shown"] = {"samples": experiment.target.samples, "disagreements": shown[0].shape[0] if shown else 0}
-        each = {site.name: site.source.decided(site.name) for site in (*experiment.sites, experiment.target)}
-        folder.manifest["images"] = {name: found for name, found in each.items() if found}
+        shown = _kept(folder.manifest, experiment, seen, options)
         logs = {site.name: written_since(site.name, started) for site in (*experiment.sites, experiment.target)}
         told = {f"site '{name}' has a remark in its own log": where for name, where in logs.items() if where}
         folder.manifest["remarks"] += list(told)
@@ -270,6 +261,23 @@ def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any
         terminal.say(f"{remark}: {where}")
     terminal.say(f"report: {shown_path(options.out / 'report.html')} ({time.perf_counter() - began:.0f} s)")
     return summary
+
+
+def _kept(manifest: dict[str, Any], experiment: Experiment, seen: Seen, options: RunOptions) -> list[Item]:
+    """What is known after the stream, into the manifest; what the target showed of its images, as the audit has it."""
+    shown = _audited(experiment, seen, options)
+    each = {site.name: site.source.decided(site.name) for site in (*experiment.sites, experiment.target)}
+    manifest |= {
+        "course": [asdict(roster) for roster in seen.course],
+        "target_deaths": [f"after batch {t}" for t in seen.deaths],
+        "index_sha256": seen.description.stream.index_sha256,
+        "device": seen.description.device,
+        "per_sample": seen.per_sample,
+        "bank": seen.description.bank,
+        "shown": {"samples": experiment.target.samples, "disagreements": shown[0].shape[0] if shown else 0},
+        "images": {name: found for name, found in each.items() if found},
+    }
+    return shown
 
 
 def _audited(experiment: Experiment, seen: Seen, options: RunOptions) -> list[Item]:

@@ -83,7 +83,7 @@ class Opened:
     """A page as a reader has it: how wide the paper is, and whether it is dark."""
 
     def __init__(self, browser: Any, address: str, width: int, paper: str) -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=paper, bypass_csp=True)
+        self.context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=paper)
         self.page = self.context.new_page()
         self.asked: list[str] = []
         self.said: list[str] = []

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def apart(answers: NDArray[np.int64]) -> NDArray[np.float64]:
+def vote_entropy(answers: NDArray[np.int64]) -> NDArray[np.float64]:
     """How far methods are apart on each image (N,): the entropy of their votes, in nats; 0 where all say one class.
 
     answers: (M, N), the class that each of M methods says.
 
     Worked example: two against two is ln 2; three against one is less.
 
-    >>> apart(np.array([[0, 0, 1], [0, 0, 1], [1, 0, 1], [1, 1, 1]])).round(3).tolist()
+    >>> vote_entropy(np.array([[0, 0, 1], [0, 0, 1], [1, 0, 1], [1, 1, 1]])).round(3).tolist()
     [0.693, 0.562, 0.0]
     """
     methods, images = answers.shape
@@ -31,7 +31,7 @@ def most_apart(answers: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
     Of images that are equally far, those that lie evenly along the stream.
     """
-    score = apart(answers)
+    score = vote_entropy(answers)
     places = np.flatnonzero(score > 0)
     if len(places) > count:
         least = np.sort(score[places])[-count] if count else np.inf

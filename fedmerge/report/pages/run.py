@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.report.metrics.disagreement import apart, votes
+from fedmerge.report.metrics.disagreement import vote_entropy, votes
 from fedmerge.report.pages._render import fill
 from fedmerge.report.plots.run import draw
 from fedmerge.report.plots.svg import as_source
@@ -56,7 +56,7 @@ def render(record: RunRecord, summary: dict[str, Any], plots: dict[str, str]) ->
         precomputed=any(row["forwards_after_first_pass"] for _, row in rows),
         leaves=leaves(record),
         galleries=galleries(record),
-        apart=disagreements(record, [name for name, row in rows if row["ranked"]]),
+        apart=disputed_images(record, [name for name, row in rows if row["ranked"]]),
         vetting=record.manifest.get("vetting"),
         costed=[(name, row) for name, row in rows if "cost" in row],
     )
@@ -118,7 +118,7 @@ def confusions(record: RunRecord, summary: dict[str, Any]) -> dict[str, Any] | N
     return {"method": best, "counts": counts, "mean": mean, "mistakes": mistakes, "matrix": C <= MOST_CLASSES}
 
 
-def disagreements(record: RunRecord, ranked: list[str]) -> dict[str, Any]:
+def disputed_images(record: RunRecord, ranked: list[str]) -> dict[str, Any]:
     """On how many images ranked methods, without single experts, disagree; and those that the target shows.
 
     shown: for each, its picture, place, batch, true class, and for every class that somebody says: the class, who says it, and
@@ -135,7 +135,7 @@ def disagreements(record: RunRecord, ranked: list[str]) -> dict[str, Any]:
         true = record.classes[y[place]]
         answers = [(answer, who, answer == true) for answer, who in of.items()]
         shown.append({"image": _png(image), "place": place, "batch": int(batch[place]), "true": true, "answers": answers})
-    return {"methods": names, "count": int((apart(said) > 0).sum()), "shown": shown}
+    return {"methods": names, "count": int((vote_entropy(said) > 0).sum()), "shown": shown}
 
 
 def _verdict(versus: dict[str, Any]) -> str:

@@ -230,7 +230,8 @@ class Watched:
             if name in absent:
                 text, share = f"stays away: {absent[name]}", None
             elif own.get("phase") != phase and name in trained:
-                text, share = "its expert was trained in this run" if trained[name] else "its expert was in the pool", 1.0
+                before = "it brings its expert" if site.get("expert") else "its expert was in the pool"
+                text, share = "its expert was trained in this run" if trained[name] else before, 1.0
             found.append({"name": name, "title": site.get("title", ""), "text": text, "share": share})
         return found
 

@@ -43,10 +43,10 @@ LINES, LETTERS = 3.0, 4.5
 STEPS = 100
 
 
-def contrast(color: str, paper: str) -> float:
+def contrast_ratio(color: str, paper: str) -> float:
     """Between 1 and 21, of two colors like "#0072b2".
 
-    >>> round(contrast("#000000", "#ffffff"))
+    >>> round(contrast_ratio("#000000", "#ffffff"))
     21
     """
     low, high = sorted((_luminance(color), _luminance(paper)))
@@ -62,7 +62,7 @@ def readable(color: str, paper: str = WHITE, least: float = LETTERS) -> str:
     """
     end = 0 if _luminance(paper) > 0.2 else 255
     mixes = ("#" + "".join(f"{round(part + (end - part) * k / STEPS):02x}" for part in _parts(color)) for k in range(STEPS + 1))
-    return next(mix for mix in mixes if contrast(mix, paper) >= least)
+    return next(mix for mix in mixes if contrast_ratio(mix, paper) >= least)
 
 
 def as_svg(figure: Figure) -> str:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fedmerge.report.metrics.disagreement import apart, most_apart, votes
-from fedmerge.report.pages.run import disagreements, render
+from fedmerge.report.metrics.disagreement import most_apart, vote_entropy, votes
+from fedmerge.report.pages.run import disputed_images, render
 from fedmerge.report.plots.run import draw
 from fedmerge.report.records import Disputed, RunRecord
 from fedmerge.report.summary import summarize
@@ -21,14 +21,14 @@ VOTES = arrays(np.int64, st.tuples(st.integers(1, 5), st.integers(1, 40)), eleme
 
 @given(VOTES)
 def test_apart_is_the_entropy_of_the_votes(said: np.ndarray) -> None:
-    for found, column in zip(apart(said), said.T, strict=True):
+    for found, column in zip(vote_entropy(said), said.T, strict=True):
         shares = np.unique(column, return_counts=True)[1] / len(column)
         assert math.isclose(found, max(0.0, -sum(p * math.log(p) for p in shares)), abs_tol=1e-9)
 
 
 @given(VOTES, st.integers(0, 12))
 def test_the_furthest_apart_are_taken_and_never_one_on_which_all_agree(said: np.ndarray, count: int) -> None:
-    score, places = apart(said), most_apart(said, count)
+    score, places = vote_entropy(said), most_apart(said, count)
     assert len(places) == min(count, (score > 0).sum())
     assert (np.diff(places) > 0).all()
     assert (score[places] > 0).all()
@@ -59,12 +59,12 @@ def test_the_report_counts_them_and_shows_what_is_granted(record: RunRecord) -> 
     ranked = ["mean", "eam", "ensemble"]
     _, said = votes(ranked, 200, record.probabilities)
     places = most_apart(said, 2)
-    without = disagreements(record, ranked)
+    without = disputed_images(record, ranked)
     assert without["count"] == int((said != said[0]).any(0).sum())
     assert without["shown"] == []
     assert "The target shows none of them" in page(record)
     shown = replace(record, disputed=Disputed(tuple(places.tolist()), np.full((2, 8, 8, 1), 7, np.uint8)))
-    one, _ = disagreements(shown, ranked)["shown"]
+    one, _ = disputed_images(shown, ranked)["shown"]
     y = np.concatenate(record.labels)
     assert one["true"] == record.classes[y[places[0]]]
     assert one["batch"] == places[0] // 10

@@ -8,23 +8,23 @@ from urllib.parse import unquote
 import pytest
 
 from fedmerge.report.plots.run import draw
-from fedmerge.report.plots.svg import DARK, LETTERS, LINES, PALETTE, QUIET, WHITE, as_source, contrast, readable
+from fedmerge.report.plots.svg import DARK, LETTERS, LINES, PALETTE, QUIET, WHITE, as_source, contrast_ratio, readable
 from fedmerge.report.records import RunRecord
 from fedmerge.report.summary import summarize
 
 
 def test_contrasts_are_those_of_the_standard() -> None:
     """Worked values of WCAG: #777777 on white is 4.48, #767676 the first gray that passes."""
-    assert contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)
-    assert contrast("#ffffff", "#767676") == pytest.approx(4.54, abs=0.005)
+    assert contrast_ratio("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast_ratio("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)
+    assert contrast_ratio("#ffffff", "#767676") == pytest.approx(4.54, abs=0.005)
 
 
 @pytest.mark.parametrize("color", [*PALETTE, QUIET])
 def test_every_color_is_seen_on_white_and_its_names_are_read_on_both_papers(color: str) -> None:
-    assert contrast(color, WHITE) >= LINES
+    assert contrast_ratio(color, WHITE) >= LINES
     for paper in (WHITE, DARK):
-        assert contrast(readable(color, paper), paper) >= LETTERS
+        assert contrast_ratio(readable(color, paper), paper) >= LETTERS
 
 
 def test_the_dark_paper_of_plots_is_that_of_pages() -> None:
@@ -51,7 +51,7 @@ def test_letters_and_lines_on_dark_paper_have_their_contrast(record: RunRecord) 
         shown = unquote(as_source(svg))
         for color in set(re.findall(r"stroke: (#[0-9a-f]{6})", svg)):
             ruled = re.search(rf'\[style\*="stroke: {color}"\]{{stroke:(#[0-9a-f]{{6}})!important}}', shown)
-            assert contrast(ruled[1] if ruled else color, DARK) >= LINES
+            assert contrast_ratio(ruled[1] if ruled else color, DARK) >= LINES
         for color in set(re.findall(r'<text style="[^"]*fill: (#[0-9a-f]{6})', svg)) - {"#111111"}:
             ruled = re.search(rf'text\[style\*="fill: {color}"\]{{fill:(#[0-9a-f]{{6}})!important}}', shown)
-            assert contrast(ruled[1] if ruled else color, DARK) >= LETTERS
+            assert contrast_ratio(ruled[1] if ruled else color, DARK) >= LETTERS
