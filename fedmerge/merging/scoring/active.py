@@ -73,7 +73,7 @@ def entered(shares: Tensor) -> Tensor:
     return shares / shares.sum()
 
 
-def largest(shares: Tensor) -> Tensor:
+def truncated(shares: Tensor) -> Tensor:
     """The `MOST` largest shares, on the simplex; all others are 0."""
     if len(shares) <= MOST:
         return shares

@@ -14,7 +14,7 @@ from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.layout import head_names
 
 
-def embedded(model: nn.Module, run: Callable[[], Tensor], head: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor]:
+def with_embedding(model: nn.Module, run: Callable[[], Tensor], head: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor]:
     """What `run` gives, logits (N, C) by the model, and the inputs of the head meanwhile, (N, D) float64.
 
     head: names of its parameters, where they are known. Raises CheckpointError if no module is the head.
@@ -60,5 +60,5 @@ def center(features: Tensor) -> Tensor:
 @torch.no_grad()
 def center_of(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
     """The centroid (D,) of images in batches, under a model in evaluation mode."""
-    found = [embedded(model, partial(model, batch))[1] for batch in batches]
+    found = [with_embedding(model, partial(model, batch))[1] for batch in batches]
     return center(torch.cat(found))
