@@ -16,7 +16,7 @@ from torch import Tensor
 from fedmerge.errors import MethodError
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.scoring.divergence import entropy, log_probabilities
-from fedmerge.merging.scoring.features import embedded
+from fedmerge.merging.scoring.features import with_embedding
 from fedmerge.merging.scoring.views import VIEWS, View, resolve
 
 
@@ -209,7 +209,7 @@ class Evidence:
         if not self._embedding:
             bank, row = self.bank, self.bank.anchor("theta_0")
             with bank.recorded.off():
-                logits, features = embedded(bank.model, lambda: bank.row_logits(row, self.batch), bank.parts.head)
+                logits, features = with_embedding(bank.model, lambda: bank.row_logits(row, self.batch), bank.parts.head)
             self._single["theta_0"], self._embedding["theta_0"] = logits, features
         return self._embedding["theta_0"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Building, Output, Static
-from fedmerge.merging.scoring.features import embedded
+from fedmerge.merging.scoring.features import with_embedding
 
 
 class Lame(Building, Output):
@@ -46,9 +46,8 @@ class Lame(Building, Output):
         evidence.charge(1)
         bank = evidence.bank
         with bank.recorded.off():
-            logits, features = embedded(
-                bank.model, lambda: bank.forward(theta, evidence.batch, statistics), bank.parts.head
-            )
+            found = with_embedding(bank.model, lambda: bank.forward(theta, evidence.batch, statistics), bank.parts.head)
+        logits, features = found
         logits = logits.double()
         broken = ~(torch.isfinite(logits).all(1) & torch.isfinite(features).all(1))
         log_p = torch.where(broken[:, None], 0, logits).log_softmax(1)

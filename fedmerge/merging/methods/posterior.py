@@ -168,7 +168,7 @@ class Posterior(Adaptive):
         known = (log_p.double().cpu().exp().nan_to_num() @ state["b"] * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
         past = state["pi"] / state["pi"].sum()
         pi = self.rho * past + (1 - self.rho) * site_shares(self.beta * s + known, past)[1] if self.em else past
-        pi = active.largest(pi) if self._selects(evidence.bank) else pi
+        pi = active.truncated(pi) if self._selects(evidence.bank) else pi
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)

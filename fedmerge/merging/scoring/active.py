@@ -122,7 +122,7 @@ def entered(shares: Tensor) -> Tensor:
     return shares / shares.sum()
 
 
-def largest(shares: Tensor) -> Tensor:
+def truncated(shares: Tensor) -> Tensor:
     """The `MOST` largest shares; all others are 0.
 
     Parameters

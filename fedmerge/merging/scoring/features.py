@@ -14,7 +14,7 @@ from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.layout import head_names
 
 
-def embedded(model: nn.Module, run: Callable[[], Tensor], head: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor]:
+def with_embedding(model: nn.Module, run: Callable[[], Tensor], head: tuple[str, ...] | None = None) -> tuple[Tensor, Tensor]:
     """What a model says of images, and what its head is given meanwhile.
 
     Parameters
@@ -135,5 +135,5 @@ def center_of(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
     Tensor
         (D,), of length 1.
     """
-    found = [embedded(model, partial(model, batch))[1] for batch in batches]
+    found = [with_embedding(model, partial(model, batch))[1] for batch in batches]
     return center(torch.cat(found))

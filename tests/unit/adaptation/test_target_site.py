@@ -16,6 +16,7 @@ from fedmerge.errors import CheckpointError
 from fedmerge.federated.model import build, normalization
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Adaptive, load_method
+from fedmerge.merging.scoring import active
 from fedmerge.report.batch_log import Step
 from tests.targets import MODEL, base, experts
 
@@ -138,6 +139,28 @@ def test_what_learns_from_the_stream_goes_on_where_it_stood(target: Targets) -> 
         assert (a.t, a.method) == (b.t, b.method)
         assert np.array_equal(a.probabilities, b.probabilities)
     assert second.per_sample_ways() == whole.per_sample_ways()
+
+
+def test_who_is_asked_next_is_part_of_a_snapshot(target: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One expert active, one more asked: of three, somebody is left out of every batch, and forwards are counted as they were."""
+    for name, value in {"FEW": 1, "MOST": 1, "WIDE": 1, "EXPLORED": 1}.items():
+        monkeypatch.setattr(active, name, value)
+    methods = [load_method("posterior", active="auto")]
+    whole = TargetSite(target(*methods), experts(), base())
+    expected = whole.advance(1000)
+    first = TargetSite(target(*methods), experts(), base())
+    begun = first.advance(4)
+    second = TargetSite(target(*methods), experts(), base())
+    second.restore(first.snapshot())
+    resumed = begun + second.advance(1000)
+    for a, b in zip(resumed, expected, strict=True):
+        assert (a.notes, a.encoder, a.forwards) == (b.notes, b.encoder, b.forwards)
+        assert np.array_equal(a.probabilities, b.probabilities)
+    assert second.forwards_so_far() == whole.forwards_so_far()
+    asked = {step.notes["forwarded"][0] for step in expected}
+    assert asked <= {1, 2, 3}
+    assert {step.forwards - step.notes["forwarded"][0] for step in expected} <= {4, 5}  # the panel's three, and the merge's rows
+    assert max(asked) < 3 or any(step.notes["alarm"] == [1] for step in expected)
 
 
 def test_rows_by_image_are_a_merge_for_every_image(target: Targets) -> None:

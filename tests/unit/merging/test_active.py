@@ -209,3 +209,16 @@ def test_an_adapter_selects_and_lets_experts_join() -> None:
 def test_shards_speak_for_the_experts_that_are_asked(rows: list[int]) -> None:
     bank = a_spread_bank(1, 2, 1)
     assert torch.equal(bank.expert_logits(a_batch(), rows), bank.expert_logits(a_batch())[rows])
+
+
+def test_a_mixture_of_predictions_asks_nobody_else() -> None:
+    bank = a_large_bank(60)
+    row = a_row(bank, shrink="none")
+    row.state["agreed"] = torch.tensor([0, 100, 90], dtype=torch.float64)
+    evidence = Evidence(bank, a_batch(dtype=torch.float32))
+    with evidence.billed() as bill:
+        found = seen(row, evidence)
+    assert found.notes["mixed_predictions"] == [1]
+    assert found.log_p.dtype == torch.float32
+    assert len(bill.views["none"]) == asked(found) == active.WIDE
+    assert evidence.forwards_run == active.WIDE + 3

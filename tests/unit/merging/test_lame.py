@@ -16,7 +16,7 @@ from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods.lame import Lame, affinity, smoothed
 from fedmerge.merging.per_sample.dispatch import PerSample
 from fedmerge.merging.predict import predict, rows_of
-from fedmerge.merging.scoring.features import embedded
+from fedmerge.merging.scoring.features import with_embedding
 from tests.banks import a_bank, a_batch, outcome
 from tests.conftest import expert_states
 
@@ -50,7 +50,7 @@ def test_lame(n: int, k: int, of: str) -> None:
     theta = load_method(name, **fields).merge(bank)
     state = bank.state_dict(theta)
     pieces = {key: state[key].numpy() for key in ("head.weight", "head.bias")}
-    logits, features = embedded(bank.model, lambda: bank.forward(theta, batch))
+    logits, features = with_embedding(bank.model, lambda: bank.forward(theta, batch))
     logits = logits.double()
     np.testing.assert_allclose(features.numpy() @ pieces["head.weight"].T + pieces["head.bias"], logits.numpy(), rtol=1e-12)
     wanted = corrected(logits.log_softmax(1).numpy(), features.numpy(), k)
