@@ -84,8 +84,8 @@ def mean_ratio(cos: Tensor, K: int) -> Tensor:
 def mean_cosine(theta: Tensor, start: Tensor) -> Tensor:
     """The mean over pairs of cos(theta_i - start, theta_j - start), without a look at any pair.
 
-    From the sum u of task vectors of length 1 it is (u . u - K) / (K (K - 1)). Vectors of length 0 are alike, and at right angles to
-    all others.
+    From the sum u of task vectors of length 1 it is (u . u - K) / (K (K - 1)). Vectors of length 0 are alike, and at right angles
+    to all others.
 
     Parameters
     ----------

@@ -148,7 +148,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         begun(spec(weights=file))
     with pytest.raises(
         CheckpointError,
-        match=r"gone.pt: found nothing that can be opened .No such file.*expected a safetensors file of ViT-B-32, or one of PyTorch",
+        match=r"model.weights: .*gone.pt: found nothing .*No such file.*expected a safetensors file of ViT-B-32, or one of PyTorch",
     ):
         begun(spec(weights=str(tmp_path / "gone.pt")))
     with pytest.raises(
