@@ -98,7 +98,7 @@ def recording(x: Tensor) -> bool:
     Parameters
     ----------
     x : Tensor
-        Of any shape.
+        Any tensor (...).
 
     Returns
     -------

@@ -58,7 +58,7 @@ def readable(color: str, paper: str = WHITE, least: float = LETTERS) -> str:
     """The color itself, or as little darker (on white) or lighter (on dark paper) as makes it readable.
 
     >>> readable("#0072B2"), readable("#4B9DCB")
-    ('#0072b2', '#3b7ca1')
+    ('#0072b2', '#3b7ca0')
     """
     end = 0 if _luminance(paper) > 0.2 else 255
     mixes = ("#" + "".join(f"{round(part + (end - part) * k / STEPS):02x}" for part in _parts(color)) for k in range(STEPS + 1))

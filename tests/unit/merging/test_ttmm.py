@@ -110,7 +110,7 @@ def test_what_is_missing_is_named() -> None:
     phi = torch.eye(4, dtype=torch.float64)
     with pytest.raises(CheckpointError, match="ttmm: needs the statistic 'centroid' of every site"):
         rows_of([load_method("ttmm")], Bank.of(Net(), expert_states(2), BASE))
-    with pytest.raises(CheckpointError, match="theta_0: the bank was made without it"):
+    with pytest.raises(CheckpointError, match="theta_0: found a bank that was made without it"):
         rows_of([load_method("ttmm")], bank_of(phi, None))
     with pytest.raises(MethodError, match="method ttmm: found no centroid; expected statistics="):
         Adapter(Net(), expert_states(2), method="ttmm", base=BASE)
