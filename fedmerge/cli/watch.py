@@ -37,7 +37,7 @@ class Server(ThreadingHTTPServer):
         except OSError as error:
             mend = "choose another, or --port 0 for any that is free"
             raise UserError(
-                f"--port: {port} cannot be used ({error.strerror}); expected a free port of this machine: {mend}"
+                f"--port: found {port}, which cannot be used ({error.strerror}); expected a free port of this machine: {mend}"
             ) from None
 
     @property

@@ -38,7 +38,7 @@ def test_hospitals_upload_their_centroids_and_the_target_merges_by_them(folder: 
 
 
 NEEDED = "'ttmm', which needs the statistic 'centroid' of every site; expected 'centroid' among the scenario's uploads"
-WITH_THETA_0 = "methods[0].ttmm.with_theta_0: found true; expected false: it is what the rule starts from, and no expert"
+WITH_THETA_0 = "methods[0].ttmm.with_theta_0: found true; expected false. The method starts from theta_0 already"
 BY_THETA_0 = "uploads: found 'centroid', which is measured by theta_0; expected statistics that need none"
 
 

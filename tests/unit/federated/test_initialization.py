@@ -41,7 +41,7 @@ def test_a_damaged_proxy_is_noticed(tmp_path: Path) -> None:
     whole = bytearray(file.read_bytes())
     whole[-1] ^= 1
     file.write_bytes(bytes(whole))
-    with pytest.raises(FolderError, match="delete this file and the proxy is trained again"):
+    with pytest.raises(FolderError, match="Delete this file and the proxy is trained again"):
         made(Proxy.model_validate(SPEC), tmp_path)
 
 

@@ -181,7 +181,7 @@ def test_a_damaged_file_is_named(hospital: Hospital, job: Jobs) -> None:
     whole = file.read_bytes()
     for position in [*range(0, len(whole), len(whole) // 61), len(whole) - 1]:
         file.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
-        with pytest.raises(FolderError, match="delete this file and the site computes it again"):
+        with pytest.raises(FolderError, match="Delete this file and the site computes it again"):
             loaded(asked)
 
 

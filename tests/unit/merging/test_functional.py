@@ -24,6 +24,7 @@ from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.statistics import BY_LAYER
 from fedmerge.merging.curvature.gram import linear_layers
 from fedmerge.merging.methods._base import METHODS, load_method
+from fedmerge.merging.scoring.features import width_of
 from tests.banks import a_batch, statistics
 from tests.conftest import Net, expert_states
 from tests.targets import MODEL, base, experts
@@ -58,7 +59,9 @@ def complete(model: torch.nn.Module) -> list[Contribution]:
         layers = linear_layers(model).items()
         grams = {name: np.eye(layer.in_features, dtype=np.float32) + drawn(layer.weight.shape[1:]) for name, layer in layers}
         grams = {name: G @ G.T for name, G in grams.items()}
-        found.append(replace(expert, statistics=flat | dict.fromkeys(BY_LAYER, grams)))
+        f = drawn(torch.Size([width_of(model)])) - 0.5
+        centroid = {"centroid": {"centroid": f / np.linalg.norm(f)}}
+        found.append(replace(expert, statistics=flat | dict.fromkeys(BY_LAYER, grams) | centroid))
     return found
 
 

@@ -248,7 +248,7 @@ def test_the_server_follows_the_run_and_outlives_its_folder(server: Server) -> N
 
 
 def test_a_port_in_use_is_one_clear_error(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"--port: {server.server_port} cannot be used \(.*\); expected a free port"):
+    with pytest.raises(UserError, match=rf"--port: found {server.server_port}, which cannot be used \(.*\); expected a free port"):
         Server(Watched(tmp_path / "run"), server.server_port)
     with serving(tmp_path / "run", 0) as other:
         assert other.server_port != server.server_port
