@@ -79,11 +79,11 @@ def test_every_method_of_the_folder_runs_and_is_labeled(first: tuple[Path, str])
         **SCENARIO,
         "name": "everything",
         "methods": [*METHODS.names, target_fisher, stream],
-        "uploads": [{"fisher": {"samples": 8}}, {"gram": {"samples": 8}}, {"gram_rounds": {"samples": 8}}, "soup"],
+        "uploads": [{"fisher": {"samples": 8}}, {"gram": {"samples": 8}}, {"gram_rounds": {"samples": 8}}, "soup", "centroid"],
     }
     (folder / "scenarios" / "everything.yaml").write_text(yaml.safe_dump(everything))
     said = done(folder, "scenarios/everything.yaml")
-    assert "compute fisher, gram, gram_rounds, soup" in said
+    assert all(kind in said[said.index("compute ") :] for kind in ("centroid", "fisher", "gram", "gram_rounds", "soup"))
     summary = read(folder / "runs" / "everything-3" / "summary.json")
     rows = summary["methods"]
     assert set(METHODS.names) - {"expert"} <= set(rows)
@@ -92,7 +92,9 @@ def test_every_method_of_the_folder_runs_and_is_labeled(first: tuple[Path, str])
     assert not rows["dawin-full"]["ranked"]
     assert rows["dawin-full"]["remark"] == "sees the whole stream before it predicts"
     assert {name for name, row in rows.items() if row["gradient"]} >= {"adamerging", "fisher-target"}
-    assert {"fisher", "gram", "gram_rounds", "soup"} <= {json.loads(x)["kind"] for x in lines(folder / "runs" / "everything-3")}
+    assert {"fisher", "gram", "gram_rounds", "soup", "centroid"} <= {
+        json.loads(x)["kind"] for x in lines(folder / "runs" / "everything-3")
+    }
     assert read(folder / "runs" / "everything-3" / "manifest.json")["per_sample"]["taken"]
     report = (folder / "runs" / "everything-3" / "report.html").read_text()
     assert "sees the whole stream before it predicts" in report
