@@ -45,7 +45,7 @@ def hospital(initial: Initial) -> Callable[..., SiteTask]:
 
 @pytest.fixture
 def job(tmp_path: Path, initial: Initial) -> Callable[..., Job]:
-    def make(*tasks: SiteTask, deadline_s: float = 120, folder: str = "run") -> Job:
+    def make(*tasks: SiteTask, deadline_s: float = 240, folder: str = "run") -> Job:
         (tmp_path / folder).mkdir(exist_ok=True)
         return Job(tasks, initial, tmp_path / folder / "pool", tmp_path / folder / "audit.jsonl", deadline_s)
 
