@@ -22,7 +22,7 @@ test: $(VENV)/.ready ## set up, check style and types, run the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.ready ## the tests that take a minute or more each: kills, clusters, deployments
 	$(BIN)/python -m pytest -m long
