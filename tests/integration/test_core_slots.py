@@ -38,10 +38,10 @@ def test_three_hospitals_keep_two_cores_busy_to_the_end(tmp_path: Path) -> None:
     environment = make_core_slots(tmp_path / "slots", 2)
     logs = [tmp_path / f"{name}.log" for name in "abc"]
     with FileLock(tmp_path / "slots" / "queue"):
-        processes = [runs(log, environment, 5, 0.1) for log in logs]
+        processes = [runs(log, environment, 5, 0.4) for log in logs]
         while not all(log.exists() for log in logs):
             time.sleep(0.02)
-        time.sleep(2)  # from the touch to the queue, on a busy machine too
+        time.sleep(5)  # from the touch to the queue, on a busy machine too
     for process in processes:
         assert process.wait(60) == 0
     events = sorted((*line.split(), log.name) for log in logs for line in log.read_text().splitlines())
