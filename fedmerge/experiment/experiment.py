@@ -15,25 +15,22 @@ from fedmerge.errors import Problem, ScenarioError
 from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, target_named
 from fedmerge.experiment.overrides import Overrides as Overrides
 from fedmerge.experiment.scenario import Scenario, filled
-from fedmerge.experiment.validation import (
+from fedmerge.experiment.validation.classes import class_problems, seen_by
+from fedmerge.experiment.validation.methods import biasless, method_problems, of_one_name, prior_problems
+from fedmerge.experiment.validation.problems import once, placed
+from fedmerge.experiment.validation.sites import (
     agreement_problems,
-    biasless,
-    brought_by,
-    class_problems,
     copied,
     event_problems,
-    generalist_nowhere,
-    method_problems,
     name_problems,
-    of_one_name,
     of_two_sites,
-    once,
     one_of_each,
-    placed,
-    prior_problems,
-    public_problems,
-    seen_by,
     shown_otherwise,
+)
+from fedmerge.experiment.validation.training import (
+    brought_by,
+    generalist_nowhere,
+    public_problems,
     start_nowhere,
     unfit,
     unprotected,
