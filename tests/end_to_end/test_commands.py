@@ -83,7 +83,7 @@ def test_every_method_of_the_folder_runs_and_is_labeled(first: tuple[Path, str])
     }
     (folder / "scenarios" / "everything.yaml").write_text(yaml.safe_dump(everything))
     said = done(folder, "scenarios/everything.yaml")
-    assert all(kind in said[said.index("compute ") :] for kind in ("centroid", "fisher", "gram", "gram_rounds", "soup"))
+    assert "compute fisher, gram, gram_rounds, soup, centroid" in said
     summary = read(folder / "runs" / "everything-3" / "summary.json")
     rows = summary["methods"]
     assert set(METHODS.names) - {"expert"} <= set(rows)

@@ -42,10 +42,8 @@ def class_problems(where: str, scenario: Scenario, sites: Sequence[Site], target
             for number, method in enumerate(scenario.methods)
         ]
     elif asked != trained and not model.fixed_head:
-        expected = (
-            f"{names_in_yaml(trained)}, in this order: rows of trained heads are the hospitals' classes. Or say 'model.head: text'"
-        )
-        problems.append(Problem(where, "target.classes", names_in_yaml(asked), expected))
+        expected = f"{names_in_yaml(trained)}, in this order: rows of trained heads are the hospitals' classes"
+        problems.append(Problem(where, "target.classes", names_in_yaml(asked), expected, "Or say 'model.head: text'"))
     return problems
 
 

@@ -1,6 +1,7 @@
 """What models do with their parameters, done with parameters that differ between samples: the table of `mixed.Mixed`.
 
-x stands for activations (N m, ...): N samples, each with m windows that follow each other.
+x stands for activations (N m, ...): N samples, each with m windows that follow each other. An operation is given torch's
+function (func), its positional arguments, and those by name.
 """
 
 from __future__ import annotations
@@ -27,23 +28,8 @@ from fedmerge.merging.per_sample.mixed_tensor import (
 )
 
 
-def shape_only(func: Any, args: Any, kwargs: Any) -> Any:
-    """Views, slices and copies: linear, so the pieces can be viewed and the sum stays uncomputed.
-
-    Parameters
-    ----------
-    func : Any
-        The operation of torch.
-    args : Any
-        Its positional arguments, activations and mixed parameters among them.
-    kwargs : Any
-        Its arguments by name.
-
-    Returns
-    -------
-    Any
-        Activations or a mixed parameter, as the operation gives it.
-    """
+def _shape_only(func: Any, args: Any, kwargs: Any) -> Any:
+    """Views, slices and copies: linear, so the pieces can be viewed and the sum stays uncomputed."""
     mixed = args[0]
     if not isinstance(mixed, Mixed) or mixed.merged is not None or len(mixed_in((args, kwargs))) > 1:
         return for_every_sample(func, func.__name__, args, kwargs, constants=True)
@@ -53,48 +39,18 @@ def shape_only(func: Any, args: Any, kwargs: Any) -> Any:
     return Mixed.linear(pieces, _weights(mixed), mixed.owners, mixed.used)
 
 
-def expand(func: Any, args: Any, kwargs: Any) -> Any:
-    """A token repeated for the batch becomes activations, each sample's own; any other expansion is a view.
-
-    Parameters
-    ----------
-    func : Any
-        The operation of torch.
-    args : Any
-        Its positional arguments, activations and mixed parameters among them.
-    kwargs : Any
-        Its arguments by name.
-
-    Returns
-    -------
-    Any
-        Activations (N, ...), or a view.
-    """
+def _expand(func: Any, args: Any, kwargs: Any) -> Any:
+    """A token repeated for the batch becomes activations, each sample's own; any other expansion is a view."""
     mixed, sizes = args[0], args[1:]
     sizes = tuple(sizes[0]) if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
     if mixed.shape[0] == 1 and sizes[0] == count(mixed) and len(sizes) == mixed.ndim:
         values = per_sample(mixed)[:, 0]
         return func(values, -1, *sizes[1:]) if func.__name__ == "expand" else func(values, 1, *sizes[1:])
-    return shape_only(func, args, kwargs)
+    return _shape_only(func, args, kwargs)
 
 
-def linear(func: Any, args: Any, kwargs: Any) -> Any:
-    """x W_i^T + b_i for sample i.
-
-    Parameters
-    ----------
-    func : Any
-        The operation of torch.
-    args : Any
-        Its positional arguments, activations and mixed parameters among them.
-    kwargs : Any
-        Its arguments by name.
-
-    Returns
-    -------
-    Any
-        Activations (N m, ..., outputs).
-    """
+def _linear(func: Any, args: Any, kwargs: Any) -> Any:
+    """x W_i^T + b_i."""
     x, weight, bias, *_ = _operands(args, kwargs)
     if _is_constant(x, weight, bias):
         return for_every_sample(func, "linear", args, kwargs, constants=True)
@@ -108,46 +64,16 @@ def linear(func: Any, args: Any, kwargs: Any) -> Any:
     return out if bias is None else out + (aligned(bias, out) if isinstance(bias, Mixed) else bias)
 
 
-def matmul(func: Any, args: Any, kwargs: Any) -> Any:
-    """x W_i for sample i, W (d, outputs); a product of two parameters is merged first.
-
-    Parameters
-    ----------
-    func : Any
-        The operation of torch.
-    args : Any
-        Its positional arguments, activations and mixed parameters among them.
-    kwargs : Any
-        Its arguments by name.
-
-    Returns
-    -------
-    Any
-        Activations (N m, ..., outputs).
-    """
+def _matmul(func: Any, args: Any, kwargs: Any) -> Any:
+    """x W_i, W (d, outputs); a product of two parameters is merged first."""
     x, weight = args
     if isinstance(weight, Mixed) and not isinstance(x, Mixed) and weight.ndim == 2 and not _is_constant(x, weight):
-        return linear(F.linear, (x, weight.transpose(0, 1)), {})
+        return _linear(F.linear, (x, weight.transpose(0, 1)), {})
     return for_every_sample(func, func.__name__, args, kwargs)
 
 
-def convolution(func: Any, args: Any, kwargs: Any) -> Any:
-    """conv(x, w_i) + b_i for sample i: a sum of convolutions of scaled activations, or one grouped convolution of merged filters.
-
-    Parameters
-    ----------
-    func : Any
-        The operation of torch.
-    args : Any
-        Its positional arguments, activations and mixed parameters among them.
-    kwargs : Any
-        Its arguments by name.
-
-    Returns
-    -------
-    Any
-        Activations (N, outputs, H', W').
-    """
+def _convolution(func: Any, args: Any, kwargs: Any) -> Any:
+    """conv(x, w_i) + b_i: a sum of convolutions of scaled activations, or one grouped convolution with merged filters."""
     x, weight, bias, rest, named = _operands(args, kwargs)
     if _is_constant(x, weight, bias):
         return for_every_sample(func, func.__name__, args, kwargs, constants=True)
@@ -157,7 +83,7 @@ def convolution(func: Any, args: Any, kwargs: Any) -> Any:
         out = _grouped(func, x, weight, rest, named)
     elif x.is_cuda and func is torch.conv2d and not named and (found := patches(x, weight, rest)) is not None:
         flat = Mixed.linear([piece.flatten(1) for piece in weight.pieces], _weights(weight), weight.owners, weight.used)
-        return linear(F.linear, (found, flat, bias), {}).permute(0, 3, 1, 2)
+        return _linear(F.linear, (found, flat, bias), {}).permute(0, 3, 1, 2)
     else:
         weight.used.update(weight.owners)
         shares = _weights(weight).to(x.dtype).repeat_interleave(len(x) // count(weight), 0)
@@ -166,23 +92,8 @@ def convolution(func: Any, args: Any, kwargs: Any) -> Any:
     return out if bias is None else _per_channel(torch.add, out, bias)
 
 
-def mixed_normalization(plain: Callable[..., Tensor], names: tuple[str, ...], by_channel: bool) -> Callable[[Any, Any, Any], Any]:
-    """The per-sample form of a normalization: without parameters first, then with a gain and a bias for every sample.
-
-    Parameters
-    ----------
-    plain : Callable[..., Tensor]
-        The function of torch.
-    names : tuple[str, ...]
-        Of its arguments, in order.
-    by_channel : bool
-        Whether gain and bias belong to axis 1, and not to the last axes.
-
-    Returns
-    -------
-    Callable[[Any, Any, Any], Any]
-        An operation (func, args, kwargs) like the others of this file.
-    """
+def _mixed_normalization(plain: Callable[..., Tensor], names: tuple[str, ...], by_channel: bool) -> Callable[[Any, Any, Any], Any]:
+    """A normalization without parameters, and then a gain and a bias for every sample. names: the function's arguments."""
 
     def handle(func: Any, args: Any, kwargs: Any) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -200,26 +111,8 @@ def mixed_normalization(plain: Callable[..., Tensor], names: tuple[str, ...], by
     return handle
 
 
-def batch_statistics(x: Tensor, **given: Any) -> Tensor:
-    """(x - mean_i) / sqrt(var_i + eps): statistics are merged for every sample before the division, which is not linear.
-
-    Parameters
-    ----------
-    x : Tensor
-        Activations (N, channels, ...).
-    **given : Any
-        The other arguments of `torch.nn.functional.batch_norm`.
-
-    Returns
-    -------
-    Tensor
-        Of the shape of x.
-
-    Raises
-    ------
-    PerSampleRefused
-        In training mode, and for a variance that is not positive.
-    """
+def _batch_statistics(x: Tensor, **given: Any) -> Tensor:
+    """(x - mean_i) / sqrt(var_i + eps): statistics are merged for every sample before the division, which is not linear."""
     mean, variance = given["running_mean"], given["running_var"]
     if given.get("training") and mean is not None:
         raise refuse_operation("batch_norm in training mode", (mean, variance))
@@ -232,23 +125,8 @@ def batch_statistics(x: Tensor, **given: Any) -> Tensor:
     return _per_channel(torch.mul, _per_channel(torch.sub, x, mean), scale)
 
 
-def elementwise(func: Any, args: Any, kwargs: Any) -> Any:
-    """Addition, multiplication and their like: of activations with parameters, or of parameters and tables alone.
-
-    Parameters
-    ----------
-    func : Any
-        The operation of torch.
-    args : Any
-        Its positional arguments, activations and mixed parameters among them.
-    kwargs : Any
-        Its arguments by name.
-
-    Returns
-    -------
-    Any
-        Activations, or a mixed parameter.
-    """
+def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
+    """Addition, multiplication and their like: of activations with parameters, or of parameters and tables alone."""
     mixed = mixed_in((args, kwargs))
     plain = [item for item in (*args, *kwargs.values()) if isinstance(item, Tensor) and not isinstance(item, Mixed)]
     data = [item for item in plain if item.ndim and item.shape[0] % count(mixed[0]) == 0]
@@ -259,28 +137,8 @@ def elementwise(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*(fit.get(id(item), item) for item in args), **{key: fit.get(id(item), item) for key, item in kwargs.items()})
 
 
-def attention(func: Any, args: Any, kwargs: Any) -> Any:
-    """softmax(q k^T + bias_i) v for sample i, with a bias that is a parameter.
-
-    Parameters
-    ----------
-    func : Any
-        The operation of torch.
-    args : Any
-        Its positional arguments, activations and mixed parameters among them.
-    kwargs : Any
-        Its arguments by name.
-
-    Returns
-    -------
-    Any
-        Activations (N, heads, L, d).
-
-    Raises
-    ------
-    PerSampleRefused
-        If anything but the bias is a parameter.
-    """
+def _attention(func: Any, args: Any, kwargs: Any) -> Any:
+    """softmax(q k^T + bias_i) v with a bias that is a parameter."""
     q, mask = args[0], args[3] if len(args) > 3 else kwargs.get("attn_mask")
     if not isinstance(mask, Mixed) or len(mixed_in((args, kwargs))) > 1:
         raise refuse_operation("scaled_dot_product_attention", (args, kwargs))
@@ -288,28 +146,8 @@ def attention(func: Any, args: Any, kwargs: Any) -> Any:
     return func(*args[:3], fit, *args[4:], **kwargs) if len(args) > 3 else func(*args, **{**kwargs, "attn_mask": fit})
 
 
-def multi_head_attention(func: Any, args: Any, kwargs: Any) -> Any:
-    """Attention of `nn.MultiheadAttention`, whose activations are (L, N, E): every sample's projections, then the rest.
-
-    Parameters
-    ----------
-    func : Any
-        The operation of torch.
-    args : Any
-        Its positional arguments, activations and mixed parameters among them.
-    kwargs : Any
-        Its arguments by name.
-
-    Returns
-    -------
-    Any
-        Activations (L, N, E), and None in place of attention weights.
-
-    Raises
-    ------
-    PerSampleRefused
-        If attention weights, padding or added keys are asked for, or dropout in training mode.
-    """
+def _multi_head_attention(func: Any, args: Any, kwargs: Any) -> Any:
+    """Attention of `nn.MultiheadAttention`, whose activations are (L, N, E): every sample's projections, then the rest."""
     given = {**dict(zip(ATTENTION, args, strict=False)), **kwargs}
     odd = ("bias_k", "bias_v", "static_k", "static_v", "key_padding_mask")
     if given.get("need_weights", True) or given.get("add_zero_attn") or any(given.get(name) is not None for name in odd):
@@ -337,23 +175,8 @@ def multi_head_attention(func: Any, args: Any, kwargs: Any) -> Any:
     return F.linear(found, given["out_proj_weight"], given["out_proj_bias"]).transpose(0, 1), None
 
 
-def prelu(func: Any, args: Any, kwargs: Any) -> Any:
-    """x where positive, slope_i x elsewhere.
-
-    Parameters
-    ----------
-    func : Any
-        The operation of torch.
-    args : Any
-        Its positional arguments, activations and mixed parameters among them.
-    kwargs : Any
-        Its arguments by name.
-
-    Returns
-    -------
-    Any
-        Of the shape of the activations.
-    """
+def _prelu(func: Any, args: Any, kwargs: Any) -> Any:
+    """x where positive, slope_i x elsewhere."""
     x, slope = args
     return torch.where(x >= 0, x, _per_channel(torch.mul, x, slope) if slope.numel() > 1 else x * aligned(slope, x))
 
@@ -448,24 +271,24 @@ def _fill(names: str, how: Callable[[Any, Any, Any], Any]) -> None:
     TABLE.update(dict.fromkeys(names.split(), how))
 
 
-_fill("view reshape permute transpose swapaxes movedim unsqueeze squeeze flatten unflatten contiguous __getitem__ t", shape_only)
-_fill("to float double half bfloat16 type type_as clone detach neg chunk split unbind narrow", shape_only)
+_fill("view reshape permute transpose swapaxes movedim unsqueeze squeeze flatten unflatten contiguous __getitem__ t", _shape_only)
+_fill("to float double half bfloat16 type type_as clone detach neg chunk split unbind narrow", _shape_only)
 _fill(
-    "add sub mul div true_divide add_ sub_ mul_ div_ rsub addcmul where subtract multiply divide maximum minimum lerp", elementwise
+    "add sub mul div true_divide add_ sub_ mul_ div_ rsub addcmul where subtract multiply divide maximum minimum lerp", _elementwise
 )
-_fill("__radd__ __rsub__ __rmul__ __rtruediv__ __rdiv__ __rpow__", elementwise)
-_fill("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", convolution)
-_fill("expand repeat", expand)
-_fill("matmul __matmul__ mm", matmul)
+_fill("__radd__ __rsub__ __rmul__ __rtruediv__ __rdiv__ __rpow__", _elementwise)
+_fill("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d", _convolution)
+_fill("expand repeat", _expand)
+_fill("matmul __matmul__ mm", _matmul)
 TABLE |= {
-    "linear": linear,
-    "layer_norm": mixed_normalization(lambda x, **given: F.layer_norm(x, **given), LAYER_NORM, by_channel=False),
-    "rms_norm": mixed_normalization(lambda x, **given: F.rms_norm(x, **given), RMS_NORM, by_channel=False),
-    "group_norm": mixed_normalization(lambda x, **given: F.group_norm(x, **given), GROUP_NORM, by_channel=True),
-    "batch_norm": mixed_normalization(batch_statistics, BATCH_NORM, by_channel=True),
-    "scaled_dot_product_attention": attention,
-    "multi_head_attention_forward": multi_head_attention,
-    "prelu": prelu,
+    "linear": _linear,
+    "layer_norm": _mixed_normalization(lambda x, **given: F.layer_norm(x, **given), LAYER_NORM, by_channel=False),
+    "rms_norm": _mixed_normalization(lambda x, **given: F.rms_norm(x, **given), RMS_NORM, by_channel=False),
+    "group_norm": _mixed_normalization(lambda x, **given: F.group_norm(x, **given), GROUP_NORM, by_channel=True),
+    "batch_norm": _mixed_normalization(_batch_statistics, BATCH_NORM, by_channel=True),
+    "scaled_dot_product_attention": _attention,
+    "multi_head_attention_forward": _multi_head_attention,
+    "prelu": _prelu,
     "cat": lambda func, args, kwargs: for_every_sample(func, "cat", args, kwargs, constants=True),
     "interpolate": lambda func, args, kwargs: for_every_sample(func, "interpolate", args, kwargs),
 }

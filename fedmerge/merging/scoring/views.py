@@ -11,86 +11,31 @@ from torch import Tensor
 View = Literal["flip_or_shift", "hflip", "shift", "contrast", "brightness", "crop", "none"]
 
 
-def hflip(x: Tensor) -> Tensor:
-    """Left and right exchanged. Not label-preserving where left and right organs are classes of their own.
-
-    Parameters
-    ----------
-    x : Tensor
-        Normalized images (N, channels, H, W).
-
-    Returns
-    -------
-    Tensor
-        Of the same shape.
-    """
+def _hflip(x: Tensor) -> Tensor:
+    """Left and right exchanged. Not label-preserving where left and right organs are classes of their own."""
     return x.flip(-1)
 
 
-def shift(x: Tensor) -> Tensor:
-    """Moved by 4% of the side to the right and upwards; what comes in is a reflection.
-
-    Parameters
-    ----------
-    x : Tensor
-        Normalized images (N, channels, H, W).
-
-    Returns
-    -------
-    Tensor
-        Of the same shape.
-    """
+def _shift(x: Tensor) -> Tensor:
+    """Moved by 4% of the side to the right and upwards; what comes in is a reflection."""
     height, width = x.shape[-2:]
     down, right = max(1, round(0.04 * height)), max(1, round(0.04 * width))
     return F.pad(x, (right, 0, 0, down), mode="reflect")[..., down:, :width]
 
 
-def contrast(x: Tensor) -> Tensor:
-    """Deviations from each image's mean grown by 10%.
-
-    Parameters
-    ----------
-    x : Tensor
-        Normalized images (N, channels, H, W).
-
-    Returns
-    -------
-    Tensor
-        Of the same shape.
-    """
+def _contrast(x: Tensor) -> Tensor:
+    """Deviations from each image's mean grown by 10%."""
     mean = x.mean(dim=(-3, -2, -1), keepdim=True)
     return mean + 1.1 * (x - mean)
 
 
-def brightness(x: Tensor) -> Tensor:
-    """A tenth of each image's standard deviation added everywhere.
-
-    Parameters
-    ----------
-    x : Tensor
-        Normalized images (N, channels, H, W).
-
-    Returns
-    -------
-    Tensor
-        Of the same shape.
-    """
+def _brightness(x: Tensor) -> Tensor:
+    """A tenth of each image's standard deviation added everywhere."""
     return x + 0.1 * x.std(dim=(-3, -2, -1), keepdim=True)
 
 
-def crop(x: Tensor) -> Tensor:
-    """The middle 90% of each side, resized back.
-
-    Parameters
-    ----------
-    x : Tensor
-        Normalized images (N, channels, H, W).
-
-    Returns
-    -------
-    Tensor
-        Of the same shape.
-    """
+def _crop(x: Tensor) -> Tensor:
+    """The middle 90% of each side, resized back."""
     height, width = x.shape[-2:]
     top, left = round(0.05 * height), round(0.05 * width)
     inner = x[..., top : height - top, left : width - left]
@@ -98,11 +43,11 @@ def crop(x: Tensor) -> Tensor:
 
 
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
-    "hflip": hflip,
-    "shift": shift,
-    "contrast": contrast,
-    "brightness": brightness,
-    "crop": crop,
+    "hflip": _hflip,
+    "shift": _shift,
+    "contrast": _contrast,
+    "brightness": _brightness,
+    "crop": _crop,
     "none": lambda x: x,
 }
 

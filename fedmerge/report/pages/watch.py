@@ -126,7 +126,7 @@ class Watched:
 
     @property
     def done(self) -> int:
-        """Batches that every method has done."""
+        """Batches that are done: methods of experts that come later have fewer."""
         each = [sum(row.steps.values()) for row in self.rows.values()]
         return max(each, default=0)
 

@@ -25,7 +25,6 @@ def test_sums_of_half_precision_are_rounded_once(dtype: torch.dtype) -> None:
     found = weighted_sum(rows, weights, torch.empty(1000, dtype=dtype))
     wanted = (weights[:, None] * rows.double()).sum(0)
     torch.testing.assert_close(found, wanted.to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
-    assert float((found.double() - wanted).abs().max()) <= float(wanted.abs().max()) * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize(
