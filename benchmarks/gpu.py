@@ -1,4 +1,4 @@
-"""What a step costs on a GPU: `python benchmarks/gpu.py`, in under 8 minutes. Weights and images are random: cost alone is real.
+"""What a step costs on a GPU: `python benchmarks/gpu.py`. Weights and images are random, so that cost alone is real.
 
 The stream is of the size of PACS (9,991 images of 224 px, ViT-B/32, K = 3, batches of 32), through the target as runs have it.
 Each figure that compares is a ratio within this run. Without a GPU it says so, and `--smoke` tries the code on a CPU.

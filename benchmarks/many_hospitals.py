@@ -268,7 +268,7 @@ def picture(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     costs = json.loads((out / "cost.json").read_text(encoding="utf-8"))
     for name in COSTS:
@@ -284,7 +284,7 @@ def picture(
     right.plot(trained[:, 0], 1000 * trained[:, 1], ".", label="training and admission", ms=3, color="gray")
     right.set(xscale="log", yscale="log", xlabel="hospitals", ylabel="CPU time for each, ms", title="federation, backend local")
     for axes in (left, right):
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
         axes.spines[["top", "right"]].set_visible(False)
     with mpl.rc_context({"svg.hashsalt": "fedmerge", "svg.fonttype": "none"}):
         figure.savefig(to, format="svg", metadata={"Date": None})
