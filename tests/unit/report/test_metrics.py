@@ -10,11 +10,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmerge.report.metrics import significance
-from fedmerge.report.metrics.classification import by_group, err, gap_closed, mce_in, mce_t3, measure
+from fedmerge.report.metrics.classification import by_group, calibration_error, err, gap_closed, mce_in, mce_t3, measure
 from fedmerge.report.metrics.segments import halves, segments
 from fedmerge.report.pages.run import render
 from fedmerge.report.plots.run import draw
@@ -70,6 +71,18 @@ def test_metrics_are_those_of_plain_loops(seed: int, sizes: list[int], classes: 
     wanted = loops(p, labels)
     for name, value in measure(p, labels).as_dict().items():
         assert value == pytest.approx(wanted[name], abs=2e-6), name
+
+
+@pytest.mark.parametrize("samples", [1, 40, 3000])
+def test_the_calibration_error_is_that_of_torchmetrics_to_the_last_bit(samples: int) -> None:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        p, y = rng.dirichlet(np.full(5, 0.3), samples).astype(np.float32), rng.integers(5, size=samples)
+        p[0], p[-1] = np.eye(5)[y[0]], 0.2  # at both ends: sure, and without a guess
+        wanted = multiclass_calibration_error(torch.from_numpy(p), torch.from_numpy(y), 5, n_bins=15, norm="l1")
+        assert calibration_error(p, y) == float(wanted)
 
 
 def test_one_sure_mistake_costs_a_bounded_amount() -> None:
