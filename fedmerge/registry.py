@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, Union, get_args
 
@@ -22,7 +22,6 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     Tag,
     ValidationError,
-    WithJsonSchema,
     model_serializer,
     model_validator,
 )
@@ -105,6 +104,16 @@ _PYDANTIC_ERRORS = frozenset(get_args(ErrorType))
 P = TypeVar("P", bound=Plugin)
 
 
+class Schema:
+    """What JSON schema says of a type in place of pydantic's own; made when it is asked for, which a run never does."""
+
+    def __init__(self, made: Callable[[], JsonSchemaValue]) -> None:
+        self.made = made
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return self.made()
+
+
 class Folder(Generic[P]):
     """The plug-ins of one package, e.g. `Folder("fedmerge.merging.methods", Method, "method")`."""
 
@@ -169,15 +178,17 @@ def by_name(folder: Folder[Any]) -> Any:
             raise ValueError(f"no such {folder.what}: {nearest(name, folder.names)}")
         return {"kind": name, **(fields or {})}
 
-    one = {
-        "type": "object",
-        "properties": {name: folder.load(name).model_json_schema() for name in folder.names},
-        "additionalProperties": False,
-        "minProperties": 1,
-        "maxProperties": 1,
-    }
-    schema = {"anyOf": [{"enum": list(folder.names)}, one]}
-    return Annotated[folder.union(), BeforeValidator(entry), WithJsonSchema(schema)]
+    def schema() -> JsonSchemaValue:
+        one = {
+            "type": "object",
+            "properties": {name: folder.load(name).model_json_schema() for name in folder.names},
+            "additionalProperties": False,
+            "minProperties": 1,
+            "maxProperties": 1,
+        }
+        return {"anyOf": [{"enum": list(folder.names)}, one]}
+
+    return Annotated[folder.union(), BeforeValidator(entry), Schema(schema)]
 
 
 def as_written(entries: Sequence[Plugin]) -> list[Any]:

@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError
 
 from fedmerge.adaptation.tasks import Precision
@@ -21,7 +21,7 @@ from fedmerge.federated.statistics._base import STATISTICS, Statistic
 from fedmerge.federated.strategies._base import STRATEGIES
 from fedmerge.merging.methods._base import METHODS
 from fedmerge.merging.per_sample.dispatch import Way
-from fedmerge.registry import Spec, as_written, by_name, renamed
+from fedmerge.registry import Schema, Spec, as_written, by_name, renamed
 from fedmerge.stream.events import Event
 from fedmerge.stream.schedules._base import SCHEDULES
 
@@ -99,7 +99,7 @@ def _named(value: Any) -> Any:
 
 
 AnyTarget: Any = Annotated[
-    Target, BeforeValidator(_named), WithJsonSchema({"anyOf": [{"type": "string"}, Target.model_json_schema()]})
+    Target, BeforeValidator(_named), Schema(lambda: {"anyOf": [{"type": "string"}, Target.model_json_schema()]})
 ]
 
 
