@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import cache
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -179,12 +181,26 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
+@cache
+def process_context() -> BaseContext:
+    """How processes are made that share nothing with this one.
+
+    On Linux they are forked from a server that has imported what this process has by now, once for all of them, where each would
+    take seconds for torch and timm; it ends with this process. Elsewhere a fork is not safe, and each imports for itself.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([name for name in sys.modules if name == "timm" or name.startswith("fedmerge.")])
+    return context
+
+
 def owners(
     count: int, begin: Callable[..., None] | None = None, arguments: tuple[Any, ...] = (), tasks_each: int | None = None
 ) -> ProcessPoolExecutor:
     """Processes that own images for a while; each first calls `begin`. The pool's own would wait for ever for a killed parent."""
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, context, _begin, (begin, arguments), max_tasks_per_child=tasks_each)
+    begun = (dict(os.environ), begin, arguments)
+    return ProcessPoolExecutor(count, process_context(), _begin, begun, max_tasks_per_child=tasks_each)
 
 
 def spread(work: Callable[[Task], Found], tasks: Iterable[Task], processes: int) -> Iterator[Found]:
@@ -258,7 +274,9 @@ def _work() -> None:
         told.flush()
 
 
-def _begin(begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+def _begin(environment: dict[str, str], begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()  # a fork has that of the time when its server began
+    os.environ.update(environment)
     threading.Thread(target=_follow, name="lifeline", daemon=True).start()
     if begin is not None:
         begin(*arguments)

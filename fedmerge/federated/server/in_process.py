@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait as ended
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from fedmerge.federated.client.worker import answer, one_run
 from fedmerge.federated.messages import Initial, Job, OnTick, Outcome, Reply, Request, Tick
 from fedmerge.federated.server.collect import collect, probe_head
 from fedmerge.federated.server.rounds import compete
-from fedmerge.system.process import owners
+from fedmerge.system.process import owners, process_context
 
 GLANCE_S = 0.2
 """Between two looks at the progress of worker processes, seconds."""
@@ -88,6 +88,7 @@ class _Workers:
         done: dict[str, dict[int, int]] = defaultdict(dict)
         while waiting and time.monotonic() - began < deadline_s:
             ready, _ = wait(waiting, GLANCE_S, FIRST_COMPLETED)
+            self._miss_the_dead()
             self._tell(done, {request.task.site.name: request for request, _ in waiting.values()})
             for future in ready:
                 request, number = waiting.pop(future)
@@ -115,6 +116,13 @@ class _Workers:
         if waiting:
             self.end()
 
+    def _miss_the_dead(self) -> None:
+        """The executor notices the end of workers that were there when it was last called, and the youngest was not."""
+        there = list((self.executor._processes or {}).values()) if self.executor else []
+        if ended([process.sentinel for process in there], timeout=0):
+            with suppress(BrokenProcessPool):
+                self._started().submit(abs, 0)
+
     def end(self) -> None:
         """No worker outlives this call."""
         executor, self.executor = self.executor, None
@@ -125,7 +133,7 @@ class _Workers:
 
     def _started(self) -> ProcessPoolExecutor:
         if self.executor is None:
-            self.ticks = multiprocessing.get_context("spawn").SimpleQueue()
+            self.ticks = process_context().SimpleQueue()
             self.executor = owners(self.jobs, _begin, (self.ticks,))
         return self.executor
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import operator
 import os
+import subprocess
+import sys
+import time
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 
-from fedmerge.system.process import cores, free_memory, one_thread, spread, threads
+from fedmerge.system.process import cores, free_memory, one_thread, owners, spread, threads
 
 
 def away(number: int) -> int:
@@ -68,3 +72,47 @@ def test_one_thread_is_for_a_while() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_owners_have_the_environment_and_the_folder_of_the_moment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whenever the server that they are forked from began, and whatever an earlier one has changed for itself."""
+    for number in ("1", "2"):
+        monkeypatch.setenv("ASKS", number)
+        monkeypatch.chdir(tmp_path)
+        with owners(1) as owner:
+            assert owner.submit(os.getenv, "ASKS").result() == number
+            assert owner.submit(os.getcwd).result() == str(tmp_path)
+            assert owner.submit(os.getpid).result() != os.getpid()
+            owner.submit(os.putenv, "ASKS", "another").result()
+    monkeypatch.delenv("ASKS")
+    with owners(1) as owner:
+        assert owner.submit(os.getenv, "ASKS").result() is None
+
+
+def test_owners_end_with_who_started_them() -> None:
+    """However that ends; so does what they were forked from."""
+    asking = [
+        "import os, time",
+        "from fedmerge.system.process import owners",
+        "owner = owners(1)",
+        "print(owner.submit(os.getpid).result(), flush=True)",
+        "time.sleep(60)",
+    ]
+    asked = subprocess.Popen([sys.executable, "-c", "\n".join(asking)], stdout=subprocess.PIPE, text=True)
+    assert asked.stdout
+    owner = int(asked.stdout.readline())
+    server = int(Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[1]) if Path("/proc").is_dir() else asked.pid
+    asked.kill()
+    asked.wait()
+    for number in {owner, server}:
+        while running(number):
+            time.sleep(0.05)
+
+
+def running(number: int) -> bool:
+    """Whether there is such a process. One that nobody waits for in this container counts as ended."""
+    try:
+        os.kill(number, 0)
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
