@@ -87,7 +87,7 @@ def test_a_zero_shot_model_and_one_expert_in_and_out_of_domain(tmp_path: Path, w
 def test_both_towers_leave_where_both_are_tuned(tmp_path: Path, weights: str) -> None:
     model = {**MODEL, "weights": weights, "tune": "both"}
     methods = ["mean", "fisher", "regmean", "posterior", {"t3": {"generalist": "theta_0"}}, "adamerging"]
-    uploads = ["fisher", "gram", "class_counts"]
+    uploads = [{"fisher": {"samples": 8}}, "gram", "class_counts"]
     folder = written(tmp_path, weights, model=model, methods=methods, uploads=uploads, target={"site": "mercy", "classes": BASE})
     done(folder, "--out", "run", "--quiet")
     assert "head.text.text_projection" in (folder / "run" / "audit.jsonl").read_text()
@@ -103,7 +103,9 @@ def test_hospitals_with_tasks_of_their_own(tmp_path: Path, weights: str) -> None
     ]  # fmt: skip
     asked = {"site": "mercy", "classes": [name for names in TASKS.values() for name in names]}
     stream = {"kind": "iid", "batch_size": 8}
-    folder = written(tmp_path, weights, classes=TASKS, target=asked, methods=methods, stream=stream, uploads=["fisher", "soup"])
+    folder = written(
+        tmp_path, weights, classes=TASKS, target=asked, methods=methods, stream=stream, uploads=[{"fisher": {"samples": 8}}, "soup"]
+    )
     ended = done(folder, "--out", "unknown", "--pool", "pool")
     assert "mean: of the images of each task, right: north" in ended
     summary = read(folder / "unknown" / "summary.json")

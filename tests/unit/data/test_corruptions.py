@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from functools import cache
 
 import numpy as np
 import pytest
@@ -28,6 +29,11 @@ from fedmerge.stream.schedules.corruption import Corruption
 
 def pictures(n: int, side: int = 32, channels: int = 3) -> np.ndarray:
     """Smooth shapes with edges and texture, in the middle of the range."""
+    return drawn(n, side, channels).copy()
+
+
+@cache
+def drawn(n: int, side: int, channels: int) -> np.ndarray:
     rng = np.random.default_rng(7)
     coarse = rng.random((n, 8, 8, channels))
     smooth = np.stack([zoom(image, (side / 8, side / 8, 1), order=3) for image in coarse])
