@@ -10,12 +10,15 @@ import itertools
 import json
 import os
 import re
-import subprocess
+import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, par
 from fedmerge.report.pages.sweep import write_grid
 from fedmerge.report.sweep_table import MAJORITY, DomainTable, Grid, plainly
 from fedmerge.report.terminal import MINUTE_S, Pace, Terminal, shown_path
-from fedmerge.system.process import threads
+from fedmerge.system.process import begin_apart, process_context, threads
 from fedmerge.system.yaml_loader import lines_named, read_yaml
 
 OF_THE_TARGET = (
@@ -98,7 +101,7 @@ class Sweep:
     pool: Path
     jobs: int
     log: tuple[str, ...] = ()
-    running: set[subprocess.Popen[str]] = field(default_factory=set, compare=False)
+    running: set[BaseProcess] = field(default_factory=set, compare=False)
 
 
 def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targets: str) -> tuple[Cell, ...]:
@@ -215,24 +218,49 @@ def _simulate(sweep: Sweep, cell: Cell, *options: str, quiet: bool = True) -> st
     """Run one cell in a process of its own, which shows its progress here unless it is quiet; what it said if it failed."""
     where = ["--out", str(sweep.out / "cells" / cell.name), "--pool", str(sweep.pool), "--resume", *["--quiet"] * quiet]
     where += [word for tool in sweep.log for word in ("--log", tool)]
-    command = [sys.executable, "-m", "fedmerge.simulate", str(sweep.scenario), *cell.options(sweep.methods), *where, *options]
-    shown = subprocess.DEVNULL if quiet else None
-    with subprocess.Popen(command, stdout=shown, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL) as process:
-        sweep.running.add(process)
-        try:
-            said = process.communicate()[1].strip().splitlines()
-        except BaseException:
-            process.terminate()  # it keeps what is done, and cleans up
-            raise
-        finally:
-            sweep.running.discard(process)
-    if process.returncode == 0:
+    words = [str(sweep.scenario), *cell.options(sweep.methods), *where, *options]
+    context = process_context(*OF_A_REPORT)
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_alone, args=(words, dict(os.environ), there, quiet))
+    process.start()
+    there.close()
+    sweep.running.add(process)
+    try:
+        with open(here.fileno(), encoding="utf-8", errors="replace", closefd=False) as errors:
+            said = errors.read().strip().splitlines()
+        process.join()
+    except BaseException:
+        process.terminate()  # it keeps what is done, and cleans up
+        raise
+    finally:
+        sweep.running.discard(process)
+        here.close()
+    if process.exitcode == 0:
         return ""
-    return (said or [f"exit status {process.returncode}"])[-1 if process.returncode == 1 else 0]
+    return (said or [f"exit status {process.exitcode}"])[-1 if process.exitcode == 1 else 0]
+
+
+OF_A_REPORT = ("sklearn.metrics", "matplotlib.figure")
+"""What the report of every cell imports."""
+
+
+def _alone(words: list[str], environment: dict[str, str], errors: Connection, quiet: bool) -> None:
+    """In a cell's own process: `python -m fedmerge.simulate` with these words."""
+    begin_apart(environment, signal.SIGTERM)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, 0)
+    if quiet:
+        os.dup2(nothing, 1)
+    os.dup2(errors.fileno(), 2)
+    errors.close()
+    for name, number in {"stdout": 1, "stderr": 2}.items():  # anew: another kind of file than the server's
+        setattr(sys, name, open(number, "w", buffering=1, closefd=False))  # noqa: SIM115 - for as long as the process runs
+    sys.argv[1:] = words
+    runpy.run_module("fedmerge.simulate", run_name="__main__")
 
 
 @contextmanager
-def _ended_with(running: set[subprocess.Popen[str]], workers: ThreadPoolExecutor) -> Iterator[None]:
+def _ended_with(running: set[BaseProcess], workers: ThreadPoolExecutor) -> Iterator[None]:
     """Cells that have begun end when the block is interrupted, and no other begins."""
     try:
         yield

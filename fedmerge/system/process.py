@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
-from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext  # Windows has but the second
 
 Task = TypeVar("Task")
 Found = TypeVar("Found")
@@ -182,16 +184,18 @@ def end_with_parent() -> None:
 
 
 @cache
-def process_context() -> BaseContext:
+def process_context(*modules: str) -> SpawnContext | ForkServerContext:
     """How processes are made that share nothing with this one.
 
     On Linux they are forked from a server that has imported what this process has by now, once for all of them, where each would
     take seconds for torch and timm; it ends with this process. Elsewhere a fork is not safe, and each imports for itself.
+    modules: what such processes import beside, unless the server has begun.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([name for name in sys.modules if name == "timm" or name.startswith("fedmerge.")])
+    here = [name for name in sys.modules if name == "timm" or name.startswith("fedmerge.")]
+    context.set_forkserver_preload([*here, *modules])
     return context
 
 
@@ -274,16 +278,26 @@ def _work() -> None:
         told.flush()
 
 
-def _begin(environment: dict[str, str], begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    os.environ.clear()  # a fork has that of the time when its server began
+def begin_apart(environment: dict[str, str], ending: int | None = None) -> None:
+    """First of all in a process of `process_context`: a fork has the environment of the time when its server began.
+
+    When who asked for this process is gone, however that ended, it ends: at once, or by the signal `ending`.
+    """
+    os.environ.clear()
     os.environ.update(environment)
-    threading.Thread(target=_follow, name="lifeline", daemon=True).start()
+    threading.Thread(target=_follow, args=(ending,), name="lifeline", daemon=True).start()
+
+
+def _begin(environment: dict[str, str], begin: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    begin_apart(environment)
     if begin is not None:
         begin(*arguments)
 
 
-def _follow() -> None:
+def _follow(ending: int | None) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-        os._exit(1)
+        if ending is None:
+            os._exit(1)
+        os.kill(os.getpid(), ending)
