@@ -6,7 +6,6 @@ import html
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from fedmerge.experiment.experiment import load_experiment
 from fedmerge.experiment.overrides import Overrides
 from fedmerge.federated.model import ModelSpec, build
 from tests.conftest import TINY
-from tests.front_door import SCENARIO, done, fedmerge, world
+from tests.front_door import SCENARIO, command, done, fedmerge, simulate, world
 
 Edit = Callable[[Path, dict[str, Any]], None]
 
@@ -233,11 +232,6 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         assert word in found
 
 
-def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fedmerge.simulate", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=dict(os.environ))
-
-
 def refused(ended: subprocess.CompletedProcess[str]) -> str:
     assert ended.returncode == 2, ended.stderr
     assert "Traceback" not in ended.stderr
@@ -248,12 +242,12 @@ def test_the_front_door_says_it_once_and_writes_nothing(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     file.write_text(yaml.safe_dump({**SCENARIO, "trainign": {}}))
     before = sorted(path for path in tmp_path.rglob("*"))
-    said = refused(run(tmp_path / "here", "scenarios/tiny.yaml"))
+    said = refused(command(tmp_path / "here"))  # a process of its own
     assert said.startswith("fedmerge: the scenario cannot run: 1 problem\n")
     assert said.count("trainign") == 1
     assert sorted(path for path in tmp_path.rglob("*")) == before
-    assert "did you mean 'tiny.yaml'?" in refused(run(tmp_path / "here", "scenarios/tinny.yaml"))
-    assert "No such option" in refused(run(tmp_path / "here", "scenarios/tiny.yaml", "--sed", "3"))
+    assert "did you mean 'tiny.yaml'?" in refused(simulate(tmp_path / "here", "scenarios/tinny.yaml"))
+    assert "No such option" in refused(simulate(tmp_path / "here", "scenarios/tiny.yaml", "--sed", "3"))
 
 
 def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
@@ -262,7 +256,7 @@ def test_a_checkpoint_of_another_architecture(tmp_path: Path) -> None:
     save_file(build(deeper, 11).state_dict(), tmp_path / "here" / "w.safetensors")
     scenario = {**SCENARIO, "initialization": {"kind": "checkpoint", "path": str(tmp_path / "here" / "w.safetensors")}}
     file.write_text(yaml.safe_dump(scenario))
-    said = refused(run(tmp_path / "here", "scenarios/tiny.yaml"))
+    said = refused(simulate(tmp_path / "here", "scenarios/tiny.yaml"))
     assert "w.safetensors does not fit the model" in said
     assert "unexpected: blocks.1" in said
     assert not (tmp_path / "here" / "runs" / "tiny-3" / "summary.json").exists()
@@ -273,7 +267,7 @@ def test_a_generalist_that_does_not_fit(tmp_path: Path) -> None:
     save_file({"head.weight": build(ModelSpec.model_validate(TINY), 3).state_dict()["head.weight"]}, tmp_path / "g.safetensors")
     given = {"generalist": str(tmp_path / "g.safetensors"), "methods": [{"t3": {"generalist": "generalist"}}]}
     file.write_text(yaml.safe_dump({**SCENARIO, **given}))
-    said = refused(run(tmp_path / "here", "scenarios/tiny.yaml"))
+    said = refused(simulate(tmp_path / "here", "scenarios/tiny.yaml"))
     assert "generalist: g.safetensors does not fit the model" in said
     assert not list((tmp_path / "here").rglob("expert.safetensors"))
 
@@ -294,7 +288,7 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
     world(tmp_path / "here")
     (tmp_path / "here" / "thesis").mkdir()
     (tmp_path / "here" / "thesis" / "chapter-1.tex").write_text("x")
-    assert "found files that are no run" in refused(run(tmp_path / "here", "scenarios/tiny.yaml", "--out", "thesis"))
+    assert "found files that are no run" in refused(simulate(tmp_path / "here", "scenarios/tiny.yaml", "--out", "thesis"))
     assert [path.name for path in (tmp_path / "here" / "thesis").iterdir()] == ["chapter-1.tex"]
 
 

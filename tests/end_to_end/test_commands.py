@@ -65,7 +65,7 @@ def test_a_run_is_diagnosed_from_its_own_experts(first: tuple[Path, str]) -> Non
     page = (folder / "runs" / "tiny-3" / "diagnose.html").read_text()
     for heading in ("trust", "coefficients", "drift", "barriers"):
         assert f'id="{heading}"' in page
-    elsewhere = subprocess.run([*command, "--pool", "nowhere"], cwd=folder, capture_output=True, text=True, timeout=120)
+    elsewhere = fedmerge(folder, "diagnose", "runs/tiny-3", "--pool", "nowhere")
     assert elsewhere.returncode == 2
     assert "name the run's own pool with --pool" in elsewhere.stderr
 
@@ -103,8 +103,7 @@ def test_every_method_of_the_folder_runs_and_is_labeled(first: tuple[Path, str])
 
 def test_a_full_disk_is_one_message(first: tuple[Path, str]) -> None:
     folder, _ = first
-    command = [sys.executable, "-m", "fedmerge", "mirage", "pool", "--out", "/dev/full"]
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    ended = fedmerge(folder, "mirage", "pool", "--out", "/dev/full")
     assert ended.returncode == 2
     assert "the disk is full" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,28 +14,31 @@ from tests.front_door import world
 pytestmark = pytest.mark.slow
 
 CODE = """
-import sys
+import contextlib, io, json, sys
 sys.modules.update(dict.fromkeys(["flwr", "ray"]))
 from fedmerge.simulate import command_alone
-command_alone()
+told = []
+for options in json.loads(sys.argv[1]):
+    sys.argv[1:] = ["scenarios/tiny.yaml", "--quiet", *options]
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            command_alone()
+        except SystemExit as ended:
+            told.append([ended.code, said.getvalue()])
+print(json.dumps(told))
 """
-
-
-def local(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CODE, "scenarios/tiny.yaml", "--backend", "local", "--jobs", "1", "--quiet", *options]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
 
 
 def test_a_local_run_needs_neither_flower_nor_ray(tmp_path: Path) -> None:
     world(tmp_path)
-    ended = local(tmp_path)
-    assert ended.returncode == 0, ended.stderr
+    alone = ["--backend", "local", "--jobs", "1"]
+    rounds = [*alone, "--set", "federated=[fedavg]", "--out", "runs/rounds"]  # Flower's strategy
+    asked = json.dumps([alone, rounds, ["--backend", "simulation", "--out", "runs/simulation"]])
+    done = subprocess.run([sys.executable, "-c", CODE, asked], cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    local, *others = json.loads(done.stdout)
+    assert local == [0, ""]
     assert (tmp_path / "runs" / "tiny-3" / "report.html").exists()
-
-    ended = local(tmp_path, "--set", "federated=[fedavg]", "--out", "runs/rounds")  # Flower's strategy
-    assert ended.returncode == 2
-    assert ended.stderr.endswith("pip install 'fedmerge[simulation]'\n")
-
-    ended = local(tmp_path, "--backend", "simulation", "--out", "runs/simulation")
-    assert ended.returncode == 2
-    assert ended.stderr.endswith("pip install 'fedmerge[simulation]'\n")
+    for code, said in others:
+        assert code == 2
+        assert said.endswith("pip install 'fedmerge[simulation]'\n")

@@ -14,6 +14,7 @@ from fedmerge.errors import FolderError, ScenarioError
 from fedmerge.federated.security.signing import VARIABLE, private_key, sign, signed_by
 from fedmerge.federated.site import Site
 from fedmerge.system.yaml_loader import check, read_yaml
+from tests.front_door import fedmerge
 
 TEXT = """\
 # A ward.
@@ -139,7 +140,7 @@ def test_by_the_command_line(ward: Path, tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     assert str(read(ward).public_key) in made.stdout
     assert "PRIVATE" not in made.stdout
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    again = fedmerge(tmp_path, "keys", "sites/ward.yaml")
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
     assert "--renew" in again.stderr

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fedmerge.cli.methods import describe, row
 from fedmerge.errors import ScenarioError
 from fedmerge.merging.methods._base import METHODS
+from tests.front_door import fedmerge
 
 
 def test_costs_are_those_of_the_papers() -> None:
@@ -28,14 +29,10 @@ def test_every_method_has_its_row_and_its_page(name: str) -> None:
     assert "Annotated" not in page
 
 
-def test_the_verb_prints_them_and_helps_with_a_typo() -> None:
-    def said(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fedmerge", "methods", *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=dict(os.environ))
-
-    whole = said()
+def test_the_verb_prints_them_and_helps_with_a_typo(tmp_path: Path) -> None:
+    whole = subprocess.run([sys.executable, "-m", "fedmerge", "methods"], capture_output=True, text=True, timeout=120)
     assert whole.returncode == 0, whole.stderr
     assert all(name in whole.stdout for name in METHODS.names)
-    assert "did you mean 'dawin'?" in said("dawn").stderr
+    assert "did you mean 'dawin'?" in fedmerge(tmp_path, "methods", "dawn").stderr
     with pytest.raises(ScenarioError):
         describe("dawn")
