@@ -44,5 +44,5 @@ def test_simulation_gives_the_bits_of_local(first: tuple[Path, str], tmp_path: P
 
 def test_worker_processes_give_the_bits_of_one(first: tuple[Path, str], tmp_path: Path) -> None:
     world(tmp_path / "there")
-    done(tmp_path / "there", "--jobs", "2", by=command)
+    done(tmp_path / "there", "--jobs", "2")
     same(first[0], tmp_path / "there")
