@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from fedmerge.data.survey import ListedImage, Look, Survey, look, survey
+from fedmerge.data.image_sample import Look, look
+from fedmerge.data.survey import ListedImage, Survey, survey
 from fedmerge.errors import DataError, FolderError, folded, nearest, quoted
 from fedmerge.experiment.experiment import load_experiment
 
@@ -53,7 +54,7 @@ def first_scenario(folder: Path, images: Path, target: str | None) -> tuple[Path
     Raises UserError, and leaves nothing behind then.
     """
     found = survey(images)
-    seen, name = look(found), _slug(images.resolve().stem, "images", r"^[a-z0-9]")
+    seen, name = look([found.root / row.path for row in found.rows]), _slug(images.resolve().stem, "images", r"^[a-z0-9]")
     plan = _planned(found, target)
     said = [seen.words, *found.said, *plan.said]
     texts = _texts(folder.resolve(), name, found, seen, plan, said)

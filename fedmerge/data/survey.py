@@ -1,4 +1,4 @@
-"""What lies in a folder or table of images, as far as names and a few images tell: hospitals, parts, classes and patients.
+"""What lies in a folder or table of images, as far as names tell: hospitals, parts, classes and patients.
 
 Nothing here is sure: what is assumed is said in words, for somebody who knows the images.
 """
@@ -13,9 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from fedmerge.data.datasets._formats import DAMAGE, DICOM_ENDS, NIFTI_ENDS, Deep, Opened, Reading, Refused, pictures
 from fedmerge.data.datasets._image_files import ENDS, PARTS, passed_over
 from fedmerge.data.datasets.table import MOST_CLASSES
 from fedmerge.data.spreadsheet import BadTableError, Spreadsheet, read_spreadsheet
@@ -50,9 +47,6 @@ COLUMNS = {
 LOOSE = 0.05
 """Share of images that may lie higher up than the others, and are left out."""
 
-SAMPLE = 48
-"""Images that are opened."""
-
 
 class ListedImage(NamedTuple):
     """One image. path: relative to the root, with forward slashes; what is not known is empty."""
@@ -62,16 +56,6 @@ class ListedImage(NamedTuple):
     site: str = ""
     split: str = ""
     patient: str = ""
-
-
-@dataclass(frozen=True)
-class Look:
-    """What a sample of images is like. side: the median of their shorter sides, pixels. keys: what a source has to say of them."""
-
-    side: int
-    channels: int
-    words: str
-    keys: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -391,74 +375,3 @@ def _place(file: Path, paths: Sequence[str]) -> tuple[Path, str, list[bool]]:
 
 def _is_file(root: Path, path: str) -> bool:
     return os.path.isfile(os.path.join(root, path))  # noqa: PTH113, PTH118 - half the time of a Path, for 100,000 rows
-
-
-def look(found: Survey) -> Look:
-    """Size, channels and depth of a sample of the images. Raises DataError if none of it can be read, and MissingExtra."""
-    step = max(1, len(found.rows) // SAMPLE)
-    paths = [found.root / row.path for row in found.rows[::step]]
-    keys: dict[str, Any] = {}
-    opened, why = list[Opened](), ""
-    for path in paths:
-        try:
-            opened += pictures(path)
-        except Refused as error:
-            if error.key != "frame":
-                raise DataError(f"--images: {quoted(path)}: found {error}; expected images that can be read as they are") from None
-            keys["frame"] = 1
-            opened += pictures(path, Reading(frame=1))
-        except DAMAGE as error:
-            why = f"{quoted(path)} ({error})"
-    if not opened:
-        raise DataError(f"--images: found no image that can be read among {len(paths)}, e.g. {why}; expected PNG, JPEG, DICOM ...")
-    sides = [_size(one) for one in opened]
-    side = int(np.median([min(size) for size in sides]))
-    height, width = (int(np.median([size[axis] for size in sides])) for axis in (0, 1))
-    channels = 3 if any(_is_colored(one) for one in opened) else 1
-    deep = [one.picture for one in opened if isinstance(one.picture, Deep)]
-    kinds = sorted({_kind(path) for path in paths})
-    words = (
-        f"{', '.join(kinds)} of {height} x {width} pixels (median of {len(opened)} images), {'color' if channels == 3 else 'gray'}"
-    )
-    words += ", more than 8 bits" if deep else ""
-    if deep and (bounds := _bounds(deep)):
-        keys["gray_range"] = bounds
-        words += f", shown from {bounds[0]:g} (black) to {bounds[1]:g} (white)"
-    return Look(side, channels, words, keys)
-
-
-def _kind(path: Path) -> str:
-    name = path.name.casefold()
-    if name.endswith(NIFTI_ENDS):
-        return "NIfTI"
-    return "DICOM" if name.endswith(DICOM_ENDS) or not name.endswith(ENDS) else path.suffix[1:].upper()
-
-
-def _size(one: Opened) -> tuple[int, int]:
-    if isinstance(one.picture, Deep):
-        return one.picture.values.shape[:2]
-    return one.picture.height, one.picture.width
-
-
-def _is_colored(one: Opened) -> bool:
-    """Whether an image is in color, and not gray values three times."""
-    values = one.picture.values if isinstance(one.picture, Deep) else np.asarray(one.picture.convert("RGB"))
-    return values.ndim == 3 and bool((values[..., :1] != values[..., 1:3]).any())
-
-
-def _bounds(deep: Sequence[Deep]) -> list[float]:
-    """Black and white of deep images, where the source finds none by itself: their one window, else 1 to 99 in 100 values."""
-    windows = {one.window for one in deep}
-    if len(windows) == 1 and (own := windows.pop()):
-        return list(own)
-    values = np.concatenate([_some(one) for one in deep])
-    plain = all(one.window is None for one in deep) and values.min() >= 0
-    if plain and values.max() <= 65535:
-        return []
-    low, high = (float(f"{value:.3g}") for value in np.percentile(values, [1, 99]))
-    return [low, high] if low < high else [float(values.min()), float(values.max()) + 1]
-
-
-def _some(one: Deep) -> np.ndarray[Any, Any]:
-    values = one.values.reshape(-1)[:: max(1, one.values.size // 4096)].astype(np.float64)
-    return values[np.isfinite(values)]
