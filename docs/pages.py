@@ -86,8 +86,14 @@ def methods() -> str:
 
 
 def _block(text: str) -> list[str]:
-    """A docstring as a paragraph where it is words, and as it stands where it has formulas."""
-    return ["```text", text, "```"] if re.search(r"(?m)^    |[=_^]", text) else [text]
+    """A docstring, paragraph by paragraph: words run on, and formulas stand as they are, with what is said of them near by."""
+    lines = []
+    for part in text.split("\n\n"):
+        if re.search(r"(?m)^    |\S  +\S", part):
+            lines += ["", "```text", *(re.sub(r"(?<=\S) {9,}(?=\S)", "   ", line) for line in part.splitlines()), "```"]
+        else:
+            lines += ["", " ".join(part.split()).replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*")]
+    return lines[1:]
 
 
 def keys() -> str:

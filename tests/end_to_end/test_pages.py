@@ -137,6 +137,25 @@ def test_a_page_can_be_read_by_everybody(browser: Any, pages: dict[str, str], na
         assert opened.said == []
 
 
+@pytest.mark.long
+def test_the_documentation_can_be_read_by_everybody(browser: Any, tmp_path: Path) -> None:
+    """Every page, wide on light paper and on a phone in the dark: no finding of axe, and no wider than its paper."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: pip install --group browser")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=Path(__file__).resolve().parents[2], check=True, capture_output=True)
+    found = {}
+    for width, paper in ((DESK, "light"), (PHONE, "dark")):
+        with Opened(browser, (tmp_path / "index.html").as_uri(), width, paper) as opened:
+            for page in sorted(tmp_path.rglob("*.html")):
+                opened.page.goto(page.as_uri())
+                violations = axe.Axe().run(opened.page).response["violations"]
+                findings = [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in violations]
+                wide = opened.page.evaluate("document.documentElement.scrollWidth") > width
+                if findings or wide:
+                    found[f"{page.relative_to(tmp_path)}, {width} px, {paper}"] = [*findings, *["too wide"] * wide]
+    assert found == {}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_the_keyboard_reaches_all_that_scrolls(browser: Any, pages: dict[str, str], name: str) -> None:
     with Opened(browser, pages[name], PHONE, "light") as opened:
