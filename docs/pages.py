@@ -24,7 +24,7 @@ from fedmerge.experiment.scenario import json_schema
 from fedmerge.federated.attacks._base import ATTACKS
 from fedmerge.federated.defenses._base import DEFENSES
 from fedmerge.merging.methods._base import METHODS
-from fedmerge.registry import Folder
+from fedmerge.registry import EXAMPLES, Folder
 
 sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads a hook by its path
 from method_figures import figure
@@ -78,26 +78,22 @@ def methods() -> str:
     for name in METHODS.names:
         kind = METHODS.load(name)
         first = inspect.getdoc(inspect.getmodule(kind)) or ""
-        lines += [
-            "",
-            f"## {name} {{#{name}}}",
-            "",
-            *_block(first),
-            "",
-            *_block(inspect.getdoc(kind) or ""),
-            "",
-            f"*{kind.paper}*",
-            "",
-            figure(name),
-            "",
-        ]
+        words, _, example = (inspect.getdoc(kind) or "").partition(EXAMPLES)
+        lines += ["", f"## {name} {{#{name}}}", "", *_block(first), "", *_block(words), "", f"*{kind.paper}*", "", figure(name), ""]
+        lines += ["```pycon", example, "```", ""] if example else []
         lines += _fields(kind.model_json_schema(), without=("kind",))
     return "\n".join(lines)
 
 
 def _block(text: str) -> list[str]:
-    """A docstring as a paragraph where it is words, and as it stands where it has formulas."""
-    return ["```text", text, "```"] if re.search(r"(?m)^    |[=_^]", text) else [text]
+    """A docstring, paragraph by paragraph: words run on, and formulas stand as they are, with what is said of them near by."""
+    lines = []
+    for part in text.split("\n\n"):
+        if re.search(r"(?m)^    |\S  +\S", part):
+            lines += ["", "```text", *(re.sub(r"(?<=\S) {9,}(?=\S)", "   ", line) for line in part.splitlines()), "```"]
+        else:
+            lines += ["", " ".join(part.split()).replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*")]
+    return lines[1:]
 
 
 def keys() -> str:

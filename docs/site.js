@@ -2,6 +2,12 @@
 "use strict";
 function mend() {
   document.querySelectorAll(".md-typeset__scrollwrap, .md-typeset p:has(> img)").forEach((box) => { box.tabIndex = 0; });
+  const times = new Map();
+  document.querySelectorAll(".md-nav .md-nav[aria-label]").forEach((list) => { // a module and its function may have one name
+    const name = (list.dataset.name ??= list.getAttribute("aria-label"));
+    times.set(name, (times.get(name) ?? 0) + 1);
+    if (times.get(name) > 1) list.setAttribute("aria-label", `${name} ${times.get(name)}`);
+  });
   document.querySelectorAll(".md-code__nav").forEach((bar, number) => { bar.setAttribute("aria-label", `Code ${number + 1}`); });
 }
 document.addEventListener("DOMContentLoaded", () => {

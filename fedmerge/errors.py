@@ -165,6 +165,9 @@ class TargetError(FedmergeError):
 def folded(name: str) -> str:
     """A name without what people do not see, or take for the same: case, blanks, and the form in which Unicode is written.
 
+    Examples
+    --------
+    >>> from fedmerge.errors import folded
     >>> folded("Mel ") == folded("mel")
     True
     """
@@ -197,6 +200,9 @@ def _unspaced(name: str) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` for the closest of `known`, or the list of what is known.
 
+    Examples
+    --------
+    >>> from fedmerge.errors import nearest
     >>> nearest("ties_", ["mean", "ties"])
     "did you mean 'ties'?"
     """

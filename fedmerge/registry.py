@@ -34,6 +34,9 @@ from fedmerge.errors import Problem, ScenarioError, nearest
 FORMER = {"initialisation": "initialization", "optimiser": "optimizer", "defences": "defenses"}
 """Older spellings of YAML keys, and the keys that they are now."""
 
+EXAMPLES = "\n\nExamples\n--------\n"
+"""What stands between the words of a docstring and its examples."""
+
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]{0,63}$")]
 """A row's name that somebody has chosen: without ':', which parts the names of rows that a method makes for each site."""
 
@@ -51,6 +54,13 @@ class Spec(BaseModel):
         except ValidationError as error:
             details = [_with_hint(detail, cls) for detail in error.errors()]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core))
+        if "description" in schema:  # an editor shows it: a key needs no example in Python
+            schema["description"] = schema["description"].partition(EXAMPLES)[0]
+        return schema
 
 
 def renamed(value: Any) -> Any:
@@ -79,7 +89,7 @@ class Plugin(Spec):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        schema = handler.resolve_ref_schema(handler(core))
+        schema = super().__get_pydantic_json_schema__(core, handler)
         schema.setdefault("properties", {})["kind"] = {"const": cls.kind()}
         return schema
 

@@ -162,12 +162,13 @@ def diagnose(
 @app.command("watch")
 @guarded
 def watch_run(
-    run: Annotated[Path, typer.Argument(help="folder of a run that is going on, or has ended")],
+    run: Annotated[Path, typer.Argument(help="folder of a run or a sweep that is going on, or has ended")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="of the page, on this machine alone; 0: any that is free")] = 8787,
 ) -> None:
     """Show a page that follows RUN while it goes on: progress of hospitals, accuracy so far, and coefficients. Ctrl-C ends it.
 
-    It reads the run's folder, and can be reached from this machine alone.
+    Of a sweep it shows the progress of all runs, and a page of each. It reads the folder, and can be
+    reached from this machine alone.
     """
     from fedmerge.cli.watch import serving
     from fedmerge.system.process import Terminated

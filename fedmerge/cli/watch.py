@@ -1,4 +1,4 @@
-"""`fedmerge watch`: the page of a running run, on this machine alone."""
+"""`fedmerge watch`: the page of a running run, or of a sweep and each of its runs, on this machine alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 from fedmerge.errors import FolderError, UserError
 from fedmerge.report.pages.watch import Watched, script
+from fedmerge.report.pages.watch_sweep import CELLS, WatchedSweep, is_sweep
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
@@ -23,13 +25,16 @@ ITSELF = f"{REPORT}; script-src 'self'; connect-src 'self'"
 Answered = tuple[HTTPStatus, str, bytes, str]
 """Status, type, content, and what a browser lets it do."""
 
+TEXT = "text/plain; charset=utf-8"
+NOTHING: Answered = HTTPStatus.NOT_FOUND, TEXT, b"nothing is here; the page is at /\n", REPORT
+
 
 class Server(ThreadingHTTPServer):
-    """Answers about one run. Raises UserError if the port cannot be used. port: 0 for any that is free."""
+    """Answers about a run, or a sweep and its runs. Raises UserError if the port cannot be used. port: 0 for any that is free."""
 
     daemon_threads = True
 
-    def __init__(self, watched: Watched, port: int) -> None:
+    def __init__(self, watched: Watched | WatchedSweep, port: int) -> None:
         self.watched = watched
         self.one_at_a_time = threading.Lock()
         try:
@@ -46,23 +51,30 @@ class Server(ThreadingHTTPServer):
         return f"http://{HOST}:{self.server_port}/"
 
     def answer(self, path: str) -> Answered:
-        """What is at a path: the page, its script, and the report as soon as it is written."""
-        report = self.watched.run / "report.html"
-        if path == "/":
-            return self._page()
-        if path == "/watch.js":
-            return HTTPStatus.OK, "text/javascript; charset=utf-8", script(), ITSELF
-        if path == "/report.html" and report.is_file():
-            return HTTPStatus.OK, HTML, report.read_bytes(), REPORT
-        return HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"nothing is here; the page is at /\n", REPORT
-
-    def _page(self) -> Answered:
+        """What is at a path: the page, its script, and the report as soon as it is written; of a sweep, also those of its runs."""
         try:
             with self.one_at_a_time:
-                self.watched.look()
-                return HTTPStatus.OK, HTML, self.watched.page().encode(), ITSELF
+                return self._answer(path)
         except FolderError as error:  # the folder was removed, or is being written by something else
-            return HTTPStatus.SERVICE_UNAVAILABLE, "text/plain; charset=utf-8", f"{error}\n".encode(), REPORT
+            return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{error}\n".encode(), REPORT
+
+    def _answer(self, path: str) -> Answered:
+        watched, sweep = self.watched, ""
+        if isinstance(watched, WatchedSweep) and path.startswith(f"/{CELLS}/"):
+            name, _, rest = path.removeprefix(f"/{CELLS}/").partition("/")
+            watched.look()
+            if (run := watched.of(unquote(name))) is None:
+                return NOTHING
+            watched, path, sweep = run, f"/{rest}", "../../"
+        if path == "/":
+            watched.look()
+            page = watched.page(sweep) if isinstance(watched, Watched) else watched.page()
+            return HTTPStatus.OK, HTML, page.encode(), ITSELF
+        if path == "/watch.js":
+            return HTTPStatus.OK, "text/javascript; charset=utf-8", script(), ITSELF
+        if path == f"/{watched.result.name}" and watched.result.is_file():
+            return HTTPStatus.OK, HTML, watched.result.read_bytes(), REPORT
+        return NOTHING
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -84,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, whole: bool) -> None:
         # A page of another site may have its own name lead to this machine; it then asks under that name.
         if self.headers.get("Host", "").partition(":")[0] not in NAMES:
-            asked: Answered = HTTPStatus.FORBIDDEN, "text/plain; charset=utf-8", b"ask for 127.0.0.1 or localhost\n", REPORT
+            asked: Answered = HTTPStatus.FORBIDDEN, TEXT, b"ask for 127.0.0.1 or localhost\n", REPORT
         else:
             asked = self.server.answer(self.path.partition("?")[0])
         status, kind, content, policy = asked
@@ -109,8 +121,8 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(run: Path, port: int) -> Iterator[Server]:
-    """A server of the run's page, which answers in a thread of its own. Raises FolderError or UserError."""
-    with Server(Watched(run), port) as server:
+    """A server of the page of a run or a sweep, which answers in a thread of its own. Raises FolderError or UserError."""
+    with Server(WatchedSweep(run) if is_sweep(run) else Watched(run), port) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
         thread.start()
         try:

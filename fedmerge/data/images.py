@@ -43,6 +43,15 @@ class Images:
         Names, in domain order.
     flips : bool
         Whether a horizontal flip preserves the label.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.data.images import Images
+    >>> pixels, labels, zeros = np.zeros((4, 8, 8, 1), np.uint8), np.array([0, 1, 1, 0]), np.zeros(4, np.int64)
+    >>> images = Images(pixels, labels, zeros, np.arange(4), ("benign", "malignant"), ("leitz",), flips=True)
+    >>> images.of_classes(["malignant"]).pixels.shape
+    (2, 8, 8, 1)
     """
 
     pixels: NDArray[Any]

@@ -122,7 +122,8 @@ class RunResult:
 
     Examples
     --------
-    >>> from fedmerge.experiment.run import RunResult
+    >>> from pathlib import Path
+    >>> from fedmerge import RunResult
     >>> rows = {"mean": {"accuracy": 0.8}, "eam": {"accuracy": 0.9}}
     >>> [row["method"] for row in RunResult(Path("runs/organs-1"), {"methods": rows}).table]
     ['eam', 'mean']

@@ -13,6 +13,7 @@ import re
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -22,13 +23,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from fedmerge.errors import Problem, ScenarioError, SiteError
+from fedmerge.errors import FolderError, Problem, ScenarioError, SiteError
 from fedmerge.experiment.experiment import Experiment, Overrides, load_experiment
 from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, parse, target_named
 from fedmerge.report.pages.sweep import write_grid
 from fedmerge.report.sweep_table import MAJORITY, DomainTable, Grid, plainly
 from fedmerge.report.terminal import MINUTE_S, Pace, Terminal, shown_path
-from fedmerge.system.process import begin_apart, process_context, threads
+from fedmerge.system.files import see_that_writable
+from fedmerge.system.process import begin_apart, free_lock, process_context, threads
 from fedmerge.system.yaml_loader import lines_named, read_yaml
 
 OF_THE_TARGET = (
@@ -144,38 +146,80 @@ def _targets(
 def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
     """Experts first, one set after the other with all cores; then the streams side by side; then the tables.
 
-    Raises ScenarioError before anything starts if any cell cannot run, and SiteError if cells failed: the others' runs are kept.
+    Raises ScenarioError before anything starts if any cell cannot run, FolderError if the folder is another's, and SiteError if
+    cells failed: the others' runs are kept.
     """
-    terminal = Terminal(quiet)
     plans = {cell.name: load_experiment(sweep.scenario, cell.overrides(sweep.methods)) for cell in sweep.cells}
-    left = [cell for cell in sweep.cells if not _done(sweep.out / "cells" / cell.name, plans[cell.name])]
-    terminal.say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} of them done before; {sweep.jobs} at a time")
-    for remark in dict.fromkeys(remark for cell in left for remark in plans[cell.name].remarks()):
-        terminal.say(remark)
-    failed: dict[str, str] = {}
-    sets = {_experts_key(plans[cell.name]): cell for cell in reversed(left)}
-    for number, cell in enumerate(sets.values()):
-        terminal.say(f"experts {number + 1} of {len(sets)}: {cell.name}")
-        if said := _simulate(sweep, cell, "--experts-only", quiet=quiet):
-            failed[cell.name] = said
-            terminal.say(f"  failed: {said}")
-    needed = any(plans[cell.name].scenario.backend != "local" for cell in left)
-    with _cluster() if needed else nullcontext(), ThreadPoolExecutor(sweep.jobs) as workers, _ended_with(sweep.running, workers):
-        going = [cell for cell in left if not failed]
-        each = str(max(1, threads() // sweep.jobs))
-        results = [workers.submit(_simulate, sweep, cell, "--threads", each) for cell in going]
-        for number, (cell, said) in enumerate(zip(going, in_their_order(results, terminal.say), strict=True)):
-            terminal.say(f"cell {number + 1} of {len(going)}: {cell.name}{f' failed: {said}' if said else ''}")
-            if said:
-                failed[cell.name] = said
-    if failed:
-        raise SiteError("\n".join(f"cell {name}: {said}" for name, said in failed.items()) + "\nall other cells are kept")
-    grid = Grid.of([_row(cell, sweep.out / "cells" / cell.name) for cell in sweep.cells])
-    write_grid(sweep.out, grid, sweep.scenario.stem)
+    with _claimed(sweep, quiet) as terminal:
+        left = [cell for cell in sweep.cells if not _done(sweep.out / "cells" / cell.name, plans[cell.name])]
+        terminal.status.put(cells=[cell.name for cell in sweep.cells], left=[cell.name for cell in left])
+        terminal.say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} of them done before; {sweep.jobs} at a time")
+        for remark in dict.fromkeys(remark for cell in left for remark in plans[cell.name].remarks()):
+            terminal.say(remark)
+        failed = _experts(sweep, {_experts_key(plans[cell.name]): cell for cell in reversed(left)}, terminal, quiet)
+        needed = any(plans[cell.name].scenario.backend != "local" for cell in left)
+        if not failed:
+            failed = _streams(sweep, left, needed, terminal)
+        if failed:
+            raise SiteError("\n".join(f"cell {name}: {said}" for name, said in failed.items()) + "\nall other cells are kept")
+        grid = Grid.of([_row(cell, sweep.out / "cells" / cell.name) for cell in sweep.cells])
+        write_grid(sweep.out, grid, sweep.scenario.stem)
     if table := DomainTable.of(grid):
         terminal.table("accuracy on the domain left out of training, %", *table.cells())
     terminal.say(f"table and plots: {shown_path(sweep.out / 'sweep.html')}")
     return grid
+
+
+@contextmanager
+def _claimed(sweep: Sweep, quiet: bool) -> Iterator[Terminal]:
+    """The folder for this sweep alone, and `status.json` in it, for `fedmerge watch`. Raises FolderError."""
+    if (sweep.out / "manifest.json").exists():
+        raise FolderError(f"--out: found '{sweep.out}', the folder of a run; expected one for the sweep. Choose another")
+    see_that_writable(sweep.out, "--out")
+    lock = free_lock(sweep.out / ".lock")
+    if lock is None:
+        raise FolderError(
+            f"--out: found '{sweep.out}', where another sweep runs; expected a folder for this one alone. Wait, or choose another"
+        )
+    terminal = Terminal(quiet, status=sweep.out / "status.json")
+    terminal.status.put(state="running", sweep=sweep.scenario.stem, began=time.time())
+    try:
+        yield terminal
+        terminal.status.put(state="done")
+    except BaseException as error:
+        terminal.status.put(state="failed", reason=str(error) or type(error).__name__)
+        raise
+    finally:
+        lock.release()
+
+
+def _experts(sweep: Sweep, sets: dict[str, Cell], terminal: Terminal, quiet: bool) -> dict[str, str]:
+    """Train every set of experts; what those cells said that failed."""
+    failed: dict[str, str] = {}
+    for number, cell in enumerate(sets.values()):
+        words = f"experts {number + 1} of {len(sets)}: {cell.name}"
+        terminal.status.put(phase=words)
+        terminal.say(words)
+        if said := _simulate(sweep, cell, "--experts-only", quiet=quiet):
+            failed[cell.name] = said
+            terminal.status.put(failed=failed)
+            terminal.say(f"  failed: {said}")
+    return failed
+
+
+def _streams(sweep: Sweep, left: list[Cell], needs_ray: bool, terminal: Terminal) -> dict[str, str]:
+    """Run all cells that are left, as many at a time as the sweep says; what those said that failed."""
+    failed: dict[str, str] = {}
+    with _cluster() if needs_ray else nullcontext(), ThreadPoolExecutor(sweep.jobs) as workers, _ended_with(sweep.running, workers):
+        terminal.status.put(phase=f"streams, {sweep.jobs} at a time", since=time.time())
+        each = str(max(1, threads() // sweep.jobs))
+        results = [workers.submit(_simulate, sweep, cell, "--threads", each) for cell in left]
+        for number, (cell, said) in enumerate(zip(left, in_their_order(results, terminal.say), strict=True)):
+            terminal.say(f"cell {number + 1} of {len(left)}: {cell.name}{f' failed: {said}' if said else ''}")
+            if said:
+                failed[cell.name] = said
+                terminal.status.put(failed=failed)
+    return failed
 
 
 def in_their_order(results: Sequence[Future[str]], say: Callable[[str], None], every: float = MINUTE_S) -> Iterator[str]:

@@ -25,6 +25,15 @@ class Coefficients:
         What the method saw on the way (entropies in nats, chosen expert), for the run folder.
     of : Literal['weights', 'predictions'], default 'weights'
         What they weigh; with "predictions", the experts' probabilities are mixed by `encoder`, and no model is merged.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.coefficients import Coefficients
+    >>> even = torch.tensor([0.5, 0.5])
+    >>> found = Coefficients(encoder=even, head=torch.tensor([0.9, 0.1]), notes={"entropy": [0.1, 0.4]})
+    >>> found.of, found.head.tolist() == found.encoder.tolist()
+    ('weights', False)
     """
 
     encoder: Tensor
@@ -58,8 +67,9 @@ def capped(alpha: Tensor, most: float) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> [round(share, 2) for share in capped(torch.tensor([0.8, 0.15, 0.05]), most=0.6).tolist()]
-    [0.6, 0.3, 0.1]
+    >>> from fedmerge.merging.coefficients import capped
+    >>> capped(torch.tensor([0.8, 0.15, 0.05]), most=0.6)
+    tensor([0.6000, 0.3000, 0.1000])
     """
     K, total = alpha.shape[-1], alpha.sum(-1, keepdim=True)
     bound = max(most, 1 / K) * total
@@ -97,6 +107,14 @@ def cap(found: Coefficients, experts: int, most: float | None) -> Coefficients:
     -------
     Coefficients
         New coefficients, or the same object.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.coefficients import Coefficients, cap
+    >>> alpha = torch.tensor([0.8, 0.15, 0.05])
+    >>> cap(Coefficients(alpha, alpha), experts=3, most=0.6).head
+    tensor([0.6000, 0.3000, 0.1000])
     """
     if most is None:
         return found

@@ -32,6 +32,18 @@ class Bill:
         Other models by name, seen once.
     own : int, default 0
         Forwards of a batch that the method ran itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.evidence import Evidence
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), [{"weight": torch.ones(2, 1)}, {"weight": torch.zeros(2, 1)}])
+    >>> evidence = Evidence(bank, torch.ones(3, 1))
+    >>> with evidence.billed() as bill:
+    ...     entropies = evidence.entropies()
+    >>> bill.forwards  # one for each expert
+    2
     """
 
     views: dict[str, set[int]] = field(default_factory=dict)
@@ -54,6 +66,17 @@ class Answer:
         (N,) int64, from 0.
     domains : Tensor
         (N,) int64, from 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.evidence import Answer, Evidence
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), [{"weight": torch.ones(2, 1)}])
+    >>> evidence = Evidence(bank, torch.ones(1, 1))
+    >>> with evidence.opened(Answer(labels=torch.tensor([1]), domains=torch.tensor([0]))):
+    ...     evidence.answer.labels
+    tensor([1])
     """
 
     labels: Tensor
@@ -71,6 +94,22 @@ class Evidence:
         The experts.
     batch : Tensor
         Normalized images (N, channels, H, W), on the bank's device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.evidence import Evidence
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> bank = Bank.of(model, [{"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.1, 0.2])])
+    >>> evidence = Evidence(bank, torch.tensor([[1.0], [0.0]]))
+    >>> evidence.logits.shape  # (K, N, C)
+    torch.Size([2, 2, 2])
+    >>> evidence.entropies()  # of each expert on each image, nats
+    tensor([[0.0901, 0.6931],
+            [0.6919, 0.6931]])
+    >>> evidence.batch_entropies()
+    tensor([0.3916, 0.6925])
     """
 
     def __init__(self, bank: Bank, batch: Tensor) -> None:

@@ -21,7 +21,14 @@ STREAM = "stream."
 
 
 class Fixed(Method):
-    """A model that no expert's coming or going changes."""
+    """A model that no expert's coming or going changes.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.predict import Fixed
+    >>> Fixed(label="fedavg").key, Fixed.kind()
+    ('fedavg', 'federated')
+    """
 
     paper: ClassVar[str] = ""
     cost: ClassVar[str] = "1"
@@ -54,6 +61,14 @@ class RowInfo:
         A sentence, or nothing.
     precomputes : bool, default False
         Whether its coefficients may come from a first pass.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> from fedmerge.merging.predict import infos
+    >>> info = infos([load_method("ties")], ("axial", "coronal"))["ties"]
+    >>> info.kind, info.needs, info.ranked
+    ('static', ('theta_0',), True)
     """
 
     paper: str
@@ -84,6 +99,18 @@ class Row:
         Largest coefficient of one expert, in (0, 1].
     model : nn.Module, optional
         Of a method that is `Fixed`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.predict import rows_of
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> row = rows_of([load_method("mean")], bank)["mean"]
+    >>> row.theta, row.transductive
+    (tensor([1., 1.]), False)
     """
 
     method: Method
@@ -137,6 +164,15 @@ class Prediction:
         merged.
     statistics : Tensor, optional
         Weights (K,) of its BatchNorm statistics, or None for 1/K.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.predict import Prediction
+    >>> found = Prediction.of(torch.tensor([[0.0, torch.nan], [0.9, 0.1]]).log())
+    >>> found.log_p.exp(), found.notes
+    (tensor([[0.5000, 0.5000],
+            [0.9000, 0.1000]]), {'not_finite': [1.0]})
     """
 
     log_p: Tensor
@@ -179,6 +215,17 @@ def rows_of(methods: Sequence[Method], bank: Bank, most: float | None = None) ->
     ------
     CheckpointError
         If the bank lacks what a method needs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.predict import rows_of
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> list(rows_of([load_method("mean"), load_method("expert")], bank))
+    ['mean', 'expert:axial', 'expert:coronal']
     """
     rows = {single.key: Row(single, cap=most) for method in methods for single in method.expand(bank_of(method, bank).names)}
     for row in rows.values():
@@ -204,6 +251,17 @@ def bank_of(method: Method, bank: Bank) -> Bank:
     -------
     Bank
         The bank itself, or one with K + 1 experts.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.predict import bank_of
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> bank_of(load_method("mean"), bank) is bank
+    True
     """
     return bank.joined if method.with_theta_0 else bank
 
@@ -222,6 +280,19 @@ def evidence_of(method: Method, evidence: Evidence) -> Evidence:
     -------
     Evidence
         The same object, or one with theta_0 as one more expert.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.predict import evidence_of
+    >>> from fedmerge.merging.evidence import Evidence
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> evidence = Evidence(bank, torch.ones(1, 1))
+    >>> evidence_of(load_method("doe"), evidence) is evidence
+    True
     """
     return evidence.joined if method.with_theta_0 else evidence
 
@@ -240,6 +311,14 @@ def infos(methods: Sequence[Method], names: tuple[str, ...]) -> dict[str, RowInf
     -------
     dict[str, RowInfo]
         Row's name -> its description.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> from fedmerge.merging.predict import infos
+    >>> found = infos([load_method("mean"), load_method("expert")], ("axial", "coronal"))
+    >>> {name: info.kind for name, info in found.items()}
+    {'mean': 'static', 'expert:axial': 'output', 'expert:coronal': 'output'}
     """
     return {
         single.key: Row(single).info()
@@ -261,6 +340,21 @@ def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], b
         Names of the experts of the bank before.
     bank : Bank
         The new bank.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.predict import carry, rows_of
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> posterior = [load_method("posterior")]
+    >>> past, now = rows_of(posterior, bank), rows_of(posterior, bank)
+    >>> past["posterior"].state["pi"] = torch.tensor([0.9, 0.1])
+    >>> carry(now, past, before=("axial", "coronal"), bank=bank)
+    >>> now["posterior"].state["pi"]
+    tensor([0.9000, 0.1000], dtype=torch.float64)
     """
     for key, row in rows.items():
         if key not in past or row.transductive:
@@ -287,6 +381,20 @@ def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
     -------
     Prediction
         log-probabilities (N, C), with coefficients and cost.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.evidence import Evidence
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> from fedmerge.merging.per_sample.dispatch import PerSample
+    >>> from fedmerge.merging.predict import predict, rows_of
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), [{"weight": torch.full((2, 1), value)} for value in (1.0, 3.0)])
+    >>> row = rows_of([load_method("mean")], bank)["mean"]
+    >>> found = predict(row, Evidence(bank, torch.ones(4, 1)), PerSample(bank))
+    >>> found.log_p.shape, found.forwards, found.theta
+    (torch.Size([4, 2]), 1, tensor([2., 2.]))
     """
     per_sample = per_sample.joined if row.method.with_theta_0 else per_sample
     row.state, seen = _apart(row.state)

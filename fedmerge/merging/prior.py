@@ -33,6 +33,13 @@ def head_bias(model: nn.Module) -> str:
     ------
     CheckpointError
         If the classifier has no bias, or several.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.prior import head_bias
+    >>> head_bias(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
+    '1.bias'
     """
     names = [name for name in head_names(model) if model.get_parameter(name).ndim == 1]
     if len(names) != 1:
@@ -58,8 +65,9 @@ def log_shares(counts: Tensor) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> log_shares(torch.tensor([5.0, 5.0])).tolist()
-    [0.0, 0.0]
+    >>> from fedmerge.merging.prior import log_shares
+    >>> log_shares(torch.tensor([8.0, 2.0])).exp()  # (9, 3) of 12, times 2
+    tensor([1.5000, 0.5000], dtype=torch.float64)
     """
     n = counts.double()
     return (len(n) * (n + 1) / (n.sum() + len(n))).log()
@@ -81,6 +89,16 @@ def under_prior(state: Mapping[str, Tensor], bias: str, trained: Tensor | None, 
     -------
     dict of str to Tensor
         The state with another bias.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.prior import log_shares, under_prior
+    >>> state = {"weight": torch.zeros(2, 1), "bias": torch.zeros(2)}
+    >>> trained = log_shares(torch.tensor([8.0, 2.0]))
+    >>> moved = under_prior(state, "bias", trained=trained, target=None)
+    >>> torch.softmax(moved["bias"], 0)  # the class that was rare in training is likelier now
+    tensor([0.2500, 0.7500])
     """
     shift = torch.zeros(len(state[bias]), dtype=torch.float64)
     if target is not None:

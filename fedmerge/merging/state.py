@@ -24,6 +24,12 @@ class Roster:
         Names in the scenario's order.
     change : str, default ''
         What has just happened, or nothing.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.state import Roster
+    >>> Roster(start=8, experts=("axial", "coronal"), change="coronal joins").experts
+    ('axial', 'coronal')
     """
 
     start: int
@@ -52,6 +58,15 @@ def carried_rows(past: Tensor, before: Names, after: Names, fresh: Tensor) -> Te
     -------
     Tensor
         (K', ...).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.state import carried_rows
+    >>> past, fresh = torch.tensor([[1.0], [2.0]]), torch.zeros(2, 1)
+    >>> carried_rows(past, before=("a", "b"), after=("b", "c"), fresh=fresh)
+    tensor([[2.],
+            [0.]])
     """
     return torch.stack(
         [past[before.index(name)].to(row) if name in before else row for name, row in zip(after, fresh, strict=True)]
@@ -80,9 +95,9 @@ def carried_shares(past: Tensor, before: Names, after: Names) -> Tensor | None:
     Examples
     --------
     >>> import torch
-    >>> now = carried_shares(torch.tensor([0.5, 0.3, 0.2]), before=("a", "b", "c"), after=("b", "c", "d"))
-    >>> [round(share, 2) for share in now.tolist()]
-    [0.6, 0.4, 0.0]
+    >>> from fedmerge.merging.state import carried_shares
+    >>> carried_shares(torch.tensor([0.5, 0.3, 0.2]), before=("a", "b", "c"), after=("b", "c", "d"))
+    tensor([0.6000, 0.4000, 0.0000])
     """
     kept = carried_rows(past, before, after, past.new_zeros(len(after)))
     if all(name in after for name, share in zip(before, past.tolist(), strict=True) if share != 0):
@@ -104,5 +119,13 @@ def places(before: Names, after: Names) -> list[int] | None:
     -------
     list[int] | None
         Their places; None if one of them is new: then what was measured on images that all have seen is no longer good.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.state import places
+    >>> places(before=("a", "b", "c"), after=("c", "a"))
+    [2, 0]
+    >>> places(before=("a", "b"), after=("b", "d")) is None  # d has no past
+    True
     """
     return [before.index(name) for name in after] if set(after) <= set(before) else None

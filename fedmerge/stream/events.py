@@ -15,7 +15,16 @@ from fedmerge.registry import Spec
 
 
 class Event(Spec):
-    """One change among the experts, between two batches: a hospital joins, leaves, or has its expert replaced."""
+    """One change among the experts, between two batches: a hospital joins, leaves, or has its expert replaced.
+
+    Examples
+    --------
+    >>> from fedmerge.stream.events import Event
+    >>> Event(at=8, join="sites/st_anna.yaml").words
+    'st_anna joins'
+    >>> Event(at=12, replace="axial", by="coronal").words
+    'axial is replaced by coronal'
+    """
 
     at: int = Field(ge=0, description="number of the batch before which it happens, from 0")
     join: str | None = Field(None, description="a hospital that arrives with its expert: name of a file in sites/, or a path")
@@ -70,6 +79,14 @@ def rosters(founders: Sequence[str], events: Sequence[Event], missing: Collectio
     -------
     list[Roster]
         In the order of their first batches.
+
+    Examples
+    --------
+    >>> from fedmerge.stream.events import Event, rosters
+    >>> for roster in rosters(["axial", "coronal"], [Event(at=8, leave="axial"), Event(at=8, join="st_anna")]):
+    ...     print(roster.start, roster.experts)
+    0 ('axial', 'coronal')
+    8 ('coronal', 'st_anna')
     """
     order = list(dict.fromkeys([*founders, *(event.arrives for event in _sorted(events) if event.arrives)]))
     there: set[str | None] = {name for name in founders if name not in missing}
@@ -102,6 +119,12 @@ def inconsistent(founders: Sequence[str], events: Sequence[Event]) -> list[Probl
     -------
     list[Problem]
         One problem for each.
+
+    Examples
+    --------
+    >>> from fedmerge.stream.events import Event, inconsistent
+    >>> [problem.found for problem in inconsistent(["axial", "coronal"], [Event(at=8, join="axial")])]
+    ["'axial', who is there already at batch 8"]
     """
     problems: list[Problem] = []
     there, numbers = list(founders), {id(event): number for number, event in enumerate(events)}
@@ -133,6 +156,12 @@ def past_end(events: Sequence[Event], batches: int, where: str) -> list[Problem]
     -------
     list[Problem]
         One problem for each.
+
+    Examples
+    --------
+    >>> from fedmerge.stream.events import Event, past_end
+    >>> [str(problem) for problem in past_end([Event(at=40, leave="axial")], batches=24, where="organs.yaml")]
+    ['organs.yaml: events[0].at: found 40; expected at most 23: the stream has 24 batches, from 0']
     """
     return [
         Problem(where, f"events[{number}].at", str(event.at), f"at most {batches - 1}: the stream has {batches} batches, from 0")

@@ -26,6 +26,14 @@ class Answers:
         (n_t,) of each batch t, from 0.
     patients : list[NDArray[np.int64]], optional
         A number for the patient of each image, from 0 as they first appear, which tells nothing else; None if not known.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.stream import Answers
+    >>> answers = Answers(labels=[np.array([0, 1]), np.array([1])], domains=[np.array([0, 0]), np.array([1])])
+    >>> np.concatenate(answers.labels).tolist(), answers.patients is None
+    ([0, 1, 1], True)
     """
 
     labels: list[NDArray[np.int64]]
@@ -67,6 +75,21 @@ class Stream:
     ------
     DataError
         If the schedule makes no batch of these images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from types import SimpleNamespace
+    >>> from fedmerge.stream.schedules._base import SCHEDULES
+    >>> from fedmerge.stream.stream import Stream
+    >>> domains = np.repeat([0, 1], 6)
+    >>> images = SimpleNamespace(labels=np.tile([0, 1], 6), domains=domains, domain_names=("axial", "coronal"))
+    >>> stream = Stream(images, SCHEDULES.load("domain_seq")(batch_size=4), owner="mercy", seed=0)
+    >>> len(stream), stream.truth.tolist()
+    (4, [[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> labels, _ = stream.truth_of(0)
+    >>> stream.mark(0, np.eye(2, dtype=np.float32)[labels])  # all four are right
+    4
     """
 
     def __init__(self, images: Labeled, schedule: Schedule, owner: str, seed: int) -> None:

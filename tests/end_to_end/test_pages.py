@@ -5,18 +5,24 @@ Needs Chromium (FEDMERGE_CHROMIUM, or one on the PATH) and `pip install --group 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from filelock import FileLock
 
 from fedmerge.cli.watch import serving
 from fedmerge.report.pages.sweep import write_grid
 from fedmerge.report.sweep_table import Grid
+from fedmerge.system.process import free_lock
 from tests import front_door
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -27,7 +33,9 @@ QUIET = [
     *("--disable-sync", "--disable-dev-shm-usage"),
 ]
 PHONE, DESK = 375, 1280
-PAGES = ("report", "diagnose", "sweep", "compare", "watch")
+HELD: list[FileLock] = []
+"""Locks of what seems to be going on, until this process ends."""
+PAGES = ("report", "diagnose", "sweep", "compare", "watch", "watch sweep")
 
 
 def program() -> str:
@@ -73,10 +81,23 @@ def pages(here: Path) -> Iterator[dict[str, str]]:
     cells = [(gamma, front_door.read(folder / "summary.json")) for gamma, folder in ((5, run), (1, here / "runs" / "other"))]
     rows = [{"seed": 3, "target": None, "settings": {"gamma": gamma}, "methods": cell["methods"]} for gamma, cell in cells]
     write_grid(here / "runs" / "sweep", Grid.of(rows), "tiny")
+    going_on(run, here / "runs" / "sweep")
     files = {"report": run / "report.html", "diagnose": run / "diagnose.html"}
     files |= {"sweep": here / "runs" / "sweep" / "sweep.html", "compare": here / "runs" / "compare.html"}
-    with serving(run, 0) as server:
-        yield {name: file.as_uri() for name, file in files.items()} | {"watch": server.url}
+    with serving(run, 0) as server, serving(here / "runs" / "sweep", 0) as of_sweep:
+        yield {name: file.as_uri() for name, file in files.items()} | {"watch": server.url, "watch sweep": of_sweep.url}
+
+
+def going_on(run: Path, sweep: Path) -> None:
+    """A sweep that has done one run, is in another, and will do a third."""
+    names = ["gamma=1-seed3", "gamma=5-seed3", "gamma=9-seed3"]
+    for name in names[:2]:
+        shutil.copytree(run, sweep / "cells" / name)
+    manifest = sweep / "cells" / names[1] / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"status": "done"', '"status": "running"'))
+    told = {"state": "running", "sweep": "tiny", "began": 0, "since": 0, "phase": "streams, 1 at a time"}
+    (sweep / "status.json").write_text(json.dumps({**told, "cells": names, "left": names}))
+    HELD.extend(filter(None, (free_lock(folder / ".lock") for folder in (sweep, manifest.parent))))
 
 
 class Opened:
@@ -114,6 +135,25 @@ def test_a_page_can_be_read_by_everybody(browser: Any, pages: dict[str, str], na
         assert {urlsplit(url).scheme or url for url in opened.asked} <= {"file", "data", "http"}
         assert {urlsplit(url).hostname for url in opened.asked if url.startswith("http")} <= {"127.0.0.1"}
         assert opened.said == []
+
+
+@pytest.mark.long
+def test_the_documentation_can_be_read_by_everybody(browser: Any, tmp_path: Path) -> None:
+    """Every page, wide on light paper and on a phone in the dark: no finding of axe, and no wider than its paper."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: pip install --group browser")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    subprocess.run(command, cwd=Path(__file__).resolve().parents[2], check=True, capture_output=True)
+    found = {}
+    for width, paper in ((DESK, "light"), (PHONE, "dark")):
+        with Opened(browser, (tmp_path / "index.html").as_uri(), width, paper) as opened:
+            for page in sorted(page for page in tmp_path.rglob("*.html") if page.name != "404.html"):  # which a server alone shows
+                opened.page.goto(page.as_uri())
+                violations = axe.Axe().run(opened.page).response["violations"]
+                findings = [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in violations]
+                wide = opened.page.evaluate("document.documentElement.scrollWidth") > width
+                if findings or wide:
+                    found[f"{page.relative_to(tmp_path)}, {width} px, {paper}"] = [*findings, *["too wide"] * wide]
+    assert found == {}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -176,3 +216,74 @@ def test_the_watch_page_follows_without_losing_its_reader(browser: Any, pages: d
         opened.page.get_by_role("link", name="Open the report").click()
         opened.page.get_by_role("heading", name="Which method is right most often?").wait_for(timeout=30_000)
         assert opened.said == []
+
+
+def started(here: Path, *words: str) -> subprocess.Popen[bytes]:
+    """A command as a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-m", "fedmerge", *words, "--quiet"], cwd=here, env=environment)
+
+
+def wait_for(file: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    while not list(file.glob(pattern)):
+        assert process.poll() is None
+        time.sleep(0.02)
+
+
+@pytest.mark.long
+def test_a_run_by_flower_and_ray_is_followed_when_it_is_killed_and_goes_on(browser: Any, here: Path) -> None:
+    """As one page in one browser, which nobody loads again: hospitals, batches, the end of the process, and the rest."""
+    run = here / "runs" / "live"
+    words = ("simulate", "scenarios/tiny.yaml", "--backend", "simulation", "--out", "runs/live", "--pool", "runs/live-pool")
+    words += ("--set", "stream.batch_size=1")
+    process = started(here, *words)
+    try:
+        wait_for(run, "manifest.json", process)
+        with serving(run, 0) as server, Opened(browser, server.url, DESK, "light") as opened:
+            opened.page.get_by_text("Running: hospitals").wait_for(timeout=240_000)
+            opened.page.get_by_text("Running: target").wait_for(timeout=240_000)
+            opened.page.get_by_role("region", name="Accuracy of every method so far").wait_for(timeout=240_000)
+            wait_for(run, "progress/*.npz", process)
+            process.kill()
+            process.wait()
+            opened.page.get_by_text("Cut off").wait_for(timeout=60_000)
+            process = started(here, *words, "--resume")
+            opened.page.get_by_text("Running: target").wait_for(timeout=240_000)
+            opened.page.get_by_role("link", name="Open the report").wait_for(timeout=240_000)
+            assert process.wait() == 0
+            opened.page.wait_for_timeout(5_000)
+            summary = front_door.read(run / "summary.json")
+            rows = opened.page.get_by_role("region", name="Accuracy of every method so far").get_by_role("row").all_inner_texts()
+            assert len(rows) == 1 + len(summary["methods"])
+            for name, row in summary["methods"].items():
+                assert any(text.startswith(name) and f"{100 * row['accuracy']:.1f}" in text for text in rows), (name, rows)
+            assert opened.said == []
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.long
+def test_a_sweep_is_followed_from_its_first_run_to_its_table(browser: Any, here: Path) -> None:
+    sweep = here / "runs" / "swept"
+    gammas = ("--set", "methods.eam.gamma=1,5", "--set", "stream.batch_size=1")
+    process = started(here, "sweep", "scenarios/tiny.yaml", *gammas, "--out", "runs/swept", "--jobs", "1")
+    try:
+        wait_for(sweep, "status.json", process)
+        while not front_door.read(sweep / "status.json").get("cells"):
+            time.sleep(0.02)
+        with serving(sweep, 0) as server, Opened(browser, server.url, PHONE, "dark") as opened:
+            opened.page.get_by_text("Running: streams, 1 at a time").wait_for(timeout=240_000)
+            opened.page.get_by_text("1 of 2 runs are done").wait_for(timeout=240_000)
+            opened.page.get_by_role("link", name="Open the table and the plots").wait_for(timeout=240_000)
+            assert process.wait() == 0
+            opened.page.get_by_text("2 of 2 runs are done").wait_for(timeout=20_000)
+            opened.page.get_by_role("link", name="gamma=5").click()
+            opened.page.get_by_role("link", name="Open the report").wait_for(timeout=20_000)
+            opened.page.get_by_role("link", name="All runs of the sweep").click()
+            opened.page.get_by_role("link", name="Open the table and the plots").click()
+            opened.page.get_by_role("heading", name="Accuracy by setting").wait_for(timeout=20_000)
+            assert opened.said == []
+    finally:
+        process.terminate()
+        process.wait()

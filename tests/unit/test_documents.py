@@ -86,6 +86,9 @@ def test_the_method_of_the_guide_works(tmp_path: Path, monkeypatch: pytest.Monke
     merged = bank.state_dict(median.merge(bank))
     for name, value in Net().named_parameters():
         assert torch.equal(merged[name], torch.stack([state[name] for state in states]).median(0).values), (name, value.shape)
+    with monkeypatch.context() as patched:
+        patched.setattr("fedmerge.merging.functional.METHODS", Folder(package, Method, "method"))
+        assert doctest.testmod(importlib.import_module(f"{package}.median"), globs={}) == (0, 4)
 
 
 def test_the_data_set_of_the_guide_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +125,9 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     methods = (tmp_path / "reference" / "methods.html").read_text()
     assert [name for name in METHODS.names if f'id="{name}"' not in methods] == []
     assert methods.count('viewBox="0 0 360 ') == len(METHODS.names)  # a figure of each
+    assert methods.count("&gt;&gt;&gt; ") > len(METHODS.names)  # and an example
+    blocks = (tmp_path / "reference" / "building-blocks.html").read_text()
+    assert blocks.count("Examples:") > 50
     foreign = re.compile(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="https?://')
     assert [page.name for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())] == []
 
@@ -181,6 +187,11 @@ def arguments(node: Named) -> dict[str, str]:
     return named | {stars + one.arg: "" for stars, one in several if one}
 
 
+def protocol(node: Named) -> bool:
+    """Whether nobody makes one: it says what others must have."""
+    return isinstance(node, ast.ClassDef) and "Protocol" in map(ast.unparse, node.bases)
+
+
 def lacking(node: Named) -> list[str]:
     """What a public docstring lacks to be complete, in NumPy form."""
     text = ast.get_docstring(node) or ""
@@ -199,13 +210,13 @@ def lacking(node: Named) -> list[str]:
             lacks.append("what it returns")
         if any(isinstance(part, ast.Raise) for part in ast.walk(node)) and "Raises" not in found:
             lacks.append("what it raises")
-    if node.name in fedmerge.__all__ and ">>> " not in text:
+    if not protocol(node) and ">>> " not in found.get("Examples", ""):
         lacks.append("an example")
     return lacks
 
 
 def test_every_public_docstring_is_complete() -> None:
-    """In NumPy form: a summary, every argument, shapes of tensors, what comes back, what is raised."""
+    """In NumPy form: a summary, every argument, shapes of tensors, what comes back, what is raised, and an example."""
     assert {name: lacks for name, node in public_names() if (lacks := lacking(node))} == {}
 
 
@@ -231,13 +242,13 @@ WITH_EXAMPLES = [path for path in sorted((ROOT / "fedmerge").rglob("*.py")) if "
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "fedmerge")))
 def test_the_examples_in_docstrings_work(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder with a small `scenarios/organs.yaml`."""
+    """Each by itself, as a reader would type it, with its own imports; in a folder with a small `scenarios/organs.yaml`."""
     small = {**SCENARIO, "name": "organs", "methods": ["mean", "expert", "eam"], "training": {"epochs": 1}}
     world(tmp_path)
     (tmp_path / "scenarios" / "organs.yaml").write_text(yaml.safe_dump(small))
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    ended = doctest.testmod(module, raise_on_error=False)
+    ended = doctest.testmod(module, globs={"__name__": "__main__"})
     assert ended.attempted > 0 and ended.failed == 0
     assert "+SKIP" not in path.read_text()
 

@@ -45,6 +45,15 @@ class Shift(Plugin):
     strengths: what severities 1 to 5 mean to the family by our own choice; none where only others have chosen. published: the same
     by modality as the sources have it; the first stands for modalities for which there is nothing. borrowed: whether the sources
     have those constants for another family.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.data.corruptions._base import SHIFTS
+    >>> gray = np.full((2, 1, 1, 1), 128, np.uint8)
+    >>> shift = SHIFTS.load("gamma")(severity=3, strength="own")
+    >>> shift.name, shift.shifted(gray, np.arange(2), owner="mercy", seed=0).ravel()
+    ('gamma 3', array([177,  69], dtype=uint8))
     """
 
     strengths: ClassVar[tuple[Any, ...]] = ()

@@ -42,7 +42,17 @@ class Pseudonyms(NamedTuple):
 
 
 class Source(Plugin):
-    """Images of one site, as its YAML describes them. Everything but `load` is cheap and decodes no pixel."""
+    """Images of one site, as its YAML describes them. Everything but `load` is cheap and decodes no pixel.
+
+    Examples
+    --------
+    >>> from fedmerge.data.datasets._base import SOURCES, Geometry
+    >>> source = SOURCES.load("organ_phantom")(images=8, patients=4, planes=("axial",))
+    >>> source.domains(), source.check()
+    (('axial',), [])
+    >>> source.load(Geometry(size=16, channels=1), owner="axial", seed=0).pixels.shape
+    (8, 16, 16, 1)
+    """
 
     if TYPE_CHECKING:  # every source has it: as a class variable if it is a fact, as a field if the user must say it
 

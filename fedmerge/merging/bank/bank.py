@@ -76,6 +76,22 @@ class Bank:
         The experts', K of them.
     anchors : Sequence[str], default ()
         Subset of "theta_0" and "generalist", in order, A of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
+    >>> bank = Bank.of(model, {"axial": a, "coronal": b}, start)
+    >>> bank.K, bank.P, bank.names
+    (2, 2, ('axial', 'coronal'))
+    >>> bank.tau  # theta_k - theta_0
+    tensor([[ 4., -1.],
+            [ 2.,  3.]])
+    >>> theta = bank.mix(torch.tensor([0.5, 0.5]))
+    >>> bank.state_dict(theta)["weight"]
+    tensor([[3., 1.]])
     """
 
     def __init__(
@@ -413,6 +429,14 @@ def merged_by(theta: Tensor, coefficients: Tensor | None) -> Tensor:
     -------
     Tensor
         theta (P,), with the weights as its attribute.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import merged_by
+    >>> theta = torch.zeros(3)
+    >>> merged_by(theta, torch.tensor([0.9, 0.1])) is theta
+    True
     """
     theta.merged_by = None if coefficients is None else coefficients.detach().clone()  # type: ignore[attr-defined]
     return theta

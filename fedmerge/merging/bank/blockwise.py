@@ -33,6 +33,13 @@ class Sizes:
         Parameters of the largest tensor.
     gram : int
         Elements of one site's Gram matrices.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.bank.blockwise import Sizes
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> load_method("tsv_m").working_bytes(Sizes(experts=3, parameters=5_700_000, largest=589_824, gram=0)) // 2**20  # MiB
+    40
     """
 
     experts: int
@@ -53,6 +60,17 @@ def pieces(bank: Bank) -> Iterator[slice]:
     ------
     slice
         The next columns, as a slice of range(P).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.bank.blockwise import pieces
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
+    >>> bank = Bank.of(model, {"axial": a, "coronal": b}, start)
+    >>> list(pieces(bank))  # a small bank is one piece
+    [slice(0, 2, None)]
     """
     column = bank.K * bank.like.element_size()
     step = block(bank.like, bank.K) if bank.resident is None else max(1, bank.resident // (column * COPIES))
@@ -76,6 +94,17 @@ def columnwise(bank: Bank, rule: Callable[[slice], Tensor]) -> Tensor:
     -------
     Tensor
         Merged parameters (P,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.bank.blockwise import columnwise
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
+    >>> bank = Bank.of(model, {"axial": a, "coronal": b}, start)
+    >>> columnwise(bank, lambda columns: bank.columns(columns).amax(0))
+    tensor([4., 3.])
     """
     out = bank.blank()
     for columns in pieces(bank):
@@ -101,6 +130,19 @@ def tensorwise(bank: Bank, rule: Callable[[str, Tensor, Tensor], None]) -> Tenso
     -------
     Tensor
         Merged parameters (P,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.bank.blockwise import tensorwise
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
+    >>> bank = Bank.of(model, {"axial": a, "coronal": b}, start)
+    >>> def largest(name, values, merged):
+    ...     merged.copy_(values.amax(0))
+    >>> tensorwise(bank, largest)
+    tensor([4., 3.])
     """
     out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
     for name, columns in bank.slices.items():
@@ -124,6 +166,17 @@ def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
     -------
     Tensor
         Merged task vector (P,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.bank.blockwise import tauwise
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
+    >>> bank = Bank.of(model, {"axial": a, "coronal": b}, start)
+    >>> tauwise(bank, lambda name, tau: tau.sum(0))
+    tensor([6., 2.])
     """
     theta_0 = bank.anchor_row("theta_0").to(bank.wide)
 
@@ -149,6 +202,15 @@ def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
     -------
     Tensor
         G (R, K, K), float64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.blockwise import inner_products
+    >>> rows = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])  # two vectors, one group
+    >>> inner_products(rows)
+    tensor([[[1., 1.],
+             [1., 2.]]], dtype=torch.float64)
     """
     K, R, d = rows.shape
     G = torch.zeros(R, K, K, dtype=torch.float64, device=rows.device)
@@ -190,6 +252,13 @@ def magnitude_of_rank(tau: Tensor, rank: int) -> Tensor:
     -------
     Tensor
         A scalar tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.blockwise import magnitude_of_rank
+    >>> magnitude_of_rank(torch.tensor([0.1, -4.0, 2.0, 0.3]), rank=3)
+    tensor(2.)
     """
     n = len(tau)
     if n > SMALL:
@@ -230,6 +299,13 @@ def between_ranks(tau: Tensor, first: int, last: int) -> Tensor:
     -------
     Tensor
         bool (n,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.blockwise import between_ranks
+    >>> between_ranks(torch.tensor([0.1, -4.0, 2.0, 0.3]), first=1, last=3)
+    tensor([False, False,  True,  True])
     """
     size = tau.abs()
     if first >= last:
@@ -260,5 +336,12 @@ def block(like: Tensor, rows: int) -> int:
     -------
     int
         Number of columns, a multiple of 1024.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.blockwise import block
+    >>> block(torch.zeros(1), rows=2) % 1024
+    0
     """
     return max(2**12, BLOCK // (4 * rows) // 1024 * 1024) if like.device.type == "cpu" else 2**24

@@ -36,6 +36,16 @@ class Buffers:
     policy : str, default 'linear'
         "linear" mixes variances as v = sum a_k v_k, as a mean of state dicts does; "moment" gives the variance of the mixture, v
         = sum a_k (v_k + mu_k^2) - mu^2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(1), torch.nn.Linear(1, 2))
+    >>> states = [{**model.state_dict(), "0.running_mean": torch.tensor([mean])} for mean in (0.0, 4.0)]
+    >>> buffers = Bank.of(model, states).buffers
+    >>> buffers.merged(torch.tensor([0.75, 0.25]))["0.running_mean"]
+    tensor([1.])
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -110,6 +120,13 @@ def one_hot(coefficients: Tensor) -> int | None:
     -------
     int | None
         The row's number, or None if there is no such row.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.buffers import one_hot
+    >>> one_hot(torch.tensor([0.0, 1.0])), one_hot(torch.tensor([0.5, 0.5]))
+    (1, None)
     """
     used = [(k, weight) for k, weight in enumerate(coefficients.tolist()) if weight != 0]
     return used[0][0] if len(used) == 1 and used[0][1] == 1 else None

@@ -34,6 +34,17 @@ class Parts:
         Everything else in the state: counters, index tables, masks.
     aliases : dict[str, str], optional
         Other names of tied parameters, by name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.layout import Parts
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    >>> parts = Parts.of(model)
+    >>> parts.encoder, parts.head
+    (('0.weight', '0.bias', '1.weight', '1.bias'), ('2.weight', '2.bias'))
+    >>> parts.statistics, parts.fixed
+    ((('1.running_mean', '1.running_var'),), ('1.num_batches_tracked',))
     """
 
     encoder: tuple[str, ...]
@@ -93,6 +104,13 @@ def head_names(model: nn.Module, head: Sequence[str] | None = None) -> tuple[str
     ------
     CheckpointError
         If a given name is no parameter, or no classifier is found.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.layout import head_names
+    >>> head_names(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)))
+    ('1.weight', '1.bias')
     """
     parameters = dict(model.named_parameters())
     if head is not None:
@@ -133,6 +151,13 @@ def describe_mismatch(found: StateDict, wanted: StateDict) -> list[str]:
     -------
     list[str]
         One line for each difference; empty if names, shapes and dtypes agree.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.layout import describe_mismatch
+    >>> describe_mismatch(found={"weight": torch.zeros(2)}, wanted={"weight": torch.zeros(3)})
+    ['shape of weight: found (2,), expected (3,)']
     """
     lines = [f"missing: {name} {tuple(wanted[name].shape)}" for name in wanted if name not in found]
     lines += [f"unexpected: {name} {tuple(found[name].shape)}" for name in found if name not in wanted]
@@ -160,6 +185,13 @@ def found_as(found: object) -> str:
     -------
     str
         A phrase such as `a list` or `an array of shape (3, 4)`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.layout import found_as
+    >>> found_as([1, 2]), found_as(torch.zeros(3, 4))
+    ('list', 'a tensor of shape (3, 4)')
     """
     return f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
 
@@ -178,6 +210,18 @@ def check_mapping(owner: str, state: object) -> None:
     ------
     CheckpointError
         If it does not; the message names the owner.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.errors import CheckpointError
+    >>> from fedmerge.merging.bank.layout import check_mapping
+    >>> check_mapping("expert 'axial'", {"weight": torch.zeros(2)})
+    >>> try:
+    ...     check_mapping("expert 'axial'", torch.nn.Linear(1, 2))
+    ... except CheckpointError as error:
+    ...     print(error)
+    expert 'axial': found Linear; expected a state dict. Give module.state_dict()
     """
     if not isinstance(state, Mapping):
         mend = "Give module.state_dict()" if isinstance(state, nn.Module) else "Give several experts in a list, or by name"
@@ -206,6 +250,18 @@ def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
     ------
     CheckpointError
         If it does not fit, or holds a NaN or an infinity; the message names the owner and every difference.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.errors import CheckpointError
+    >>> from fedmerge.merging.bank.layout import check_state
+    >>> try:
+    ...     check_state({"weight": torch.tensor([torch.nan])}, wanted={"weight": torch.zeros(1)}, owner="expert 'axial'")
+    ... except CheckpointError as error:
+    ...     print(error)
+    expert 'axial' does not fit the model:
+      values of weight: found NaN or infinity, expected finite numbers
     """
     check_mapping(owner, state)
     ties = tied(wanted)
@@ -233,6 +289,15 @@ def tied(wanted: StateDict) -> dict[str, str]:
     -------
     dict[str, str]
         Second name -> first name.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.layout import tied
+    >>> model = torch.nn.ModuleDict({"embed": torch.nn.Linear(2, 3), "head": torch.nn.Linear(2, 3)})
+    >>> model["head"].weight = model["embed"].weight
+    >>> tied(model.state_dict())
+    {'head.weight': 'embed.weight'}
     """
     first: dict[tuple[int, torch.Size], str] = {}
     places = {name: (t.data_ptr(), t.shape) for name, t in wanted.items() if t.numel() and t.data_ptr()}
@@ -253,6 +318,13 @@ def untied(state: StateDict, ties: Mapping[str, str]) -> list[str]:
     -------
     list[str]
         One line for each pair that differs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.layout import untied
+    >>> untied({"embed": torch.zeros(1), "head": torch.ones(1)}, ties={"head": "embed"})
+    ['untied: head and embed are one tensor of this model, and differ here by up to 1']
     """
     lines = []
     for name, other in ties.items():
@@ -310,6 +382,12 @@ def usual_prefix(longer: Sequence[str], shorter: Sequence[str]) -> tuple[str, in
     -------
     tuple[str, int]
         The prefix, and how many names have it.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.bank.layout import usual_prefix
+    >>> usual_prefix(["module.stem", "module.head"], ["stem", "head"])
+    ('module.', 2)
     """
     known, found = set(shorter), Counter[str]()
     for name in longer:

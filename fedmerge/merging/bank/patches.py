@@ -30,6 +30,15 @@ def patches(x: Tensor, weight: Tensor, rest: tuple[Any, ...]) -> Tensor | None:
     -------
     Tensor | None
         (N, H / kh, W / kw, channels kh kw), in the order of weight's last three sides; None for any other convolution.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.patches import patches
+    >>> images, weight = torch.arange(16.0).reshape(1, 1, 4, 4), torch.ones(3, 1, 2, 2)
+    >>> patches(images, weight, (2,))[0, 0]  # the upper two of four windows
+    tensor([[0., 1., 4., 5.],
+            [2., 3., 6., 7.]])
     """
     given: tuple[Any, ...] = (*rest, *((1, 1), (0, 0), (1, 1), 1)[len(rest) :])
     stride, padding, dilation, groups = given
@@ -46,7 +55,18 @@ def patches(x: Tensor, weight: Tensor, rest: tuple[Any, ...]) -> Tensor | None:
 
 
 class WindowProducts(TorchFunctionMode):
-    """Inside, such convolutions of plain tensors are products."""
+    """Inside, such convolutions of plain tensors are products.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.patches import WindowProducts
+    >>> layer, images = torch.nn.Conv2d(1, 3, kernel_size=2, stride=2), torch.ones(1, 1, 4, 4)
+    >>> with WindowProducts():
+    ...     as_product = layer(images)
+    >>> torch.allclose(as_product, layer(images))
+    True
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.conv2d and not kwargs and all(type(x) in PLAIN for x in args[:3] if x is not None):

@@ -24,6 +24,14 @@ class Recorded:
 
     What a function reads beside its inputs must stay where it is as long as its key is used. On a CPU, and where gradients are
     asked for, functions run as they are; so they do from the first on that cannot be recorded (it asks the GPU for a number, say).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.recorded import Recorded
+    >>> run = Recorded()
+    >>> run("double", lambda x: 2 * x, torch.tensor([1.0, 2.0]))  # on a CPU as it is
+    tensor([2., 4.])
     """
 
     def __init__(self) -> None:
@@ -104,6 +112,13 @@ def recording(x: Tensor) -> bool:
     -------
     bool
         False on a CPU.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.recorded import recording
+    >>> recording(torch.zeros(1))
+    False
     """
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 

@@ -36,6 +36,16 @@ class Mapped:
     ------
     OSError
         If the folder has no room for the whole file.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.row_storage import Mapped
+    >>> from pathlib import Path
+    >>> from tempfile import gettempdir
+    >>> mapped = Mapped(rows=2, columns=3, dtype=torch.float32, folder=Path(gettempdir()), resident=2**20)
+    >>> mapped.tensor.shape
+    torch.Size([2, 3])
     """
 
     def __init__(self, rows: int, columns: int, dtype: torch.dtype, folder: Path, resident: int) -> None:
@@ -77,6 +87,18 @@ class Shelf:
     ------
     CheckpointError
         If a state does not fit the model or holds a NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.bank.row_storage import Shelf
+    >>> shelf = Shelf(torch.nn.Linear(1, 2, bias=False), rows=2)
+    >>> for name, value in (("axial", 1.0), ("coronal", 3.0)):
+    ...     shelf.add(name, {"weight": torch.full((2, 1), value)})
+    >>> Bank.on(shelf, ["axial", "coronal"]).theta
+    tensor([[1., 1.],
+            [3., 3.]])
     """
 
     def __init__(
@@ -144,6 +166,15 @@ def flatten(state: StateDict, parts: Parts, device: torch.device | str | None, d
     -------
     Tensor
         (P,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.layout import Parts
+    >>> from fedmerge.merging.bank.row_storage import flatten
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> flatten({"weight": torch.tensor([[1.0], [2.0]])}, Parts.of(model), device=None, dtype=torch.float64)
+    tensor([1., 2.], dtype=torch.float64)
     """
     names = (*parts.encoder, *parts.head)
     return torch.cat([state[name].detach().reshape(-1).to(device=device, dtype=dtype) for name in names])
@@ -180,6 +211,14 @@ def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int
     -------
     Tensor
         out.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.row_storage import weighted_sum
+    >>> rows = torch.tensor([[0.0, 4.0], [8.0, 0.0]])
+    >>> weighted_sum(rows, torch.tensor([0.75, 0.25]), out=torch.empty(2))
+    tensor([2., 3.])
     """
     used = [(k, weight) for k, weight in enumerate(weights.tolist()) if weight != 0]
     if not used:

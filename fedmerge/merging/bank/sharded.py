@@ -50,6 +50,17 @@ def answer_here(bank: Bank, what: str, arguments: Sequence[Any]) -> Tensor:
     -------
     Tensor
         The answer; its shape depends on the question.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.bank.sharded import answer_here
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> answer_here(bank, "columns", [slice(0, 1)])
+    tensor([[2.],
+            [0.]])
     """
     return WORK[what](bank, *(one.to(bank.like.device) if isinstance(one, Tensor) else one for one in arguments))
 
@@ -61,6 +72,17 @@ class Here:
     ----------
     banks : Sequence[Bank]
         One for each shard.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.bank.sharded import Here
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> shards = Here([bank, bank])
+    >>> shards.experts, len(shards.ask("columns", [[slice(0, 1)], [slice(0, 1)]]))
+    ((2, 2), 2)
     """
 
     def __init__(self, banks: Sequence[Bank]) -> None:
@@ -81,6 +103,19 @@ class SpreadBank(Bank):
     ----------
     spans : list[slice]
         Columns of the experts' names that each shard has, in order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.bank.row_storage import Shelf
+    >>> from fedmerge.merging.bank.sharded import Here, SpreadBank
+    >>> model, states = torch.nn.Linear(1, 2, bias=False), [{"weight": torch.full((2, 1), value)} for value in (1.0, 3.0)]
+    >>> shelf = Shelf(model, rows=0)
+    >>> _ = [shelf.add_beside(state) for state in states]
+    >>> bank = SpreadBank.over(Here([Bank.of(model, [state]) for state in states]), shelf, ["axial", "coronal"], [])
+    >>> bank.mix(torch.tensor([0.5, 0.5]))
+    tensor([2., 2.])
     """
 
     spans: list[slice]

@@ -29,6 +29,15 @@ class Stateless:
     ----------
     model : nn.Module
         Any model; its parameters and buffers are left as they are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.stateless import Stateless
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> call = Stateless(model)
+    >>> call({"weight": torch.tensor([[1.0], [3.0]])}, torch.ones(1, 1))
+    tensor([[1., 3.]])
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -31,6 +31,17 @@ class Statistics:
         The experts', K of them.
     slices : Mapping[str, slice]
         Parameter's name -> its columns of theta.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.statistics import Statistics
+    >>> statistics = Statistics(["axial", "coronal"], {"weight": slice(0, 2)})
+    >>> F = [{"weight": torch.tensor([3.0, 1.0])}, {"weight": torch.tensor([1.0, 1.0])}]
+    >>> statistics.add("fisher", F, like=torch.zeros(1))
+    >>> statistics.flat("fisher", method="fisher")
+    tensor([[3., 1.],
+            [1., 1.]])
     """
 
     def __init__(self, names: Sequence[str], slices: Mapping[str, slice]) -> None:

@@ -67,6 +67,15 @@ def diagonal(forward: Forward, theta: Tensor, x: Batched, estimator: Estimator =
     References
     ----------
     Matena & Raffel, Merging models with Fisher-weighted averaging, NeurIPS 2022, equation 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.fisher import diagonal
+    >>> def forward(theta, x):
+    ...     return x @ theta.reshape(1, 2)
+    >>> diagonal(forward, torch.zeros(2), torch.tensor([[1.0], [2.0]]))  # mean of x^2 / 4
+    tensor([0.6250, 0.6250])
     """
     if estimator == "fb_compat":
         return _squares_of_sums(forward, theta, x)

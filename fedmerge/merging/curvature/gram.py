@@ -24,11 +24,19 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     -------
     dict[str, nn.Linear]
         Weight's name -> layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.gram import linear_layers
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    >>> list(linear_layers(model))
+    ['0.weight', '2.weight']
     """
     modules = dict(model.named_modules())
     uncalled = {f"{name}.out_proj" for name, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
     linear = {name: module for name, module in modules.items() if isinstance(module, nn.Linear) and name not in uncalled}
-    found = {f"{name}.weight": module for name, module in linear.items()}
+    found = {f"{name}.weight".removeprefix("."): module for name, module in linear.items()}  # a model may be one layer
     return {name: layer for name, layer in found.items() if name in dict(model.named_parameters())}
 
 
@@ -55,6 +63,15 @@ def grams(model: nn.Module, batches: Iterable[Tensor], only: Callable[[str], boo
     References
     ----------
     Jin et al., Dataless knowledge fusion by merging weights of language models, ICLR 2023, section 3.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.gram import grams
+    >>> model = torch.nn.Linear(2, 1, bias=False).eval()
+    >>> grams(model, [torch.tensor([[1.0, 0.0], [1.0, 2.0]])])["weight"]
+    tensor([[1., 1.],
+            [1., 2.]])
     """
     layers = {name: layer for name, layer in linear_layers(model).items() if only(name)}
     sums: dict[str, Tensor] = {}
@@ -103,6 +120,14 @@ def least_squares(W: Tensor, G: Tensor, ratio: float, ridge: float) -> Tensor:
     References
     ----------
     Jin et al., Dataless knowledge fusion by merging weights of language models, ICLR 2023, section 3.2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.gram import least_squares
+    >>> W, G = torch.tensor([0.0, 4.0]).reshape(2, 1, 1), torch.tensor([1.0, 3.0]).reshape(2, 1, 1)
+    >>> least_squares(W, G, ratio=1.0, ridge=1e-6)  # the site of larger inputs counts three times
+    tensor([[3.0000]])
     """
     W64, G64 = W.double(), G.to(W.device).double()
     diagonal = torch.diag_embed(G64.diagonal(dim1=1, dim2=2))
@@ -135,6 +160,16 @@ def merge_layers(theta: Tensor, bank: Any, G: Mapping[str, Tensor], ratio: float
     -------
     Tensor
         theta (P,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.curvature.gram import merge_layers
+    >>> bank = Bank.of(torch.nn.Linear(1, 1, bias=False), [{"weight": torch.tensor([[w]])} for w in (0.0, 4.0)])
+    >>> G = {"weight": torch.tensor([1.0, 3.0]).reshape(2, 1, 1)}
+    >>> merge_layers(bank.theta.mean(0), bank, G, ratio=1.0, ridge=1e-6)
+    tensor([3.0000])
     """
     for name, gram in G.items():
         columns, shape = bank.slices[name], bank.shapes[name]

@@ -41,6 +41,14 @@ def layers(model: nn.Module) -> dict[str, Layer]:
     -------
     dict[str, Layer]
         Weight's name -> layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.kfac import layers
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 2))
+    >>> list(layers(model))
+    ['0.weight', '2.weight']
     """
     times = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return {
@@ -68,6 +76,13 @@ def sides(layer: Layer) -> tuple[int, int]:
     -------
     tuple[int, int]
         Rows of A: the layer's inputs, and 1 more if it has a bias; rows of G: its outputs.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.kfac import sides
+    >>> sides(torch.nn.Linear(2, 3))  # two inputs and the bias; three outputs
+    (3, 3)
     """
     return layer.weight[0].numel() + (layer.bias is not None), len(layer.weight)
 
@@ -84,6 +99,14 @@ def others(model: nn.Module) -> dict[str, nn.Parameter]:
     -------
     dict[str, nn.Parameter]
         Name -> parameter.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.kfac import others
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 2))
+    >>> list(others(model))
+    ['1.weight', '1.bias']
     """
     inside = {id(parameter) for layer in layers(model).values() for parameter in layer.parameters()}
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
@@ -123,6 +146,19 @@ def factors(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: 
     References
     ----------
     Eschenhagen et al., Kronecker-factored approximate curvature for modern neural network architectures, NeurIPS 2023.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.kfac import factors
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False)).eval()
+    >>> _ = torch.nn.init.zeros_(model[0].weight)
+    >>> A, G = factors(model, torch.tensor([[1.0], [2.0]]))["0.weight"]
+    >>> A  # mean of x^2
+    tensor([[2.5000]], dtype=torch.float64)
+    >>> G
+    tensor([[ 0.2500, -0.2500],
+            [-0.2500,  0.2500]], dtype=torch.float64)
     """
     found, generator = layers(model), torch.Generator().manual_seed(seed)
     double: dict[str, Any] = {"dtype": torch.float64, "device": next((p.device for p in model.parameters()), "cpu")}
@@ -161,6 +197,14 @@ def rest(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: int
     -------
     dict[str, Tensor]
         Name -> diagonal, of the parameter's shape.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.kfac import rest
+    >>> model = torch.nn.Sequential(torch.nn.LayerNorm(2), torch.nn.Linear(2, 2)).eval()
+    >>> {name: tuple(diagonal.shape) for name, diagonal in rest(model, torch.ones(3, 2)).items()}
+    {'0.weight': (2,), '0.bias': (2,)}
     """
     apart = {name: parameter.detach() for name, parameter in others(model).items()}
     if not apart:
@@ -198,6 +242,14 @@ def product(A: Tensor, G: Tensor, W: Tensor) -> Tensor:
     -------
     Tensor
         (o, d).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.kfac import product
+    >>> A, G = torch.tensor([[[2.0]], [[1.0]]]), torch.tensor([[[1.0]], [[3.0]]])
+    >>> product(A, G, torch.ones(2, 1, 1))  # 1 x 1 x 2 + 3 x 1 x 1
+    tensor([[5.]])
     """
     return (G @ W @ A).sum(0)
 
@@ -216,6 +268,13 @@ def joined(weight: Tensor, bias: Tensor | None) -> Tensor:
     -------
     Tensor
         (o, d), or (o, d + 1) with a bias.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.kfac import joined
+    >>> joined(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0]))
+    tensor([[1., 2., 3.]])
     """
     return weight.flatten(1) if bias is None else torch.cat([weight.flatten(1), bias[:, None]], 1)
 
@@ -249,6 +308,17 @@ def listening(found: Mapping[str, Layer], N: int) -> Iterator[dict[str, Calls]]:
     ------
     SiteError
         In a forward, if a layer is applied to something else than rows of each image.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.kfac import layers, listening
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1)).eval()
+    >>> with listening(layers(model), N=4) as calls:
+    ...     logits = model(torch.ones(4, 2))
+    >>> [(inputs, output)] = calls["0.weight"]
+    >>> inputs.shape, output.shape
+    (torch.Size([4, 1, 3]), torch.Size([4, 1]))
     """
     heard: dict[str, Calls] = {}
 

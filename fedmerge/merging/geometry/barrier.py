@@ -26,6 +26,12 @@ def line(points: int = POINTS) -> Tensor:
     -------
     Tensor
         (points,) float64, from 0, the second expert, to 1, the first.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.geometry.barrier import line
+    >>> line(points=5)
+    tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
     """
     return torch.linspace(0, 1, points, dtype=torch.float64)
 
@@ -56,8 +62,10 @@ def barrier(losses: Tensor, form: Literal["chord", "mean"] = "chord") -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> barrier(torch.tensor([1.0, 4.0, 3.0])).item()
-    2.0
+    >>> from fedmerge.merging.geometry.barrier import barrier
+    >>> losses = torch.tensor([1.0, 4.0, 3.0])  # of one model, halfway, of the other
+    >>> barrier(losses)
+    tensor(2.)
     """
     first, last = losses[..., :1], losses[..., -1:]
     if form == "mean":
@@ -87,6 +95,20 @@ def between(bank: Bank, i: int, j: int, part: Part, points: int = POINTS) -> Ite
     ------
     tuple[Tensor, Tensor]
         Coefficients (K,) of encoder and head, one pair for each point.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.geometry.barrier import between
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
+    >>> bank = Bank.of(model, {"axial": a, "coronal": b}, start)
+    >>> for encoder, head in between(bank, 0, 1, "encoder", points=3):
+    ...     print(encoder.tolist(), head.tolist())
+    [0.0, 1.0] [0.5, 0.5]
+    [0.5, 0.5] [0.5, 0.5]
+    [1.0, 0.0] [0.5, 0.5]
     """
     unit = torch.eye(bank.K, dtype=torch.float64)
     halfway = (unit[i] + unit[j]) / 2

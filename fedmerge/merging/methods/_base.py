@@ -24,7 +24,15 @@ State = dict[str, Tensor]
 
 
 class Method(Plugin):
-    """Base of every method. `label` distinguishes two entries of the same method in one scenario."""
+    """Base of every method. `label` distinguishes two entries of the same method in one scenario.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> method = load_method("ties", label="ties-half", keep=0.5)
+    >>> method.key, sorted(method.needed), method.transductive
+    ('ties-half', ['theta_0'], False)
+    """
 
     paper: ClassVar[str]
     """Where the method comes from, e.g. "Wortsman et al., Model soups, ICML 2022"."""
@@ -118,6 +126,20 @@ class Static(Method):
     head_policy: the method's rule also for the head, or the mean of the heads. Averaging the logits of K heads on the merged
     encoder is that mean too, because a head is linear. Where sites did not start from one head, task vectors of heads mean
     nothing, so a rule about theta_0 falls back to the mean there.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> from fedmerge.merging.methods._base import Static
+    >>> class Largest(Static):
+    ...     paper = "an example"
+    ...
+    ...     def rule(self, bank):
+    ...         return bank.theta.amax(0)
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> a, b = ({"weight": torch.tensor([row])} for row in ([1.0, 4.0], [3.0, 0.0]))
+    >>> fedmerge.merge(model, [a, b], Largest())["weight"]
+    tensor([[3., 4.]])
     """
 
     cost: ClassVar[str] = "1"
@@ -153,7 +175,15 @@ Of = str | dict[str, dict[str, Any]]
 
 
 class Building(Method):
-    """Builds on the model of a static method, and needs what that needs."""
+    """Builds on the model of a static method, and needs what that needs.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> method = load_method("lines", of={"ties": {"keep": 0.5}})
+    >>> method.built_on.keep, sorted(method.needed)
+    (0.5, ['theta_0'])
+    """
 
     of: Of = Field("mean", description="the static method that it builds on: ties, or {ties: {keep: 0.5}}")
 
@@ -184,7 +214,17 @@ class Building(Method):
 
 
 class Stateful(Method):
-    """May remember something between batches."""
+    """May remember something between batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.methods._base import load_method
+    >>> bank = Bank.of(torch.nn.Linear(2, 2, bias=False), {name: {"weight": torch.eye(2)} for name in ("axial", "coronal")})
+    >>> load_method("posterior").start(bank)["pi"]  # shares of the sites
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
 
     def start(self, bank: Bank) -> State:
         """The state before the first batch."""
@@ -201,7 +241,24 @@ class Stateful(Method):
 
 
 class Adaptive(Stateful):
-    """Chooses coefficients for every batch, from forward passes alone."""
+    """Chooses coefficients for every batch, from forward passes alone.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> from fedmerge.merging.coefficients import Coefficients
+    >>> from fedmerge.merging.methods._base import Adaptive
+    >>> class Surest(Adaptive):
+    ...     paper, cost = "an example", "K + 1"
+    ...
+    ...     def coefficients(self, evidence):
+    ...         alpha = torch.softmax(-10 * evidence.batch_entropies(), 0)
+    ...         return Coefficients(alpha, alpha)
+    >>> sure, unsure = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.1, 0.2]))
+    >>> adapt = fedmerge.Adapter(torch.nn.Linear(1, 2, bias=False), [sure, unsure], Surest())
+    >>> adapt(torch.ones(4, 1)).argmax(1), adapt.coefficients.encoder
+    (tensor([0, 0, 0, 0]), tensor([0.9976, 0.0024]))
+    """
 
     def survey(self, state: State, evidence: Evidence) -> State:
         """One batch of a first pass over the whole stream; called for every batch if the method is transductive."""
@@ -217,7 +274,28 @@ class Adaptive(Stateful):
 
 
 class Online(Stateful):
-    """Keeps parameters of its own between batches."""
+    """Keeps parameters of its own between batches.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> from fedmerge.merging.methods._base import Online
+    >>> class Slow(Online):
+    ...     paper, cost = "an example", "1"
+    ...
+    ...     def start(self, bank):
+    ...         return {"theta": bank.theta[0].clone()}
+    ...
+    ...     def step(self, state, evidence):
+    ...         theta = 0.5 * state["theta"] + 0.5 * evidence.bank.theta.mean(0)
+    ...         return {"theta": theta}, theta
+    >>> a, b = ({"weight": torch.full((2, 1), value)} for value in (0.0, 4.0))
+    >>> adapt = fedmerge.Adapter(torch.nn.Linear(1, 2, bias=False), [a, b], Slow())
+    >>> for batch in torch.ones(2, 4, 1):
+    ...     logits = adapt(batch)
+    >>> adapt.state_dict()["weight"].T
+    tensor([[1.5000, 1.5000]])
+    """
 
     @abstractmethod
     def start(self, bank: Bank) -> State:
@@ -229,7 +307,21 @@ class Online(Stateful):
 
 
 class Output(Method):
-    """Mixes predictions, not weights; or, where it keeps a model that is `merged_once`, corrects that model's predictions."""
+    """Mixes predictions, not weights; or, where it keeps a model that is `merged_once`, corrects that model's predictions.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> from fedmerge.merging.methods._base import Output
+    >>> class Boldest(Output):
+    ...     paper, cost = "an example", "K"
+    ...
+    ...     def predict(self, evidence):
+    ...         return torch.nn.functional.normalize(evidence.log_p().exp().amax(0), p=1, dim=1)
+    >>> a, b = ({"weight": torch.tensor(p).log()[:, None]} for p in ([0.9, 0.1], [0.5, 0.5]))
+    >>> fedmerge.Adapter(torch.nn.Linear(1, 2, bias=False), [a, b], Boldest())(torch.ones(1, 1)).exp()
+    tensor([[0.6429, 0.3571]])
+    """
 
     @abstractmethod
     def predict(self, evidence: Evidence) -> Tensor:
@@ -267,6 +359,7 @@ def load_method(name: str, **hyper_parameters: Any) -> Method:
 
     Examples
     --------
+    >>> from fedmerge.merging.methods._base import load_method
     >>> load_method("ties", keep=0.5).keep
     0.5
     """
@@ -290,6 +383,12 @@ def static_method(of: Any) -> Static:
     ------
     ValueError
         In one line, for what is no static method, or stands for more than one model.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.methods._base import static_method
+    >>> static_method({"ties": {"keep": 0.5}}).keep
+    0.5
     """
     wanted = "expected a static method: ties, or {ties: {keep: 0.5}}"
     name, fields = next(iter(of.items())) if isinstance(of, dict) and len(of) == 1 else (of, {})

@@ -52,6 +52,19 @@ def scores(name: Score, evidence: Evidence, calibrated: bool, seed: int) -> Tens
     References
     ----------
     Oh et al., DaWin, ICLR 2025, equation 1 and table D.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.methods._expertise import scores
+    >>> from fedmerge.merging.evidence import Evidence
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> evidence = Evidence(bank, torch.ones(1, 1))
+    >>> scores("entropy", evidence, calibrated=True, seed=0)  # e^-H
+    tensor([[0.9138],
+            [0.9138]], dtype=torch.float64)
     """
     log_p = evidence.log_p(calibrated=calibrated)
     match name:
@@ -86,6 +99,14 @@ def shares(score: Tensor) -> Tensor:
     -------
     Tensor
         lambda (N, K), on the simplex.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods._expertise import shares
+    >>> shares(torch.tensor([[1.0, 0.0], [1 / 3, 0.0]]))
+    tensor([[0.7500, 0.2500],
+            [0.5000, 0.5000]])
     """
     total = score.sum(0)
     return torch.where(total > 0, score / total.clamp(min=torch.finfo(score.dtype).tiny), 1 / len(score)).T
@@ -112,6 +133,15 @@ def with_offset(score: Tensor, seen: State) -> Tensor:
     References
     ----------
     Oh et al., DaWin, ICLR 2025, equation 2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods._expertise import moments, with_offset
+    >>> H = torch.tensor([[0.1, 0.3], [0.6, 0.6]])
+    >>> with_offset((-H).exp(), moments({}, H))
+    tensor([[0.6474, 0.3526],
+            [0.6122, 0.3878]])
     """
     n, total, squares = seen["n"], seen["sum"], seen["squares"]
     mean = (total / n).clamp(min=1e-8)
@@ -135,6 +165,14 @@ def moments(state: State, H: Tensor) -> State:
     -------
     State
         The state with this batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods._expertise import moments
+    >>> seen = moments({}, torch.tensor([[0.1, 0.3], [0.6, 0.6]]))
+    >>> seen["n"], seen["sum"]
+    (tensor(2., dtype=torch.float64), tensor([0.4000, 1.2000], dtype=torch.float64))
     """
     H = torch.where(torch.isfinite(H), H, H[torch.isfinite(H)].max() if bool(torch.isfinite(H).any()) else 1.0).double().cpu()
     fresh = {"n": torch.tensor(float(H.shape[1]), dtype=torch.float64), "sum": H.sum(1), "squares": (H**2).sum(1)}

@@ -29,6 +29,16 @@ def matrixwise(bank: Bank, rule: Callable[[Tensor], Tensor]) -> Tensor:
     -------
     Tensor
         Merged task vector (P,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.methods._spectral import matrixwise
+    >>> start, a, b = ({"weight": torch.eye(2) * scale} for scale in (1.0, 2.0, 3.0))
+    >>> bank = Bank.of(torch.nn.Linear(2, 2, bias=False), [a, b], start)
+    >>> matrixwise(bank, lambda tau: tau.sum(0))
+    tensor([3., 0., 0., 3.])
     """
 
     def one(name: str, tau: Tensor) -> Tensor:
@@ -50,6 +60,13 @@ def matrix_bytes(sizes: Sizes) -> int:
     -------
     int
         Bytes.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.bank.blockwise import Sizes
+    >>> from fedmerge.merging.methods._spectral import matrix_bytes
+    >>> matrix_bytes(Sizes(experts=3, parameters=5_700_000, largest=589_824, gram=0)) // 2**20  # MiB
+    40
     """
     return 6 * 4 * sizes.experts * sizes.largest
 
@@ -70,6 +87,14 @@ def spectrum(M: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, Ten
     -------
     tuple[Tensor, Tensor, Tensor]
         U (..., m, r), S (..., r), V^T (..., r, n).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods._spectral import spectrum
+    >>> U, S, Vh = spectrum(torch.diag(torch.tensor([3.0, 0.0])))
+    >>> S
+    tensor([3., 0.])
     """
     U, S, Vh = torch.linalg.svd(M, full_matrices=False)
     rounding = 4 * max(M.shape[-2:]) ** 0.5 * torch.finfo(M.dtype).eps
@@ -93,6 +118,14 @@ def isotropic(U: Tensor, S: Tensor, Vh: Tensor) -> Tensor:
     -------
     Tensor
         (m, n).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods._spectral import isotropic, spectrum
+    >>> isotropic(*spectrum(torch.diag(torch.tensor([3.0, 1.0]))))
+    tensor([[2., 0.],
+            [0., 2.]])
     """
     return S.sum() / (S > 0).sum().clamp(min=1) * (U @ Vh)
 
@@ -109,6 +142,14 @@ def orthogonal(M: Tensor) -> Tensor:
     -------
     Tensor
         (m, r).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods._spectral import orthogonal
+    >>> orthogonal(torch.diag(torch.tensor([3.0, 1.0])))
+    tensor([[1., 0.],
+            [0., 1.]])
     """
     P, _, Qh = spectrum(M)
     return P @ Qh

@@ -29,6 +29,18 @@ class Adamerging(Online):
     mean. dL/dc_k = <dL/dtheta, tau_k>, so that one backward serves all K experts.
     Worked example: g = dL/dtheta = (1, -2), tau_1 = (1, 0), tau_2 = (0, 1): dL/dc = (1, -2); Adam's first step moves c by
     (-lr, +lr), whatever the size of the gradient.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> sure, unsure = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.1, 0.2]))
+    >>> start = {"weight": torch.zeros(2, 1)}
+    >>> adapt = fedmerge.Adapter(model, [sure, unsure], "adamerging", base=start, lr=0.1, steps=5)
+    >>> adapt(torch.ones(4, 1)).exp()[0]
+    tensor([0.9603, 0.0397])
+    >>> adapt.state_dict()["weight"].T  # at first 0.3 (sure + unsure); the surer expert's part grows
+    tensor([[ 1.5931, -1.5931]])
     """
 
     paper: ClassVar[str] = "Yang et al., AdaMerging, ICLR 2024"

@@ -18,6 +18,14 @@ class Breadcrumbs(Static):
     d: entries of the tensor. Entries of equal magnitude are dropped in their order, so that the share is exact.
     Where sources differ: the paper and mergekit mask a tensor as one, as here; the authors' code masks each row of it.
     Worked example: tau = (1, -2, 3, -4), beta = 0.5, gamma = 0.25: m tau = (0, 0, 3, 0).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(4, 1, bias=False)
+    >>> start, a = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0, 0.0, 0.0], [1.0, -2.0, 3.0, -4.0]))
+    >>> fedmerge.merge(model, [a], "breadcrumbs", base=start, beta=0.5, gamma=0.25, scale=1)["weight"]
+    tensor([[0., 0., 3., 0.]])
     """
 
     paper: ClassVar[str] = "Davari & Belilovsky, Model breadcrumbs, ECCV 2024"

@@ -20,6 +20,14 @@ class ConsensusTa(Static):
     Where sources differ: the paper writes >=, its code >, which also counts no parameter where nobody moved. The authors choose lam
     for each task from 0.2 to 0.6 on labeled validation images; here it is one number for all.
     Worked example: tau_1 = (4, 1), tau_2 = (2, -3), lam = 0.4: m_1 = (1, 0), m_2 = (1, 1), theta = theta_0 + 0.3 (6, 0).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, 1.0], [2.0, -3.0]))
+    >>> fedmerge.merge(model, [a, b], "consensus_ta", base=start)["weight"]
+    tensor([[1.8000, 0.0000]])
     """
 
     paper: ClassVar[str] = "Wang et al., Localizing task information (Consensus merging), ICML 2024"

@@ -21,6 +21,14 @@ class Dare(Static):
 
     The mask of an expert is drawn from the seed and its name, so the order of experts does not matter.
     Worked example: p = 0.5, tau = (2, 4), mask (1, 0): tau' = (4, 0), whose expectation over masks is tau.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
+    >>> fedmerge.merge(model, [a, b], "dare", base=start, drop=0.5, scale=1, seed=1)["weight"]
+    tensor([[8., 6.]])
     """
 
     paper: ClassVar[str] = "Yu et al., Language models are super Mario (DARE), ICML 2024"
@@ -77,5 +85,13 @@ def draws(seed: int, name: str) -> torch.Generator:
     -------
     torch.Generator
         A generator that nobody else draws from.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.dare import draws
+    >>> first, again, other = (torch.rand(3, generator=draws(0, name)) for name in ("axial", "axial", "coronal"))
+    >>> torch.equal(first, again), torch.equal(first, other)
+    (True, False)
     """
     return torch.Generator().manual_seed(random.Random(f"dare {seed} {name}").getrandbits(63))

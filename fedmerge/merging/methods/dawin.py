@@ -28,6 +28,18 @@ class Dawin(Adaptive):
     `form` for multi-task merging about theta_0: `convex` has sum 1; `paper` 0.3 in all, `code` 0.3 K.
     Where sources differ: paper and code start, stop and assign the mixture differently (merge/clustering.py follows the code).
     Worked example: H = (0, ln 3): lambda = (1, 1/3) / (4/3) = (0.75, 0.25).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> sure, unsure = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.1, 0.2]))
+    >>> adapt = fedmerge.Adapter(model, {"sure": sure, "unsure": unsure}, "dawin", clusters=1)
+    >>> adapt(torch.tensor([[3.0], [0.1]])).argmax(1)
+    tensor([0, 0])
+    >>> adapt.coefficients.encoder  # one merge for the batch, as there is one cluster
+    tensor([[0.5845, 0.4155],
+            [0.5845, 0.4155]], dtype=torch.float64)
     """
 
     paper: ClassVar[str] = "Oh et al., DaWin: Training-free dynamic weight interpolation, ICLR 2025"

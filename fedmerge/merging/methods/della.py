@@ -25,6 +25,14 @@ class Della(Static):
     Where sources differ: the paper's steps are e / n, its code's and mergekit's (whose epsilon is e/2) are e / (n - 1), as here, so
     that both ends are reached. mergekit may restore the norm of tau_k instead of dividing by 1 - p_k.
     Worked example: p = 0.5, e = 0.2, tau = (1, 3, 2): p_k = (0.6, 0.4, 0.5).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
+    >>> fedmerge.merge(model, [a, b], "della", base=start, drop=0.5, window=0.2, scale=1, seed=1)["weight"]
+    tensor([[6.6667, 5.0000]])
     """
 
     paper: ClassVar[str] = "Deep et al., DELLA-merging, 2024 (arXiv 2406.11617)"

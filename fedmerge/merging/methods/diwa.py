@@ -17,6 +17,15 @@ class Diwa(Static):
     Sites send the soup of their runs beside their selected expert. Where the paper is silent: it trains all runs on pooled
     domains; among sites that pool nothing, the mean over all their runs is the nearest thing, and it is what is called DiWA here.
     Worked example: runs (1, 3) at one site and (5, 7) at the other give ((1 + 3)/2 + (5 + 7)/2) / 2 = 4.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> a, b = ({"weight": torch.tensor([row])} for row in ([1.0, 3.0], [5.0, 7.0]))
+    >>> soups = [{"weight": torch.tensor([row])} for row in ([2.0, 3.0], [6.0, 5.0])]
+    >>> fedmerge.merge(model, [a, b], "diwa", statistics={"soup": soups})["weight"]
+    tensor([[4., 4.]])
     """
 
     paper: ClassVar[str] = "Rame et al., Diverse weight averaging (DiWA), NeurIPS 2022"

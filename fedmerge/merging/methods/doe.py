@@ -17,6 +17,15 @@ class Doe(Output):
     """p(x) = sum_k lambda_k(x) p_k(x), lambda from Eq. 1, or from Eq. 2 on this batch if `offset`.
 
     Worked example: H = (0, ln 3), p_1 = (1, 0), p_2 = (1/3, 2/3): lambda = (0.75, 0.25) and p = (0.8333, 0.1667).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> sure, unsure = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.1, 0.2]))
+    >>> adapt = fedmerge.Adapter(model, [sure, unsure], "doe")
+    >>> adapt(torch.ones(1, 1)).exp()
+    tensor([[0.8026, 0.1974]])
     """
 
     paper: ClassVar[str] = "Oh et al., DaWin: Training-free dynamic weight interpolation, ICLR 2025 (dynamic output ensemble)"

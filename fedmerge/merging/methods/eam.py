@@ -44,6 +44,19 @@ class Eam(Adaptive):
 
     Worked example (K = 2, N = 1): Hbar = (0.1, 0.3) gives alpha^enc = (0.75, 0.25); with k* = 1 and gamma = 10 the gaps are
     (0, 0.2), so alpha^head = (1, e^-2) / (1 + e^-2) = (0.8808, 0.1192).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
+    >>> sure, unsure = ({"1.weight": torch.tensor([[1.0] * 4, [-1.0] * 4]) * scale} for scale in (1.0, 0.1))
+    >>> adapt = fedmerge.Adapter(model, {"sure": sure, "unsure": unsure}, "eam", gamma=5)
+    >>> adapt(torch.ones(1, 1, 2, 2)).argmax(1)
+    tensor([0])
+    >>> adapt.coefficients.encoder
+    tensor([0.9951, 0.0049], dtype=torch.float64)
+    >>> adapt.coefficients.head
+    tensor([0.9561, 0.0439], dtype=torch.float64)
     """
 
     paper: ClassVar[str] = "Ambekar et al., The Mean is the Mirage: Entropy-Adaptive Model Merging, 2026"
@@ -205,8 +218,9 @@ def inverse_entropy(Hbar: Tensor, eps: float) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> [round(share, 2) for share in inverse_entropy(torch.tensor([0.1, 0.3]), eps=1e-8).tolist()]
-    [0.75, 0.25]
+    >>> from fedmerge.merging.methods.eam import inverse_entropy
+    >>> inverse_entropy(torch.tensor([0.1, 0.3]), eps=1e-8)
+    tensor([0.7500, 0.2500])
     """
     if not bool(torch.isfinite(Hbar).any()):
         return torch.full_like(Hbar, 1 / len(Hbar))
@@ -232,6 +246,13 @@ def entropy_gap(gap: Tensor, gamma: float) -> Tensor:
     References
     ----------
     Ambekar et al., The mean is the mirage, 2026, equation 9.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.eam import entropy_gap
+    >>> entropy_gap(torch.tensor([0.0, 0.2]), gamma=10)
+    tensor([0.8808, 0.1192])
     """
     if math.isinf(gamma):
         nearest = (gap == gap.min()).double()

@@ -16,6 +16,16 @@ class Ensemble(Output):
 
     Where sources differ: Oh et al. (DaWin) average probabilities, Tang et al. (FusionBench) logits; both are here.
     Worked example: p_1 = (0.9, 0.1) and p_2 = (0.5, 0.5) give (0.7, 0.3) from probabilities and (0.75, 0.25) from logits.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> a, b = ({"weight": torch.tensor(p).log()[:, None]} for p in ([0.9, 0.1], [0.5, 0.5]))
+    >>> fedmerge.Adapter(model, [a, b], "ensemble")(torch.ones(1, 1)).exp()
+    tensor([[0.7000, 0.3000]])
+    >>> fedmerge.Adapter(model, [a, b], "ensemble", average="logits")(torch.ones(1, 1)).exp()
+    tensor([[0.7500, 0.2500]])
     """
 
     paper: ClassVar[str] = "Lakshminarayanan et al., Deep ensembles, NeurIPS 2017"

@@ -13,7 +13,17 @@ from fedmerge.merging.methods._base import Method, Output
 
 
 class SingleExpert(Output):
-    """p = softmax(z_k): the row of site k, or one row for each site if none is named."""
+    """p = softmax(z_k): the row of site k, or one row for each site if none is named.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> sure, unsure = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.1, 0.2]))
+    >>> adapt = fedmerge.Adapter(model, {"sure": sure, "unsure": unsure}, "expert", site="unsure")
+    >>> adapt(torch.ones(1, 1)).exp()
+    tensor([[0.4750, 0.5250]])
+    """
 
     paper: ClassVar[str] = "the hospital's own model (selection as in Gulrajani & Lopez-Paz, ICLR 2021)"
     cost: ClassVar[str] = "1"

@@ -22,6 +22,15 @@ class Fisher(Static):
     mode `site`: every site computes F_k on its own training images and uploads it, which doubles its upload. mode `target`: F_k of
     the first `samples` images of the stream, computed at the target with gradients; the model changes until they are seen.
     Worked example: F_1 = (3, 1), F_2 = (1, 1), no normalization, m = 0, experts (0, 0) and (4, 4): theta = (1, 2).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, 4.0]))
+    >>> F = [{"weight": torch.tensor([row])} for row in ([3.0, 1.0], [1.0, 1.0])]
+    >>> fedmerge.merge(model, [a, b], "fisher", statistics={"fisher": F}, normalize=False)["weight"]
+    tensor([[1.0000, 2.0000]])
     """
 
     paper: ClassVar[str] = "Matena & Raffel, Merging models with Fisher-weighted averaging, NeurIPS 2022"

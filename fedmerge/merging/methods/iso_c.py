@@ -22,6 +22,15 @@ class IsoC(Static):
     tensors by the same alpha; here both are means (alpha = s / K for matrices), so that s = 1 is near the expert where K = 1.
     Convolutions have four axes and are averaged, as in the authors' code: on a CNN little but the head is isotropic.
     Worked example: K = 1, tau = diag(3, 1): mean(S) = 2 and theta = theta_0 + diag(2, 2).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> start, a = ({"weight": torch.diag(torch.tensor(row))} for row in ([0.0, 0.0], [3.0, 1.0]))
+    >>> fedmerge.merge(model, [a], "iso_c", base=start)["weight"]
+    tensor([[2., 0.],
+            [0., 2.]])
     """
 
     paper: ClassVar[str] = "Marczak et al., No task left behind: isotropic model merging (Iso-C), ICML 2025"

@@ -26,6 +26,15 @@ class IsoCts(Static):
     there are (r = 3, K = 4, share = 0), so n is r // K at most; and where [U_0 .. U_K] has a lower rank, as for identical experts,
     it completes U' and V' with directions that nobody has; here they are left out.
     Worked example: K = 2, tau_1 = diag(2, 0), tau_2 = diag(0, 1), share = 0: n = 1, mean(S) = 1.5, theta_0 + diag(0.75, 0.75).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> start, a, b = ({"weight": torch.diag(torch.tensor(row))} for row in ([0.0, 0.0], [2.0, 0.0], [0.0, 1.0]))
+    >>> fedmerge.merge(model, [a, b], "iso_cts", base=start, share=0)["weight"]
+    tensor([[0.7500, 0.0000],
+            [0.0000, 0.7500]])
     """
 
     paper: ClassVar[str] = "Marczak et al., No task left behind: isotropic model merging (Iso-CTS), ICML 2025"

@@ -24,6 +24,17 @@ class Lame(Building, Output):
     and adds 1e-10 to p before the logarithm.
     Worked example: k = 1, two images with p = (0.9, 0.1) and (0.4, 0.6): the first step makes the second softmax(log 0.4 + 0.9,
     log 0.6 + 0.1) = (0.597, 0.403).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2, bias=False))
+    >>> state = {"1.weight": torch.eye(2)}
+    >>> batch = torch.tensor([[3.0, 1.0], [2.0, 0.5], [1.1, 1.0]])[:, None, None]
+    >>> fedmerge.Adapter(model, [state], "mean")(batch).exp()[2]
+    tensor([0.5250, 0.4750])
+    >>> fedmerge.Adapter(model, [state], "lame", k=1)(batch).exp()[2]  # as its neighbors say
+    tensor([0.6344, 0.3656])
     """
 
     paper: ClassVar[str] = "Boudiaf et al., Parameter-free online test-time adaptation (LAME), CVPR 2022"
@@ -71,6 +82,16 @@ def affinity(features: Tensor, k: int, broken: Tensor) -> Tensor:
     -------
     Tensor
         w (N, N), symmetric, in {0, 0.5, 1}.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.lame import affinity
+    >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]])
+    >>> affinity(features, k=1, broken=torch.zeros(3, dtype=torch.bool))
+    tensor([[0.0000, 1.0000, 0.0000],
+            [1.0000, 0.0000, 0.5000],
+            [0.0000, 0.5000, 0.0000]])
     """
     N = len(features)
     features = F.normalize(features, dim=1)
@@ -99,6 +120,15 @@ def smoothed(log_p: Tensor, w: Tensor) -> Tensor:
     References
     ----------
     Boudiaf et al., Parameter-free online test-time adaptation, CVPR 2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.lame import smoothed
+    >>> log_p = torch.tensor([[0.9, 0.1], [0.4, 0.6]]).log()
+    >>> smoothed(log_p, w=torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    tensor([[0.9175, 0.0825],
+            [0.6058, 0.3942]])
     """
     z = log_p.exp()
     for _ in range(100):

@@ -21,6 +21,16 @@ class Lines(Building, Static):
     Where sources differ: the authors' code scales all outside of blocks by a, the last norm too, and has no head. They set
     a = ||sum_k tau_k||_1 / (K ||tau||_1) and choose b on labeled validation images; here both are given.
     Worked example: three blocks, a = 0.3, b = 0.7: 0.3, 0.65 and 1 times the mean task vector, and the mean of the heads.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Sequential(*(torch.nn.Linear(1, 1, bias=False) for _ in range(4)))
+    >>> start = {name: torch.zeros(1, 1) for name in model.state_dict()}
+    >>> a, b = ({name: torch.full((1, 1), value) for name in start} for value in (1.0, 3.0))
+    >>> merged = fedmerge.merge(model, [a, b], "lines", base=start, a=0.3, b=0.7)
+    >>> {name: round(value.item(), 2) for name, value in merged.items()}
+    {'0.weight': 0.6, '1.weight': 1.07, '2.weight': 1.53, '3.weight': 2.0}
     """
 
     paper: ClassVar[str] = "Wang et al., LiNeS: post-training layer scaling, ICLR 2025"
@@ -54,6 +64,15 @@ def depths(bank: Bank) -> list[float]:
     -------
     list[float]
         P numbers in [0, 1], in the order of columns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.methods.lines import depths
+    >>> model = torch.nn.Sequential(*(torch.nn.Linear(1, 1, bias=False) for _ in range(4)))
+    >>> depths(Bank.of(model, [model.state_dict()]))
+    [0.0, 0.3333333333333333, 0.6666666666666666, 1.0]
     """
     blocks = _blocks(bank.model)
     layers: list[str] = []

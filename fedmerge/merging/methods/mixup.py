@@ -19,6 +19,14 @@ class Mixup(Static):
     For two experts this is the paper's lambda ~ Beta(a, a). `draws` gives that many rows, of seeds `seed`, `seed` + 1, ..., because
     one draw says little. Where sources differ: the released driver passes a flag for `a`, which makes it uniform; here a = 0.5.
     Worked example: lambda = (0.25, 0.75), experts 4 and 8 give 7.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> a, b = ({"weight": torch.tensor([row])} for row in ([4.0, 0.0], [8.0, 1.0]))
+    >>> fedmerge.merge(model, [a, b], "mixup", seed=1)["weight"]
+    tensor([[5.1165, 0.2791]])
     """
 
     paper: ClassVar[str] = "Zhou et al., Mixup model merge (M3), 2025"

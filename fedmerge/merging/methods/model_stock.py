@@ -20,6 +20,14 @@ class ModelStock(Static):
     pairs (`cosine`, the default here), FusionBench their angles (`angle`). A negative average counts as 0, because t has a pole at
     -1/(K - 1); single pairs may be negative, so that unrelated task vectors average to about 0. A tensor's K x K inner products
     are all that t needs. Worked example: K = 2, cos = 0.5: t = 2/3; cos = 1 gives the mean, cos = 0 gives theta_0.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [1.0, 0.0], [0.5, 0.75 ** 0.5]))
+    >>> fedmerge.merge(model, [a, b], "model_stock", base=start)["weight"]
+    tensor([[0.5000, 0.2887]])
     """
 
     paper: ClassVar[str] = "Jang et al., Model stock, ECCV 2024"
@@ -77,6 +85,13 @@ def mean_ratio(cos: Tensor, K: int) -> Tensor:
     -------
     Tensor
         t (R,), in [0, 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.model_stock import mean_ratio
+    >>> mean_ratio(torch.tensor([0.0, 0.5, 1.0]), K=2)
+    tensor([0.0000, 0.6667, 1.0000])
     """
     return K * cos / (1 + (K - 1) * cos)
 
@@ -98,6 +113,14 @@ def mean_cosine(theta: Tensor, start: Tensor) -> Tensor:
     -------
     Tensor
         (R,), at least 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.model_stock import mean_cosine
+    >>> theta = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])
+    >>> mean_cosine(theta, start=torch.zeros(1, 2))
+    tensor([0.7071], dtype=torch.float64)
     """
     K = len(theta)
     total = torch.zeros(start.shape, dtype=torch.float64, device=start.device)

@@ -25,6 +25,17 @@ class Oracle(Adaptive):
     select:  for every image an expert that is right, if there is one: how much the experts cover together.
     batch, stream: the expert with the best accuracy on this batch, or on the whole stream.
     Worked example: p_1(y) = 0.6 and p_2(y) = 0.2: lambda = (0.75, 0.25).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> a, b = ({"weight": torch.tensor(p).log()[:, None]} for p in ([0.9, 0.1], [0.3, 0.7]))
+    >>> adapt = fedmerge.Adapter(model, [a, b], "oracle")
+    >>> adapt(torch.ones(1, 1), labels=torch.tensor([0])).argmax(1)
+    tensor([0])
+    >>> adapt.coefficients.encoder
+    tensor([[0.7500, 0.2500]], dtype=torch.float64)
     """
 
     paper: ClassVar[str] = "Oh et al., DaWin: Training-free dynamic weight interpolation, ICLR 2025 (oracles)"
@@ -109,6 +120,15 @@ def grid(K: int, seed: int) -> Tensor:
     -------
     Tensor
         (G, K).
+
+    Examples
+    --------
+    >>> from fedmerge.merging.methods.oracle import grid
+    >>> grid(2, seed=0).shape
+    torch.Size([21, 2])
+    >>> grid(2, seed=0)[:2]
+    tensor([[0.0000, 1.0000],
+            [0.0500, 0.9500]], dtype=torch.float64)
     """
     if K in STEP:
         n = round(1 / STEP[K])

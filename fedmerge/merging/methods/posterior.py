@@ -75,6 +75,19 @@ class Posterior(Adaptive):
 
     Without theta_0 the panel is the ensemble and the mean. Worked example (K = 2, C = 2, one image, even shares, beta 1):
     q = (0.7, 0.3), p_1 = (0.9, 0.1), p_2 = (0.5, 0.5) give s = (-0.766, -1.473), and r = (0.670, 0.330).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> sure, unsure = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.1, 0.2]))
+    >>> adapt = fedmerge.Adapter(model, {"sure": sure, "unsure": unsure}, "posterior")
+    >>> adapt(torch.tensor([[3.0], [1.0], [-2.0]])).argmax(1)
+    tensor([0, 0, 1])
+    >>> adapt.coefficients.encoder.round(decimals=2)
+    tensor([[0.9200, 0.0800],
+            [0.8800, 0.1200],
+            [0.9100, 0.0900]], dtype=torch.float64)
     """
 
     paper: ClassVar[str] = "fedmerge, this project, 2026"

@@ -21,6 +21,15 @@ class Regmean(Static):
     head whose inputs hardly vary blows up; a ridge keeps the sum invertible where inputs span too little.
     A site uploads one (d, d) matrix for each linear layer, which for a ViT-B is more than its weights.
     Worked example: d = 1, G = (1, 3), W = (0, 4): W = 12 / 4 = 3.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> a, b = ({"weight": torch.tensor([[weight]])} for weight in (0.0, 4.0))
+    >>> G = [{"weight": torch.tensor([[gram]])} for gram in (1.0, 3.0)]
+    >>> fedmerge.merge(model, [a, b], "regmean", statistics={"gram": G})["weight"]
+    tensor([[3.0000]])
     """
 
     paper: ClassVar[str] = "Jin et al., Dataless knowledge fusion by merging weights (RegMean), ICLR 2023"

@@ -15,6 +15,15 @@ class RegmeanPp(Regmean):
     The sites compute G block by block, one round of messages for each, between which the coordinator merges a block. Embeddings
     and norms are means. Where sources differ: FusionBench leaves the last norm at theta_0's; here it is a mean as all others.
     Worked example: with one block it is RegMean.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> a, b = ({"weight": torch.tensor([[weight]])} for weight in (0.0, 4.0))
+    >>> G = [{"weight": torch.tensor([[gram]])} for gram in (1.0, 3.0)]
+    >>> fedmerge.merge(model, [a, b], "regmean_pp", statistics={"gram_rounds": G})["weight"]
+    tensor([[3.0000]])
     """
 
     paper: ClassVar[str] = "Nguyen et al., RegMean++, 2025"

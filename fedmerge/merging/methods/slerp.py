@@ -25,6 +25,14 @@ class Slerp(Static):
     normalized mean, `sequential` folds one expert after another with t = 1/(j+1). Directions are merged on the sphere, and the
     length is the experts' mean length. A tensor's K x K inner products are all that it takes.
     Worked example: v_0 = (1, 0), v_1 = (0, 1), t = 0.5 give (0.7071, 0.7071).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> a, b = ({"weight": torch.tensor([row])} for row in ([1.0, 0.0], [0.0, 1.0]))
+    >>> fedmerge.merge(model, [a, b], "slerp", t=0.5)["weight"]
+    tensor([[0.7071, 0.7071]])
     """
 
     paper: ClassVar[str] = "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; Karcher mean as in mergekit"
@@ -94,8 +102,9 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> [round(x, 4) for x in slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 0.5).tolist()]
-    [0.7071, 0.7071]
+    >>> from fedmerge.merging.methods.slerp import slerp
+    >>> slerp(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), 0.5)
+    tensor([0.7071, 0.7071])
     """
     pair = torch.stack([a, b])
     return slerp_weights(inner_products(pair[:, None])[0], t).to(a) @ pair
@@ -117,6 +126,13 @@ def karcher(v: Tensor, iterations: int, tolerance: float) -> Tensor:
     -------
     Tensor
         (d,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.slerp import karcher
+    >>> karcher(torch.eye(3), iterations=10, tolerance=1e-5)
+    tensor([0.5774, 0.5774, 0.5774])
     """
     return karcher_weights(inner_products(v[:, None])[0], iterations, tolerance).to(v) @ v
 
@@ -135,6 +151,14 @@ def slerp_weights(G: Tensor, t: float) -> Tensor:
     -------
     Tensor
         (2,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.slerp import slerp_weights
+    >>> v = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> slerp_weights(v @ v.T, t=0.5)
+    tensor([0.7071, 0.7071])
     """
     lengths = (G[0, 0] * G[1, 1]).sqrt()
     cos = (G[0, 1] / lengths).clamp(-1, 1) if lengths > 0 else G.new_ones(())
@@ -163,6 +187,14 @@ def karcher_weights(G: Tensor, iterations: int, tolerance: float) -> Tensor:
     -------
     Tensor
         (K,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.slerp import karcher_weights
+    >>> v = torch.eye(3)
+    >>> karcher_weights(v @ v.T, iterations=10, tolerance=1e-5)
+    tensor([0.5774, 0.5774, 0.5774])
     """
     K, lengths = len(G), G.diagonal().clamp(min=0).sqrt()
     if not bool((lengths > 0).all()):

@@ -31,6 +31,19 @@ class T3(Adaptive):
     or 1 as its text says; `rescaled` maps I / ln 2 linearly, `scaled_sigmoid` is sigma(kappa (I / ln 2 - 1/2)). Its zero-shot
     generalist is theta_0 of a CLIP (`generalist: theta_0`); models of timm have none: g is the experts' mean, or the scenario's.
     Worked example: p_g = (1, 0), p_1 = (0, 1): I = ln 2, lambda = 2/3; H_1 = 0 < tau_f, so lambda' = min(2/3 + 1/2, 1) = 1.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> sure, unsure = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.1, 0.2]))
+    >>> start = {"weight": torch.zeros(2, 1)}
+    >>> adapt = fedmerge.Adapter(model, [sure], "t3", base=start, generalist="theta_0")
+    >>> adapt(torch.tensor([[3.0], [0.1]])).argmax(1)
+    tensor([0, 0])
+    >>> adapt.coefficients.encoder  # of the expert, and of theta_0
+    tensor([[1.0000, 0.0000],
+            [0.5012, 0.4988]], dtype=torch.float64)
     """
 
     paper: ClassVar[str] = "Imam et al., T^3: Test-time model merging in VLMs, 2025"

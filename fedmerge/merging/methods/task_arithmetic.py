@@ -17,6 +17,14 @@ class TaskArithmetic(Static):
 
     Equal to (1 - sK) theta_0 + sK mean(theta_k): the default of 0.3 is 0.9 of the mean for K = 3 and extrapolates for K >= 4;
     s = 1/K is the mean. Worked example: theta_0 = 1, experts 2 and 5, s = 0.3 give 1 + 0.3 (1 + 4) = 2.5.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([1.0, 0.0], [2.0, 1.0], [5.0, 1.0]))
+    >>> fedmerge.merge(model, [a, b], "task_arithmetic", base=start, scale=0.3)["weight"]
+    tensor([[2.5000, 0.6000]])
     """
 
     paper: ClassVar[str] = "Ilharco et al., Editing models with task arithmetic, ICLR 2023"

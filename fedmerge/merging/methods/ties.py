@@ -26,6 +26,14 @@ class Ties(Static):
 
     Where sources differ: the paper takes the mean, FusionBench's default the sum; both are here.
     Worked example: theta_0 = 0, keep = 1, tau_1 = (4, -1), tau_2 = (2, 3): gamma = (+, +), tau* = (3, 3), theta = (0.9, 0.9).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
+    >>> fedmerge.merge(model, [a, b], "ties", base=start, keep=1)["weight"]
+    tensor([[0.9000, 0.9000]])
     """
 
     paper: ClassVar[str] = "Yadav et al., TIES-merging, NeurIPS 2023"
@@ -63,6 +71,13 @@ def trim(tau: Tensor, keep: float) -> Tensor:
     References
     ----------
     Yadav et al., TIES-merging, NeurIPS 2023, algorithm 1; the rank is that of the authors' code.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.ties import trim
+    >>> trim(torch.tensor([0.1, -4.0, 2.0, 0.3]), keep=0.25)
+    tensor([ 0., -4.,  2.,  0.])
     """
     return above(tau.clone()[None], threshold(tau, keep)[None])[0]
 
@@ -81,6 +96,13 @@ def threshold(tau: Tensor, keep: float) -> Tensor:
     -------
     Tensor
         A scalar tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.ties import threshold
+    >>> threshold(torch.tensor([0.1, -4.0, 2.0, 0.3]), keep=0.25)
+    tensor(2.)
     """
     return magnitude_of_rank(tau, max(1, len(tau) - int(keep * len(tau))))
 
@@ -99,6 +121,13 @@ def above(tau: Tensor, floor: Tensor) -> Tensor:
     -------
     Tensor
         tau.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.ties import above
+    >>> above(torch.tensor([[0.1, -4.0, 2.0]]), floor=torch.tensor([1.0]))
+    tensor([[ 0., -4.,  2.]])
     """
     under = torch.nextafter(floor, torch.full_like(floor, -torch.inf))  # hardshrink drops what is at its limit, too
     for row, limit in zip(tau, under.tolist(), strict=True):
@@ -127,6 +156,17 @@ def by_sign(bank: Bank, parts: Iterable[tuple[slice, Tensor]], combine: str, sca
     -------
     Tensor
         Merged parameters (P,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.methods.ties import by_sign
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([1.0, 1.0], [5.0, 0.0], [3.0, 4.0]))
+    >>> bank = Bank.of(model, [a, b], start)
+    >>> by_sign(bank, [(slice(0, 2), bank.tau)], combine="mean", scale=1.0)
+    tensor([4., 4.])
     """
     theta_0 = bank.anchor_row("theta_0")
     out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
@@ -163,6 +203,7 @@ def disjoint_merge(tau: Tensor, combine: str) -> Tensor:
     Examples
     --------
     >>> import torch
+    >>> from fedmerge.merging.methods.ties import disjoint_merge
     >>> disjoint_merge(torch.tensor([[4.0, -1.0], [2.0, 3.0]]), "mean").tolist()
     [3.0, 3.0]
     """
@@ -181,6 +222,13 @@ def elected(total: Tensor) -> Tensor:
     -------
     Tensor
         gamma (P,), in {-1, 0, 1}.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.ties import elected
+    >>> elected(torch.tensor([6.0, 0.0, 2.0, -1.0]))
+    tensor([ 1.,  1.,  1., -1.])
     """
     gamma = total.sign()
     return torch.where(gamma == 0, gamma.sum().sign(), gamma)
@@ -202,6 +250,14 @@ def agreeing(tau: Tensor, gamma: Tensor, combine: str) -> Tensor:
     -------
     Tensor
         (P,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.ties import agreeing
+    >>> tau = torch.tensor([[4.0, -1.0], [2.0, 3.0]])
+    >>> agreeing(tau, gamma=torch.tensor([1.0, -1.0]), combine="mean")
+    tensor([ 3., -1.])
     """
     along = (tau * gamma).clamp_(min=0)  # magnitudes of those that agree
     total = along.sum(0) * gamma

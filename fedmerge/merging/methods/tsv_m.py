@@ -23,6 +23,15 @@ class TsvM(Static):
     hospitals), here one of each; and where [U_1 .. U_K] has a lower rank, as for identical experts, it completes U' and V' with
     directions that nobody has; here they are left out, so that K identical experts give the leading directions of one.
     Worked example: K = 2, tau_1 = diag(2, 0), tau_2 = diag(0, 1): theta = theta_0 + diag(2, 1).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 2, bias=False)
+    >>> start, a, b = ({"weight": torch.diag(torch.tensor(row))} for row in ([0.0, 0.0], [2.0, 0.0], [0.0, 1.0]))
+    >>> fedmerge.merge(model, [a, b], "tsv_m", base=start)["weight"]
+    tensor([[2., 0.],
+            [0., 1.]])
     """
 
     paper: ClassVar[str] = "Gargiulo et al., Task singular vectors (TSV-Merge), CVPR 2025"
@@ -51,6 +60,15 @@ def side_by_side(tau: Tensor) -> Tensor:
     -------
     Tensor
         (m, n).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.methods.tsv_m import side_by_side
+    >>> tau = torch.stack([torch.diag(torch.tensor([2.0, 0.0])), torch.diag(torch.tensor([0.0, 1.0]))])
+    >>> side_by_side(tau)
+    tensor([[2., 0.],
+            [0., 1.]])
     """
     n = max(1, min(tau.shape[1:]) // len(tau))
     U_k, S_k, Vh_k = spectrum(tau)

@@ -25,6 +25,19 @@ class Ttmm(Adaptive):
     above tau, the model is theta_0, as in the authors' code; where sites started from heads of their own, the nearest expert. beta
     and tau are those of the code, whose kernel exp(-(1 - phi . phi_k) / 0.2^2) is the same softmax.
     Worked example: similarities (1, 0.96, 0.8), beta 0.04: v = (0.728, 0.268, 0.005), w = (0.731, 0.269, 0).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(2, 2, bias=False))
+    >>> start, a, b = ({"1.weight": torch.eye(2) * scale} for scale in (1.0, 2.0, 3.0))
+    >>> centroids = [{"centroid": torch.tensor(phi)} for phi in ([1.0, 0.0], [0.0, 1.0])]
+    >>> adapt = fedmerge.Adapter(model, [a, b], "ttmm", base=start, statistics={"centroid": centroids})
+    >>> adapt(torch.tensor([[5.0, 0.1], [1.0, 1.05]])).argmax(1)
+    tensor([0, 1])
+    >>> adapt.coefficients.encoder  # the second image lies between the two sites
+    tensor([[1.0000, 0.0000],
+            [0.2969, 0.7031]], dtype=torch.float64)
     """
 
     paper: ClassVar[str] = "Bertolissi et al., Local mixtures of experts (TTMM), COLM 2025"

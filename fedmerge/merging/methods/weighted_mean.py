@@ -16,6 +16,14 @@ class WeightedMean(Static):
     """theta = sum_k (n_k / n) theta_k, n = sum_k n_k.
 
     Worked example: experts (1, 4) and (3, 0) with 30 and 10 images give (1.5, 3).
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> a, b = ({"weight": torch.tensor([row])} for row in ([1.0, 4.0], [3.0, 0.0]))
+    >>> fedmerge.merge(model, [a, b], "weighted_mean", counts=[30, 10])["weight"]
+    tensor([[1.5000, 3.0000]])
     """
 
     paper: ClassVar[str] = "McMahan et al., FedAvg, AISTATS 2017, one communication round"

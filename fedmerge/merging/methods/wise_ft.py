@@ -18,6 +18,14 @@ class WiseFt(Static):
 
     The paper interpolates between two models; with K experts the second is their mean, which makes this task arithmetic at a
     scale of a / K. Worked example: theta_0 = 0, experts 2 and 4, a = 0.5 give 1.5.
+
+    Examples
+    --------
+    >>> import fedmerge, torch
+    >>> model = torch.nn.Linear(2, 1, bias=False)
+    >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [2.0, 8.0], [4.0, 0.0]))
+    >>> fedmerge.merge(model, [a, b], "wise_ft", base=start, a=0.5)["weight"]
+    tensor([[1.5000, 2.0000]])
     """
 
     paper: ClassVar[str] = "Wortsman et al., Robust fine-tuning of zero-shot models (WiSE-FT), CVPR 2022"

@@ -68,6 +68,14 @@ def prefers_mixture(uses: float, experts: int, samples: int, distinct: int, devi
     -------
     bool
         True for the mixture, False for rows.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.per_sample.dispatch import prefers_mixture
+    >>> prefers_mixture(uses=17, experts=2, samples=32, distinct=32)
+    True
+    >>> prefers_mixture(uses=17, experts=2, samples=32, distinct=4)
+    False
     """
     return samples * uses * (experts - 1) < EQUAL.get(device, EQUAL["cpu"]) * distinct * (experts + 1)
 
@@ -86,6 +94,14 @@ class PerSampleLogits:
         Of a batch through one model.
     merges : int
         Of the whole model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.per_sample.dispatch import PerSampleLogits
+    >>> found = PerSampleLogits(logits=torch.zeros(4, 2), way="rows", forwards=1, merges=3)
+    >>> found.way, found.merges
+    ('rows', 3)
     """
 
     logits: Tensor
@@ -108,6 +124,20 @@ class PerSample:
         Batches by way.
     refusal : str, default ''
         Why the mixture cannot be used, or nothing.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.per_sample.dispatch import PerSample
+    >>> from fedmerge.merging.coefficients import Coefficients
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> alpha = torch.tensor([[1.0, 0.0], [0.5, 0.5]])  # of two images
+    >>> found = PerSample(bank, way="rows").predict(torch.ones(2, 1), Coefficients(alpha, alpha))
+    >>> found.logits, found.merges
+    (tensor([[ 2., -2.],
+            [ 1.,  1.]]), 2)
     """
 
     bank: Bank

@@ -40,6 +40,19 @@ class Mixed(torch.Tensor):
         Names of the parameters it comes from.
     used : set[str]
         Names of those that have been read.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.per_sample.mixed_tensor import Mixed
+    >>> pieces, weights = [torch.zeros(2), torch.ones(2)], torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> bias = Mixed.linear(pieces, weights, owners=("bias",), used=set())
+    >>> torch.zeros(2, 2) + bias  # each sample gets its own
+    tensor([[0.1000, 0.1000],
+            [0.8000, 0.8000]])
+    >>> bias.weights
+    tensor([[0.9000, 0.1000],
+            [0.2000, 0.8000]])
     """
 
     pieces: list[Tensor]
@@ -93,6 +106,15 @@ def count(mixed: Mixed) -> int:
     -------
     int
         N.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.per_sample.mixed_tensor import Mixed, count
+    >>> pieces, weights = [torch.zeros(2), torch.ones(2)], torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> bias = Mixed.linear(pieces, weights, owners=("bias",), used=set())
+    >>> count(bias)
+    2
     """
     return len(mixed.merged if mixed.merged is not None else cast(Tensor, mixed.weights))
 
@@ -109,6 +131,16 @@ def per_sample(mixed: Mixed) -> Tensor:
     -------
     Tensor
         (N, *shape).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.per_sample.mixed_tensor import Mixed, per_sample
+    >>> pieces, weights = [torch.zeros(2), torch.ones(2)], torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> bias = Mixed.linear(pieces, weights, owners=("bias",), used=set())
+    >>> per_sample(bias)
+    tensor([[0.1000, 0.1000],
+            [0.8000, 0.8000]])
     """
     mixed.used.update(mixed.owners)
     if mixed.merged is not None:
@@ -132,6 +164,15 @@ def refuse_operation(name: str, args: Any) -> PerSampleRefused:
     -------
     PerSampleRefused
         The error, to be raised.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.per_sample.mixed_tensor import Mixed, refuse_operation
+    >>> pieces, weights = [torch.zeros(2), torch.ones(2)], torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> bias = Mixed.linear(pieces, weights, owners=("bias",), used=set())
+    >>> str(refuse_operation("torch.fft.fft", (bias,))).partition("; ")[0]
+    "per-sample merging: the operation 'torch.fft.fft' on bias has no exact form here"
     """
     parameters = sorted({one for mixed in mixed_in(args) for one in mixed.owners})
     return PerSampleRefused(
@@ -159,6 +200,18 @@ def aligned(mixed: Mixed, like: Tensor) -> Tensor:
     ------
     PerSampleRefused
         If it has a first axis for the batch that is not 1, or more axes than the activations.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.per_sample.mixed_tensor import Mixed, aligned
+    >>> pieces, weights = [torch.zeros(2), torch.ones(2)], torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> bias = Mixed.linear(pieces, weights, owners=("bias",), used=set())
+    >>> aligned(bias, torch.zeros(4, 2))  # two windows of each sample
+    tensor([[0.1000, 0.1000],
+            [0.1000, 0.1000],
+            [0.8000, 0.8000],
+            [0.8000, 0.8000]])
     """
     values, dims, groups = per_sample(mixed), mixed.ndim, like.shape[0] // count(mixed)
     if dims == like.ndim and dims > 0:
@@ -197,6 +250,16 @@ def for_every_sample(func: Any, name: str, args: Any, kwargs: Any, constants: bo
     ------
     PerSampleRefused
         If another tensor takes part that may be an activation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.per_sample.mixed_tensor import Mixed, for_every_sample, per_sample
+    >>> pieces, weights = [torch.zeros(2), torch.ones(2)], torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> bias = Mixed.linear(pieces, weights, owners=("bias",), used=set())
+    >>> per_sample(for_every_sample(torch.exp, "exp", (bias,), {}))
+    tensor([[1.1052, 1.1052],
+            [2.2255, 2.2255]])
     """
     if not constants and any(not isinstance(item, Mixed) for item in _tensors_in((args, kwargs))):
         raise refuse_operation(name, (args, kwargs))
@@ -238,6 +301,15 @@ def mixed_in(tree: Any) -> list[Mixed]:
     -------
     list[Mixed]
         Them, in order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.per_sample.mixed_tensor import Mixed, mixed_in
+    >>> pieces, weights = [torch.zeros(2), torch.ones(2)], torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> bias = Mixed.linear(pieces, weights, owners=("bias",), used=set())
+    >>> len(mixed_in([bias, {"deeper": (1, bias)}]))
+    2
     """
     return [item for item in _tensors_in(tree) if isinstance(item, Mixed)]
 

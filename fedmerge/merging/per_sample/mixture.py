@@ -26,6 +26,18 @@ class Mixture:
     ----------
     bank : Bank
         The experts.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.per_sample.mixture import Mixture
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> alpha = torch.tensor([[1.0, 0.0], [0.5, 0.5]])  # of two images
+    >>> Mixture(bank).forward(torch.ones(2, 1), alpha, alpha)
+    tensor([[ 2., -2.],
+            [ 1.,  1.]])
     """
 
     def __init__(self, bank: Bank) -> None:

@@ -50,6 +50,12 @@ def start(K: int) -> dict[str, Tensor]:
     -------
     dict[str, Tensor]
         turn (K,) int64 and apart (4,) float64, all 0.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.scoring.active import start
+    >>> start(3)
+    {'turn': tensor([0, 0, 0]), 'apart': tensor([0., 0., 0., 0.], dtype=torch.float64)}
     """
     return {"turn": torch.zeros(K, dtype=torch.int64), "apart": torch.zeros(4, dtype=torch.float64)}
 
@@ -68,6 +74,14 @@ def carried(state: State, before: Sequence[str], after: Sequence[str]) -> dict[s
     -------
     dict[str, Tensor]
         turn (K,) and apart (4,) of the experts after.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.active import carried, start
+    >>> state = {**start(2), "turn": torch.tensor([5, 7])}
+    >>> carried(state, before=("a", "b"), after=("b", "c"))["turn"]  # c has never been asked
+    tensor([7, 0])
     """
     fresh = start(len(after))
     if "turn" not in state:
@@ -93,6 +107,15 @@ def candidates(state: State, shares: Tensor, names: Sequence[str], others: int |
     -------
     tuple[list[int], list[int]]
         Rows of the active experts, and of the others, each in order.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.active import candidates, start
+    >>> shares, state = torch.tensor([0.9] + [0.1 / 39] * 39), {**start(40), "turn": torch.ones(40, dtype=torch.int64)}
+    >>> active, others = candidates(state, shares, [f"site-{k}" for k in range(40)], others=2)
+    >>> active, len(others)
+    ([0], 2)
     """
     asked = state["turn"] > 0
     most = torch.topk(torch.where(asked, shares, 0), min(MOST, len(shares)))
@@ -117,6 +140,13 @@ def entered(shares: Tensor) -> Tensor:
     -------
     Tensor
         (R,), on the simplex.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.active import entered
+    >>> entered(torch.tensor([0.7, 0.3, 0.0]))
+    tensor([0.6892, 0.2954, 0.0154])
     """
     shares = shares.clamp(min=LEAST)
     return shares / shares.sum()
@@ -134,6 +164,14 @@ def truncated(shares: Tensor) -> Tensor:
     -------
     Tensor
         (R,), on the simplex.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.active import truncated
+    >>> shares = torch.arange(20.0) / 190
+    >>> int((truncated(shares) > 0).sum())
+    16
     """
     if len(shares) <= MOST:
         return shares
@@ -157,6 +195,12 @@ def asked(state: State, rows: Sequence[int]) -> dict[str, Tensor]:
     -------
     dict[str, Tensor]
         turn (K,).
+
+    Examples
+    --------
+    >>> from fedmerge.merging.scoring.active import asked, start
+    >>> asked(start(3), rows=[0, 2])["turn"]  # the first batch
+    tensor([1, 0, 1])
     """
     turn = state["turn"].clone()
     turn[list(rows)] = int(turn.max()) + 1
@@ -179,6 +223,15 @@ def alarmed(state: State, different: int, images: int) -> tuple[dict[str, Tensor
     -------
     tuple[dict[str, Tensor], bool]
         apart (4,) with this batch, and whether an alarm is raised.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.scoring.active import alarmed, start
+    >>> state = start(2)
+    >>> for _ in range(10):
+    ...     state, alarm = alarmed(state, different=1, images=32)
+    >>> alarmed(state, different=20, images=32)[1]
+    True
     """
     long, seen, lately, last = state["apart"].tolist()
     lately, last = lately * math.exp(-images / LAST) + different, last * math.exp(-images / LAST) + images

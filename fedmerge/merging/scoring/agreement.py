@@ -25,6 +25,14 @@ def answers_alike(log_p: Tensor, others: Sequence[Tensor]) -> Tensor:
     -------
     Tensor
         (N,), in [0, 1].
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.agreement import answers_alike
+    >>> one, *others = torch.tensor([[[0.9, 0.1]], [[0.6, 0.4]], [[0.2, 0.8]]]).log()
+    >>> answers_alike(one, others)
+    tensor([0.5000], dtype=torch.float64)
     """
     answer = log_p.argmax(1)
     return torch.stack([other.argmax(1) == answer for other in others]).double().mean(0).cpu()
@@ -42,6 +50,14 @@ def confidences(log_p: Tensor) -> Tensor:
     -------
     Tensor
         (21,), each in [N/C, N].
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.agreement import confidences
+    >>> sure = confidences(torch.tensor([[0.9, 0.1]]).log())
+    >>> sure.shape, bool(sure[0] > sure[-1])  # the higher the temperature, the less sure
+    (torch.Size([21]), True)
     """
     scaled = log_p.double().cpu() / TEMPERATURES[:, None, None]
     return scaled.softmax(-1).amax(-1).sum(1)
@@ -68,5 +84,14 @@ def temperature(agreed: Tensor, sure: Tensor) -> float:
     References
     ----------
     Jiang et al., Assessing generalization via disagreement, ICLR 2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.agreement import answers_alike, confidences, temperature
+    >>> one, other = torch.tensor([[0.99, 0.01]] * 4).log(), torch.tensor([[0.9, 0.1]] * 3 + [[0.1, 0.9]]).log()
+    >>> agreed = answers_alike(one, [other]).sum()  # on three of four images
+    >>> temperature(agreed, confidences(one)) > 1  # it is too sure
+    True
     """
     return float(TEMPERATURES[(sure - agreed).abs().argmin()].sqrt())

@@ -26,6 +26,16 @@ class Clusters:
         (M, K).
     member : Tensor
         (N,) int64, the cluster of each row, from 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.clustering import Clusters
+    >>> found = Clusters(centers=torch.tensor([[0.9, 0.1], [0.2, 0.8]]), member=torch.tensor([0, 1, 0]))
+    >>> found.rows
+    tensor([[0.9000, 0.1000],
+            [0.2000, 0.8000],
+            [0.9000, 0.1000]])
     """
 
     centers: Tensor
@@ -55,6 +65,16 @@ def kmeans(rows: Tensor, count: int, seed: int, restarts: int = RESTARTS) -> Clu
     -------
     Clusters
         Centers and members.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.clustering import kmeans
+    >>> rows = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]])
+    >>> kmeans(rows, count=2, seed=0).rows
+    tensor([[0.8500, 0.1500],
+            [0.8500, 0.1500],
+            [0.1000, 0.9000]])
     """
     count = min(count, _distinct(rows))
     runs = [_lloyd(rows, _spread_starts(rows, count, seed + restart)) for restart in range(restarts)]
@@ -85,8 +105,18 @@ def mixture(rows: Tensor, count: int, seed: int) -> Clusters:
     References
     ----------
     Oh et al., DaWin, ICLR 2025, section 3.3 and the authors' code.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.clustering import mixture
+    >>> rows = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.85, 0.15], [0.1, 0.9], [0.2, 0.8]])
+    >>> found = mixture(rows, count=2, seed=0)
+    >>> found.centers.round(decimals=2)
+    tensor([[0.1500, 0.8500],
+            [0.8500, 0.1500]], dtype=torch.float64)
     """
-    x = rows.clamp(EDGE, 1 - EDGE)
+    x = rows.double().clamp(EDGE, 1 - EDGE)
     x = x / x.sum(1, keepdim=True)
     count = min(count, _distinct(x))
     runs = [_fitted(x, kmeans(x, count, seed + restart, restarts=1)) for restart in range(RESTARTS)]
@@ -107,6 +137,13 @@ def nearest_center(rows: Tensor, centers: Tensor) -> Tensor:
     -------
     Tensor
         (N,) int64, from 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.clustering import nearest_center
+    >>> nearest_center(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), centers=torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    tensor([0, 1])
     """
     return torch.cdist(rows, centers).argmin(1)
 

@@ -35,6 +35,15 @@ def with_embedding(model: nn.Module, run: Callable[[], Tensor], head: tuple[str,
     ------
     CheckpointError
         If no module is the head.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.features import with_embedding
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)).eval()
+    >>> logits, features = with_embedding(model, lambda: model(torch.ones(3, 1, 2, 2)))
+    >>> logits.shape, features.shape
+    (torch.Size([3, 2]), torch.Size([3, 4]))
     """
     heard: list[Tensor] = []
 
@@ -68,6 +77,13 @@ def head_module(model: nn.Module, head: tuple[str, ...] | None = None) -> nn.Mod
     ------
     CheckpointError
         If there is none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.features import head_module
+    >>> head_module(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
+    Linear(in_features=4, out_features=2, bias=True)
     """
     names = head or head_names(model)
     owner = names[0].rpartition(".")[0]
@@ -93,6 +109,13 @@ def width_of(model: nn.Module) -> int:
     ------
     CheckpointError
         If the head does not say it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.features import width_of
+    >>> width_of(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
+    4
     """
     head = head_module(model)
     weight = getattr(head, "weight", None)
@@ -115,6 +138,13 @@ def center(features: Tensor) -> Tensor:
     -------
     Tensor
         (D,), of length 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.features import center
+    >>> center(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))  # lengths of features do not matter
+    tensor([0.7071, 0.7071])
     """
     return F.normalize(F.normalize(features, dim=1).mean(0), dim=0)
 
@@ -134,6 +164,14 @@ def center_of(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
     -------
     Tensor
         (D,), of length 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.features import center_of
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 2)).eval()
+    >>> center_of(model, (torch.tensor([[3.0, 4.0]]),))
+    tensor([0.6000, 0.8000], dtype=torch.float64)
     """
     found = [with_embedding(model, partial(model, batch))[1] for batch in batches]
     return center(torch.cat(found))

@@ -34,6 +34,19 @@ def site_shares(scores: Tensor, shares: Tensor, pseudo: float = 1.0) -> tuple[Te
     -------
     tuple[Tensor, Tensor]
         r (N, K), rows on the simplex, and the shares pi (K,) of the batch.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.latent import site_shares
+    >>> scores = torch.tensor([[0.0, -2.0], [0.0, -2.0], [-2.0, 0.0]])
+    >>> r, shares = site_shares(scores, shares=torch.tensor([0.5, 0.5]))
+    >>> r.round(decimals=2)  # whose images these are
+    tensor([[0.9300, 0.0700],
+            [0.9300, 0.0700],
+            [0.1900, 0.8100]], dtype=torch.float64)
+    >>> shares.round(decimals=2)
+    tensor([0.6400, 0.3600], dtype=torch.float64)
     """
     N, K = scores.shape
     scores, pi = scores.double().cpu(), shares.double().cpu()
@@ -67,6 +80,17 @@ def label_shares(log_p: Tensor, seen: Seen | None = None, pseudo: float = 1.0) -
     References
     ----------
     Saerens et al., Adjusting the outputs of a classifier to new a priori probabilities, 2002, equation 9.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.latent import label_shares
+    >>> log_p = torch.tensor([[0.9, 0.1]] * 30 + [[0.1, 0.9]] * 2).log()
+    >>> batch, stream, seen = label_shares(log_p)
+    >>> batch.round(decimals=2)  # hardly any image of the second class
+    tensor([0.9700, 0.0300], dtype=torch.float64)
+    >>> stream  # nothing is known of the stream before its first batch
+    tensor([0.5000, 0.5000], dtype=torch.float64)
     """
     p = log_p.double().cpu().exp()
     N, C = p.shape
@@ -103,6 +127,12 @@ def pays(gain: float, N: int, C: int) -> bool:
     -------
     bool
         True if they do.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.scoring.latent import pays
+    >>> pays(gain=3.0, N=32, C=2), pays(gain=3.0, N=32, C=9)
+    (True, False)
     """
     return gain > (C - 1) / 2 * math.log(max(N, 2))
 
@@ -121,6 +151,14 @@ def under(shares: Tensor, log_p: Tensor) -> Tensor:
     -------
     Tensor
         log p' (N, C).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.latent import under
+    >>> under(torch.tensor([0.9, 0.1]), torch.tensor([[0.5, 0.5], [0.1, 0.9]]).log()).exp()
+    tensor([[0.9000, 0.1000],
+            [0.5000, 0.5000]])
     """
     moved = log_p + shares.to(log_p).log()
     return moved - moved.logsumexp(-1, keepdim=True)

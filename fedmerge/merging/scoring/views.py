@@ -66,6 +66,12 @@ def resolve(name: View, flips: bool) -> str:
     -------
     str
         A name in `VIEWS`.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.scoring.views import resolve
+    >>> resolve("flip_or_shift", flips=True), resolve("flip_or_shift", flips=False)
+    ('hflip', 'shift')
     """
     if name == "flip_or_shift":
         return "hflip" if flips else "shift"

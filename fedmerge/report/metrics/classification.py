@@ -20,9 +20,35 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Metrics:
-    """accuracy: correct over all samples. batch_accuracy: mean of the batches' accuracies. nll in nats. ece: 15 bins.
+    """Metrics of one method over the whole stream.
 
-    auroc: one class against the rest, macro; None where the stream has one class only. brier: in [0, 2].
+    Attributes
+    ----------
+    accuracy : float
+        Share of right predictions, over all samples.
+    batch_accuracy : float
+        Mean of the batches' accuracies.
+    balanced_accuracy : float
+        Mean of the recalls of the classes that occur.
+    macro_f1 : float
+        Mean of the F1 scores of the classes that occur.
+    auroc : float | None
+        Area under the ROC curve of one class against the rest, the mean over classes; None where the stream has one class only.
+    nll : float
+        Mean of -log p of the true class, nats.
+    ece : float
+        Expected calibration error, 15 bins, in [0, 1].
+    brier : float
+        Brier score, in [0, 2].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.classification import measure
+    >>> p, y = np.float32([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 0, 1, 1])
+    >>> found = measure(p, [y[:2], y[2:]]).as_dict()
+    >>> {name: round(value, 3) for name, value in found.items() if name in ("balanced_accuracy", "nll")}
+    {'balanced_accuracy': 0.75, 'nll': 0.511}
     """
 
     accuracy: float
@@ -40,9 +66,30 @@ class Metrics:
 
 
 def measure(probabilities: NDArray[np.float32], labels: list[NDArray[np.int64]]) -> Metrics:
-    """Metrics of class probabilities (samples, C) against the labels of every batch.
+    """Metrics of class probabilities against the labels of every batch.
 
     balanced_accuracy, macro_f1 and auroc are over the classes that occur in the stream.
+
+    Parameters
+    ----------
+    probabilities : NDArray[np.float32]
+        Class probabilities (samples, C).
+    labels : list[NDArray[np.int64]]
+        (n_t,) of each batch t, from 0.
+
+    Returns
+    -------
+    Metrics
+        All of them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.classification import measure
+    >>> p, y = np.float32([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 0, 1, 1])
+    >>> found = measure(p, [y[:2], y[2:]])
+    >>> found.accuracy, found.batch_accuracy, round(found.brier, 3)
+    (0.75, 0.75, 0.35)
     """
     from sklearn.metrics import f1_score, recall_score
 
@@ -65,9 +112,33 @@ def measure(probabilities: NDArray[np.float32], labels: list[NDArray[np.int64]])
 
 
 def calibration_error(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> float:
-    """Expected calibration error with 15 equal bins and the l1 norm (Naeini et al., AAAI 2015).
+    """Expected calibration error with 15 equal bins and the l1 norm.
 
     That of torchmetrics, to the last bit, whose import takes as long as a small run: it brings transformers with it.
+
+    Parameters
+    ----------
+    probabilities : NDArray[np.float32]
+        Class probabilities (samples, C).
+    y : NDArray[np.int64]
+        Labels (samples,), from 0.
+
+    Returns
+    -------
+    float
+        In [0, 1].
+
+    References
+    ----------
+    Naeini et al., Obtaining well calibrated probabilities using Bayesian binning, AAAI 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.classification import calibration_error
+    >>> p, y = np.float32([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 0, 1, 1])
+    >>> round(calibration_error(p, y), 3)
+    0.35
     """
     import torch
 
@@ -83,7 +154,28 @@ def calibration_error(probabilities: NDArray[np.float32], y: NDArray[np.int64]) 
 
 
 def auroc(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> float | None:
-    """Mean over the classes that occur of the area under the ROC curve of that class against the rest; None with one class."""
+    """Area under the ROC curve of a class against the rest, the mean over the classes that occur.
+
+    Parameters
+    ----------
+    probabilities : NDArray[np.float32]
+        Class probabilities (samples, C).
+    y : NDArray[np.int64]
+        Labels (samples,), from 0.
+
+    Returns
+    -------
+    float | None
+        In [0, 1]; None with one class.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.classification import auroc
+    >>> p, y = np.float32([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 0, 1, 1])
+    >>> auroc(p, y)
+    0.75
+    """
     from sklearn.metrics import roc_auc_score
 
     present = np.unique(y)
@@ -93,37 +185,166 @@ def auroc(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> float | N
 
 
 def brier(probabilities: NDArray[np.float32], y: NDArray[np.int64]) -> float:
-    """Mean over samples of sum_c (p_c - [y = c])^2, in [0, 2] (Brier, Monthly Weather Review 1950)."""
+    """Mean over samples of sum_c (p_c - [y = c])^2.
+
+    Parameters
+    ----------
+    probabilities : NDArray[np.float32]
+        Class probabilities (samples, C).
+    y : NDArray[np.int64]
+        Labels (samples,), from 0.
+
+    Returns
+    -------
+    float
+        In [0, 2].
+
+    References
+    ----------
+    Brier, Verification of forecasts expressed in terms of probability, Monthly Weather Review 1950.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.classification import brier
+    >>> p, y = np.float32([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 0, 1, 1])
+    >>> round(brier(p, y), 3)
+    0.35
+    """
     p = probabilities.astype(np.float64)
     return float(((p - np.eye(p.shape[1])[y]) ** 2).sum(1).mean())
 
 
 def by_group(probabilities: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[np.int64]) -> dict[int, float]:
-    """Accuracy within each group (domain or class) that occurs."""
+    """Accuracy within each group (domain or class) that occurs.
+
+    Parameters
+    ----------
+    probabilities : NDArray[np.float32]
+        Class probabilities (samples, C).
+    y : NDArray[np.int64]
+        Labels (samples,), from 0.
+    groups : NDArray[np.int64]
+        Group of each sample (samples,).
+
+    Returns
+    -------
+    dict[int, float]
+        Group -> accuracy.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.classification import by_group
+    >>> p, y = np.float32([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]]), np.array([0, 0, 1, 1])
+    >>> by_group(p, y, groups=y)  # recall of each class
+    {0: 1.0, 1: 0.5}
+    """
     right = probabilities.argmax(-1) == y
     return {int(group): float(right[groups == group].mean()) for group in np.unique(groups)}
 
 
 def err(accuracy: float, base: float) -> float | None:
-    """Err = 100 (1 - acc) / (1 - acc_base); None where the base makes no error (Imam et al., T^3, 2025, appendix D.2)."""
+    """Err = 100 (1 - acc) / (1 - acc_base), the error as a percentage of another's.
+
+    Parameters
+    ----------
+    accuracy : float
+        Of the method, in [0, 1].
+    base : float
+        Of the other, in [0, 1].
+
+    Returns
+    -------
+    float | None
+        Percent; None where the base makes no error.
+
+    References
+    ----------
+    Imam et al., T^3: Test-time model merging in VLMs, 2025, appendix D.2.
+
+    Examples
+    --------
+    >>> from fedmerge.report.metrics.classification import err
+    >>> round(err(accuracy=0.9, base=0.8), 1)  # half of the other's errors
+    50.0
+    """
     return None if base >= 1 else 100 * (1 - accuracy) / (1 - base)
 
 
 def mce_t3(errs: Sequence[float | None]) -> float | None:
-    """Mean of Err over conditions, those without a value left out (T^3's mCE; in-domain is no condition). None if none is left."""
+    """Mean of Err over conditions, those without a value left out: the mCE of T^3, to which in-domain is no condition.
+
+    Parameters
+    ----------
+    errs : Sequence[float | None]
+        `err` of each condition.
+
+    Returns
+    -------
+    float | None
+        Percent; None if no value is left.
+
+    Examples
+    --------
+    >>> from fedmerge.report.metrics.classification import mce_t3
+    >>> mce_t3([50.0, None, 100.0])
+    75.0
+    """
     known = [value for value in errs if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def mce_in(errors: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]]) -> float | None:
-    """mean_c sum_s E_sc / sum_s E_sc^base, in percent (Hendrycks & Dietterich, ICLR 2019, eq. 1).
+    """mean_c sum_s E_sc / sum_s E_sc^base, in percent.
 
-    errors, base: corruption -> error in [0, 1] at every severity. Corruptions without a base error are left out.
+    Parameters
+    ----------
+    errors : Mapping[str, Sequence[float]]
+        Corruption -> error in [0, 1] at every severity.
+    base : Mapping[str, Sequence[float]]
+        The same of the method that others are compared with. Corruptions without an error of it are left out.
+
+    Returns
+    -------
+    float | None
+        Percent; None if no corruption is left.
+
+    References
+    ----------
+    Hendrycks & Dietterich, Benchmarking neural network robustness, ICLR 2019, equation 1.
+
+    Examples
+    --------
+    >>> from fedmerge.report.metrics.classification import mce_in
+    >>> round(mce_in({"noise": [0.1, 0.3]}, {"noise": [0.2, 0.6]}), 1)
+    50.0
     """
     ratios = [100 * sum(errors[name]) / sum(base[name]) for name in errors if sum(base[name]) > 0]
     return sum(ratios) / len(ratios) if ratios else None
 
 
 def gap_closed(accuracy: float, mean: float, oracle: float) -> float | None:
-    """Share of the gap between the mean merge and the oracle that a method closes; None where there is no gap."""
+    """Share of the gap between the mean merge and the oracle that a method closes.
+
+    Parameters
+    ----------
+    accuracy : float
+        Of the method, in [0, 1].
+    mean : float
+        Of the mean merge.
+    oracle : float
+        Of the oracle.
+
+    Returns
+    -------
+    float | None
+        1 as good as the oracle, 0 as good as the mean; None where there is no gap.
+
+    Examples
+    --------
+    >>> from fedmerge.report.metrics.classification import gap_closed
+    >>> round(gap_closed(accuracy=0.85, mean=0.8, oracle=0.9), 2)
+    0.5
+    """
     return None if oracle <= mean else (accuracy - mean) / (oracle - mean)

@@ -9,13 +9,24 @@ from numpy.typing import NDArray
 
 
 def vote_entropy(answers: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How far methods are apart on each image (N,): the entropy of their votes, in nats; 0 where all say one class.
+    """How far methods are apart on each image: the entropy of their votes.
 
-    answers: (M, N), the class that each of M methods says.
+    Parameters
+    ----------
+    answers : NDArray[np.int64]
+        (M, N), the class that each of M methods says.
 
-    Worked example: two against two is ln 2; three against one is less.
+    Returns
+    -------
+    NDArray[np.float64]
+        (N,), nats; 0 where all say one class.
 
-    >>> vote_entropy(np.array([[0, 0, 1], [0, 0, 1], [1, 0, 1], [1, 1, 1]])).round(3).tolist()
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.disagreement import vote_entropy
+    >>> answers = np.array([[0, 0, 1], [0, 0, 1], [1, 0, 1], [1, 1, 1]])
+    >>> vote_entropy(answers).round(3).tolist()  # two against two is ln 2
     [0.693, 0.562, 0.0]
     """
     methods, images = answers.shape
@@ -27,9 +38,27 @@ def vote_entropy(answers: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def most_apart(answers: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Places in the stream, in order, of at most `count` images on which methods are furthest apart; none where all agree.
+    """Images on which methods are furthest apart; of images that are equally far, those that lie evenly along the stream.
 
-    Of images that are equally far, those that lie evenly along the stream.
+    Parameters
+    ----------
+    answers : NDArray[np.int64]
+        (M, N), the class that each of M methods says.
+    count : int
+        How many, at most.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Places in the stream, in order; none where all agree.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.disagreement import most_apart
+    >>> answers = np.array([[0, 0, 1], [0, 0, 1], [1, 0, 1], [1, 1, 1]])
+    >>> most_apart(answers, count=1).tolist()
+    [0]
     """
     score = vote_entropy(answers)
     places = np.flatnonzero(score > 0)
@@ -45,7 +74,31 @@ def most_apart(answers: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 def votes(
     names: Iterable[str], samples: int, probabilities: Callable[[str], NDArray[np.float32]]
 ) -> tuple[list[str], NDArray[np.int64]]:
-    """Who votes, and the votes (M, samples): methods that cover every image, and are no single expert."""
+    """Who votes, and the votes: methods that cover every image, and are no single expert.
+
+    Parameters
+    ----------
+    names : Iterable[str]
+        Rows of the table.
+    samples : int
+        Images of the stream.
+    probabilities : Callable[[str], NDArray[np.float32]]
+        Takes a row's name, and gives its predictions (N, C).
+
+    Returns
+    -------
+    tuple[list[str], NDArray[np.int64]]
+        Names, and votes (M, samples).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.disagreement import votes
+    >>> p = {"mean": np.float32([[0.9, 0.1]]), "eam": np.float32([[0.2, 0.8]]), "expert:axial": np.float32([[0.9, 0.1]])}
+    >>> names, said = votes(p, samples=1, probabilities=p.__getitem__)
+    >>> names, said.tolist()
+    (['mean', 'eam'], [[0], [1]])
+    """
     found = {}
     for name in names:
         if not name.startswith("expert"):

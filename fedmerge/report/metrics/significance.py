@@ -20,7 +20,26 @@ AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class Difference:
-    """Accuracy of a method less that of the reference on the same samples; ci95 by bootstrap, p by McNemar."""
+    """Accuracy of a method less that of the reference on the same samples.
+
+    Attributes
+    ----------
+    difference : float
+        In [-1, 1].
+    ci95 : tuple[float, float]
+        Its 95% interval, by bootstrap.
+    p : float
+        By McNemar's test.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.significance import paired
+    >>> right = np.arange(40) % 4 > 0  # three of four, and the other method is right on the fourth
+    >>> found = paired(right, ~right, units=np.arange(40) // 4, seed=0)
+    >>> round(found.difference, 2), found.ci95[0] > 0, found.p < 0.01
+    (0.5, True, True)
+    """
 
     difference: float
     ci95: tuple[float, float]
@@ -28,14 +47,53 @@ class Difference:
 
 
 def block_length(batches: int) -> int:
-    """Length of a block in batches: T^(1/3), the usual order (Kuensch 1989), since neighboring batches are alike."""
+    """Length of a block in batches: T^(1/3), the usual order (Kuensch 1989), since neighboring batches are alike.
+
+    Parameters
+    ----------
+    batches : int
+        T.
+
+    Returns
+    -------
+    int
+        At least 1.
+
+    Examples
+    --------
+    >>> from fedmerge.report.metrics.significance import block_length
+    >>> block_length(64)
+    4
+    """
     return max(1, int(np.rint(np.cbrt(batches))))
 
 
 def interval(correct: NDArray[np.int64], sizes: NDArray[np.int64], seed: int, length: int | None = None) -> tuple[float, float]:
-    """95% interval of the stream's accuracy. correct, sizes: (T,), right predictions and samples of every batch, or patient.
+    """95% interval of the stream's accuracy.
 
-    length: of the blocks that are drawn together; 1 for patients, whose order means nothing. Default: `block_length`.
+    Parameters
+    ----------
+    correct : NDArray[np.int64]
+        (T,), right predictions of every batch, or patient.
+    sizes : NDArray[np.int64]
+        (T,), samples of every batch, or patient.
+    seed : int
+        Of the draws.
+    length : int | None, optional
+        Of the blocks that are drawn together; 1 for patients, whose order means nothing. Default: `block_length`.
+
+    Returns
+    -------
+    tuple[float, float]
+        Both ends, in [0, 1].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.significance import interval
+    >>> low, high = interval(correct=np.array([6, 7, 8, 7]), sizes=np.array([8, 8, 8, 8]), seed=0)
+    >>> low < 28 / 32 < high
+    True
     """
     right, seen = _sums((correct, sizes), seed, length)
     return _quantiles(right / seen)
@@ -44,9 +102,34 @@ def interval(correct: NDArray[np.int64], sizes: NDArray[np.int64], seed: int, le
 def paired(
     right: NDArray[np.bool_], reference: NDArray[np.bool_], units: NDArray[np.int64], seed: int, length: int | None = None
 ) -> Difference:
-    """Compare two methods on the same samples. right, reference: (samples,); units: (samples,), the batch or patient of each.
+    """Compare two methods on the same samples.
 
-    length: as for `interval`.
+    Parameters
+    ----------
+    right : NDArray[np.bool_]
+        (samples,), whether the method is right.
+    reference : NDArray[np.bool_]
+        (samples,), whether the other is.
+    units : NDArray[np.int64]
+        (samples,), the batch or patient of each.
+    seed : int
+        Of the draws.
+    length : int | None, optional
+        As of `interval`.
+
+    Returns
+    -------
+    Difference
+        With its interval, and McNemar's p.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.significance import paired
+    >>> one, other = np.array([True] * 36 + [False] * 4), np.array([True] * 24 + [False] * 16)
+    >>> found = paired(one, other, units=np.arange(40), seed=0, length=1)  # every image is a patient of its own
+    >>> round(found.difference, 2), found.p < 0.01
+    (0.3, True)
     """
     gains, sizes = per_unit(right.astype(np.int64) - reference.astype(np.int64), units)
     gained, seen = _sums((gains, sizes), seed, length)
@@ -58,16 +141,59 @@ def paired(
 
 
 def per_unit(values: NDArray[np.int64], units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sum of `values` (samples,), and number of samples, of each batch or patient that there is, in the order of its number."""
+    """Sum over the samples of each batch or patient, and how many these are, in the order of its number.
+
+    Parameters
+    ----------
+    values : NDArray[np.int64]
+        (samples,).
+    units : NDArray[np.int64]
+        (samples,), the batch or patient of each.
+
+    Returns
+    -------
+    tuple[NDArray[np.int64], NDArray[np.int64]]
+        Sums, and numbers of samples, one for each unit that there is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.report.metrics.significance import per_unit
+    >>> sums, samples = per_unit(np.array([1, 0, 1, 1]), units=np.array([7, 7, 9, 9]))
+    >>> sums.tolist(), samples.tolist()
+    ([1, 2], [2, 2])
+    """
     member = np.unique(units, return_inverse=True)[1]
     sums = np.bincount(member, values)
     return np.rint(sums).astype(np.int64), np.bincount(member)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided McNemar test on the samples where exactly one of two methods is right (McNemar 1947).
+    """Exact two-sided McNemar test on the samples where exactly one of two methods is right.
 
     It takes samples as independent, which neighbors in a stream and images of a patient are not: the interval beside it does not.
+
+    Parameters
+    ----------
+    only_first : int
+        Samples on which only the first is right.
+    only_second : int
+        Samples on which only the second is right.
+
+    Returns
+    -------
+    float
+        p, in [0, 1].
+
+    References
+    ----------
+    McNemar, Note on the sampling error of the difference between correlated proportions, 1947.
+
+    Examples
+    --------
+    >>> from fedmerge.report.metrics.significance import mcnemar
+    >>> round(mcnemar(only_first=9, only_second=1), 4)
+    0.0215
     """
     from scipy.stats import binomtest
 
@@ -76,9 +202,29 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values adjusted for how many there are, in the given order (Holm, Scandinavian Journal of Statistics 1979).
+    """p-values adjusted for how many there are, in the given order.
 
     The i-th smallest of m is multiplied by m - i + 1; none is smaller than one before it, and none is above 1.
+
+    Parameters
+    ----------
+    ps : Sequence[float]
+        p-values.
+
+    Returns
+    -------
+    list[float]
+        Adjusted ones.
+
+    References
+    ----------
+    Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
+
+    Examples
+    --------
+    >>> from fedmerge.report.metrics.significance import holm
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
     """
     order = np.argsort(ps, kind="stable")
     factors = len(ps) - np.arange(len(ps))
@@ -89,12 +235,46 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean of several values; None of one."""
+    """Standard error of the mean of several values.
+
+    Parameters
+    ----------
+    values : Sequence[float]
+        At least one.
+
+    Returns
+    -------
+    float | None
+        In the unit of the values; None of one value.
+
+    Examples
+    --------
+    >>> from fedmerge.report.metrics.significance import standard_error
+    >>> round(standard_error([0.8, 0.9]), 3), standard_error([0.8])
+    (0.05, None)
+    """
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
-    """95% t interval of the mean over seeds; None with one seed, which says nothing about others."""
+    """95% t interval of the mean over seeds.
+
+    Parameters
+    ----------
+    values : Sequence[float]
+        One for each seed.
+
+    Returns
+    -------
+    tuple[float, float] | None
+        Both ends; None with one seed, which says nothing about others.
+
+    Examples
+    --------
+    >>> from fedmerge.report.metrics.significance import over_seeds
+    >>> [round(end, 3) for end in over_seeds([0.8, 0.82, 0.84])]
+    [0.77, 0.87]
+    """
     from scipy.stats import t
 
     error = standard_error(values)

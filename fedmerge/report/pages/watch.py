@@ -1,14 +1,14 @@
 """The page of a run that is still going on, from its folder alone: progress of hospitals, accuracy so far, and the coefficients.
 
 It shows what the report will show, and no more, and reads nothing but `scenario.yaml`, `manifest.json`, `status.json` and
-`batches.jsonl`.
+`batches.jsonl`. `watch_sweep.py` has the page of a sweep.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -27,12 +27,18 @@ from fedmerge.report.records import ANCHORS
 from fedmerge.report.terminal import duration
 from fedmerge.system.process import free_lock
 
-EXPECTED = "expected the folder of a run, e.g. runs/organs-0, as its command says it with --out"
+EXPECTED = "expected the folder of a run or of a sweep, e.g. runs/organs-0, as its command says it with --out"
 
 SILENT_S = 10.0
 """A run that says it is running, and has written nothing for so long, is asked for: its process holds a lock."""
 
 PARTS = ("encoder", "head")
+
+FILTERS: dict[str, Callable[..., str]] = {
+    "percent": lambda share: f"{100 * share:.1f}",
+    "points": lambda share: f"{100 * share:+.1f}",
+}
+"""How the templates write numbers."""
 
 
 @dataclass
@@ -79,6 +85,28 @@ class Course:
         return np.array(places, dtype=np.float64), np.array(values), names
 
 
+class Holder:
+    """The process that writes into a folder, which holds the folder's lock. names: of the files that it writes.
+
+    now: seconds since 1970.
+    """
+
+    def __init__(self, folder: Path, names: tuple[str, ...], now: Callable[[], float]) -> None:
+        self.lock, self.now = folder / ".lock", now
+        self._files = [folder / name for name in names]
+        self._asked, self._gone = -SILENT_S, False
+
+    def gone(self) -> bool:
+        """Whether nobody holds the lock. It is taken for a moment, and only where nothing was written for a while."""
+        changed = max((file.stat().st_mtime for file in self._files if file.exists()), default=0.0)
+        if self.now() - changed < SILENT_S:
+            self._gone = False
+        elif self.now() - self._asked >= SILENT_S:
+            self._asked = self.now()
+            self._gone = _is_free(self.lock)
+        return self._gone
+
+
 class Watched:
     """A run's folder, read again and again: of the growing file, only what is new. Raises FolderError if it holds no run.
 
@@ -87,10 +115,11 @@ class Watched:
 
     def __init__(self, run: Path, now: Callable[[], float] = time.time) -> None:
         self.run, self.now = run, now
+        self.result = run / "report.html"
+        self._holder = Holder(run, ("manifest.json", "status.json", "batches.jsonl", "audit.jsonl"), now)
         self.rows: dict[str, Course] = {}
         self._read, self._of = 0, ""
         self._width = 1
-        self._asked, self._gone = -SILENT_S, False
         self.scenario: dict[str, Any] = {}
         self.manifest: dict[str, Any] = {}
         self.status: dict[str, Any] = {}
@@ -133,7 +162,7 @@ class Watched:
     def state(self) -> str:
         """`running`, `done`, `failed`, or `cut off`: its process is gone without a word."""
         status = str(self.manifest.get("status", ""))
-        return "cut off" if status == "running" and self._abandoned() else status
+        return "cut off" if status == "running" and self._holder.gone() else status
 
     def _follow(self) -> None:
         """New lines of `batches.jsonl`; all of them again where a run was started anew or went on from an earlier point."""
@@ -167,24 +196,19 @@ class Watched:
     def _course_of_manifest(self) -> list[list[Any]]:
         return [[one["start"], one["experts"]] for one in self.manifest.get("course", [])]
 
-    def _abandoned(self) -> bool:
-        """Whether no process holds the run's lock. It is taken for a moment, and only where nothing was written for a while."""
-        files = [self.run / name for name in ("manifest.json", "status.json", "batches.jsonl", "audit.jsonl")]
-        changed = max((file.stat().st_mtime for file in files if file.exists()), default=0.0)
-        if self.now() - changed < SILENT_S:
-            self._gone = False
-        elif self.now() - self._asked >= SILENT_S:
-            self._asked = self.now()
-            self._gone = _is_free(self.run / ".lock")
-        return self._gone
+    @property
+    def names(self) -> list[str]:
+        """Rows of the table: those that the run told of, or else those that it has written."""
+        return list(self.stream.get("methods", {})) or list(self.rows)
 
-    def page(self) -> str:
-        """The page as it is now. A browser asks for it again and again, and changes what is new."""
-        names = list(self.stream.get("methods", {})) or list(self.rows)
+    def page(self, sweep: str = "") -> str:
+        """The page as it is now. A browser asks for it again and again, and changes what is new. sweep: where its page is."""
+        names = self.names
         return fill(
             "watch",
-            {"percent": lambda share: f"{100 * share:.1f}", "points": lambda share: f"{100 * share:+.1f}"},
+            FILTERS,
             w=self,
+            sweep=sweep,
             state=self.state(),
             hospitals=self.hospitals(),
             left=self.left(),
@@ -192,8 +216,9 @@ class Watched:
             window=self.window,
             accuracy=self._accuracy_plot(names),
             colors=shades(names, [name for name in names if name.startswith("expert")]),
-            rivers=self._rivers(names),
-            report=(self.run / "report.html").is_file() and self.manifest.get("status") == "done",
+            rivers=self.rivers(),
+            width=self.width,
+            report=self.result.is_file() and self.manifest.get("status") == "done",
             phases=self.manifest.get("phases_seconds", {}),
             duration=duration,
         )
@@ -252,14 +277,14 @@ class Watched:
         of = {name: (self._width * at, y) for name, (at, y) in drawn.items()}
         return lines(of, self.batches, f"Moving accuracy of every method over {self.window} batches") if of else None
 
-    def _rivers(self, names: list[str]) -> list[dict[str, Any]]:
+    def rivers(self) -> list[dict[str, Any]]:
         """The stream's true mix as far as it has gone, and below it the coefficients of every method that has some."""
         found, mix = [], self.stream.get("mix")
         if mix and self.done:
             at = np.array(mix["at"], dtype=np.float64)
             gone = at < self.done
             found.append(self._drawn("the stream's true mix", at[gone], np.array(mix["shares"])[gone], mix["names"]))
-        for name in names:
+        for name in self.names:
             for part in PARTS if name in self.rows else ():
                 if given := self.rows[name].coefficients(part):
                     at, shares, experts = given
@@ -282,12 +307,8 @@ def _refuse_no_run(run: Path) -> None:
         raise FolderError(f"{run}: found nothing; {EXPECTED}. It is there as soon as the run begins")
     if not run.is_dir():
         raise FolderError(f"{run}: found a file; {EXPECTED}")
-    if (run / "manifest.json").is_file():
-        return
-    cells: Mapping[float, Path] = {cell.stat().st_mtime: cell for cell in run.glob("cells/*") if (cell / "manifest.json").is_file()}
-    if cells:
-        raise FolderError(f"{run}: found a sweep of {len(cells)} runs; expected one of them, e.g. {cells[max(cells)]}")
-    raise FolderError(f"{run}: found no manifest.json in it; {EXPECTED}")
+    if not (run / "manifest.json").is_file():
+        raise FolderError(f"{run}: found no manifest.json in it; {EXPECTED}")
 
 
 def _is_free(lock: Path) -> bool:

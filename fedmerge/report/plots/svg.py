@@ -46,6 +46,7 @@ STEPS = 100
 def contrast_ratio(color: str, paper: str) -> float:
     """Between 1 and 21, of two colors like "#0072b2".
 
+    >>> from fedmerge.report.plots.svg import contrast_ratio
     >>> round(contrast_ratio("#000000", "#ffffff"))
     21
     """
@@ -57,6 +58,7 @@ def contrast_ratio(color: str, paper: str) -> float:
 def readable(color: str, paper: str = WHITE, least: float = LETTERS) -> str:
     """The color itself, or as little darker (on white) or lighter (on dark paper) as makes it readable.
 
+    >>> from fedmerge.report.plots.svg import readable
     >>> readable("#0072B2"), readable("#4B9DCB")
     ('#0072b2', '#3b7ca0')
     """

@@ -18,7 +18,19 @@ Batches = list[NDArray[np.int64]]
 
 
 class Schedule(Plugin):
-    """An order of the target's images. Labels and domains are read by the sampler alone."""
+    """An order of the target's images. Labels and domains are read by the sampler alone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules._base import Schedule
+    >>> class Backwards(Schedule):
+    ...     def batches(self, labels, domains, rng):
+    ...         order = np.arange(len(labels))[::-1]
+    ...         return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
+    >>> Backwards(batch_size=2).batches(np.zeros(3, np.int64), np.zeros(3, np.int64), np.random.default_rng(0))
+    [array([2, 1]), array([0])]
+    """
 
     batch_size: int = Field(32, ge=1, description="images per batch; the last batch may be smaller")
     max_batches: int | None = Field(None, ge=1, description="stop the stream after so many batches")
@@ -50,6 +62,13 @@ def below(key: str, problems: list[Problem]) -> list[Problem]:
     -------
     list[Problem]
         The same, with longer keys.
+
+    Examples
+    --------
+    >>> from fedmerge.errors import Problem
+    >>> from fedmerge.stream.schedules._base import below
+    >>> [problem.key for problem in below("within", [Problem("", "cycles", "0", "at least 1")])]
+    ['within.cycles']
     """
     return [replace(problem, key=f"{key}.{problem.key}") for problem in problems]
 
@@ -68,6 +87,14 @@ def unconditional(key: str, inner: Schedule) -> list[Problem]:
     -------
     list[Problem]
         One problem, or none.
+
+    Examples
+    --------
+    >>> from fedmerge.stream.schedules._base import SCHEDULES, unconditional
+    >>> unconditional("within", SCHEDULES.load("iid")())
+    []
+    >>> [problem.found for problem in unconditional("within", SCHEDULES.load("corruption")())]
+    ["'corruption'"]
     """
     if not inner.conditions():
         return []
@@ -93,6 +120,7 @@ def cut(order: NDArray[np.int64], size: int) -> Batches:
     Examples
     --------
     >>> import numpy as np
+    >>> from fedmerge.stream.schedules._base import cut
     >>> [batch.tolist() for batch in cut(np.arange(5), 2)]
     [[0, 1], [2, 3], [4]]
     """

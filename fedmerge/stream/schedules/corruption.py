@@ -32,6 +32,17 @@ class Corruption(Schedule):
     """Each image once per family and severity (Hendrycks & Dietterich, ICLR 2019); the conditions stand in place of domains.
 
     `within` orders them: `domain_seq` one after another, `iid` all mixed, `mixture_drift` with `gradual_severity` up and down.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules.corruption import Corruption
+    >>> schedule = Corruption(families=("noise",), severities=(1, 5), batch_size=4)
+    >>> [shift.name for shift in schedule.conditions()]
+    ['noise 1', 'noise 5']
+    >>> labels, domains = np.tile([0, 1, 0, 1], 2), np.repeat([0, 1], 4)  # four images, under two conditions
+    >>> [batch.tolist() for batch in schedule.batches(labels, domains, np.random.default_rng(0))]
+    [[3, 2, 1, 0], [5, 7, 4, 6]]
     """
 
     families: Literal["published"] | Annotated[tuple[str, ...], AfterValidator(_families), Field(min_length=1)] = Field(

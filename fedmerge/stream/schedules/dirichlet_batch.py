@@ -13,6 +13,15 @@ class DirichletBatch(Schedule):
     """pi ~ Dir(delta 1_C) for each batch; n ~ Multinomial(N, pi) images of each class, without replacement.
 
     Late batches see depleted classes, so the mix drifts towards what is left: compare the halves of the stream.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules.dirichlet_batch import DirichletBatch
+    >>> labels = np.repeat([0, 1, 2], 8)
+    >>> batches = DirichletBatch(delta=0.01, batch_size=6).batches(labels, np.zeros_like(labels), np.random.default_rng(0))
+    >>> [labels[batch].tolist() for batch in batches]
+    [[1, 1, 1, 1, 1, 1], [0, 2, 1, 0, 1, 0], [2, 0, 0, 0, 2, 0], [2, 2, 0, 2, 2, 2]]
     """
 
     delta: float = Field(0.1, gt=0, le=1e4, description="Dirichlet concentration: 0.01 is nearly one class per batch")
@@ -55,6 +64,14 @@ def proportions(delta: float, classes: int, rng: np.random.Generator) -> NDArray
     -------
     NDArray[np.float64]
         (C,), on the simplex.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules.dirichlet_batch import proportions
+    >>> shares = proportions(1.0, 3, np.random.default_rng(0))
+    >>> shares.shape, round(float(shares.sum()), 6)
+    ((3,), 1.0)
     """
     pi = rng.dirichlet(np.full(classes, delta))
     return pi if np.isfinite(pi).all() and pi.sum() > 0 else np.full(classes, 1 / classes)

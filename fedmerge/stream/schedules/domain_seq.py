@@ -17,6 +17,15 @@ class DomainSeq(Schedule):
 
     No batch mixes domains, so that the last batch of each may be smaller. `within` is a schedule by its name, or with its keys; it
     gets this schedule's batch size.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules.domain_seq import DomainSeq
+    >>> labels, domains = np.array([0, 1, 0, 1, 0, 1]), np.array([0, 0, 0, 1, 1, 1])
+    >>> batches = DomainSeq(batch_size=2).batches(labels, domains, np.random.default_rng(0))
+    >>> [domains[batch].tolist() for batch in batches]
+    [[0, 0], [0], [1, 1], [1]]
     """
 
     order: Literal["given", "random"] = Field("given", description="domains as the target names them, or in a drawn order")

@@ -11,7 +11,17 @@ from fedmerge.stream.schedules._base import Batches, Schedule, Within, below, un
 
 
 class MixedDomains(Schedule):
-    """The union of the domains in the order that `within` makes, blind to domains (Marsden et al., mixed domains, WACV 2024)."""
+    """The union of the domains in the order that `within` makes, blind to domains (Marsden et al., mixed domains, WACV 2024).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules.mixed_domains import MixedDomains
+    >>> labels, domains = np.array([0, 1, 0, 1, 0, 1]), np.array([0, 0, 0, 1, 1, 1])
+    >>> batches = MixedDomains(batch_size=4).batches(labels, domains, np.random.default_rng(0))
+    >>> [domains[batch].tolist() for batch in batches]
+    [[1, 0, 1, 1], [0, 0]]
+    """
 
     within: Within = Field("iid", validate_default=True, description="schedule of the union: its labels, not its domains")
 

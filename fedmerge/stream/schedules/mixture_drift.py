@@ -24,6 +24,17 @@ class MixtureDrift(Schedule):
 
     T = floor(min_m |P_m| / (N mean_t pi_m)), so that domains last
     in expectation; if one runs dry all the same, the stream stops there.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules.mixture_drift import MixtureDrift
+    >>> MixtureDrift(drift="smooth").mixture(length=5, domains=2).round(2)[:, 0]  # share of the first domain
+    array([1.  , 0.85, 0.5 , 0.15, 0.  ])
+    >>> domains = np.repeat([0, 1], 12)
+    >>> batches = MixtureDrift(drift="abrupt", batch_size=4).batches(np.zeros_like(domains), domains, np.random.default_rng(0))
+    >>> [domains[batch].tolist() for batch in batches]
+    [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
     """
 
     drift: Literal["smooth", "abrupt", "recurring", "gradual_severity", "random"] = Field(

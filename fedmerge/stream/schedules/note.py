@@ -21,6 +21,15 @@ class Note(Schedule):
     Within a chunk each class stands in one block, in random order (Gong et al., NOTE, NeurIPS 2022, and its code). Draws are
     repeated until every chunk has 10 images; theirs may repeat for ever, so after 2000 redraws the threshold is halved here. For
     two classes delta hardly matters: every batch is nearly one class.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules.note import Note
+    >>> labels = np.repeat([0, 1, 2], 20)
+    >>> batches = Note(batch_size=10).batches(labels, np.zeros_like(labels), np.random.default_rng(0))
+    >>> [np.bincount(labels[batch], minlength=3).tolist() for batch in batches]  # images of each class
+    [[10, 0, 0], [9, 0, 1], [0, 0, 10], [1, 0, 9], [0, 10, 0], [0, 10, 0]]
     """
 
     delta: float = Field(0.1, gt=0, le=1e4, description="Dirichlet concentration; NOTE's default")

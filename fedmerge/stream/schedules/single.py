@@ -17,6 +17,15 @@ class Single(Schedule):
     """Batches of one, in the order of the schedule `of`, whose own batch size says how many images share a mix.
 
     With one image, entropies are noisy: the moving average of `eam` wants rho of 0.9 or more here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules.single import Single
+    >>> labels, domains = np.array([0, 1, 0, 1, 0, 1]), np.array([0, 0, 0, 1, 1, 1])
+    >>> batches = Single().batches(labels, domains, np.random.default_rng(0))
+    >>> [len(batch) for batch in batches]
+    [1, 1, 1, 1, 1, 1]
     """
 
     batch_size: Literal[1] = Field(1, description="always 1")

@@ -20,6 +20,15 @@ class Temporal(Schedule):
 
     The papers do not say how their temporal streams are made; `note` is the construction of the test-time adaptation literature,
     and `markov` is ours.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fedmerge.stream.schedules.temporal import Temporal
+    >>> labels, domains = np.array([0, 1, 0, 1, 0, 1]), np.array([0, 0, 0, 1, 1, 1])
+    >>> batches = Temporal(order="sorted", batch_size=2).batches(labels, domains, np.random.default_rng(0))
+    >>> [labels[batch].tolist() for batch in batches]
+    [[0, 0], [0, 1], [1, 1]]
     """
 
     order: Literal["sorted", "note", "markov"] = Field("note", description="how labels follow one another")

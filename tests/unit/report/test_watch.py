@@ -16,6 +16,7 @@ from fedmerge.cli.watch import HOST, Server, serving
 from fedmerge.errors import FolderError, UserError
 from fedmerge.report.batch_log import Step
 from fedmerge.report.pages.watch import SILENT_S, Watched
+from fedmerge.report.pages.watch_sweep import WatchedSweep, is_sweep
 from fedmerge.report.plots.layout import MOST_POINTS
 from fedmerge.system.process import free_lock
 from tests import front_door
@@ -176,17 +177,13 @@ def test_hospitals_as_they_are(tmp_path: Path) -> None:
 
 
 def test_no_run_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match=r"none: found nothing; expected the folder of a run"):
+    with pytest.raises(FolderError, match=r"none: found nothing; expected the folder of a run or of a sweep"):
         Watched(tmp_path / "none")
     with pytest.raises(FolderError, match=r"found no manifest.json in it"):
         Watched(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(FolderError, match=r"found a file; expected the folder of a run"):
+    with pytest.raises(FolderError, match=r"found a file; expected the folder of a run or of a sweep"):
         Watched(tmp_path / "file")
-    (tmp_path / "cells").mkdir()
-    folder(tmp_path / "cells" / "seed0")
-    with pytest.raises(FolderError, match=r"found a sweep of 1 runs; expected one of them, e\.g\. .*cells/seed0"):
-        Watched(tmp_path)
     run = folder(tmp_path / "run")
     for name, content in {"manifest.json": "{", "scenario.yaml": "a: [", "status.json": "{"}.items():
         before = (run / name).read_text() if (run / name).exists() else "{}"
@@ -197,6 +194,109 @@ def test_no_run_is_one_clear_error(tmp_path: Path) -> None:
             with pytest.raises(FolderError, match="cannot be read as a run"):
                 Watched(run)
         (run / name).write_text(before)
+
+
+def sweep_of(path: Path, *names: str, **facts: object) -> Path:
+    """A sweep's folder as the sweep writes it."""
+    (path / "cells").mkdir(parents=True, exist_ok=True)
+    told = {"state": "running", "sweep": "toy", "began": 0, "cells": names, "left": names, "phase": "streams, 2 at a time"}
+    (path / "status.json").write_text(json.dumps({**told, "since": NOW - 60, **facts}))
+    return path
+
+
+def test_a_sweep_shows_all_its_runs_and_the_river_of_the_one_that_runs(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "a", "b", "gamma=5-séed0", "d", "e", failed={"e": "no space left"})
+    whole = folder(sweep / "cells" / "a", "done")
+    (whole / "summary.json").write_text("{}")
+    folder(sweep / "cells" / "b", "done")  # it trained the experts, and its stream comes later
+    run = folder(sweep / "cells" / "gamma=5-séed0")
+    told(run)
+    lines(run, 0, 1)
+    watched = WatchedSweep(sweep, now=lambda: NOW)
+    assert [(cell["state"], cell["share"], cell["text"]) for cell in watched.cells] == [
+        ("done", 1.0, "done"),
+        ("waits", None, "waits; its experts are in the pool"),
+        ("running", 0.5, "batch 2 of 4"),
+        ("waits", None, "waits"),
+        ("failed", None, "failed: no space left"),
+    ]
+    assert watched.left() == "about 2 min left"  # 60 s for 1.5 of 5
+    page = watched.page()
+    for said in ("1 of 5 runs are done, 1 running, 1 failed, about 2 min left", "eam: head", "south 0.75", "batch 2 of 4"):
+        assert said in page
+    assert 'href="cells/gamma%3D5-s%C3%A9ed0/"' in page
+    lines(run, 2)
+    watched.look()
+    assert watched.cells[2]["share"] == 0.75
+    folder(run, "failed", reason="<b>no luck")
+    watched.look()
+    assert "failed: &lt;b&gt;no luck" in watched.page()
+
+
+def test_a_sweep_that_goes_on_does_not_take_what_is_left_for_what_is_done(tmp_path: Path) -> None:
+    """An earlier sweep with other images left a finished run, and one that failed: both wait until this sweep comes to them."""
+    sweep = sweep_of(tmp_path / "sweep", "a", "b", "c", left=["a", "b"], began=NOW)
+    for name, status in {"a": "done", "b": "failed", "c": "done"}.items():
+        (folder(sweep / "cells" / name, status) / "summary.json").write_text("{}")
+    watched = WatchedSweep(sweep, now=lambda: NOW)
+    assert [cell["state"] for cell in watched.cells] == ["waits", "waits", "done"]
+
+
+def test_a_sweep_whose_process_is_gone_and_one_that_has_ended(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "a")
+    lock = free_lock(sweep / ".lock")
+    assert lock is not None
+    late = (sweep / "status.json").stat().st_mtime + SILENT_S + 1
+    assert WatchedSweep(sweep, now=lambda: late).state() == "running"
+    lock.release()
+    assert "Cut off" in WatchedSweep(sweep, now=lambda: late).page()
+    (sweep / "sweep.html").write_text("<p>")
+    sweep_of(sweep, "a", state="done")
+    assert "Open the table and the plots" in WatchedSweep(sweep).page()
+    sweep_of(sweep, "a", state="failed", reason="cell a: no space left")
+    assert "cell a: no space left" in WatchedSweep(sweep).page()
+
+
+def test_a_sweep_of_an_older_version_and_no_sweep(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    assert is_sweep(tmp_path)
+    with pytest.raises(FolderError, match=r"found no run of a sweep in it; expected the folder of a run or of a sweep"):
+        WatchedSweep(tmp_path)
+    run = folder(tmp_path / "cells" / "seed0", "done")
+    assert not is_sweep(run)
+    watched = WatchedSweep(tmp_path)
+    assert [cell["name"] for cell in watched.cells] == ["seed0"]
+    assert watched.state() == "done"
+    (run / "manifest.json").write_text("{")  # and nothing else is hidden by it
+    watched.look()
+    assert "cannot be read as a run" in watched.cells[0]["text"]
+    (tmp_path / "status.json").write_text("[]")
+    watched.look()
+
+
+def test_the_server_answers_about_a_sweep_and_each_of_its_runs(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path / "sweep", "gamma=5-séed0", "later")
+    run = folder(sweep / "cells" / "gamma=5-séed0")
+    told(run)
+    lines(run, 0)
+    folder(sweep / "cells" / "a stranger")
+    with serving(sweep, 0) as server:
+        here = "/cells/gamma%3D5-s%C3%A9ed0/"
+        assert "Progress of every run" in asked(server, "/")[2]
+        page = asked(server, here)[2]
+        assert "Progress of every hospital" in page
+        assert 'href="../../"' in page
+        for path in ("/watch.js", f"{here}watch.js"):
+            assert asked(server, path)[0] == 200
+        nowhere = ["/cells/", "/cells/later/", "/cells/a%20stranger/", "/cells/../", "/cells/..%2f..%2f/", f"{here}manifest.json"]
+        for path in (*nowhere, "/sweep.html", f"{here}report.html", "/status.json"):
+            assert asked(server, path)[0] == 404, path
+        (run / "report.html").write_text("<p>the report")
+        (sweep / "sweep.html").write_text("<p>the table")
+        assert asked(server, f"{here}report.html")[2] == "<p>the report"
+        assert asked(server, "/sweep.html")[2] == "<p>the table"
+        shutil.rmtree(sweep)
+        assert asked(server, "/")[0] == 503
 
 
 @pytest.fixture
@@ -271,4 +371,4 @@ def test_a_real_run_can_be_watched_when_it_is_over(first: tuple[Path, str]) -> N
         assert secret not in page
     ended = front_door.fedmerge(here, "watch", "runs/none")
     assert ended.returncode == 2
-    assert ended.stderr.startswith("fedmerge: runs/none: found nothing; expected the folder of a run")
+    assert ended.stderr.startswith("fedmerge: runs/none: found nothing; expected the folder of a run or of a sweep")

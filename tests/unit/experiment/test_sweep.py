@@ -1,0 +1,50 @@
+"""A sweep has its folder for itself, and says in it what it is at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedmerge.errors import FolderError
+from fedmerge.experiment.sweep import Sweep, _claimed, run_sweep
+from fedmerge.system.process import free_lock
+
+
+def sweep_in(out: Path) -> Sweep:
+    return Sweep(out.parent / "toy.yaml", (), (), out, out.parent / "pool", 1)
+
+
+def told(out: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((out / "status.json").read_text())
+    return found
+
+
+def test_it_says_what_it_is_at_and_how_it_ended(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path / "out")
+    with _claimed(sweep, quiet=True):
+        assert (told(sweep.out)["state"], told(sweep.out)["sweep"]) == ("running", "toy")
+        assert free_lock(sweep.out / ".lock") is None
+    assert told(sweep.out)["state"] == "done"
+    with pytest.raises(ZeroDivisionError), _claimed(sweep, quiet=True):
+        _ = 1 / 0
+    assert (told(sweep.out)["state"], told(sweep.out)["reason"]) == ("failed", "division by zero")
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
+    sweep = sweep_in(tmp_path / "out")
+    with _claimed(sweep, quiet=True):
+        with pytest.raises(
+            FolderError, match=r"--out: found '.*out', where another sweep runs; expected a folder for this one alone"
+        ):
+            run_sweep(sweep, quiet=True)
+        assert told(sweep.out)["state"] == "running"
+
+
+def test_the_folder_of_a_run_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "status.json").write_text("{}")
+    with pytest.raises(FolderError, match=r"--out: found '.*', the folder of a run; expected one for the sweep"):
+        run_sweep(sweep_in(tmp_path), quiet=True)
+    assert told(tmp_path) == {}
