@@ -110,6 +110,34 @@ def tensorwise(bank: Bank, rule: Callable[[str, Tensor, Tensor], None]) -> Tenso
     return out
 
 
+def neighbors(bank: Bank) -> Iterator[tuple[list[str], Tensor, slice]]:
+    """Tensors of the model in order, as many together as have no more columns than the largest.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+
+    Yields
+    ------
+    tuple[list[str], Tensor, slice]
+        Names of neighbors, the experts' values of all of them (K, width), at least float32, and their columns.
+    """
+    largest = max(columns.stop - columns.start for columns in bank.slices.values())
+    groups: list[list[str]] = []
+    start = -largest
+    for name, columns in bank.slices.items():
+        if columns.stop - start > largest:
+            groups.append([])
+            start = columns.start
+        groups[-1].append(name)
+    for names in groups:
+        at = slice(bank.slices[names[0]].start, bank.slices[names[-1]].stop)
+        rows = bank.thetas(at)
+        yield names, rows, at
+        bank.read(rows.numel() * bank.like.element_size())
+
+
 def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
     """Merge by a rule for the task vectors of each tensor of the model.
 
@@ -133,10 +161,14 @@ def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
     return tensorwise(bank, one)
 
 
+RUN = 512
+"""Products of float32 that are summed in float32: so few that their sum is as good as one of float64 rounded."""
+
+
 def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
     """Inner products of K vectors in each of R groups.
 
-    In float64, a block at a time: the vectors may differ by so little that float32 would lose the angle.
+    A block at a time; sums of `RUN` products are added up in float64, so that the error stays that of one rounding.
 
     Parameters
     ----------
@@ -152,20 +184,22 @@ def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
     """
     K, R, d = rows.shape
     G = torch.zeros(R, K, K, dtype=torch.float64, device=rows.device)
-    step = block(rows, 2 * K)
+    step = min(8 * block(rows, K), RUN * max(1, 2**24 // K**2))  # blocks of a few MB: more calls cost more than the cache saves
     across = max(1, step // max(d, 1))
-    room = rows.new_empty(K * step, dtype=torch.float64)  # one for all blocks: fresh memory costs more than the sums
+    room = None if origin is None else rows.new_empty(K * step)  # one for all blocks: fresh memory costs more than the sums
     for r in range(0, R, across):
         for c in range(0, d, step):
-            part = rows[:, r : r + across, c : c + step]
-            x = room[: part.numel()].view(part.shape).copy_(part)
-            if origin is not None:
-                x -= origin[r : r + across, c : c + step].double()
-            if R == 1:
-                G[0] += x[:, 0] @ x[:, 0].T
-            else:
-                x = x.transpose(0, 1)
-                G[r : r + across] += x @ x.mT
+            x = rows[:, r : r + across, c : c + step]
+            if origin is not None and room is not None:
+                point = origin[r : r + across, c : c + step]
+                x = torch.sub(x, point, out=room[: x.numel()].view(x.shape))
+            whole = x.shape[2] // RUN * RUN
+            if whole:
+                runs = x[:, :, :whole].view(K, x.shape[1], -1, RUN).flatten(1, 2).transpose(0, 1)
+                G[r : r + across] += (runs @ runs.mT).view(x.shape[1], -1, K, K).sum(1, dtype=torch.float64)
+            if whole < x.shape[2]:
+                rest = x[:, :, whole:].transpose(0, 1)
+                G[r : r + across] += rest @ rest.mT
     return G
 
 
