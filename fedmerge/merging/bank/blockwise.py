@@ -203,6 +203,29 @@ def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
     return G
 
 
+def order_of(size: Tensor) -> Tensor:
+    """The order of magnitudes in each row, as a stable sort gives it.
+
+    On a CPU bits of float32 and places are sorted as one integer each, by numpy: ten times faster than a stable sort of torch.
+
+    Parameters
+    ----------
+    size : Tensor
+        Magnitudes (rows, n), not negative.
+
+    Returns
+    -------
+    Tensor
+        Places from the smallest to the largest (rows, n), int64.
+    """
+    if size.device.type != "cpu" or size.dtype != torch.float32:
+        return size.argsort(dim=-1, stable=True)
+    keys = size.view(torch.int32).long()  # bits of numbers that are not negative are in the order of the numbers
+    keys.bitwise_left_shift_(32).add_(torch.arange(size.shape[-1]))
+    keys.numpy().sort(axis=-1)
+    return keys.bitwise_and_(2**32 - 1)
+
+
 SMALL = 2**14
 """Entries that are sorted as they are: a sample of them would save nothing."""
 
@@ -231,15 +254,37 @@ def magnitude_of_rank(tau: Tensor, rank: int) -> Tensor:
         place, share = rank / n * len(sample), rank / n
         margin = 4 * (len(sample) * share * (1 - share)) ** 0.5 + 1
         low, high = (_of_rank(sample, min(len(sample), max(1, int(at)))) for at in (place - margin, place + margin))
-        below, between = 0, []
-        for part in torch.split(tau, block(tau, 2)):
-            size = part.abs()
-            below += int((size < low).sum())
-            between.append(size[(size >= low) & (size <= high)])
-        found = torch.cat(between)
+        below, found = _between(tau, low, high)
         if below < rank <= below + len(found):
             return _of_rank(found, rank - below)
     return _of_rank(tau.abs(), rank)
+
+
+FOLDS = 8
+"""Entries that are looked at together for one that is sought."""
+
+
+def _between(tau: Tensor, low: Tensor, high: Tensor) -> tuple[int, Tensor]:
+    """How many magnitudes are below `low`, and those that lie in [low, high].
+
+    Comparisons are written as numbers, and entries are found by sums over `FOLDS` parts of a block: torch compares and adds numbers
+    several times faster than it fills and searches masks.
+    """
+    below, found = 0, []
+    step = block(tau, 4)
+    room = tau.new_empty(3, min(step, len(tau)))
+    under = torch.nextafter(high, high.new_tensor(torch.inf))
+    for part in torch.split(tau, step):
+        size, reach, beyond = room[:, : len(part)]
+        torch.abs(part, out=size)
+        reach.copy_(size).ge_(low)
+        below += len(part) - int(reach.sum())  # exact: a block has fewer than 2^24 entries
+        inside = reach.sub_(beyond.copy_(size).ge_(under))
+        folded = inside[: len(part) // FOLDS * FOLDS].view(FOLDS, -1)
+        at = folded.sum(0).nonzero()[:, 0]
+        some = size[: folded.numel()].view(FOLDS, -1)[:, at]
+        found += [some[folded[:, at] > 0], size[folded.numel() :][inside[folded.numel() :] > 0]]
+    return below, torch.cat(found)
 
 
 def _of_rank(values: Tensor, rank: int) -> Tensor:
@@ -263,17 +308,21 @@ def between_ranks(tau: Tensor, first: int, last: int) -> Tensor:
     Returns
     -------
     Tensor
-        bool (n,).
+        (n,), 1 and 0 as numbers of the same kind.
     """
-    size = tau.abs()
     if first >= last:
-        return size < 0
+        return torch.zeros_like(tau)
+    size = tau.abs()
     low, high = (magnitude_of_rank(tau, rank) for rank in (first + 1, last))
-    mask = (size >= low) & (size <= high)
-    early, late = first - int((size < low).sum()), last - int((size < high).sum())  # of those equal to the ends: dropped, and kept
+    mask = torch.ge(size, low, out=torch.empty_like(size))
+    lower = len(tau) - int(mask.sum(dtype=torch.float64))
+    mask -= torch.gt(size, high, out=torch.empty_like(size))
+    if lower == first and int(mask.sum(dtype=torch.float64)) == last - first:
+        return mask
+    early, late = first - lower, last - int((size < high).sum())  # of those equal to the ends: dropped, and kept
     for edge, dropped in ((low, slice(0, early)), (high, slice(late, None))):
         if dropped != slice(0, 0):
-            mask[(size == edge).nonzero()[:, 0][dropped]] = False
+            mask[(size == edge).nonzero()[:, 0][dropped]] = 0
     return mask
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmerge.merging.bank.blockwise import SMALL, between_ranks, inner_products, magnitude_of_rank
+from fedmerge.merging.bank.blockwise import SMALL, between_ranks, inner_products, magnitude_of_rank, order_of
 
 
 def drawn(kind: str, n: int) -> Tensor:
@@ -47,3 +47,10 @@ def test_inner_products_of_float32_are_those_of_float64(groups: int, d: int) -> 
         lengths = wanted.diagonal(dim1=1, dim2=2).sqrt()
         error = (found - wanted).abs() / (lengths[:, :, None] * lengths[:, None])
         assert found.dtype == torch.float64 and float(error.max()) < 3e-7
+
+
+@pytest.mark.parametrize("kind", ["random", "equal", "frozen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orders_are_those_of_a_stable_sort(kind: str, dtype: torch.dtype) -> None:
+    size = drawn(kind, 7 * 300).view(7, 300).abs().to(dtype)
+    assert (order_of(size) == size.argsort(dim=-1, stable=True)).all()
