@@ -146,7 +146,7 @@ def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
     bank : Bank
         The experts, with theta_0.
     rule : Callable[[str, Tensor], Tensor]
-        Takes the tensor's name and the task vectors (K, d), and returns the merged one (d,).
+        Takes the tensor's name and the task vectors (K, d), which it may write over, and returns the merged one (d,).
 
     Returns
     -------
@@ -154,9 +154,11 @@ def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
         Merged task vector (P,).
     """
     theta_0 = bank.anchor_row("theta_0").to(bank.wide)
+    room = theta_0.new_empty(bank.K * max(shape.numel() for shape in bank.shapes.values()))  # fresh memory costs more than the sums
 
     def one(name: str, rows: Tensor, out: Tensor) -> None:
-        out.copy_(rule(name, rows - theta_0[bank.slices[name]]))
+        tau = torch.sub(rows, theta_0[bank.slices[name]], out=room[: rows.numel()].view(rows.shape))
+        out.copy_(rule(name, tau))
 
     return tensorwise(bank, one)
 
@@ -271,7 +273,7 @@ def _between(tau: Tensor, low: Tensor, high: Tensor) -> tuple[int, Tensor]:
     several times faster than it fills and searches masks.
     """
     below, found = 0, []
-    step = block(tau, 4)
+    step = min(8 * block(tau, 4), 2**24)  # a few MB: more calls cost more than the cache saves
     room = tau.new_empty(3, min(step, len(tau)))
     under = torch.nextafter(high, high.new_tensor(torch.inf))
     for part in torch.split(tau, step):
@@ -315,15 +317,20 @@ def between_ranks(tau: Tensor, first: int, last: int) -> Tensor:
     size = tau.abs()
     low, high = (magnitude_of_rank(tau, rank) for rank in (first + 1, last))
     mask = torch.ge(size, low, out=torch.empty_like(size))
-    lower = len(tau) - int(mask.sum(dtype=torch.float64))
+    lower = len(tau) - _ones(mask)
     mask -= torch.gt(size, high, out=torch.empty_like(size))
-    if lower == first and int(mask.sum(dtype=torch.float64)) == last - first:
+    if lower == first and _ones(mask) == last - first:
         return mask
     early, late = first - lower, last - int((size < high).sum())  # of those equal to the ends: dropped, and kept
     for edge, dropped in ((low, slice(0, early)), (high, slice(late, None))):
         if dropped != slice(0, 0):
             mask[(size == edge).nonzero()[:, 0][dropped]] = 0
     return mask
+
+
+def _ones(mask: Tensor) -> int:
+    """How many entries are 1 and not 0; sums of 2^24 of them are exact in float32."""
+    return sum(int(part.sum()) for part in torch.split(mask, 2**24))
 
 
 def block(like: Tensor, rows: int) -> int:
