@@ -266,9 +266,9 @@ class Bank:
         """The experts' parameters (K, width), at least float32; no copy where the rows are that."""
         return self.columns(columns).to(self.wide)
 
-    def task_vector(self, k: int) -> Tensor:
-        """One expert's task vector tau_k (P,), at least float32. Raises CheckpointError without theta_0."""
-        return self.theta[k].to(self.wide) - self.anchor_row("theta_0").to(self.wide)
+    def task_vector(self, k: int, out: Tensor | None = None) -> Tensor:
+        """One expert's task vector tau_k (P,), at least float32, in `out` if given. Raises CheckpointError without theta_0."""
+        return torch.sub(self.theta[k].to(self.wide), self.anchor_row("theta_0").to(self.wide), out=out)
 
     @property
     def wide(self) -> torch.dtype:
@@ -278,16 +278,17 @@ class Bank:
     def summed(self, rule: Rule) -> Tensor:
         """sum_k rule(name_k, tau_k), (P,)."""
         total = rule(self.names[0], self.task_vector(0))
+        room = torch.empty_like(total) if self.K > 1 else None  # fresh memory for each costs more than the arithmetic
         for k in range(1, self.K):
-            total += rule(self.names[k], self.task_vector(k))
+            total += rule(self.names[k], self.task_vector(k, room))
             self.read(self.P * self.like.element_size())
         return total
 
     def each(self, rule: Rule) -> Tensor:
         """rule(name_k, tau_k) of every expert, stacked: (K,) for a rule that gives one number."""
-        found = []
+        found, room = [], self.like.new_empty(self.P, dtype=self.wide)
         for k, name in enumerate(self.names):
-            found.append(rule(name, self.task_vector(k)))
+            found.append(rule(name, self.task_vector(k, room)).clone())  # a rule may write over what it is given
             self.read(self.P * self.like.element_size())
         return torch.stack(found)
 

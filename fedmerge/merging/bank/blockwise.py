@@ -152,6 +152,34 @@ def tensorwise(bank: Bank, rule: Callable[[str, Tensor, Tensor], None]) -> Tenso
     return out
 
 
+def neighbors(bank: Bank) -> Iterator[tuple[list[str], Tensor, slice]]:
+    """Tensors of the model in order, as many together as have no more columns than the largest.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+
+    Yields
+    ------
+    tuple[list[str], Tensor, slice]
+        Names of neighbors, the experts' values of all of them (K, width), at least float32, and their columns.
+    """
+    largest = max(columns.stop - columns.start for columns in bank.slices.values())
+    groups: list[list[str]] = []
+    start = -largest
+    for name, columns in bank.slices.items():
+        if columns.stop - start > largest:
+            groups.append([])
+            start = columns.start
+        groups[-1].append(name)
+    for names in groups:
+        at = slice(bank.slices[names[0]].start, bank.slices[names[-1]].stop)
+        rows = bank.thetas(at)
+        yield names, rows, at
+        bank.read(rows.numel() * bank.like.element_size())
+
+
 def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
     """Merge by a rule for the task vectors of each tensor of the model.
 
@@ -160,7 +188,7 @@ def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
     bank : Bank
         The experts, with theta_0.
     rule : Callable[[str, Tensor], Tensor]
-        Takes the tensor's name and the task vectors (K, d), and returns the merged one (d,).
+        Takes the tensor's name and the task vectors (K, d), which it may write over, and returns the merged one (d,).
 
     Returns
     -------
@@ -179,17 +207,23 @@ def tauwise(bank: Bank, rule: Callable[[str, Tensor], Tensor]) -> Tensor:
     tensor([6., 2.])
     """
     theta_0 = bank.anchor_row("theta_0").to(bank.wide)
+    room = theta_0.new_empty(bank.K * max(shape.numel() for shape in bank.shapes.values()))  # fresh memory costs more than the sums
 
     def one(name: str, rows: Tensor, out: Tensor) -> None:
-        out.copy_(rule(name, rows - theta_0[bank.slices[name]]))
+        tau = torch.sub(rows, theta_0[bank.slices[name]], out=room[: rows.numel()].view(rows.shape))
+        out.copy_(rule(name, tau))
 
     return tensorwise(bank, one)
+
+
+RUN = 512
+"""Products of float32 that are summed in float32: so few that their sum is as good as one of float64 rounded."""
 
 
 def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
     """Inner products of K vectors in each of R groups.
 
-    In float64, a block at a time: the vectors may differ by so little that float32 would lose the angle.
+    A block at a time; sums of `RUN` products are added up in float64, so that the error stays that of one rounding.
 
     Parameters
     ----------
@@ -214,21 +248,46 @@ def inner_products(rows: Tensor, origin: Tensor | None = None) -> Tensor:
     """
     K, R, d = rows.shape
     G = torch.zeros(R, K, K, dtype=torch.float64, device=rows.device)
-    step = block(rows, 2 * K)
+    step = min(8 * block(rows, K), RUN * max(1, 2**24 // K**2))  # blocks of a few MB: more calls cost more than the cache saves
     across = max(1, step // max(d, 1))
-    room = rows.new_empty(K * step, dtype=torch.float64)  # one for all blocks: fresh memory costs more than the sums
+    room = None if origin is None else rows.new_empty(K * step)  # one for all blocks: fresh memory costs more than the sums
     for r in range(0, R, across):
         for c in range(0, d, step):
-            part = rows[:, r : r + across, c : c + step]
-            x = room[: part.numel()].view(part.shape).copy_(part)
-            if origin is not None:
-                x -= origin[r : r + across, c : c + step].double()
-            if R == 1:
-                G[0] += x[:, 0] @ x[:, 0].T
-            else:
-                x = x.transpose(0, 1)
-                G[r : r + across] += x @ x.mT
+            x = rows[:, r : r + across, c : c + step]
+            if origin is not None and room is not None:
+                point = origin[r : r + across, c : c + step]
+                x = torch.sub(x, point, out=room[: x.numel()].view(x.shape))
+            whole = x.shape[2] // RUN * RUN
+            if whole:
+                runs = x[:, :, :whole].view(K, x.shape[1], -1, RUN).flatten(1, 2).transpose(0, 1)
+                G[r : r + across] += (runs @ runs.mT).view(x.shape[1], -1, K, K).sum(1, dtype=torch.float64)
+            if whole < x.shape[2]:
+                rest = x[:, :, whole:].transpose(0, 1)
+                G[r : r + across] += rest @ rest.mT
     return G
+
+
+def order_of(size: Tensor) -> Tensor:
+    """The order of magnitudes in each row, as a stable sort gives it.
+
+    On a CPU bits of float32 and places are sorted as one integer each, by numpy: ten times faster than a stable sort of torch.
+
+    Parameters
+    ----------
+    size : Tensor
+        Magnitudes (rows, n), not negative.
+
+    Returns
+    -------
+    Tensor
+        Places from the smallest to the largest (rows, n), int64.
+    """
+    if size.device.type != "cpu" or size.dtype != torch.float32:
+        return size.argsort(dim=-1, stable=True)
+    keys = size.view(torch.int32).long()  # bits of numbers that are not negative are in the order of the numbers
+    keys.bitwise_left_shift_(32).add_(torch.arange(size.shape[-1]))
+    keys.numpy().sort(axis=-1)
+    return keys.bitwise_and_(2**32 - 1)
 
 
 SMALL = 2**14
@@ -266,15 +325,37 @@ def magnitude_of_rank(tau: Tensor, rank: int) -> Tensor:
         place, share = rank / n * len(sample), rank / n
         margin = 4 * (len(sample) * share * (1 - share)) ** 0.5 + 1
         low, high = (_of_rank(sample, min(len(sample), max(1, int(at)))) for at in (place - margin, place + margin))
-        below, between = 0, []
-        for part in torch.split(tau, block(tau, 2)):
-            size = part.abs()
-            below += int((size < low).sum())
-            between.append(size[(size >= low) & (size <= high)])
-        found = torch.cat(between)
+        below, found = _between(tau, low, high)
         if below < rank <= below + len(found):
             return _of_rank(found, rank - below)
     return _of_rank(tau.abs(), rank)
+
+
+FOLDS = 8
+"""Entries that are looked at together for one that is sought."""
+
+
+def _between(tau: Tensor, low: Tensor, high: Tensor) -> tuple[int, Tensor]:
+    """How many magnitudes are below `low`, and those that lie in [low, high].
+
+    Comparisons are written as numbers, and entries are found by sums over `FOLDS` parts of a block: torch compares and adds numbers
+    several times faster than it fills and searches masks.
+    """
+    below, found = 0, []
+    step = min(8 * block(tau, 4), 2**24)  # a few MB: more calls cost more than the cache saves
+    room = tau.new_empty(3, min(step, len(tau)))
+    under = torch.nextafter(high, high.new_tensor(torch.inf))
+    for part in torch.split(tau, step):
+        size, reach, beyond = room[:, : len(part)]
+        torch.abs(part, out=size)
+        reach.copy_(size).ge_(low)
+        below += len(part) - int(reach.sum())  # exact: a block has fewer than 2^24 entries
+        inside = reach.sub_(beyond.copy_(size).ge_(under))
+        folded = inside[: len(part) // FOLDS * FOLDS].view(FOLDS, -1)
+        at = folded.sum(0).nonzero()[:, 0]
+        some = size[: folded.numel()].view(FOLDS, -1)[:, at]
+        found += [some[folded[:, at] > 0], size[folded.numel() :][inside[folded.numel() :] > 0]]
+    return below, torch.cat(found)
 
 
 def _of_rank(values: Tensor, rank: int) -> Tensor:
@@ -298,25 +379,34 @@ def between_ranks(tau: Tensor, first: int, last: int) -> Tensor:
     Returns
     -------
     Tensor
-        bool (n,).
+        (n,), 1 and 0 as numbers of the same kind.
 
     Examples
     --------
     >>> import torch
     >>> from fedmerge.merging.bank.blockwise import between_ranks
     >>> between_ranks(torch.tensor([0.1, -4.0, 2.0, 0.3]), first=1, last=3)
-    tensor([False, False,  True,  True])
+    tensor([0., 0., 1., 1.])
     """
-    size = tau.abs()
     if first >= last:
-        return size < 0
+        return torch.zeros_like(tau)
+    size = tau.abs()
     low, high = (magnitude_of_rank(tau, rank) for rank in (first + 1, last))
-    mask = (size >= low) & (size <= high)
-    early, late = first - int((size < low).sum()), last - int((size < high).sum())  # of those equal to the ends: dropped, and kept
+    mask = torch.ge(size, low, out=torch.empty_like(size))
+    lower = len(tau) - _ones(mask)
+    mask -= torch.gt(size, high, out=torch.empty_like(size))
+    if lower == first and _ones(mask) == last - first:
+        return mask
+    early, late = first - lower, last - int((size < high).sum())  # of those equal to the ends: dropped, and kept
     for edge, dropped in ((low, slice(0, early)), (high, slice(late, None))):
         if dropped != slice(0, 0):
-            mask[(size == edge).nonzero()[:, 0][dropped]] = False
+            mask[(size == edge).nonzero()[:, 0][dropped]] = 0
     return mask
+
+
+def _ones(mask: Tensor) -> int:
+    """How many entries are 1 and not 0; sums of 2^24 of them are exact in float32."""
+    return sum(int(part.sum()) for part in torch.split(mask, 2**24))
 
 
 def block(like: Tensor, rows: int) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -190,7 +190,9 @@ CUDA_BLOCK = 2**22
 FLOAT_BYTES = 4
 
 
-def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None) -> Tensor:
+def weighted_sum(
+    rows: Tensor | Sequence[Tensor], weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None
+) -> Tensor:
     """Add weighted rows: out = sum_k weights_k rows_k, reading only rows of weight other than 0.
 
     Block by block: the partial sum stays in the cache, so that memory is read once for each row and written once.
@@ -198,8 +200,8 @@ def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int
 
     Parameters
     ----------
-    rows : Tensor
-        (K, P).
+    rows : Tensor | Sequence[Tensor]
+        (K, P), or K of (P,).
     weights : Tensor
         (K,).
     out : Tensor
@@ -231,7 +233,7 @@ def weighted_sum(rows: Tensor, weights: Tensor, out: Tensor, read: Callable[[int
         block = out[start : start + step]
         total = block if wide is None else wide[: len(block)].zero_()
         for number, (k, weight) in enumerate(used):
-            part = rows[k, start : start + step]
+            part = rows[k][start : start + step]
             if number == 0 and wide is None:
                 torch.mul(part, weight, out=total)
             else:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, block
+from fedmerge.merging.bank.blockwise import Sizes, block, order_of
 from fedmerge.merging.methods._base import Static
 from fedmerge.merging.methods.dare import draws
 from fedmerge.merging.methods.ties import by_sign
@@ -81,7 +81,7 @@ class Della(Static):
     def _probability(self, magnitude: Tensor) -> Tensor:
         """p_k (rows, n) of magnitudes (rows, n), float64."""
         n = magnitude.shape[-1]
-        order = magnitude.argsort(dim=-1, stable=True)
+        order = order_of(magnitude)
         share = torch.arange(n, dtype=torch.float64) / (n - 1) if n > 1 else torch.tensor([0.5], dtype=torch.float64)
         p = (self.drop + self.window * (0.5 - share)).to(order.device)  # from the smallest to the largest
         return torch.empty_like(order, dtype=p.dtype).scatter_(-1, order, p.expand(order.shape))

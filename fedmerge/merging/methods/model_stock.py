@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.blockwise import Sizes, block, inner_products, tensorwise
+from fedmerge.merging.bank.row_storage import weighted_sum
 from fedmerge.merging.methods._base import Static
 
 
@@ -44,12 +45,16 @@ class ModelStock(Static):
             rows = bank.shapes[name][0] if self.filter_wise and len(bank.shapes[name]) > 1 else 1
             theta, start = theta.view(bank.K, rows, -1), theta_0[bank.slices[name]].to(theta).view(rows, -1)
             if bank.K > MANY and self.average == "cosine":
-                t = mean_ratio(mean_cosine(theta, start), bank.K).to(theta)[:, None]
+                t = mean_ratio(mean_cosine(theta, start), bank.K)[:, None]
             else:
-                t = self._ratio(inner_products(theta, start)).to(theta)[:, None]
+                t = self._ratio(inner_products(theta, start))[:, None]
+            if rows == 1:
+                weights = torch.cat([(t[0] / bank.K).expand(bank.K), 1 - t[0]])
+                weighted_sum([*theta[:, 0], start[0]], weights, out)
+                return
             found, step = out.view(rows, -1), block(theta, bank.K)
             for at in (slice(first, first + step) for first in range(0, start.shape[1], step)):
-                torch.lerp(start[:, at], theta[:, :, at].mean(0), t, out=found[:, at])
+                torch.lerp(start[:, at], theta[:, :, at].mean(0), t.to(theta), out=found[:, at])
 
         return tensorwise(bank, one)
 

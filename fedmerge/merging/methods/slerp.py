@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, inner_products, tensorwise
+from fedmerge.merging.bank.blockwise import Sizes, inner_products, neighbors
 from fedmerge.merging.bank.row_storage import weighted_sum
 from fedmerge.merging.methods._base import Static
 
@@ -51,34 +51,37 @@ class Slerp(Static):
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
         order = sorted(range(bank.K), key=lambda k: bank.names[k])  # by name, so that no order of sites matters
-        theta_0 = bank.anchor_row("theta_0") if self.of == "tau" else None
-
-        def one(name: str, theta: Tensor, out: Tensor) -> None:
-            start = None if theta_0 is None else theta_0[bank.slices[name]].to(theta)
-            G = inner_products(theta[:, None], None if start is None else start[None])[0]
-            weights = theta.new_zeros(bank.K, dtype=torch.float64)
-            weights[order] = self._weights(G[order][:, order])
-            weighted_sum(theta, weights, out)
+        theta_0 = bank.anchor_row("theta_0").to(bank.wide) if self.of == "tau" else None
+        out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
+        for names, rows, columns in neighbors(bank):
+            at = [slice(bank.slices[name].start - columns.start, bank.slices[name].stop - columns.start) for name in names]
+            start = None if theta_0 is None else theta_0[columns]
+            G = torch.cat([inner_products(rows[:, None, one], None if start is None else start[None, one]) for one in at])
+            weights = G.new_zeros(len(names), bank.K)
+            weights[:, order] = self._weights(G[:, order][:, :, order])
+            summands = list(rows)
             if start is not None:
-                out.add_(start, alpha=1 - float(weights.sum()))
-
-        return tensorwise(bank, one)
+                summands, weights = [*summands, start], torch.cat([weights, 1 - weights.sum(1, keepdim=True)], 1)
+            for one, w in zip(at, weights, strict=True):
+                weighted_sum([row[one] for row in summands], w, out[columns][one])
+        return out
 
     def working_bytes(self, sizes: Sizes) -> int:
         """One tensor of all experts, where they are on a disk or in shards."""
         return 4 * sizes.experts * sizes.largest
 
     def _weights(self, G: Tensor) -> Tensor:
-        """What each vector counts (K,), given their inner products (K, K)."""
-        K = len(G)
+        """What each vector counts (R, K), given their inner products (R, K, K)."""
+        K = G.shape[-1]
         if K == 1:
-            return G.new_ones(1)
+            return G.new_ones(len(G), 1)
         if K > 2 and self.many != "sequential":
             return karcher_weights(G, 1 if self.many == "tangent" else self.iterations, self.tolerance)
-        merged = torch.eye(K).to(G)[0]
+        one = torch.eye(K).to(G)
+        merged = one[0].expand(len(G), K)
         for j in range(1, K):
-            pair = torch.stack([merged, torch.eye(K).to(G)[j]])
-            merged = slerp_weights(pair @ G @ pair.T, self.t if K == 2 else 1 / (j + 1)) @ pair
+            pair = torch.stack([merged, one[j].expand(len(G), K)], 1)
+            merged = (slerp_weights(pair @ G @ pair.mT, self.t if K == 2 else 1 / (j + 1))[:, None] @ pair)[:, 0]
         return merged
 
 
@@ -107,7 +110,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     tensor([0.7071, 0.7071])
     """
     pair = torch.stack([a, b])
-    return slerp_weights(inner_products(pair[:, None])[0], t).to(a) @ pair
+    return slerp_weights(inner_products(pair[:, None]), t)[0].to(a) @ pair
 
 
 def karcher(v: Tensor, iterations: int, tolerance: float) -> Tensor:
@@ -134,7 +137,7 @@ def karcher(v: Tensor, iterations: int, tolerance: float) -> Tensor:
     >>> karcher(torch.eye(3), iterations=10, tolerance=1e-5)
     tensor([0.5774, 0.5774, 0.5774])
     """
-    return karcher_weights(inner_products(v[:, None])[0], iterations, tolerance).to(v) @ v
+    return karcher_weights(inner_products(v[:, None]), iterations, tolerance)[0].to(v) @ v
 
 
 def slerp_weights(G: Tensor, t: float) -> Tensor:
@@ -143,33 +146,33 @@ def slerp_weights(G: Tensor, t: float) -> Tensor:
     Parameters
     ----------
     G : Tensor
-        Their inner products (2, 2).
+        Their inner products, in each of R groups (R, 2, 2).
     t : float
         In [0, 1].
 
     Returns
     -------
     Tensor
-        (2,).
+        (R, 2).
 
     Examples
     --------
     >>> import torch
     >>> from fedmerge.merging.methods.slerp import slerp_weights
     >>> v = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    >>> slerp_weights(v @ v.T, t=0.5)
-    tensor([0.7071, 0.7071])
+    >>> slerp_weights((v @ v.T)[None], t=0.5)
+    tensor([[0.7071, 0.7071]])
     """
-    lengths = (G[0, 0] * G[1, 1]).sqrt()
-    cos = (G[0, 1] / lengths).clamp(-1, 1) if lengths > 0 else G.new_ones(())
-    if cos.abs() > NEARLY_PARALLEL:
-        return G.new_tensor([1 - t, t])
-    w = cos.acos()
-    return torch.stack([torch.sin((1 - t) * w), torch.sin(t * w)]) / torch.sin(w)
+    lengths = (G[:, 0, 0] * G[:, 1, 1]).sqrt()
+    cos = torch.where(lengths > 0, G[:, 0, 1] / lengths, 1.0).clamp(-1, 1)
+    line = cos.abs() > NEARLY_PARALLEL
+    w = torch.where(line, 0.0, cos).acos()
+    curved = torch.stack([torch.sin((1 - t) * w), torch.sin(t * w)], 1) / torch.sin(w)[:, None]
+    return torch.where(line[:, None], G.new_tensor([1 - t, t]), curved)
 
 
 def karcher_weights(G: Tensor, iterations: int, tolerance: float) -> Tensor:
-    """Weights of K vectors in their Karcher mean.
+    """Weights of K vectors in their Karcher mean, for R groups at once.
 
     u <- cos|T| u + sin|T| T/|T|, T = (1/K) sum_k (w_k / sin w_k)(u_k - cos w_k u), until |T| is small. u and T are sums of the u_k,
     so all lengths and angles follow from the cosines C: u = sum_k b_k u_k has cos w = C b. 1/K where the vectors cancel out.
@@ -177,40 +180,45 @@ def karcher_weights(G: Tensor, iterations: int, tolerance: float) -> Tensor:
     Parameters
     ----------
     G : Tensor
-        Their inner products (K, K).
+        Their inner products (R, K, K).
     iterations : int
         At most, at least 1.
     tolerance : float
-        |T|, radians, at which it stops.
+        |T|, radians, at which a group stops.
 
     Returns
     -------
     Tensor
-        (K,).
+        (R, K).
 
     Examples
     --------
     >>> import torch
     >>> from fedmerge.merging.methods.slerp import karcher_weights
     >>> v = torch.eye(3)
-    >>> karcher_weights(v @ v.T, iterations=10, tolerance=1e-5)
-    tensor([0.5774, 0.5774, 0.5774])
+    >>> karcher_weights((v @ v.T)[None], iterations=10, tolerance=1e-5)
+    tensor([[0.5774, 0.5774, 0.5774]])
     """
-    K, lengths = len(G), G.diagonal().clamp(min=0).sqrt()
-    if not bool((lengths > 0).all()):
-        return G.new_full((K,), 1 / K)
-    C = G / (lengths[:, None] * lengths)
-    b = G.new_full((K,), 1 / K)
-    if float(size := (b @ C @ b).clamp(min=0).sqrt()) < 1e-6:
-        return b
-    b = b / size
+    K, lengths = G.shape[-1], G.diagonal(dim1=1, dim2=2).clamp(min=0).sqrt()
+    C = G / (lengths[:, :, None] * lengths[:, None]).clamp(min=torch.finfo(G.dtype).tiny)
+    b = G.new_full(lengths.shape, 1 / K)
+    size = _norm(b, C)
+    plain = (size < 1e-6) | (lengths <= 0).any(1, keepdim=True)
+    b = torch.where(plain, b, b / size)
+    moving = ~plain
     for _ in range(iterations):
-        cos = (C @ b).clamp(-1, 1)
+        cos = (C @ b[:, :, None])[:, :, 0].clamp(-1, 1)
         w = cos.acos()
         stretch = torch.where(w.sin() > 1e-6, w / w.sin().clamp(min=1e-12), 1.0)
-        T = stretch / K - (stretch * cos).mean() * b
-        step = (T @ C @ T).clamp(min=0).sqrt()
-        if step < tolerance:
+        T = stretch / K - (stretch * cos).mean(1, keepdim=True) * b
+        step = _norm(T, C)
+        moving = moving & (step >= tolerance)
+        if not bool(moving.any()):
             break
-        b = torch.cos(step) * b + torch.sin(step) * T / step
-    return lengths.mean() * b / lengths
+        b = torch.where(moving, torch.cos(step) * b + torch.sin(step) * T / step, b)
+    return torch.where(plain, b, lengths.mean(1, keepdim=True) * b / lengths)
+
+
+def _norm(b: Tensor, C: Tensor) -> Tensor:
+    """Lengths (R, 1) of sums with weights b (R, K), given inner products C (R, K, K) of what is summed."""
+    return (b[:, None] @ C @ b[:, :, None])[:, :, 0].clamp(min=0).sqrt()
