@@ -106,7 +106,7 @@ def candidates(state: State, shares: Tensor, names: Sequence[str], others: int |
 
 
 def entered(shares: Tensor) -> Tensor:
-    """Shares of those who are asked: those of no or a small share enter with `LEAST`.
+    """Shares of those who are asked: those of no or a small share enter with an even one.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def entered(shares: Tensor) -> Tensor:
     Tensor
         (R,), on the simplex.
     """
-    shares = shares.clamp(min=LEAST)
+    shares = shares.clamp(min=1 / len(shares))
     return shares / shares.sum()
 
 
