@@ -211,12 +211,12 @@ class Posterior(Adaptive):
         T = temperature(trust[0], trust[1:])
         batch, stream, seen = label_shares((log_q / T).log_softmax(1), state)
         b = batch if self.label_prior == "batch" else stream
-        return state | seen | {"trust": trust, "T": torch.tensor([T], dtype=torch.float64), "b": b}
+        return state | seen | {"trust": trust, "b": b}
 
     def under_labels(self, state: State, seen: State, log_p: Tensor) -> tuple[State, Tensor]:
-        """Under the shares that the consensus has told, as sure as the panel agrees; it remembers them by itself."""
+        """Under the shares that the consensus has told; it remembers them by itself."""
         even = bool((state["b"] == state["b"][0]).all())
-        return seen, log_p if even else under(state["b"], log_p / state["T"].to(log_p))
+        return seen, log_p if even else under(state["b"], log_p)
 
     def _t(self, answers: Tensor, bank: Bank) -> tuple[float, bool]:
         """How far the merge goes from theta_0, and whether predictions are mixed instead of weights."""
