@@ -188,29 +188,44 @@ def regrets(of: dict[tuple[str, str], dict[str, float]], names: list[str]) -> di
     return dict(sorted(table.items(), key=lambda item: item[1][1]))
 
 
-def page(of: dict[tuple[str, str], dict[str, float]], ablations: bool) -> str:
-    """Regret and accuracy of every row, in Markdown."""
-    first = next(iter(of.values()))
-    everyone = [name for name in first if not name.startswith("expert")]
+def rows_of_page(of: dict[tuple[str, str], dict[str, float]], ablations: bool) -> tuple[list[str], list[str]]:
+    """Names of the rows without label prior, and of those with it."""
+    everyone = [name for name in next(iter(of.values())) if not name.startswith("expert")]
     base = [m if isinstance(m, str) else next(iter(m.values())).get("label", "posterior") for m in METHODS]
     plain = [name for name in (everyone if ablations else base) if "+labels" not in name and name in everyone]
-    moved = [name for name in everyone if "+labels" in name]
+    return plain, [name for name in everyone if "+labels" in name]
+
+
+def table_of(first: str, names: list[str], rows: dict[str, list[float]]) -> list[str]:
+    """Accuracies in Markdown, the best of each row in bold."""
+    lines = [f"| {first} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for row, values in rows.items():
+        cells = [f"**{value:.1f}**" if value == max(values) else f"{value:.1f}" for value in values]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def regrets_of(of: dict[tuple[str, str], dict[str, float]], names: list[str]) -> list[str]:
+    """Mean rank and regrets in Markdown."""
+    lines = ["| method | mean rank | mean regret | worst regret | where |", "|---|---|---|---|---|"]
+    for name, (rank, mean, worst, where) in regrets(of, names).items():
+        lines.append(f"| {name} | {rank:.1f} | {mean:.1f} | {worst:.1f} | {where} |")
+    return [*lines, ""]
+
+
+def page(of: dict[tuple[str, str], dict[str, float]], ablations: bool) -> str:
+    """Accuracy by kind of federation, regrets, and every block, in Markdown."""
+    good = {block: row for block, row in of.items() if block[0] != "poor theta_0"}
     lines = []
-    for title, names in (("without label prior", plain), ("with label prior", moved)):
-        lines += [
-            f"### Regret, {title}",
-            "",
-            "| method | mean rank | mean regret | worst regret | where |",
-            "|---|---|---|---|---|",
-        ]
-        for name, (rank, mean, worst, where) in regrets(of, names).items():
-            lines.append(f"| {name} | {rank:.1f} | {mean:.1f} | {worst:.1f} | {where} |")
-        lines += ["", f"### Accuracy, {title}", "", f"| block | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-        for block, row in of.items():
-            best = max(row[name] for name in names)
-            cells = [f"**{row[name]:.1f}**" if row[name] == best else f"{row[name]:.1f}" for name in names]
-            lines.append(f"| {', '.join(block)} | {' | '.join(cells)} |")
-        lines.append("")
+    for title, names in zip(("without label prior", "with label prior"), rows_of_page(of, ablations), strict=True):
+        kinds = {kind: [row for (other, _), row in of.items() if other == kind] for kind, _ in of}
+        means = {kind: [float(np.mean([row[name] for row in rows])) for name in names] for kind, rows in kinds.items()}
+        lines += [f"### Accuracy by kind of federation, {title}, the mean over streams", "", *table_of("federation", names, means)]
+        if len(good) < len(of):
+            lines += [f"### Regret where theta_0 is good, {title}", "", *regrets_of(good, names)]
+        lines += [f"### Regret of all blocks, {title}", "", *regrets_of(of, names)]
+        each = {", ".join(block): [row[name] for name in names] for block, row in of.items()}
+        lines += [f"### Every block, {title}", "", *table_of("block", names, each)]
     return "\n".join(lines)
 
 

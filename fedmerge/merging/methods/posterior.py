@@ -7,24 +7,27 @@ such images is sure of them, and right; being right cannot be seen, but agreeing
     q(c | x)  = mean of the predictions of a panel of models             consensus
     s_ik      = -H(p_k(. | x_i)) + sum_c p_k(c | x_i) log q(c | x_i)     evidence: sure, and of one mind with the consensus
     p(k, y | x_i) proportional to pi_k exp(beta s_ik) p_k(y | x_i) b_y   EM over the batch: r_ik, pi, b
-    theta(x_i) = t sum_k r_ik theta_k + (1 - t) theta_0                  one model for the image, or with pi one for the batch
+    theta(x_i) = t sum_k r_ik theta_k + (1 - t) theta_0                  one encoder for the image, or with pi one for the batch
 
-t is 1/2 where the mean that is drawn half-way to theta_0 answers as the ensemble of the experts about as often as the mean itself
-does, over the stream so far: experts of one site each have gone further than a hospital that resembles several of them wants.
-Where that loses more than 2 % of the answers, t grows, and from 6 % on it is 1: then theta_0 knows too little. The ensemble is the
-judge, because it alone of the panel is no point near the line between the two.
-Weights may be mixed where models between the experts are as good as they are. Where t is 1, and the mean merge answers otherwise
-than the mixture of predictions p(y | x_i) = sum_k r_ik p_k(y | x_i) on more than one image of five over the stream so far, they are
-not, and the mixture is the answer: the same posterior, of predictions instead of weights. The notes say so (`mixed_predictions`).
+and its head is sum_k r_ik of the experts' heads: theta_0's head has learned least, and half of it would make answers unsure.
+
+What the experts say together tells how far to go from theta_0, and whether to merge weights at all: a merge may say otherwise
+than their ensemble where they disagree, and not where they are sure. t is 1/2 where the mean, drawn half-way to theta_0, keeps the
+ensemble's answers for the surest half of the stream's images: experts of one site each have gone further than a hospital that
+resembles several of them wants. Where it gives up 6 % of them t grows, and from 8 % on it is 1; also where it gives up 7 to 9 %
+more of all answers than the mean does. Then theta_0 knows too little. Where the mean itself gives up more than 5 % of the surest
+answers, models between the experts are not what the experts are, evidence against a consensus of such models is worth nothing, and
+the ensemble is the answer: even shares, of predictions instead of weights. The notes say so (`mixed_predictions`).
 b is what the consensus says of the batch, with `label_prior: batch` alone, and even otherwise. The consensus is taken to be as sure
 as the panel agrees (`agreement.temperature`).
 
 What an assumption costs when it is wrong. Sites that are alike: all s_ik are alike, r is even, and the merge is the mean's.
 Evidence fooled by a sure expert (a head scaled up): the consensus disagrees, and its cross entropy grows with its sureness. A crowd
 of bad experts: the panel's models that are drawn towards theta_0 disagree with them. Batches without shared sites: pi is even, and
-each image's evidence decides alone. Label shares that are even: they do not pay for their parameters, and stay even. Experts that
-are all bad: their evidence is alike, r is even, and the merge is the mean merge, which is of the panel; the notes have the shares,
-and how far the evidence of the best is above the mean of all.
+each image's evidence decides alone. Many experts, and few images of each: one image more of every expert keeps shares near even
+ones. Label shares that are even: they do not pay for their parameters, and stay even. Experts that are all bad: their evidence is
+alike, r is even, and the merge is the mean merge, which is of the panel; the notes have the shares, and how far the evidence of the
+best is above the mean of all.
 
 With `active: auto` and more than 24 experts a batch is shown to some of them: see `scoring/active.py`. The posterior is that of
 those who are asked, the 16 of the largest shares are merged, and all other coefficients are 0. The panel's merges are of all
@@ -52,7 +55,15 @@ from fedmerge.merging.methods.mean import Mean
 from fedmerge.merging.methods.model_stock import ModelStock
 from fedmerge.merging.methods.wise_ft import WiseFt
 from fedmerge.merging.scoring import active
-from fedmerge.merging.scoring.agreement import TEMPERATURES, answers_alike, confidences, temperature
+from fedmerge.merging.scoring.agreement import (
+    BINS,
+    TEMPERATURES,
+    answers_alike,
+    confidences,
+    of_the_surest,
+    other_answers,
+    temperature,
+)
 from fedmerge.merging.scoring.divergence import entropy
 from fedmerge.merging.scoring.latent import label_shares, site_shares, under
 from fedmerge.merging.state import carried_rows
@@ -60,14 +71,17 @@ from fedmerge.merging.state import carried_rows
 Member = Literal["ensemble", "mean", "wise_ft", "model_stock"]
 ABOUT_THETA_0 = {"wise_ft": WiseFt(), "model_stock": ModelStock()}
 
-LOST = (0.02, 0.06)
-"""Share of the images on which half-way to theta_0 costs agreement, up to which it is gone, and from which on not at all."""
+LOST = (0.06, 0.08)
+"""Share of the surest answers that half-way to theta_0 gives up, up to which it is gone, and from which on not at all."""
 
-APART = 1 / 5
-"""Share of the images on which the mean may answer otherwise than the mixture of predictions before weights are not mixed."""
+BEHIND = (0.07, 0.09)
+"""The same for the share of all answers that it gives up, less that of the mean."""
+
+APART = 1 / 20
+"""Share of the surest answers that the mean may give up before weights are not mixed."""
 
 PRIOR_IMAGES = 32
-"""Images without such a cost, and answered alike, that count as seen before the first batch."""
+"""Images on which no answer was given up that count as seen before the first batch."""
 
 
 class Posterior(Adaptive):
@@ -104,10 +118,11 @@ class Posterior(Adaptive):
     em: bool = Field(True, description="learn the sites' shares from the batch; false: from the past alone")
     shrink: Literal["none", "half", "agreed"] = Field(
         "agreed",
-        description="half: drawn half-way to theta_0; agreed: less where that costs agreement with the ensemble",
+        description="half: encoders are drawn half-way to theta_0; agreed: less where that gives up what the ensemble is sure of",
     )
     fallback: Literal["mixture", "none"] = Field(
-        "mixture", description="mixture: of the experts' predictions, where models between their weights are worse than they are"
+        "mixture",
+        description="mixture: the mean of the experts' predictions, where the mean of their weights gives up what it is sure of",
     )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
     active: Literal["all", "auto"] = Field(
@@ -116,10 +131,10 @@ class Posterior(Adaptive):
     )
 
     def start(self, bank: Bank) -> State:
-        """Even shares, and nothing known of shrinking."""
+        """Even shares, and no answer given up."""
         f64 = torch.float64
         trust = torch.zeros(1 + len(TEMPERATURES), dtype=f64)
-        state = {"pi": torch.full((bank.K,), 1 / bank.K, dtype=f64), "agreed": torch.zeros(3, dtype=f64), "trust": trust}
+        state = {"pi": torch.full((bank.K,), 1 / bank.K, dtype=f64), "answers": torch.zeros(BINS, 3, dtype=f64), "trust": trust}
         return state | active.start(bank.K) if self._selects(bank) else state
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
@@ -185,20 +200,20 @@ class Posterior(Adaptive):
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
-        mixture = evidence.mixture(r)
-        agreed = state["agreed"] + _agreed(said, mixture)
-        t = self._t(agreed, evidence.bank)
-        apart = t == 1 and self.fallback == "mixture" and float(agreed[2] / (agreed[1] + PRIOR_IMAGES)) > APART
+        answers = state["answers"] + _answers(said)
+        t, apart = self._t(answers, evidence.bank)
         evidences = s.mean(0)[evidence.valid.cpu()]
         notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
         notes |= {"mixed_predictions": [float(apart)]}
-        state |= {"pi": kept, "agreed": agreed}
-        merges = [log_p.to(mixture) for member, log_p in said.items() if member != "ensemble"] or [mixture]
-        different = int((mixture.argmax(1) != _consensus(merges).argmax(1)).sum())
+        state |= {"pi": kept, "answers": answers}
+        different = _different(evidence.mixture(r), said) if self._selects(evidence.bank) else 0
         if apart:
-            return state, replace(self._given(r, r, pi, notes), of="predictions"), different
-        r, head, pi = (_drawn(x, t, evidence.bank) for x in (r, head, pi))
-        return state, self._given(r, head, pi, notes), different
+            r = head = (evidence.valid.double().cpu() / evidence.valid.sum().cpu()).expand_as(r)
+            return state, replace(self._given(r, head, r[0], notes), of="predictions"), different
+        encoder, head = (pi, pi) if self.granularity == "batch" else (r, head)
+        if t < 1:  # theta_0 has a part of the encoder, and none of the head
+            encoder, head = _drawn(encoder, t, evidence.bank), _drawn(head, 1.0, evidence.bank)
+        return state, Coefficients(encoder, head, notes), different
 
     def _labels(self, state: State, said: dict[Member, Tensor], log_q: Tensor) -> State:
         """b (C,), the batch's shares of labels as the consensus sees them, and T (1,), by which its predictions are divided."""
@@ -209,23 +224,27 @@ class Posterior(Adaptive):
         T = temperature(trust[0], trust[1:])
         batch, stream, seen = label_shares((log_q / T).log_softmax(1), state)
         b = batch if self.label_prior == "batch" else stream
-        return state | seen | {"trust": trust, "T": torch.tensor([T], dtype=torch.float64), "b": b}
+        return state | seen | {"trust": trust, "b": b}
 
     def under_labels(self, state: State, seen: State, log_p: Tensor) -> tuple[State, Tensor]:
-        """Under the shares that the consensus has told, as sure as the panel agrees; it remembers them by itself."""
+        """Under the shares that the consensus has told; it remembers them by itself."""
         even = bool((state["b"] == state["b"][0]).all())
-        return seen, log_p if even else under(state["b"], log_p / state["T"].to(log_p))
+        return seen, log_p if even else under(state["b"], log_p)
 
-    def _t(self, agreed: Tensor, bank: Bank) -> float:
-        """How far the merge goes from theta_0: half-way, and all the way where that costs agreement with the ensemble."""
+    def _t(self, answers: Tensor, bank: Bank) -> tuple[float, bool]:
+        """How far the merge goes from theta_0, and whether predictions are mixed instead of weights."""
+        images, mean, half = of_the_surest(answers).tolist()
+        apart = self.fallback == "mixture" and mean > APART * (images + PRIOR_IMAGES)
         if self.shrink == "none" or "theta_0" not in bank.anchors or not bank.shared_head:
-            return 1.0
+            return 1.0, apart
         if self.shrink == "half":
-            return 0.5
+            return 0.5, False
         if not {"ensemble", "mean", "wise_ft"} <= {*self.panel}:
-            return 1.0  # the panel has nobody who could tell
-        lost, (least, most) = float(agreed[0] / (agreed[1] + PRIOR_IMAGES)), LOST
-        return 0.5 + 0.5 * min(1.0, max(0.0, (lost - least) / (most - least)))
+            return 1.0, apart  # the panel has nobody who could tell how much half-way gives up
+        everywhere = answers.sum(0)
+        lost = _part(half / (images + PRIOR_IMAGES), LOST)
+        behind = _part(float((everywhere[2] - everywhere[1]) / (everywhere[0] + PRIOR_IMAGES)), BEHIND)
+        return 0.5 + 0.5 * max(lost, behind), apart and lost == 1
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
         return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
@@ -247,27 +266,34 @@ def _said(evidence: Evidence, member: Member) -> Tensor:
     return evidence.merged_log_p(member, ABOUT_THETA_0[member].merge)
 
 
-def _agreed(said: dict[Member, Tensor], mixture: Tensor) -> Tensor:
-    """Images on which the mean, less those on which the mean drawn half-way to theta_0, answers as the ensemble; all images; and
-    those on which the mean answers otherwise than the mixture of predictions."""
-    if "mean" not in said:
-        return torch.zeros(3, dtype=torch.float64)
-    N = torch.tensor(float(len(mixture)), dtype=torch.float64)
-    apart = N - answers_alike(mixture, [said["mean"].to(mixture)]).sum()
-    if not {"ensemble", "wise_ft"} <= said.keys():
-        return torch.stack([torch.zeros_like(N), N, apart])
-    mean, half = (answers_alike(said[member], [said["ensemble"]]).sum() for member in ("mean", "wise_ft"))
-    return torch.stack([mean - half, N, apart])
+def _answers(said: dict[Member, Tensor]) -> Tensor:
+    """(200, 3): by the ensemble's confidence, images, and those on which the mean, and the mean drawn half-way, answer otherwise.
+
+    Zeros where the panel lacks the ensemble.
+    """
+    if "ensemble" not in said:
+        return torch.zeros(BINS, 3, dtype=torch.float64)
+    return other_answers(said["ensemble"], [said.get(member, said["ensemble"]) for member in ("mean", "wise_ft")])
+
+
+def _different(mixture: Tensor, said: dict[Member, Tensor]) -> int:
+    """Images on which the mixture of predictions answers otherwise than the panel's merges."""
+    merges = [log_p.to(mixture) for member, log_p in said.items() if member != "ensemble"] or [mixture]
+    return int((mixture.argmax(1) != _consensus(merges).argmax(1)).sum())
+
+
+def _part(value: float, span: tuple[float, float]) -> float:
+    """Where a value lies in a span: 0 up to its begin, 1 from its end on."""
+    return min(1.0, max(0.0, (value - span[0]) / (span[1] - span[0])))
 
 
 def _drawn(r: Tensor, t: float, bank: Bank) -> Tensor:
-    """Coefficients (..., K), or with the rest for theta_0 (..., K + A)."""
-    if t == 1:
-        return r
+    """Coefficients (..., K + A): t r for the experts, and the rest for theta_0."""
     K = r.shape[-1]
     whole = r.new_zeros(*r.shape[:-1], K + bank.A)
     whole[..., :K] = t * r
-    whole[..., K + bank.anchors.index("theta_0")] = 1 - t
+    if t < 1:
+        whole[..., K + bank.anchors.index("theta_0")] = 1 - t
     return whole
 
 

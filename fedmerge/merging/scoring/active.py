@@ -129,7 +129,7 @@ def candidates(state: State, shares: Tensor, names: Sequence[str], others: int |
 
 
 def entered(shares: Tensor) -> Tensor:
-    """Shares of those who are asked: those of no or a small share enter with `LEAST`.
+    """Shares of those who are asked: those of no or a small share enter with an even one.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def entered(shares: Tensor) -> Tensor:
     >>> entered(torch.tensor([0.7, 0.3, 0.0]))
     tensor([0.6892, 0.2954, 0.0154])
     """
-    shares = shares.clamp(min=LEAST)
+    shares = shares.clamp(min=1 / len(shares))
     return shares / shares.sum()
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 TEMPERATURES = 2 ** (torch.arange(-12, 9, dtype=torch.float64) / 4)
 """From 1/8 to 4."""
 
+BINS = 200
+"""Of confidences, of equal width in [0, 1]."""
+
 
 def answers_alike(log_p: Tensor, others: Sequence[Tensor]) -> Tensor:
     """For each image, the share of other models that give the same answer.
@@ -61,6 +64,55 @@ def confidences(log_p: Tensor) -> Tensor:
     """
     scaled = log_p.double().cpu() / TEMPERATURES[:, None, None]
     return scaled.softmax(-1).amax(-1).sum(1)
+
+
+def other_answers(log_p: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Images on which other models answer otherwise, by how sure a model is of them.
+
+    Parameters
+    ----------
+    log_p : Tensor
+        (N, C), of the model.
+    others : Sequence[Tensor]
+        (N, C) of each of M other models.
+
+    Returns
+    -------
+    Tensor
+        (200, 1 + M) float64: in each bin of the model's confidence max_c p(c | x), all images, and those on which each other model
+        answers otherwise. Sums over batches are those of the stream.
+    """
+    confidence, answer = log_p.max(1)
+    images = [torch.ones_like(answer), *(other.argmax(1) != answer for other in others)]
+    bins = (confidence.exp().double().cpu() * BINS).long().clamp(max=BINS - 1)
+    return torch.zeros(BINS, 1 + len(others), dtype=torch.float64).index_add(0, bins, torch.stack(images, 1).double().cpu())
+
+
+def of_the_surest(counts: Tensor) -> Tensor:
+    """`other_answers` of the half of the images of which the model is surest; of the bin in the middle, the part that is missing.
+
+    Parameters
+    ----------
+    counts : Tensor
+        (200, 1 + M), of one batch or more.
+
+    Returns
+    -------
+    Tensor
+        (1 + M,).
+
+    Examples
+    --------
+    >>> import torch
+    >>> sure, unsure = torch.tensor([[9.0, 0.0]]).log_softmax(1), torch.tensor([[0.1, 0.0]]).log_softmax(1)
+    >>> said, other = torch.cat([sure, unsure]), torch.cat([sure, unsure.flip(1)])
+    >>> of_the_surest(other_answers(said, [other])).tolist()
+    [1.0, 0.0]
+    """
+    down = counts.flip(0)
+    images = down[:, 0]
+    missing = images.sum() / 2 - (images.cumsum(0) - images)
+    return (down * (missing / images.clamp(min=1e-9)).clamp(0, 1)[:, None]).sum(0)
 
 
 def temperature(agreed: Tensor, sure: Tensor) -> float:

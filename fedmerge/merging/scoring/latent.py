@@ -18,8 +18,11 @@ Seen = Mapping[str, Tensor]
 of the labels of each next batch than even shares."""
 
 
-def site_shares(scores: Tensor, shares: Tensor, pseudo: float = 1.0) -> tuple[Tensor, Tensor]:
-    """EM over the site of each image: r_ik is proportional to pi_k exp(s_ik), pi_k = (sum_i r_ik + pseudo / K) / (N + pseudo).
+def site_shares(scores: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
+    """EM over the site of each image: r_ik is proportional to pi_k exp(s_ik), pi_k = (sum_i r_ik + 1) / (N + K).
+
+    The 1 is an image that each expert has beside those of the batch. Without it EM gives most of the shares to whoever is sure of
+    everything, where images are few for each expert.
 
     Parameters
     ----------
@@ -27,8 +30,6 @@ def site_shares(scores: Tensor, shares: Tensor, pseudo: float = 1.0) -> tuple[Te
         s (N, K), log-likelihoods; -inf for an expert that is not valid.
     shares : Tensor
         pi (K,) where EM starts, on the simplex.
-    pseudo : float, default 1.0
-        Images that are spread evenly over the experts.
 
     Returns
     -------
@@ -51,7 +52,7 @@ def site_shares(scores: Tensor, shares: Tensor, pseudo: float = 1.0) -> tuple[Te
     N, K = scores.shape
     scores, pi = scores.double().cpu(), shares.double().cpu()
     for _ in range(ITERATIONS):
-        pi = ((pi.log() + scores).softmax(1).sum(0) + pseudo / K) / (N + pseudo)
+        pi = ((pi.log() + scores).softmax(1).sum(0) + 1) / (N + K)
     return (pi.log() + scores).softmax(1), pi
 
 

@@ -83,12 +83,12 @@ def test_some_of_many_are_asked_and_nobody_else_gets_a_coefficient(granularity: 
 
 def test_the_expert_whose_images_these_are_is_found_and_kept() -> None:
     K = 80
-    bank, batch = a_large_bank(K), a_batch(8, torch.float32)
+    bank, batch = a_large_bank(K), a_batch(200, torch.float32)
     good = max(range(K), key=active._lots(bank.names).__getitem__)  # whose turn comes last
     row, shares = a_row(bank, panel=("ensemble",)), []
     for _ in range(8):
         evidence = Evidence(bank, batch)
-        evidence.recall({"none": told(K, good)})
+        evidence.recall({"none": told(K, good, 200)})
         found = seen(row, evidence)
         shares.append(found.notes["shares"][good])
     assert shares[0] == shares[1] == 0
@@ -214,7 +214,7 @@ def test_shards_speak_for_the_experts_that_are_asked(rows: list[int]) -> None:
 def test_a_mixture_of_predictions_asks_nobody_else() -> None:
     bank = a_large_bank(60)
     row = a_row(bank, shrink="none")
-    row.state["agreed"] = torch.tensor([0, 100, 90], dtype=torch.float64)
+    row.state["answers"][-1] = torch.tensor([100, 90, 0], dtype=torch.float64)  # the mean gives up what the ensemble is sure of
     evidence = Evidence(bank, a_batch(dtype=torch.float32))
     with evidence.billed() as bill:
         found = seen(row, evidence)

@@ -14,10 +14,10 @@ from torch import Tensor
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import load_method
-from fedmerge.merging.methods.posterior import _agreed, _scores
+from fedmerge.merging.methods.posterior import _answers, _scores
 from fedmerge.merging.per_sample.dispatch import PerSample
 from fedmerge.merging.predict import carry, predict, rows_of
-from fedmerge.merging.scoring.agreement import answers_alike, confidences, temperature
+from fedmerge.merging.scoring.agreement import answers_alike, confidences, of_the_surest, other_answers, temperature
 from fedmerge.merging.scoring.latent import ITERATIONS, label_shares, pays, site_shares, under
 from tests.banks import a_bank, a_batch
 from tests.conftest import Net, expert_states
@@ -36,7 +36,7 @@ def test_em_over_sites_is_that_of_a_loop(N: int, K: int, seed: int) -> None:
     pi = np.full(K, 1 / K)
     for _ in range(ITERATIONS):
         joint = np.array([[pi[k] * math.exp(s[i, k]) for k in range(K)] for i in range(N)])
-        pi = ((joint / joint.sum(1, keepdims=True)).sum(0) + 1 / K) / (N + 1)
+        pi = ((joint / joint.sum(1, keepdims=True)).sum(0) + 1) / (N + K)
     joint = pi * np.exp(s.numpy())
     r, found = site_shares(s, torch.full((K,), 1 / K))
     np.testing.assert_allclose(found.numpy(), pi, atol=1e-9)
@@ -170,17 +170,57 @@ def states_of(answers: dict[str, list[int]]) -> dict[str, Tensor]:
     return {name: torch.nn.functional.one_hot(torch.tensor(of), 3).double().mul(5).log_softmax(1) for name, of in answers.items()}
 
 
-def test_how_far_from_theta_0_is_judged_by_the_ensemble() -> None:
-    """100 images: where half-way answers as the ensemble, the merge is drawn; where a tenth of the answers is lost, it is not."""
-    same, lost = [0] * 100, [0] * 90 + [1] * 10
+def test_how_far_from_theta_0_is_judged_by_what_the_ensemble_is_sure_of() -> None:
+    """400 images, of half of which the ensemble is surer. Half-way gives up none of them, or each tenth, or many of the others."""
+    surely, barely = states_of({"all": [0] * 200})["all"], states_of({"all": [0] * 200})["all"] / 5
+    ensemble = torch.cat([surely, barely.log_softmax(1)])
+    same, tenth, unsure, none = [0] * 400, [1] * 20 + [0] * 380, [0] * 200 + [1] * 100 + [0] * 100, [1] * 20 + [0] * 180 + [1] * 200
     method, bank = load_method("posterior"), a_bank(expert_states(2))
-    for half, t in ((same, 0.5), (lost, 1.0)):
-        said = states_of({"ensemble": same, "mean": same, "wise_ft": half})
-        assert method._t(_agreed(said, said["mean"]), bank) == t  # type: ignore[attr-defined]
-    nobody = torch.zeros(3)
-    assert load_method("posterior", shrink="half")._t(nobody, bank) == 0.5  # type: ignore[attr-defined]
-    assert load_method("posterior", panel=("mean", "wise_ft"))._t(nobody, bank) == 1  # type: ignore[attr-defined]
-    assert method._t(nobody, Bank.of(Net(), expert_states(2))) == 1  # type: ignore[attr-defined]
+    cases = ((same, same, (0.5, False)), (same, tenth, (1.0, False)), (same, unsure, (1.0, False)), (unsure, unsure, (0.5, False)),
+             (tenth, tenth, (1.0, True)), (tenth, same, (0.5, False)), (none, none, (1.0, True)))  # fmt: skip
+    for mean, half, expected in cases:
+        answers = _answers({"ensemble": ensemble, **states_of({"mean": mean, "wise_ft": half})})
+        assert method._t(answers, bank) == expected  # type: ignore[attr-defined]
+    nothing = _answers(states_of({"mean": same}))
+    assert load_method("posterior", shrink="half")._t(nothing, bank) == (0.5, False)  # type: ignore[attr-defined]
+    assert load_method("posterior", panel=("mean", "wise_ft"))._t(nothing, bank) == (1, False)  # type: ignore[attr-defined]
+    assert method._t(nothing, Bank.of(Net(), expert_states(2))) == (1, False)  # type: ignore[attr-defined]
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 40), st.integers(0, 99))
+def test_answers_of_the_surest_half_are_those_of_a_sorted_list(N: int, seed: int) -> None:
+    """Where no two images share a bin of confidence; half an image counts half."""
+    rng = np.random.default_rng(seed)
+    confidence = (100 + rng.choice(99, N, replace=False) + 0.5) / 200
+    other = rng.integers(0, 2, N)
+    log_p = torch.from_numpy(np.stack([confidence, 1 - confidence], 1)).log()
+    found = of_the_surest(other_answers(log_p, [torch.nn.functional.one_hot(torch.from_numpy(other), 2).double()]))
+    weights = np.clip(N / 2 - np.arange(N), 0, 1)
+    np.testing.assert_allclose(found.numpy(), [N / 2, weights @ other[np.argsort(-confidence)]], atol=1e-9)
+
+
+def test_a_merge_that_is_drawn_to_theta_0_keeps_the_heads_of_the_experts() -> None:
+    """Coefficients of the encoder are halved beside theta_0's half; those of the head are not."""
+    bank = a_bank(expert_states(2))
+    for granularity in ("image", "batch"):
+        with torch.no_grad():
+            method = load_method("posterior", shrink="half", granularity=granularity)
+            found = method.coefficients(Evidence(bank, a_batch()))  # type: ignore[attr-defined]
+        at = bank.K + bank.anchors.index("theta_0")
+        torch.testing.assert_close(found.encoder[..., :2], found.head[..., :2] / 2)
+        assert (found.encoder[..., at] == 0.5).all()
+        assert (found.head[..., 2:] == 0).all()
+
+
+def test_one_sure_expert_of_many_does_not_get_all_shares() -> None:
+    """Of 30 experts one is surer of each of 32 images, batch after batch. Without an image of each expert it has 0.97."""
+    scores = torch.zeros(32, 30, dtype=torch.float64)
+    scores[:, 7] = 1.0
+    pi = torch.full((30,), 1 / 30)
+    for _ in range(5):
+        _, pi = site_shares(scores, pi)
+    assert 1 / 30 < pi[7] < 0.4
 
 
 @pytest.mark.parametrize(("granularity", "fallback"), [("image", "mixture"), ("batch", "mixture"), ("image", "none")])
