@@ -232,8 +232,8 @@ def page(of: dict[tuple[str, str], dict[str, float]], ablations: bool) -> str:
 CLOCKED: dict[str, dict[str, Any]] = {
     "ensemble": {"method": "ensemble"},
     "eam": {"method": "eam"},
-    "posterior": {"method": "posterior"},
-    "posterior-batch": {"method": "posterior", "granularity": "batch"},
+    "posterior": {"method": "posterior", "fallback": "none"},  # experts are made up, and do not mix
+    "posterior-batch": {"method": "posterior", "granularity": "batch", "fallback": "none"},
 }
 MODELS: dict[str, dict[str, Any]] = {
     "vit_tiny_patch16_224": {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4, "in_chans": 1},

@@ -124,7 +124,10 @@ def figure(name: str) -> str:
         right.append(float((log_p.argmax(1) == y).float().mean()))
         if adapt.coefficients is not None:
             rows.append(adapt.coefficients.encoder.reshape(-1, adapt.coefficients.encoder.shape[-1]).mean(0).numpy())
-    return _river(np.array(rows)) if rows else _line(right)
+    if not rows:
+        return _line(right)
+    widest = max(map(len, rows))  # theta_0 has a part in some batches, or in none
+    return _river(np.array([np.pad(row, (0, widest - len(row))) for row in rows]))
 
 
 def _flat(state: State) -> Tensor:

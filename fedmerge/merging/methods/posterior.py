@@ -16,8 +16,8 @@ than their ensemble where they disagree, and not where they are sure. t is 1/2 w
 ensemble's answers for the surest half of the stream's images: experts of one site each have gone further than a hospital that
 resembles several of them wants. Where it gives up 6 % of them t grows, and from 8 % on it is 1; also where it gives up 7 to 9 %
 more of all answers than the mean does. Then theta_0 knows too little. Where the mean itself gives up more than 5 % of the surest
-answers, models between the experts are not what the experts are, evidence against a consensus of such models is worth nothing, and
-the ensemble is the answer: even shares, of predictions instead of weights. The notes say so (`mixed_predictions`).
+answers, models between the experts are not what the experts are. Then predictions are mixed, sum_k r_ik p_k(y | x_i), with even
+shares and evidence against the ensemble alone: merges have no say. The notes say so (`mixed_predictions`).
 b is what the consensus says of the batch, with `label_prior: batch` alone, and even otherwise. The consensus is taken to be as sure
 as the panel agrees (`agreement.temperature`).
 
@@ -208,8 +208,9 @@ class Posterior(Adaptive):
         state |= {"pi": kept, "answers": answers}
         different = _different(evidence.mixture(r), said) if self._selects(evidence.bank) else 0
         if apart:
-            r = head = (evidence.valid.double().cpu() / evidence.valid.sum().cpu()).expand_as(r)
-            return state, replace(self._given(r, head, r[0], notes), of="predictions"), different
+            against = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, said["ensemble"]), -torch.inf)
+            r = (self.beta * against.double().cpu().T).softmax(1)
+            return state, replace(self._given(r, r, r.mean(0), notes), of="predictions"), different
         encoder, head = (pi, pi) if self.granularity == "batch" else (r, head)
         if t < 1:  # theta_0 has a part of the encoder, and none of the head
             encoder, head = _drawn(encoder, t, evidence.bank), _drawn(head, 1.0, evidence.bank)
