@@ -164,6 +164,16 @@ def neighbors(bank: Bank) -> Iterator[tuple[list[str], Tensor, slice]]:
     ------
     tuple[list[str], Tensor, slice]
         Names of neighbors, the experts' values of all of them (K, width), at least float32, and their columns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.bank.blockwise import neighbors
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Linear(1, 1))
+    >>> bank = Bank.of(model, {"axial": model.state_dict(), "coronal": model.state_dict()})
+    >>> [names for names, _, _ in neighbors(bank)]
+    [['0.weight'], ['0.bias', '1.weight'], ['1.bias']]
     """
     largest = max(columns.stop - columns.start for columns in bank.slices.values())
     groups: list[list[str]] = []
@@ -281,6 +291,13 @@ def order_of(size: Tensor) -> Tensor:
     -------
     Tensor
         Places from the smallest to the largest (rows, n), int64.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.blockwise import order_of
+    >>> order_of(torch.tensor([[2.0, 0.5, 1.0]]))
+    tensor([[1, 2, 0]])
     """
     if size.device.type != "cpu" or size.dtype != torch.float32:
         return size.argsort(dim=-1, stable=True)

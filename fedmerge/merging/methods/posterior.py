@@ -99,9 +99,9 @@ class Posterior(Adaptive):
     >>> adapt(torch.tensor([[3.0], [1.0], [-2.0]])).argmax(1)
     tensor([0, 0, 1])
     >>> adapt.coefficients.encoder.round(decimals=2)
-    tensor([[0.9200, 0.0800],
-            [0.8800, 0.1200],
-            [0.9100, 0.0900]], dtype=torch.float64)
+    tensor([[0.9000, 0.1000],
+            [0.8600, 0.1400],
+            [0.9000, 0.1000]], dtype=torch.float64)
     """
 
     paper: ClassVar[str] = "fedmerge, this project, 2026"

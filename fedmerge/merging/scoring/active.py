@@ -146,7 +146,7 @@ def entered(shares: Tensor) -> Tensor:
     >>> import torch
     >>> from fedmerge.merging.scoring.active import entered
     >>> entered(torch.tensor([0.7, 0.3, 0.0]))
-    tensor([0.6892, 0.2954, 0.0154])
+    tensor([0.5122, 0.2439, 0.2439])
     """
     shares = shares.clamp(min=1 / len(shares))
     return shares / shares.sum()

@@ -81,6 +81,14 @@ def other_answers(log_p: Tensor, others: Sequence[Tensor]) -> Tensor:
     Tensor
         (200, 1 + M) float64: in each bin of the model's confidence max_c p(c | x), all images, and those on which each other model
         answers otherwise. Sums over batches are those of the stream.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.scoring.agreement import other_answers
+    >>> said, other = torch.tensor([[9.0, 0.0], [0.1, 0.0]]).log_softmax(1), torch.tensor([[9.0, 0.0], [0.0, 0.1]]).log_softmax(1)
+    >>> other_answers(said, [other]).sum(0)  # two images, one with another answer
+    tensor([2., 1.], dtype=torch.float64)
     """
     confidence, answer = log_p.max(1)
     images = [torch.ones_like(answer), *(other.argmax(1) != answer for other in others)]
@@ -104,10 +112,10 @@ def of_the_surest(counts: Tensor) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> sure, unsure = torch.tensor([[9.0, 0.0]]).log_softmax(1), torch.tensor([[0.1, 0.0]]).log_softmax(1)
-    >>> said, other = torch.cat([sure, unsure]), torch.cat([sure, unsure.flip(1)])
-    >>> of_the_surest(other_answers(said, [other])).tolist()
-    [1.0, 0.0]
+    >>> from fedmerge.merging.scoring.agreement import of_the_surest, other_answers
+    >>> said, other = torch.tensor([[9.0, 0.0], [0.1, 0.0]]).log_softmax(1), torch.tensor([[9.0, 0.0], [0.0, 0.1]]).log_softmax(1)
+    >>> of_the_surest(other_answers(said, [other]))  # one of the two images, with the same answer
+    tensor([1., 0.], dtype=torch.float64)
     """
     down = counts.flip(0)
     images = down[:, 0]

@@ -43,11 +43,11 @@ def site_shares(scores: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     >>> scores = torch.tensor([[0.0, -2.0], [0.0, -2.0], [-2.0, 0.0]])
     >>> r, shares = site_shares(scores, shares=torch.tensor([0.5, 0.5]))
     >>> r.round(decimals=2)  # whose images these are
-    tensor([[0.9300, 0.0700],
-            [0.9300, 0.0700],
-            [0.1900, 0.8100]], dtype=torch.float64)
+    tensor([[0.9200, 0.0800],
+            [0.9200, 0.0800],
+            [0.1700, 0.8300]], dtype=torch.float64)
     >>> shares.round(decimals=2)
-    tensor([0.6400, 0.3600], dtype=torch.float64)
+    tensor([0.6000, 0.4000], dtype=torch.float64)
     """
     N, K = scores.shape
     scores, pi = scores.double().cpu(), shares.double().cpu()
