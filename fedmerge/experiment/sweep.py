@@ -281,7 +281,8 @@ def _simulate(sweep: Sweep, cell: Cell, *options: str, quiet: bool = True) -> st
         here.close()
     if process.exitcode == 0:
         return ""
-    return (said or [f"exit status {process.exitcode}"])[-1 if process.exitcode == 1 else 0]
+    said = said or [f"exit status {process.exitcode}"]
+    return said[-1] if process.exitcode == 1 else "\n".join(said)  # of a traceback the last line, of a user's mistake all
 
 
 OF_A_REPORT = ("sklearn.metrics", "matplotlib.figure")
