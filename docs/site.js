@@ -5,8 +5,9 @@ function mend() {
   const times = new Map();
   document.querySelectorAll(".md-nav .md-nav[aria-label]").forEach((list) => { // a module and its function may have one name
     const name = (list.dataset.name ??= list.getAttribute("aria-label"));
-    times.set(name, (times.get(name) ?? 0) + 1);
-    if (times.get(name) > 1) list.setAttribute("aria-label", `${name} ${times.get(name)}`);
+    const key = name.toLowerCase(); // as a screen reader says it
+    times.set(key, (times.get(key) ?? 0) + 1);
+    if (times.get(key) > 1) list.setAttribute("aria-label", `${name} ${times.get(key)}`);
   });
   document.querySelectorAll(".md-code__nav").forEach((bar, number) => { bar.setAttribute("aria-label", `Code ${number + 1}`); });
 }
