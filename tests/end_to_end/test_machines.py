@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,24 @@ def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(tmp_path: Path, 
     manifest = read(tmp_path / "run" / "manifest.json")
     assert (manifest["status"], manifest["reason"]) == ("failed", "ended by SIGTERM")
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_cell_outlives_its_sweep(tmp_path: Path, number: int) -> None:
+    """Also where the sweep can do nothing more for it: the cell ends as if it had been asked to."""
+    world(tmp_path)
+    words = [sys.executable, "-m", "fedmerge", "sweep", "scenarios/tiny.yaml", "--set", "training.epochs=100000", "--out", "swept"]
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+        assert run.stdout is not None
+        while "hospitals: north, south train" not in run.stdout.readline():
+            assert run.poll() is None
+        run.send_signal(number)
+        run.wait()
+    (manifest,) = tmp_path.glob("swept/cells/*/manifest.json")
+    began = time.monotonic()
+    while read(manifest)["status"] == "running" and time.monotonic() - began < 60:
+        time.sleep(0.1)
+    assert (read(manifest)["status"], read(manifest)["reason"]) == ("failed", "ended by SIGTERM")
 
 
 def test_a_group_may_read_a_pool_that_one_of_them_has_filled(first: tuple[Path, str]) -> None:

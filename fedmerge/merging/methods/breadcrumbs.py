@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, between_ranks, tauwise
+from fedmerge.merging.bank.blockwise import Sizes, tauwise
+from fedmerge.merging.bank.ranks import between_ranks
 from fedmerge.merging.methods._base import Static
 
 

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes, block, order_of
+from fedmerge.merging.bank.blockwise import Sizes, block
+from fedmerge.merging.bank.ranks import order_of
 from fedmerge.merging.methods._base import Static
 from fedmerge.merging.methods.dare import draws
 from fedmerge.merging.methods.ties import by_sign

@@ -122,7 +122,7 @@ class Posterior(Adaptive):
     )
     fallback: Literal["mixture", "none"] = Field(
         "mixture",
-        description="mixture: the mean of the experts' predictions, where the mean of their weights gives up what it is sure of",
+        description="mixture: of the experts' predictions, where the mean of their weights gives up what their ensemble is sure of",
     )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
     active: Literal["all", "auto"] = Field(
@@ -201,7 +201,7 @@ class Posterior(Adaptive):
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
         answers = state["answers"] + _answers(said)
-        t, apart = self._t(answers, evidence.bank)
+        t, apart = self._judged(answers, evidence.bank)
         evidences = s.mean(0)[evidence.valid.cpu()]
         notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
         notes |= {"mixed_predictions": [float(apart)]}
@@ -211,13 +211,13 @@ class Posterior(Adaptive):
             against = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, said["ensemble"]), -torch.inf)
             r = (self.beta * against.double().cpu().T).softmax(1)
             return state, replace(self._given(r, r, r.mean(0), notes), of="predictions"), different
-        encoder, head = (pi, pi) if self.granularity == "batch" else (r, head)
+        found = self._given(r, head, pi, notes)
         if t < 1:  # theta_0 has a part of the encoder, and none of the head
-            encoder, head = _drawn(encoder, t, evidence.bank), _drawn(head, 1.0, evidence.bank)
-        return state, Coefficients(encoder, head, notes), different
+            found = replace(found, encoder=_drawn(found.encoder, t, evidence.bank), head=_drawn(found.head, 1.0, evidence.bank))
+        return state, found, different
 
     def _labels(self, state: State, said: dict[Member, Tensor], log_q: Tensor) -> State:
-        """b (C,), the batch's shares of labels as the consensus sees them, and T (1,), by which its predictions are divided."""
+        """With b (C,), the batch's shares of labels as the consensus sees them."""
         C = log_q.shape[1]
         if self.label_prior == "none":
             return state | {"b": torch.full((C,), 1 / C, dtype=torch.float64)}
@@ -232,7 +232,7 @@ class Posterior(Adaptive):
         even = bool((state["b"] == state["b"][0]).all())
         return seen, log_p if even else under(state["b"], log_p)
 
-    def _t(self, answers: Tensor, bank: Bank) -> tuple[float, bool]:
+    def _judged(self, answers: Tensor, bank: Bank) -> tuple[float, bool]:
         """How far the merge goes from theta_0, and whether predictions are mixed instead of weights."""
         images, mean, half = of_the_surest(answers).tolist()
         apart = self.fallback == "mixture" and mean > APART * (images + PRIOR_IMAGES)

@@ -10,7 +10,8 @@ from pydantic import AliasChoices, Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import magnitude_of_rank, pieces
+from fedmerge.merging.bank.blockwise import pieces
+from fedmerge.merging.bank.ranks import magnitude_of_rank
 from fedmerge.merging.methods._base import Static
 
 KEEP = AliasChoices("keep", "density")

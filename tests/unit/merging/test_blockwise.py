@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedmerge.merging.bank.blockwise import SMALL, between_ranks, inner_products, magnitude_of_rank, order_of
+from fedmerge.merging.bank.blockwise import inner_products
+from fedmerge.merging.bank.ranks import SMALL, between_ranks, magnitude_of_rank, order_of
 
 
 def drawn(kind: str, n: int) -> Tensor:

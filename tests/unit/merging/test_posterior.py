@@ -180,11 +180,11 @@ def test_how_far_from_theta_0_is_judged_by_what_the_ensemble_is_sure_of() -> Non
              (tenth, tenth, (1.0, True)), (tenth, same, (0.5, False)), (none, none, (1.0, True)))  # fmt: skip
     for mean, half, expected in cases:
         answers = _answers({"ensemble": ensemble, **states_of({"mean": mean, "wise_ft": half})})
-        assert method._t(answers, bank) == expected  # type: ignore[attr-defined]
+        assert method._judged(answers, bank) == expected  # type: ignore[attr-defined]
     nothing = _answers(states_of({"mean": same}))
-    assert load_method("posterior", shrink="half")._t(nothing, bank) == (0.5, False)  # type: ignore[attr-defined]
-    assert load_method("posterior", panel=("mean", "wise_ft"))._t(nothing, bank) == (1, False)  # type: ignore[attr-defined]
-    assert method._t(nothing, Bank.of(Net(), expert_states(2))) == (1, False)  # type: ignore[attr-defined]
+    assert load_method("posterior", shrink="half")._judged(nothing, bank) == (0.5, False)  # type: ignore[attr-defined]
+    assert load_method("posterior", panel=("mean", "wise_ft"))._judged(nothing, bank) == (1, False)  # type: ignore[attr-defined]
+    assert method._judged(nothing, Bank.of(Net(), expert_states(2))) == (1, False)  # type: ignore[attr-defined]
 
 
 @settings(max_examples=25)
