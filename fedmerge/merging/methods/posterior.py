@@ -18,8 +18,8 @@ resembles several of them wants. Where it gives up 6 % of them t grows, and from
 more of all answers than the mean does. Then theta_0 knows too little. Where the mean itself gives up more than 5 % of the surest
 answers, models between the experts are not what the experts are. Then predictions are mixed, sum_k r_ik p_k(y | x_i), with even
 shares and evidence against the ensemble alone: merges have no say. The notes say so (`mixed_predictions`).
-b is what the consensus says of the batch, with `label_prior: batch` alone, and even otherwise. The consensus is taken to be as sure
-as the panel agrees (`agreement.temperature`).
+b is what the consensus says of the batch (where predictions are mixed, what the ensemble says), with `label_prior: batch` alone,
+and even otherwise. Either is taken to be as sure as the panel agrees with it (`agreement.temperature`).
 
 What an assumption costs when it is wrong. Sites that are alike: all s_ik are alike, r is even, and the merge is the mean's.
 Evidence fooled by a sure expert (a head scaled up): the consensus disagrees, and its cross entropy grows with its sureness. A crowd
@@ -192,7 +192,9 @@ class Posterior(Adaptive):
             even = torch.full((evidence.K,), 1 / evidence.K, dtype=torch.float64)
             nothing_known = torch.full((evidence.classes,), 1 / evidence.classes, dtype=torch.float64)
             return state | {"b": nothing_known}, self._given(even.expand_as(s), even.expand_as(s), even, notes), 0
-        state = self._labels(state, said, log_q)
+        answers = state["answers"] + _answers(said)
+        t, apart = self._judged(answers, evidence.bank)
+        state = self._labels(state, said, said["ensemble"] if apart else log_q)
         known = (log_p.double().cpu().exp().nan_to_num() @ state["b"] * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
         past = state["pi"] / state["pi"].sum()
         pi = self.rho * past + (1 - self.rho) * site_shares(self.beta * s + known, past)[1] if self.em else past
@@ -200,8 +202,6 @@ class Posterior(Adaptive):
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
-        answers = state["answers"] + _answers(said)
-        t, apart = self._judged(answers, evidence.bank)
         evidences = s.mean(0)[evidence.valid.cpu()]
         notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
         notes |= {"mixed_predictions": [float(apart)]}
@@ -217,7 +217,7 @@ class Posterior(Adaptive):
         return state, found, different
 
     def _labels(self, state: State, said: dict[Member, Tensor], log_q: Tensor) -> State:
-        """With b (C,), the batch's shares of labels as the consensus sees them."""
+        """With b (C,), the batch's shares of labels as log q (N, C) sees them."""
         C = log_q.shape[1]
         if self.label_prior == "none":
             return state | {"b": torch.full((C,), 1 / C, dtype=torch.float64)}

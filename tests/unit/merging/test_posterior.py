@@ -242,6 +242,21 @@ def test_predictions_are_mixed_where_weights_cannot_be(granularity: str, fallbac
         assert (done.forwards, done.merges, done.theta) == (0, 0, None)
 
 
+def test_where_predictions_are_mixed_the_ensemble_tells_the_labels() -> None:
+    """Experts agree on class 0 for nearly all images, and the mean merge, which is not what they are, says class 1."""
+    N, bank = 60, Bank.of(Net(), expert_states(2))
+    (row,) = rows_of([load_method("posterior", label_prior="batch")], bank).values()
+    said = torch.tensor([[0.8, 0.1, 0.1]] * 55 + [[0.3, 0.4, 0.3]] * 5).log().expand(2, N, 3)
+    evidence = Evidence(bank, a_batch(N))
+    evidence.recall({"none": said})
+    evidence.anchor_log_p = lambda name: torch.tensor([0.1, 0.8, 0.1]).log().expand(N, 3)  # type: ignore[method-assign,assignment]
+    with torch.no_grad():
+        done = predict(row, evidence, PerSample(bank))
+    assert done.coefficients is not None and done.coefficients.notes["mixed_predictions"] == [1.0]
+    assert row.state["b"].argmax() == 0
+    assert bool((done.log_p.argmax(1) == 0).all())  # also the five that were unsure
+
+
 @pytest.mark.parametrize("prior", ["batch", "stream"])
 def test_a_row_remembers_the_labels_of_its_stream(prior: str) -> None:
     bank, batch = a_bank(expert_states(2)), a_batch(6)
