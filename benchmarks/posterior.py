@@ -29,6 +29,7 @@ from regimes import DIFFERENCES, SITES, federation
 import fedmerge
 from fedmerge.data.datasets.organ_phantom import ORGANS
 from fedmerge.experiment.experiment import Overrides, load_experiment
+from fedmerge.report.metrics.significance import holm, over_seeds
 from fedmerge.report.terminal import Terminal
 from fedmerge.system.process import owners
 
@@ -163,18 +164,27 @@ def measure(out: Path, which: str, kind: str, seed: int, ablations: bool, priors
     schedules = {name: schedule_of({"batch_size": 32, **spec}) for name, spec in STREAMS.items()}
     domains = plan.target.source.domains()  # of one domain, some streams cannot be made
     rows = {name: streams.accuracies(schedule) for name, schedule in schedules.items() if not schedule.check(domains)}
+    (place / "forwards.json").write_text(json.dumps(streams.forwards, indent=2), encoding="utf-8")
     done.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 
 
-def blocks(out: Path, kinds: list[str]) -> dict[tuple[str, str], dict[str, float]]:
-    """Accuracy in % by block and row, the mean over the seeds that are there."""
-    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def measured(out: Path, kinds: list[str]) -> dict[tuple[str, str, str], dict[str, float]]:
+    """Accuracy in % by kind, stream, seed, and row, of what has been measured."""
+    found: dict[tuple[str, str, str], dict[str, float]] = {}
     for kind in kinds:
         for file in sorted((out / kind.replace(" ", "_")).glob("seed*.json")):
             for stream, row in json.loads(file.read_text(encoding="utf-8")).items():
-                for name, accuracy in row.items():
-                    found[kind, stream][name].append(100 * accuracy)
-    return {block: {name: float(np.mean(values)) for name, values in row.items()} for block, row in found.items()}
+                found[kind, stream, file.stem.partition("-")[0]] = {name: 100 * accuracy for name, accuracy in row.items()}
+    return found
+
+
+def blocks(found: dict[tuple[str, str, str], dict[str, float]]) -> dict[tuple[str, str], dict[str, float]]:
+    """Accuracy in % by block and row, the mean over the seeds that are there."""
+    of: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (kind, stream, _), row in found.items():
+        for name, accuracy in row.items():
+            of[kind, stream][name].append(accuracy)
+    return {block: {name: float(np.mean(values)) for name, values in row.items()} for block, row in of.items()}
 
 
 def regrets(of: dict[tuple[str, str], dict[str, float]], names: list[str]) -> dict[str, tuple[float, float, float, str]]:
@@ -213,8 +223,40 @@ def regrets_of(of: dict[tuple[str, str], dict[str, float]], names: list[str]) ->
     return [*lines, ""]
 
 
-def page(of: dict[tuple[str, str], dict[str, float]], ablations: bool) -> str:
-    """Accuracy by kind of federation, regrets, and every block, in Markdown."""
+def differences_of(found: dict[tuple[str, str, str], dict[str, float]], names: list[str], reference: str) -> list[str]:
+    """What every row has less than the reference, in Markdown: one difference for each seed, the mean over its blocks."""
+    from scipy.stats import ttest_1samp
+
+    seeds = sorted({seed for *_, seed in found})
+    if len(seeds) < 2:
+        return ["One seed tells nothing of others.", ""]
+    lost = {
+        name: [np.mean([row[name] - row[reference] for (*_, of), row in found.items() if of == seed]) for seed in seeds]
+        for name in names
+        if name != reference
+    }
+    ps = holm([float(ttest_1samp(values, 0).pvalue) for values in lost.values()])
+    lines = [f"| method | less `{reference}` | 95 % interval over {len(seeds)} seeds | p, Holm |", "|---|---|---|---|"]
+    for (name, values), p in zip(lost.items(), ps, strict=True):
+        low, high = over_seeds([float(value) for value in values]) or (0.0, 0.0)
+        lines.append(f"| {name} | {np.mean(values):+.1f} | {low:+.1f} to {high:+.1f} | {p:.3f} |")
+    return [*lines, ""]
+
+
+def pareto_of(of: dict[tuple[str, str], dict[str, float]], names: list[str], forwards: dict[str, float]) -> list[str]:
+    """Accuracy against forwards, in Markdown, the cheapest first; in bold who has more than all that cost no more."""
+    accuracy = {name: float(np.mean([row[name] for row in of.values()])) for name in names if name in forwards}
+    lines, best = ["| method | forwards an image | accuracy, the mean over blocks |", "|---|---|---|"], 0.0
+    for name in sorted(accuracy, key=lambda name: (forwards[name], -accuracy[name])):
+        value = f"{accuracy[name]:.1f}"
+        lines.append(f"| {name} | {forwards[name]:g} | {f'**{value}**' if accuracy[name] > best else value} |")
+        best = max(best, accuracy[name])
+    return [*lines, ""]
+
+
+def page(found: dict[tuple[str, str, str], dict[str, float]], ablations: bool, forwards: dict[str, float]) -> str:
+    """Accuracy by kind of federation, differences, regrets, accuracy against forwards, and every block, in Markdown."""
+    of = blocks(found)
     good = {block: row for block, row in of.items() if block[0] != "poor theta_0"}
     lines = []
     for title, names in zip(("without label prior", "with label prior"), rows_of_page(of, ablations), strict=True):
@@ -224,6 +266,9 @@ def page(of: dict[tuple[str, str], dict[str, float]], ablations: bool) -> str:
         if len(good) < len(of):
             lines += [f"### Regret where theta_0 is good, {title}", "", *regrets_of(good, names)]
         lines += [f"### Regret of all blocks, {title}", "", *regrets_of(of, names)]
+        own = next(name for name in names if name.startswith("posterior"))
+        lines += [f"### Differences, {title}", "", *differences_of(found, names, own)]
+        lines += [f"### Accuracy against forwards, {title}", "", *pareto_of(of, names, forwards)]
         each = {", ".join(block): [row[name] for name in names] for block, row in of.items()}
         lines += [f"### Every block, {title}", "", *table_of("block", names, each)]
     return "\n".join(lines)
@@ -294,7 +339,9 @@ def main(  # noqa: PLR0913 - a command line
             for number, (cell, one) in enumerate(zip(cells, running, strict=True), 1):
                 one.result()
                 terminal.say(f"{number}/{len(cells)}: {cell[0]}, seed {cell[1]}")
-    text = page(blocks(out / which, kinds), ablations)
+    costs = [out / which / kind / "forwards.json" for kind in ("scanner_and_plane", "organs")]  # both of three sites
+    forwards = next((json.loads(cost.read_text(encoding="utf-8")) for cost in costs if cost.exists()), {})
+    text = page(measured(out / which, kinds), ablations, forwards)
     if table:
         table.write_text(text, encoding="utf-8")
     terminal.say(text)
