@@ -1,4 +1,4 @@
-"""Where does entropy-adaptive merging beat the mean, the ensemble and the best single expert, and where does it not?
+"""Where do `eam` and `posterior` beat the mean, the ensemble, Model Stock and the best single expert, and where do they not?
 
     python benchmarks/regimes.py --out runs/regimes --docs docs
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,14 +33,18 @@ DIFFERENCES = {"nothing": (), "scanner": ("scanner",), "plane": ("plane",), "sca
 SKEWS = {"0.01": 0.01, "0.1": 0.1, "1": 1.0, "none": 1000.0}
 ORDERS = ("mixed", "one after another")
 SIZES = (8, 32, 128)
-RIVALS = ("mean", "ensemble", "best expert")
+METHODS = ("eam", "posterior")
+RIVALS = ("mean", "ensemble", "model_stock", "best expert")
 IMAGES, PATIENTS, TARGET_IMAGES = 1000, 125, 1200
 
 
 def federation(folder: Path, differs: tuple[str, ...]) -> Path:
     """The scenario organs with sites that differ in these ways alone; returns its file."""
     scenario = yaml.safe_load((ROOT / "scenarios" / "organs.yaml").read_text(encoding="utf-8"))
-    scenario |= {"methods": ["mean", "expert", "ensemble", "eam"], "training": {**scenario["training"], "runs": 1}}
+    scenario |= {
+        "methods": ["mean", "expert", "ensemble", "model_stock", *METHODS],
+        "training": {**scenario["training"], "runs": 1},
+    }
     target = yaml.safe_load((ROOT / "sites" / "mercy.yaml").read_text(encoding="utf-8"))
     target["source"]["images"] = TARGET_IMAGES
     sites = {"mercy": target}
@@ -78,77 +83,70 @@ def measure(file: Path, seed: int, folder: Path, pool: Path) -> list[dict[str, A
     ]
 
 
-def gains(found: dict[tuple[str, int], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Points that eam is above each rival in each regime, seed by seed."""
+Cell = dict[str, tuple[float, ...]]
+"""Of one method in one regime: accuracy in %, and points above each rival, seed by seed."""
+
+
+def gains(found: dict[tuple[str, int], list[dict[str, Any]]]) -> dict[tuple[Any, ...], Cell]:
+    """By what sites differ in, order, skew, batch size, and method."""
     cells: dict[tuple[Any, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for (difference, _), rows in found.items():
         for row in rows:
             of = dict(row["accuracies"])
             of["best expert"] = max(value for name, value in of.items() if name.startswith("expert"))
-            key = (difference, row["order"], row["skew"], row["size"])
-            cells[key]["eam"].append(100 * of["eam"])
-            for rival in RIVALS:
-                cells[key][rival].append(100 * (of["eam"] - of[rival]))
-    return [{"key": key, **{name: tuple(values) for name, values in of.items()}} for key, of in cells.items()]
+            for method in METHODS:
+                cell = cells[difference, row["order"], row["skew"], row["size"], method]
+                cell["accuracy"].append(100 * of[method])
+                for rival in RIVALS:
+                    cell[rival].append(100 * (of[method] - of[rival]))
+    return {key: {name: tuple(values) for name, values in of.items()} for key, of in cells.items()}
 
 
-def write_csv(file: Path, cells: list[dict[str, Any]]) -> None:
-    """One line for each regime: means over seeds, and ends of 95% t intervals."""
+def write_csv(file: Path, cells: dict[tuple[Any, ...], Cell]) -> None:
+    """One line for each regime and method: means over seeds, and ends of 95% t intervals."""
     with file.open("w", encoding="utf-8", newline="") as out:
         lines = csv.writer(out, lineterminator="\n")
-        ends = [f"{name}{end}" for name in ("eam", *[f"eam - {rival}" for rival in RIVALS]) for end in ("", " low", " high")]
-        lines.writerow(["sites differ in", "domains", "label skew", "batch size", "seeds", *ends])
-        for cell in cells:
+        ends = [f"{name}{end}" for name in ("accuracy", *[f"less {rival}" for rival in RIVALS]) for end in ("", " low", " high")]
+        lines.writerow(["sites differ in", "domains", "label skew", "batch size", "method", "seeds", *ends])
+        for key, cell in cells.items():
             numbers: list[str] = []
-            for name in ("eam", *RIVALS):
-                reach = over_seeds(cell[name])
-                numbers += (
-                    [f"{np.mean(cell[name]):.1f}", *(f"{end:.1f}" for end in reach or ())]
-                    if reach
-                    else [f"{np.mean(cell[name]):.1f}", "", ""]
-                )
-            lines.writerow([*cell["key"], len(cell["eam"]), *numbers])
+            for name in ("accuracy", *RIVALS):
+                reach = over_seeds(cell[name]) or ("", "")
+                numbers += [f"{end:.1f}" if end != "" else "" for end in (float(np.mean(cell[name])), *reach)]
+            lines.writerow([*key, len(cell["accuracy"]), *numbers])
 
 
-def draw(file: Path, cells: list[dict[str, Any]], seeds: int) -> None:
-    """One heat map for each rival: points that eam is above it, with half the width of the interval."""
+def draw(file: Path, cells: dict[tuple[Any, ...], Cell], seeds: int) -> None:
+    """One heat map for each method and rival: points that the method is above, with half the width of the interval."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    by = {cell["key"]: cell for cell in cells}
-    rows = [(difference, order) for difference in DIFFERENCES for order in ORDERS]
-    columns = [(skew, size) for size in SIZES for skew in SKEWS]
-    figure = Figure(figsize=(11, 11.5), layout="constrained")
-    for axes, rival in zip(figure.subplots(3, 1), RIVALS, strict=True):
-        shown = np.full((len(rows), len(columns)), np.nan)
-        for r, (difference, order) in enumerate(rows):
-            for c, (skew, size) in enumerate(columns):
-                values = by[difference, order, skew, size][rival]
-                shown[r, c] = np.mean(values)
-                reach = over_seeds(values)
-                half = f"\n±{(reach[1] - reach[0]) / 2:.1f}" if reach else ""
-                sure = bool(reach) and reach[0] * reach[1] > 0
-                dark = "white" if abs(shown[r, c]) > 6 else "black"
-                axes.text(
-                    c,
-                    r,
-                    f"{shown[r, c]:+.1f}{half}",
-                    ha="center",
-                    va="center",
-                    fontsize=6.5,
-                    color=dark,
-                    weight="bold" if sure else "normal",
-                )
-        axes.imshow(shown, cmap="RdBu", vmin=-10, vmax=10, aspect="auto")
-        axes.set_xticks(range(len(columns)), [f"{skew}\n{size}" for skew, size in columns], fontsize=7)
-        axes.set_yticks(range(len(rows)), [f"{difference}; {order}" for difference, order in rows], fontsize=7)
-        axes.set_title(f"eam minus {rival}, points", loc="left", fontsize=10)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
+    figure = Figure(figsize=(19, 15.5), layout="constrained")
+    for axes, (rival, method) in zip(figure.subplots(len(RIVALS), len(METHODS)).flat, product(RIVALS, METHODS), strict=True):
+        _heat_map(axes, cells, method, rival)
     figure.supxlabel(f"label skew (delta) above, batch size below; {seeds} seeds, bold: 95% t interval leaves out 0", fontsize=8)
     figure.supylabel("sites differ in; domains of the stream", fontsize=8)
     with mpl.rc_context({"svg.hashsalt": "fedmerge", "svg.fonttype": "none"}):
         figure.savefig(file, format="svg", metadata={"Date": None})
+
+
+def _heat_map(axes: Any, cells: dict[tuple[Any, ...], Cell], method: str, rival: str) -> None:
+    rows, columns = [*product(DIFFERENCES, ORDERS)], [(skew, size) for size in SIZES for skew in SKEWS]
+    shown = np.full((len(rows), len(columns)), np.nan)
+    for r, c in np.ndindex(shown.shape):
+        values = cells[*rows[r], *columns[c], method][rival]
+        shown[r, c] = np.mean(values)
+        reach = over_seeds(values)
+        half = f"\n±{(reach[1] - reach[0]) / 2:.1f}" if reach else ""
+        color = "white" if abs(shown[r, c]) > 6 else "black"
+        weight = "bold" if reach and reach[0] * reach[1] > 0 else "normal"
+        axes.text(c, r, f"{shown[r, c]:+.1f}{half}", ha="center", va="center", fontsize=6.5, color=color, weight=weight)
+    axes.imshow(shown, cmap="RdBu", vmin=-10, vmax=10, aspect="auto")
+    axes.set_xticks(range(len(columns)), [f"{skew}\n{size}" for skew, size in columns], fontsize=7)
+    axes.set_yticks(range(len(rows)), [f"{difference}; {order}" for difference, order in rows], fontsize=7)
+    axes.set_title(f"{method} minus {rival}, points", loc="left", fontsize=10)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def main(
