@@ -11,6 +11,7 @@ are under the label prior of their batches, and are ranked among themselves.
 
 from __future__ import annotations
 
+import csv
 import json
 import time
 from collections import defaultdict
@@ -223,23 +224,33 @@ def regrets_of(of: dict[tuple[str, str], dict[str, float]], names: list[str]) ->
     return [*lines, ""]
 
 
+def write_csv(file: Path, found: dict[tuple[str, str, str], dict[str, float]]) -> None:
+    """One line for each block and row: accuracy in %, the mean over the seeds."""
+    seeds: dict[tuple[str, str], int] = defaultdict(int)
+    for kind, stream, _ in found:
+        seeds[kind, stream] += 1
+    with file.open("w", encoding="utf-8", newline="") as out:
+        lines = csv.writer(out, lineterminator="\n")
+        lines.writerow(["federation", "stream", "row", "seeds", "accuracy"])
+        for block, row in blocks(found).items():
+            lines.writerows([*block, name, seeds[block], f"{accuracy:.1f}"] for name, accuracy in row.items())
+
+
 def differences_of(found: dict[tuple[str, str, str], dict[str, float]], names: list[str], reference: str) -> list[str]:
-    """What every row has less than the reference, in Markdown: one difference for each seed, the mean over its blocks."""
+    """What every row has less than the reference, in Markdown: one difference a federation (kind and seed), over its streams."""
     from scipy.stats import ttest_1samp
 
-    seeds = sorted({seed for *_, seed in found})
-    if len(seeds) < 2:
-        return ["One seed tells nothing of others.", ""]
-    lost = {
-        name: [np.mean([row[name] - row[reference] for (*_, of), row in found.items() if of == seed]) for seed in seeds]
-        for name in names
-        if name != reference
-    }
-    ps = holm([float(ttest_1samp(values, 0).pvalue) for values in lost.values()])
-    lines = [f"| method | less `{reference}` | 95 % interval over {len(seeds)} seeds | p, Holm |", "|---|---|---|---|"]
-    for (name, values), p in zip(lost.items(), ps, strict=True):
-        low, high = over_seeds([float(value) for value in values]) or (0.0, 0.0)
-        lines.append(f"| {name} | {np.mean(values):+.1f} | {low:+.1f} to {high:+.1f} | {p:.3f} |")
+    federations = sorted({(kind, seed) for kind, _, seed in found})
+    if len(federations) < 2:
+        return ["One federation tells nothing of others.", ""]
+    of = {federation: [row for (kind, _, seed), row in found.items() if (kind, seed) == federation] for federation in federations}
+    others = [name for name in names if name != reference]
+    lost = [[float(np.mean([row[name] - row[reference] for row in rows])) for rows in of.values()] for name in others]
+    ps = holm([float(ttest_1samp(values, 0).pvalue) for values in lost])
+    lines = [f"| method | less `{reference}` | 95 % interval over {len(federations)} federations | p, Holm |", "|---|---|---|---|"]
+    for name, values, p in zip(others, lost, ps, strict=True):
+        low, high = over_seeds(values) or (0.0, 0.0)
+        lines.append(f"| {name} | {np.mean(values):+.1f} | {low:+.1f} to {high:+.1f} | {'< 0.001' if p < 0.001 else f'{p:.3f}'} |")
     return [*lines, ""]
 
 
@@ -255,7 +266,7 @@ def pareto_of(of: dict[tuple[str, str], dict[str, float]], names: list[str], for
 
 
 def page(found: dict[tuple[str, str, str], dict[str, float]], ablations: bool, forwards: dict[str, float]) -> str:
-    """Accuracy by kind of federation, differences, regrets, accuracy against forwards, and every block, in Markdown."""
+    """Accuracy by kind of federation, regrets, differences, and accuracy against forwards, in Markdown."""
     of = blocks(found)
     good = {block: row for block, row in of.items() if block[0] != "poor theta_0"}
     lines = []
@@ -269,8 +280,6 @@ def page(found: dict[tuple[str, str, str], dict[str, float]], ablations: bool, f
         own = next(name for name in names if name.startswith("posterior"))
         lines += [f"### Differences, {title}", "", *differences_of(found, names, own)]
         lines += [f"### Accuracy against forwards, {title}", "", *pareto_of(of, names, forwards)]
-        each = {", ".join(block): [row[name] for name in names] for block, row in of.items()}
-        lines += [f"### Every block, {title}", "", *table_of("block", names, each)]
     return "\n".join(lines)
 
 
@@ -321,7 +330,9 @@ def main(  # noqa: PLR0913 - a command line
     ablations: Annotated[bool, typer.Option("--ablations", help="also with every part left out")] = False,
     only: Annotated[list[str] | None, typer.Option(help="this kind of federation; once for each")] = None,
     priors: Annotated[str, typer.Option(help="the scenario's key of that name")] = "as_trained",
-    table: Annotated[Path | None, typer.Option(help="only write this page of what has been measured")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="only write this page of what has been measured, and every block beside it, as .csv")
+    ] = None,
 ) -> None:
     """Measure what is not there yet, and print the regrets."""
     terminal = Terminal()
@@ -341,9 +352,11 @@ def main(  # noqa: PLR0913 - a command line
                 terminal.say(f"{number}/{len(cells)}: {cell[0]}, seed {cell[1]}")
     costs = [out / which / kind / "forwards.json" for kind in ("scanner_and_plane", "organs")]  # both of three sites
     forwards = next((json.loads(cost.read_text(encoding="utf-8")) for cost in costs if cost.exists()), {})
-    text = page(measured(out / which, kinds), ablations, forwards)
+    found = measured(out / which, kinds)
+    text = page(found, ablations, forwards)
     if table:
         table.write_text(text, encoding="utf-8")
+        write_csv(table.with_suffix(".csv"), found)
     terminal.say(text)
 
 
