@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fedmerge.errors import PerSampleRefused
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.coefficients import Coefficients
+from fedmerge.merging.per_sample.merged_first import MERGE, can_merge_first
 from fedmerge.merging.per_sample.mixture import Mixture
 
 Way = Literal["auto", "mixture", "rows", "samples"]
@@ -26,30 +27,31 @@ EQUAL = {"cpu": 20.0, "cuda": 200.0}
 """Multiplications of a mixture, for each weight that merges by rows move, at which both took the same time: see below."""
 
 
-def prefers_mixture(uses: float, experts: int, samples: int, distinct: int, device: str = "cpu") -> bool:
+def prefers_mixture(
+    uses: float, experts: int, samples: int, distinct: int, device: str = "cpu", merges_layers: bool | None = None
+) -> bool:
     """Whether the mixture is expected to be the faster way.
 
-    For each of the model's P parameters the mixture multiplies N T (K - 1) times more than plain forwards do, and merges of
-    D distinct rows read and write D (K + 1) weights, which the mixture does not. It is taken where
+    For each of the model's P parameters the mixture multiplies N T (K - 1) times more than plain forwards do, or, where it merges
+    a layer's weights first, as long as N 6 (K + 1) multiplications (`merged_first`). Merges of D distinct rows read and write
+    D (K + 1) weights, which the mixture does not. It is taken where
 
-        N T (K - 1) / (D (K + 1)) < 20.
+        N min(T (K - 1), 6 (K + 1)) / (D (K + 1)) < 20.
 
-    On a GPU the bound is 200, which is not timed: about 400 trillion multiplications of bfloat16 a second against 1.7 trillion
-    weights moved (H200). For a CPU it was measured in November 2026, on one core that others used too, so that single numbers
-    may be off by a third. Milliseconds of (mixture, rows), the better of two, where rows is D times one merge and one forward
-    of N/D samples:
+    On a GPU no layer is merged first, and the bound is 200, which is not timed: about 400 trillion multiplications of bfloat16 a
+    second against 1.7 trillion weights moved (H200). For a CPU it was measured in November 2026, on one core that others used
+    too. CPU milliseconds of (mixture, rows), N = 32, the better of two:
 
-        ViT-Ti of 32 px   T = 17   K = 2   N = 32   D = 32: (272, 684)     D = 8: (272, 250)     D = 4: (272, 131)
-        ViT-Ti of 32 px   T = 17   K = 3   N = 32   D = 32: (250, 520)     D = 16: (250, 311)    D = 8: (250, 185)
-        ViT-Ti of 32 px   T = 17   K = 8   N = 32   D = 32: (578, 728)     D = 16: (578, 400)
-        ViT-Ti of 64 px   T = 64   K = 2   N = 32   D = 32: (659, 764)     D = 16: (659, 542)
-        ViT-Ti of 64 px   T = 64   K = 8   N = 32   D = 32: (3969, 1215)
-        ViT-S/32          T = 50   K = 2   N = 32   D = 32: (1894, 1926)   D = 16: (1894, 1374)
-        ResNet-18, 64 px  T = 13   K = 2   N = 32   D = 32: (240, 854)     D = 8: (240, 256)     D = 4: (240, 166)
-        ResNet-18, 64 px  T = 13   K = 8   N = 32   D = 32: (1745, 3319)   D = 16: (1745, 1782)  D = 8: (1745, 1005)
-        ConvNeXt, 64 px   T = 13   K = 3   N = 32   D = 32: (391, 821)     D = 8: (391, 407)     D = 4: (391, 294)
+        shipped ViT, 32 px          T = 17   K = 2   D = 32: (25, 110)      D = 8: (26, 39)      D = 4: (25, 24)
+        shipped ViT, 32 px          T = 17   K = 8   D = 32: (34, 148)      D = 8: (36, 49)      D = 4: (34, 30)
+        EfficientNet-Lite0, 96 px   T = 21   K = 2   D = 32: (405, 861)     D = 8: (432, 399)    D = 4: (405, 342)
+        EfficientNet-Lite0, 96 px   T = 21   K = 8   D = 32: (554, 1230)    D = 8: (473, 557)    D = 4: (554, 369)
+        ResNet-18, 96 px            T = 30   K = 2   D = 32: (493, 1386)    D = 8: (517, 489)    D = 4: (493, 373)
+        ResNet-18, 96 px            T = 30   K = 8   D = 32: (1135, 1890)   D = 8: (943, 600)    D = 4: (1135, 423)
+        ConvNeXt-Atto, 96 px        T = 30   K = 2   D = 32: (227, 544)     D = 8: (223, 253)    D = 4: (227, 203)
+        ConvNeXt-Atto, 96 px        T = 30   K = 8   D = 32: (330, 797)     D = 8: (338, 325)    D = 4: (330, 227)
 
-    Both took the same time where the quotient was between 10 and 35, around 20 for most.
+    Both took the same time around D = 8, of ResNet-18 with K = 8 around D = 20; the rule changes at D = 10.
 
     Parameters
     ----------
@@ -63,6 +65,8 @@ def prefers_mixture(uses: float, experts: int, samples: int, distinct: int, devi
         D, distinct rows of coefficients among them.
     device : str
         Kind of device, as torch names it.
+    merges_layers : bool, optional
+        Whether the mixture may merge a layer's weights first; default: on a CPU, where weights are float32 or wider.
 
     Returns
     -------
@@ -77,7 +81,10 @@ def prefers_mixture(uses: float, experts: int, samples: int, distinct: int, devi
     >>> prefers_mixture(uses=17, experts=2, samples=32, distinct=4)
     False
     """
-    return samples * uses * (experts - 1) < EQUAL.get(device, EQUAL["cpu"]) * distinct * (experts + 1)
+    more = uses * (experts - 1)
+    if device == "cpu" if merges_layers is None else merges_layers:
+        more = min(more, MERGE * (experts + 1))
+    return samples * more < EQUAL.get(device, EQUAL["cpu"]) * distinct * (experts + 1)
 
 
 @dataclass(frozen=True)
@@ -186,7 +193,8 @@ class PerSample:
         if self.way != "auto" or self.refusal:
             return False
         experts = int((coefficients.encoder.any(0) | coefficients.head.any(0)).sum())
-        if not prefers_mixture(self._uses_of(batch), experts, len(batch), distinct, batch.device.type):
+        device, like = batch.device.type, self.bank.like
+        if not prefers_mixture(self._uses_of(batch), experts, len(batch), distinct, device, can_merge_first(like)):
             return False
         try:
             self._check(batch, coefficients)

@@ -7,7 +7,6 @@ function (func), its positional arguments, and those by name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from fedmerge.merging.bank.patches import patches
 from fedmerge.merging.bank.recorded import recording
+from fedmerge.merging.per_sample.merged_first import can_merge_first, merges_first, own_convolution, own_product
 from fedmerge.merging.per_sample.mixed_tensor import (
     TABLE,
     Mixed,
@@ -25,6 +25,7 @@ from fedmerge.merging.per_sample.mixed_tensor import (
     mixed_in,
     per_sample,
     refuse_operation,
+    stacked,
 )
 
 
@@ -57,11 +58,16 @@ def _linear(func: Any, args: Any, kwargs: Any) -> Any:
     if isinstance(weight, Mixed):
         rows = x.reshape(count(weight), -1, x.shape[-1])
         weight.used.update(weight.owners)
-        merged = torch.bmm(rows, weight.merged.transpose(1, 2)) if weight.merged is not None else _sum_of_products(rows, weight)
-        out = merged.reshape(*x.shape[:-1], -1)
+        if weight.merged is not None:
+            out = torch.bmm(rows, weight.merged.transpose(1, 2))
+        elif merges_first(weight, rows.shape[1]):
+            out = own_product(weight, rows, rows.new_empty(*rows.shape[:2], weight.shape[0]))
+        else:
+            out = _sum_of_products(rows, weight)
+        out = out.reshape(*x.shape[:-1], -1)
     else:
         out = F.linear(x, weight)
-    return out if bias is None else out + (aligned(bias, out) if isinstance(bias, Mixed) else bias)
+    return out if bias is None else out.add_(aligned(bias, out) if isinstance(bias, Mixed) else bias)
 
 
 def _matmul(func: Any, args: Any, kwargs: Any) -> Any:
@@ -81,6 +87,8 @@ def _convolution(func: Any, args: Any, kwargs: Any) -> Any:
         out = func(x, weight, None, *rest, **named)
     elif weight.merged is not None:
         out = _grouped(func, x, weight, rest, named)
+    elif (found := own_convolution(func, x, weight, rest, named)) is not None:
+        out = found
     elif x.is_cuda and func is torch.conv2d and not named and (found := patches(x, weight, rest)) is not None:
         flat = Mixed.linear([piece.flatten(1) for piece in weight.pieces], _weights(weight), weight.owners, weight.used)
         return _linear(F.linear, (found, flat, bias), {}).permute(0, 3, 1, 2)
@@ -89,7 +97,7 @@ def _convolution(func: Any, args: Any, kwargs: Any) -> Any:
         shares = _weights(weight).to(x.dtype).repeat_interleave(len(x) // count(weight), 0)
         scaled = (x * share.view(-1, *[1] * (x.ndim - 1)) for share in shares.T)
         out = sum(func(part, w, None, *rest, **named) for part, w in zip(scaled, weight.pieces, strict=True))
-    return out if bias is None else _per_channel(torch.add, out, bias)
+    return out if bias is None else _per_channel(Tensor.add_, out, bias)
 
 
 def _mixed_normalization(plain: Callable[..., Tensor], names: tuple[str, ...], by_channel: bool) -> Callable[[Any, Any, Any], Any]:
@@ -100,8 +108,8 @@ def _mixed_normalization(plain: Callable[..., Tensor], names: tuple[str, ...], b
         x, weight, bias = given.pop("input"), given.pop("weight", None), given.pop("bias", None)
         if isinstance(x, Mixed):
             return for_every_sample(func, func.__name__, args, kwargs, constants=True)
-        x = plain(x, **given)
-        for apply, parameter in ((torch.mul, weight), (torch.add, bias)):
+        x = plain(x, **given)  # new memory, so that gain and bias may be put into it
+        for apply, parameter in ((Tensor.mul_, weight), (Tensor.add_, bias)):
             if parameter is not None and by_channel:
                 x = _per_channel(apply, x, parameter)
             elif parameter is not None:
@@ -111,6 +119,11 @@ def _mixed_normalization(plain: Callable[..., Tensor], names: tuple[str, ...], b
     return handle
 
 
+def _check_variance(variance: Any, eps: float) -> None:
+    if isinstance(variance, Mixed) and not bool((per_sample(variance) + eps > 0).all()):
+        raise refuse_operation("batch_norm of a variance that is not positive", [variance])
+
+
 def _batch_statistics(x: Tensor, **given: Any) -> Tensor:
     """(x - mean_i) / sqrt(var_i + eps): statistics are merged for every sample before the division, which is not linear."""
     mean, variance = given["running_mean"], given["running_var"]
@@ -118,11 +131,30 @@ def _batch_statistics(x: Tensor, **given: Any) -> Tensor:
         raise refuse_operation("batch_norm in training mode", (mean, variance))
     if mean is None:
         return F.batch_norm(x, None, None, None, None, True, 0.0, given.get("eps", 1e-5))
-    wide = per_sample(variance) + given.get("eps", 1e-5) if isinstance(variance, Mixed) else None
-    if wide is not None and not recording(x) and not bool((wide > 0).all()):
-        raise refuse_operation("batch_norm of a variance that is not positive", [variance])
+    if not recording(x):
+        _check_variance(variance, given.get("eps", 1e-5))
     scale = (variance + given.get("eps", 1e-5)).rsqrt()
-    return _per_channel(torch.mul, _per_channel(torch.sub, x, mean), scale)
+    return _per_channel(Tensor.mul_, _per_channel(torch.sub, x, mean), scale)
+
+
+def _batch_norm(func: Any, args: Any, kwargs: Any) -> Any:
+    """On a CPU one pass of torch's own kernel, in which every sample's channels are channels of their own; else step by step."""
+    given = {**dict(zip(BATCH_NORM, args, strict=False)), **kwargs}
+    x, mean, variance, eps = given["input"], given["running_mean"], given["running_var"], given.get("eps", 1e-5)
+    alone = isinstance(x, Mixed) or mean is None or variance is None or given.get("training")
+    if alone or not can_merge_first(x) or not x.is_contiguous():
+        return STEP_BY_STEP(func, args, kwargs)
+    _check_variance(variance, eps)
+    flat = x.reshape(len(x), x.shape[1], -1)
+    gain, bias = (None if given.get(name) is None else _of_all(given[name], flat[..., 0]) for name in ("weight", "bias"))
+    mean, variance = _of_all(mean, flat[..., 0]), _of_all(variance, flat[..., 0])
+    return F.batch_norm(flat.view(1, -1, flat.shape[2]), mean, variance, gain, bias, False, 0.0, eps).view(x.shape)
+
+
+def _of_all(parameter: Tensor, like: Tensor) -> Tensor:
+    """A parameter of channels for all samples, one after the other, like (N m, channels)."""
+    fit = aligned(parameter, like) if isinstance(parameter, Mixed) else parameter
+    return fit.expand(like.shape).reshape(-1).to(like.dtype)
 
 
 def _elementwise(func: Any, args: Any, kwargs: Any) -> Any:
@@ -202,36 +234,6 @@ HALF = 2
 """Bytes of a number for which a GPU multiplies fast, and sums in float32."""
 
 
-def stacked(pieces: list[Tensor]) -> Tensor:
-    """Pieces as one tensor.
-
-    Parameters
-    ----------
-    pieces : list[Tensor]
-        R of one shape.
-
-    Returns
-    -------
-    Tensor
-        (R, *shape): a view where the pieces lie at equal distances, as rows of a bank do, else a copy.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fedmerge.merging.per_sample.mixed_operations import stacked
-    >>> rows = torch.arange(6.0).reshape(3, 2)
-    >>> found = stacked([rows[0], rows[2]])
-    >>> found, found.data_ptr() == rows.data_ptr()  # no copy
-    (tensor([[0., 1.],
-            [4., 5.]]), True)
-    """
-    first, steps = pieces[0], {b.storage_offset() - a.storage_offset() for a, b in pairwise(pieces)}
-    together = len({piece.untyped_storage().data_ptr() for piece in pieces}) == 1
-    if not together or len(steps) != 1 or min(steps) <= 0 or any(piece.stride() != first.stride() for piece in pieces):
-        return torch.stack(pieces)
-    return first.as_strided((len(pieces), *first.shape), (steps.pop(), *first.stride()))
-
-
 def _grouped(func: Any, x: Tensor, weight: Mixed, rest: Any, named: dict[str, Any]) -> Tensor:
     """One convolution in which every sample is a group of its own."""
     values, N = per_sample(weight), len(x)
@@ -275,6 +277,7 @@ ATTENTION = (
 GROUP_NORM = ("input", "num_groups", "weight", "bias", "eps")
 RMS_NORM = ("input", "normalized_shape", "weight", "eps")
 BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+STEP_BY_STEP = _mixed_normalization(_batch_statistics, BATCH_NORM, by_channel=True)
 
 
 def _fill(names: str, how: Callable[[Any, Any, Any], Any]) -> None:
@@ -295,7 +298,7 @@ TABLE |= {
     "layer_norm": _mixed_normalization(lambda x, **given: F.layer_norm(x, **given), LAYER_NORM, by_channel=False),
     "rms_norm": _mixed_normalization(lambda x, **given: F.rms_norm(x, **given), RMS_NORM, by_channel=False),
     "group_norm": _mixed_normalization(lambda x, **given: F.group_norm(x, **given), GROUP_NORM, by_channel=True),
-    "batch_norm": _mixed_normalization(_batch_statistics, BATCH_NORM, by_channel=True),
+    "batch_norm": _batch_norm,
     "scaled_dot_product_attention": _attention,
     "multi_head_attention_forward": _multi_head_attention,
     "prelu": _prelu,

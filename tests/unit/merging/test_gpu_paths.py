@@ -11,7 +11,7 @@ from fedmerge.merging.bank.patches import WindowProducts, patches
 from fedmerge.merging.bank.recorded import Recorded
 from fedmerge.merging.bank.row_storage import weighted_sum
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.per_sample.mixed_operations import stacked
+from fedmerge.merging.per_sample.mixed_tensor import stacked
 from tests.banks import a_bank, a_batch
 from tests.conftest import expert_states
 

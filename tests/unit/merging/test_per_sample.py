@@ -181,7 +181,9 @@ def test_the_two_ways_agree_and_the_choice_follows_the_shapes() -> None:
     assert PerSample(bank, "rows").predict(x, twice).merges == 2
     assert prefers_mixture(uses=17, experts=3, samples=32, distinct=32)
     assert not prefers_mixture(uses=17, experts=3, samples=32, distinct=8)
-    assert not prefers_mixture(uses=197, experts=2, samples=32, distinct=32)
+    assert prefers_mixture(uses=197, experts=2, samples=32, distinct=32)  # weights of layers are merged first
+    assert not prefers_mixture(uses=197, experts=2, samples=32, distinct=32, merges_layers=False)
+    assert not prefers_mixture(uses=700, experts=2, samples=32, distinct=32, device="cuda")
 
 
 def test_the_uses_of_a_parameter_are_counted_by_shape() -> None:
