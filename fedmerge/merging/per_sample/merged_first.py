@@ -254,11 +254,12 @@ def _windows(func: Any, x: Tensor, weight: Mixed, shape: _Shape) -> Tensor | Non
 
 
 def _product_of(weight: Mixed, windows: Tensor) -> Tensor:
-    """W_i x_i (N, outputs, T) of windows (N, inputs, T)."""
-    N, _, uses = windows.shape
-    x = windows.transpose(1, 2)
-    if uses < NARROW:
-        return own_product(weight, x.contiguous(), x.new_empty(N, uses, len(weight.pieces[0]))).transpose(1, 2).contiguous()
+    """W_i x_i (N, outputs, T) of windows (N, inputs, T), in memory as these are: channels last, or pixels last."""
+    N, inputs, uses = windows.shape
+    x, channels_last = windows.transpose(1, 2), windows.stride(1) == 1 and inputs > 1 and uses > 1
+    if channels_last or uses < NARROW:
+        out = own_product(weight, x.contiguous(), x.new_empty(N, uses, len(weight.pieces[0]))).transpose(1, 2)
+        return out if channels_last else out.contiguous()
     out = x.new_empty(N, len(weight.pieces[0]), uses)
     own_product(weight, x, out.transpose(1, 2))
     return out
