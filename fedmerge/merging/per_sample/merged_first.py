@@ -63,7 +63,7 @@ def can_merge_first(like: Tensor) -> bool:
     Parameters
     ----------
     like : Tensor
-        Any parameter.
+        Any parameter (...).
 
     Returns
     -------
