@@ -54,7 +54,12 @@ def a_bank(name: str, experts: int, **arguments: object) -> Bank:
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=11, **arguments).eval()
     base = model.state_dict()
-    near = [{key: value + 0.02 * torch.randn_like(value) for key, value in base.items()} for _ in range(experts)]
+
+    def noise(value: Tensor) -> Tensor:
+        """None for counts; variances stay positive."""
+        return 0.02 * torch.randn_like(value) if value.is_floating_point() else torch.zeros_like(value)
+
+    near = [{key: value + noise(value) for key, value in base.items()} for _ in range(experts)]
     return Bank.of(model, near, base)
 
 

@@ -33,10 +33,10 @@ def prefers_mixture(
     """Whether the mixture is expected to be the faster way.
 
     For each of the model's P parameters the mixture multiplies N T (K - 1) times more than plain forwards do, or, where it merges
-    a layer's weights first, as long as N 6 (K + 1) multiplications (`merged_first`). Merges of D distinct rows read and write
+    a layer's weights first, as long as N 5 (K + 1) multiplications (`merged_first`). Merges of D distinct rows read and write
     D (K + 1) weights, which the mixture does not. It is taken where
 
-        N min(T (K - 1), 6 (K + 1)) / (D (K + 1)) < 20.
+        N min(T (K - 1), 5 (K + 1)) / (D (K + 1)) < 20.
 
     On a GPU no layer is merged first, and the bound is 200, which is not timed: about 400 trillion multiplications of bfloat16 a
     second against 1.7 trillion weights moved (H200). For a CPU it was measured in November 2026, on one core that others used
@@ -51,7 +51,7 @@ def prefers_mixture(
         ConvNeXt-Atto, 96 px        T = 30   K = 2   D = 32: (227, 544)     D = 8: (223, 253)    D = 4: (227, 203)
         ConvNeXt-Atto, 96 px        T = 30   K = 8   D = 32: (330, 797)     D = 8: (338, 325)    D = 4: (330, 227)
 
-    Both took the same time around D = 8, of ResNet-18 with K = 8 around D = 20; the rule changes at D = 10.
+    Both took the same time around D = 8, of ResNet-18 with K = 8 around D = 20; the rule changes at D = 8.
 
     Parameters
     ----------

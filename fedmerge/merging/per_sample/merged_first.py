@@ -1,8 +1,8 @@
 """Layers that are cheaper with weights merged for every sample than as a sum over experts, on a CPU.
 
 A layer whose weights each sample uses T times (tokens, pixels of its output) takes T K multiplications for each weight and sample
-as a sum over K experts, and about T + 6 (K + 1) with weights that are merged first: what a merge takes in a block that stays in
-the cache is as long as about six multiplications for each expert. So the sum is left where T (K - 1) > 6 (K + 1), by shapes
+as a sum over K experts, and about T + 5 (K + 1) with weights that are merged first: what a merge takes in a block that stays in
+the cache is as long as about five multiplications for each expert. So the sum is left where T (K - 1) > 5 (K + 1), by shapes
 alone. Measured in November 2026, one core, N = 32, milliseconds of (sum, merged first):
 
     T    weights       K = 4          K = 9
@@ -35,7 +35,10 @@ BLOCK = 2**18
 LEAST = 64
 """Rows of a weight below which a block is not cut: products of matrices need some."""
 
-MERGE = 6
+TOGETHER = 8
+"""Samples that a block should hold, where these use weights so seldom that what is read of the experts counts."""
+
+MERGE = 5
 """Multiplications of a layer that take as long as one multiplication of a merge, which waits for memory."""
 
 PACKED = 60
@@ -60,7 +63,7 @@ def can_merge_first(like: Tensor) -> bool:
     Parameters
     ----------
     like : Tensor
-        Any parameter.
+        Any parameter (...).
 
     Returns
     -------
@@ -139,7 +142,8 @@ def own_product(weight: Mixed, x: Tensor, out: Tensor) -> Tensor:
     """
     pieces, shares = _ready(weight)
     inputs, outputs = x.shape[2], len(weight.pieces[0])
-    height = min(outputs, max(LEAST, BLOCK // inputs))
+    together = TOGETHER if x.shape[1] <= GATHERED else 1
+    height = min(outputs, max(LEAST, BLOCK // (inputs * together)))
     some = max(1, BLOCK // (height * inputs))
     for row in range(0, outputs, height):
         flat = pieces[:, row * inputs : (row + height) * inputs]
@@ -250,11 +254,12 @@ def _windows(func: Any, x: Tensor, weight: Mixed, shape: _Shape) -> Tensor | Non
 
 
 def _product_of(weight: Mixed, windows: Tensor) -> Tensor:
-    """W_i x_i (N, outputs, T) of windows (N, inputs, T)."""
-    N, _, uses = windows.shape
-    x = windows.transpose(1, 2)
-    if uses < NARROW:
-        return own_product(weight, x.contiguous(), x.new_empty(N, uses, len(weight.pieces[0]))).transpose(1, 2).contiguous()
+    """W_i x_i (N, outputs, T) of windows (N, inputs, T), in memory as these are: channels last, or pixels last."""
+    N, inputs, uses = windows.shape
+    x, channels_last = windows.transpose(1, 2), windows.stride(1) == 1 and inputs > 1 and uses > 1
+    if channels_last or uses < NARROW:
+        out = own_product(weight, x.contiguous(), x.new_empty(N, uses, len(weight.pieces[0]))).transpose(1, 2)
+        return out if channels_last else out.contiguous()
     out = x.new_empty(N, len(weight.pieces[0]), uses)
     own_product(weight, x, out.transpose(1, 2))
     return out

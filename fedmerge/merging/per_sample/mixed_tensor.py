@@ -1,8 +1,9 @@
 """A parameter that is another for every sample of the batch, w_i = sum_r lambda_ir w_r, as a tensor that any model can run with.
 
-Every operation that is linear in its parameters is done r times on the activations scaled by lambda_ir and summed before the next
-nonlinearity, so that no w_i is ever built (Imam et al., T^3, 2025, has one merge for every image; the identity is ours). What is
-not linear in a parameter (a clamped scale, a standardized filter) is merged first, for every sample, and then computed.
+An operation that is linear in its parameters is done r times on the activations scaled by lambda_ir and summed before the next
+nonlinearity, so that no w_i is ever built (Imam et al., T^3, 2025, has one merge for every image; the identity is ours). Where
+that is more work than to merge this one layer (`merged_first`), and where an operation is not linear in a parameter (a clamped
+scale, a standardized filter), the parameter is merged first, for every sample.
 An operation that is not in this table is an error that names it and the parameter: never a wrong number.
 """
 

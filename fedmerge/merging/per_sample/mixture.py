@@ -1,4 +1,4 @@
-"""A batch in which every sample has a merged model of its own, in one pass and without building any of them.
+"""A batch in which every sample has a merged model of its own, in one pass and without building any of them whole.
 
 The unmodified model runs with `Mixed` parameters. Only rows of the bank that have a coefficient take part. Every parameter and
 BatchNorm statistic must have been read by the end of the pass: one that was not is an error, because a part of the model would

@@ -100,6 +100,17 @@ def test_on_a_cpu_nothing_is_recorded() -> None:
         for _ in range(3):
             assert torch.equal(recorded("twice", twice, torch.ones(2)), torch.full((2,), 2.0))
     assert asked == [2, 2, 2]
+    assert torch.equal(
+        torch.stack(recorded.side_by_side([lambda: twice(torch.ones(1)), lambda: torch.zeros(1)])), torch.tensor([[2.0], [0.0]])
+    )
+
+
+def test_recording_is_off_as_long_as_somebody_listens_even_if_they_fail() -> None:
+    recorded = Recorded()
+    with pytest.raises(ValueError, match="of a listener"), recorded.off():
+        assert recorded.refusal == "listened to"
+        raise ValueError("of a listener")
+    assert recorded.refusal == ""
 
 
 @needs_a_gpu
