@@ -24,7 +24,7 @@ from dataclasses import dataclass
 EXTRAS = {
     "vlm": ["open_clip", "transformers"],
     "datasets": ["medmnist", "xlrd"],
-    "report": ["jinja2", "markupsafe", "matplotlib", "sklearn"],
+    "report": ["jinja2", "markupsafe", "matplotlib"],
     "simulation": [
         *("PIL", "cryptography", "filelock", "flwr", "platformdirs", "ray", "rich", "ruamel", "scipy"),
         *("timm", "torchvision", "typer", "yaml"),

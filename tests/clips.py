@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import torch
 from torch import Tensor
 
 from fedmerge.data.datasets.organ_phantom import ORGANS
+
+if TYPE_CHECKING:
+    import open_clip  # takes as long as torch itself: only processes that run these tests know it
 
 WORDS = {organ: " ".join(reversed(organ.split("-"))) for organ in ORGANS}
 TEXT = {"context_length": 16, "width": 16, "heads": 2, "layers": 1}
@@ -24,6 +26,8 @@ MODEL = {"kind": "clip", "name": "ViT-B-32", "kwargs": VIT, "templates": ["a sca
 
 def random_clip(config: dict[str, Any] = VIT, seed: int = 0) -> open_clip.CLIP:
     """The library's own model, for what is ours to be compared with."""
+    import open_clip
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = open_clip.CLIP(**config)

@@ -59,7 +59,8 @@ def ray_address() -> str:
     """A Ray of this test process, for runs that are not about Ray's beginning and end: those take more time than a tiny run."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    one = {"num_cpus": 1, "include_dashboard": False}  # Flower starts a process that knows torch for each
+    cluster = Cluster(initialize_head=True, head_node_args=one)
     atexit.register(cluster.shutdown)
     return str(cluster.address)
 

@@ -118,7 +118,7 @@ def _of_extra(what: str, packages: list[str], local: bool) -> Checked:
 
 def _version(package: str) -> str:
     """By the package's own records; distributions may be called otherwise than what is imported."""
-    names = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "ruamel": "ruamel.yaml", "mlflow": "mlflow-skinny"}
+    names = {"PIL": "pillow", "yaml": "pyyaml", "ruamel": "ruamel.yaml", "mlflow": "mlflow-skinny"}
     with suppress(metadata.PackageNotFoundError):
         return metadata.version(names.get(package, package))
     return ""

@@ -143,12 +143,11 @@ def _refuse_other_scenario(path: Path, experiment: Experiment) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in _installed()}}
-
-
-def _installed() -> list[str]:
-    present = {distribution.metadata["Name"] for distribution in metadata.distributions()}
-    return [name for name in RECORDED_PACKAGES if name in present]
+    found = {"python": platform.python_version()}
+    for name in RECORDED_PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _machine() -> dict[str, Any]:

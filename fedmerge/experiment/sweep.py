@@ -285,7 +285,7 @@ def _simulate(sweep: Sweep, cell: Cell, *options: str, quiet: bool = True) -> st
     return said[-1] if process.exitcode == 1 else "\n".join(said)  # of a traceback the last line, of a user's mistake all
 
 
-OF_A_REPORT = ("sklearn.metrics", "matplotlib.figure")
+OF_A_REPORT = ("jinja2", "matplotlib.figure")
 """What the report of every cell imports."""
 
 

@@ -90,3 +90,4 @@ def test_what_hospitals_hold_fits_into_the_cores(hospitals: int, count: int) -> 
     started = int(count / each)
     assert round(started * each, 4) <= count
     assert started >= min(hospitals, ACTIVE_PER_CORE * count)
+    assert started < 2 * hospitals  # and each is a process with a model of its own

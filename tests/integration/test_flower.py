@@ -74,11 +74,24 @@ def test_flower_gives_the_same_experts_as_the_plain_loop(hospital: Hospital, job
 def test_a_site_that_fails_or_never_answers_is_named_and_costs_the_others_nothing(
     hospital: Hospital, job: Jobs, folder_of_text: dict[str, object]
 ) -> None:
-    before = ray_processes()
+    """The one that never answers is held up as soon as the quick one has: else it would take a core until the deadline."""
+    before, stopped = ray_processes(), list[int]()
     quick, endless = hospital("quick"), hospital("endless", epochs=100_000, max_steps=10_000_000)
     bad = hospital("bad", folder_of_text)
     asked = job(quick, bad, endless, deadline_s=90)
-    outcomes = SimulationBackend().gather(asked, lambda _: None)
+
+    def on_tick(tick: Tick) -> None:
+        if tick.site == "endless" and not stopped and ExpertPool(asked.pool).has(quick):
+            stopped.extend(pid for pid in below(os.getpid()) if trains(pid))
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+
+    try:
+        outcomes = SimulationBackend().gather(asked, on_tick)
+    finally:
+        for pid in stopped:  # held up, it does not notice that Ray has ended
+            os.kill(pid, signal.SIGKILL)
+    assert len(stopped) == 1
     assert outcomes["quick"].trained
     assert outcomes["bad"].reason.startswith("source.max_broken: found more than 2 files that are no image")
     assert "liver" not in outcomes["bad"].reason
@@ -107,6 +120,14 @@ def below(pid: int) -> dict[int, str]:
     rows = [(int(a), int(b), c) for a, b, c in (line.split(None, 2) for line in table)]
     own = {child: args for child, parent, args in rows if parent == pid}
     return own | {key: value for child in own for key, value in below(child).items()}
+
+
+def trains(pid: int) -> bool:
+    """Whether a process holds one of the slots for cores."""
+    try:
+        return any(file.readlink().suffix == ".slot" for file in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
 
 
 def alive(pid: int) -> bool:

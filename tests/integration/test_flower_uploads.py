@@ -26,15 +26,27 @@ Jobs = Callable[..., Job]
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
-def test_by_flower_keys_never_travel_and_a_site_without_its_key_is_told(
-    keyed: Hospital, hospital: Hospital, job: Jobs, tmp_path: Path
+def test_by_flower_keys_never_travel_and_a_hospital_brings_its_expert(
+    keyed: Hospital, hospital: Hospital, job: Jobs, initial: Initial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Five hospitals of one federation, as each takes the start of two processes that know torch."""
+    monkeypatch.chdir(tmp_path)
     signs, forgets, unsigned = keyed("signs"), keyed("forgets"), hospital("unsigned", runs=1, epochs=1)
     (tmp_path / "keys" / "forgets.pem").unlink()
-    asked = job(signs, forgets, unsigned)
+    own = {name: tensor + 0.001 if tensor.is_floating_point() else tensor for name, tensor in initial.weights.items()}
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in own.items()}}, "own.pth")
+    torch.save({"state_dict": {"w": torch.ones(3)}}, "wrong.pth")
+
+    def bring(name: str, file: str) -> SiteTask:
+        task = hospital(name)
+        return task.model_copy(
+            update={"site": task.site.model_copy(update={"expert": OwnExpert(checkpoint=file).found_anywhere()})}
+        )
+
+    asked = job(signs, forgets, unsigned, bring("brings", "own.pth"), bring("wrong", "wrong.pth"))
     outcomes = SimulationBackend().gather(asked, lambda _: None)
-    assert outcomes["signs"].trained
-    assert outcomes["unsigned"].trained
+    trained = {name for name, outcome in outcomes.items() if outcome.trained}
+    assert trained == {"signs", "unsigned"}
     assert "its private key cannot be read" in outcomes["forgets"].reason
     pool = ExpertPool(asked.pool)
     assert [pool.load(task).signed for task in (signs, unsigned)] == [True, False]
@@ -42,6 +54,12 @@ def test_by_flower_keys_never_travel_and_a_site_without_its_key_is_told(
     run = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert run
     assert not [path for path in run if secret.encode() in path.read_bytes() or b"PRIVATE KEY" in path.read_bytes()]
+    assert not outcomes["brings"].reason
+    assert "its expert does not fit the model" in outcomes["wrong"].reason
+    assert "wrong.pth" not in outcomes["wrong"].reason  # names of files stay in the hospital's own log
+    found = pool.load(asked.tasks[3])
+    assert all(torch.equal(found.weights[name], own[name]) for name in own)
+    assert found.runs == []
 
 
 @pytest.mark.slow
@@ -68,31 +86,3 @@ def test_by_flower_by_the_loop_and_asked_for_later_they_are_the_same(sites: tupl
     lines = [[json.loads(line) for line in j.audit.read_text().splitlines()] for j in (here, there, later)]
     sums = [sum(line["bytes"] for line in said if line["kind"] != "statement") for said in lines]  # one for each message
     assert sums[0] == sums[1] == sums[2]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("shared_ray")
-def test_by_flower_a_hospital_brings_its_expert(
-    hospital: Hospital, job: Jobs, initial: Initial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    trains = hospital("trains", runs=1, epochs=1)
-    own = {name: tensor + 0.001 if tensor.is_floating_point() else tensor for name, tensor in initial.weights.items()}
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in own.items()}}, "own.pth")
-    torch.save({"state_dict": {"w": torch.ones(3)}}, "wrong.pth")
-
-    def bring(name: str, file: str) -> SiteTask:
-        task = hospital(name)
-        return task.model_copy(
-            update={"site": task.site.model_copy(update={"expert": OwnExpert(checkpoint=file).found_anywhere()})}
-        )
-
-    asked = job(trains, bring("brings", "own.pth"), bring("wrong", "wrong.pth"))
-    outcomes = SimulationBackend().gather(asked, lambda _: None)
-    assert {name: outcome.trained for name, outcome in outcomes.items()} == {"trains": True, "brings": False, "wrong": False}
-    assert not outcomes["brings"].reason
-    assert "its expert does not fit the model" in outcomes["wrong"].reason
-    assert "wrong.pth" not in outcomes["wrong"].reason  # names of files stay in the hospital's own log
-    found = ExpertPool(asked.pool).load(asked.tasks[1])
-    assert all(torch.equal(found.weights[name], own[name]) for name in own)
-    assert found.runs == []

@@ -9,6 +9,7 @@ import ast
 import sys
 import tomllib
 from collections import defaultdict
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in FILES}
 
 
+@cache
 def imports_of(path: Path) -> list[tuple[str, bool]]:
     """(module, whether at module level) of every import, those under TYPE_CHECKING and inside functions included."""
     tree = ast.parse(path.read_text())

@@ -41,6 +41,7 @@ def run_flower(job: Job, asked: list[SiteTask], client: Any, program: Callable[[
     def story(grid: Grid, context: Context) -> None:
         program(GridBackend(grid, min(job.deadline_s, START_GRACE_S), "listed"))
 
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of hospitals' processes, however many cores each holds; training says its own
     outside = os.environ.get("RAY_ADDRESS")
     arguments = {"num_cpus": cores(), "include_dashboard": False, "log_to_driver": False}
     run_simulation(
@@ -74,10 +75,11 @@ def _resources(asked: list[SiteTask]) -> dict[str, float]:
 def cpus_each(hospitals: int, count: int) -> float:
     """What each hospital holds of so many cores, so that more of them are active than there are cores, and none of these idles.
 
-    Their runs share the cores by `core_slot`. Rounded down, for Ray counts in ten thousandths, and what is held must fit.
+    Their runs share the cores by `core_slot`. Flower starts a process for each share that fits at once, of which no more are wanted
+    than there are hospitals. Rounded down, for Ray counts in ten thousandths, above one in whole cores, and what is held must fit.
     """
     active = min(hospitals, ACTIVE_PER_CORE * count)
-    return min(1.0, int(10_000 * count / active) / 10_000)
+    return float(count // active) if active <= count else int(10_000 * count / active) / 10_000
 
 
 if __name__ == "__main__":

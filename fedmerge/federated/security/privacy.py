@@ -97,10 +97,10 @@ def delta_of(epsilon: float, mu: float) -> float:
     below every bound by Renyi divergences. By logarithms, as e^epsilon alone is beyond all numbers where Phi is next to none.
     Worked example: epsilon = 0, mu = 2: Phi(1) - Phi(-1) = 0.683, the total variation of two normals that are 2 apart.
     """
-    from scipy.stats import norm
+    from scipy.special import log_ndtr
 
-    here = norm.logcdf(mu / 2 - epsilon / mu)
-    there = epsilon + norm.logcdf(-mu / 2 - epsilon / mu)
+    here = log_ndtr(mu / 2 - epsilon / mu)
+    there = epsilon + log_ndtr(-mu / 2 - epsilon / mu)
     return float(math.exp(here) * -math.expm1(min(0.0, there - here)))
 
 

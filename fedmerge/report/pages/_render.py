@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 CONTENTS = "<!-- contents -->"
 
@@ -15,22 +19,29 @@ FEWEST = 3
 
 def fill(name: str, filters: dict[str, Callable[..., str]] | None = None, **values: Any) -> str:
     """The template `templates/<name>.html` with these values, escaped; an unknown name in it is an error."""
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    here = resources.files("fedmerge.report.pages") / "templates"
-
-    def read(file: str) -> str:
-        return here.joinpath(file).read_text("utf-8")
-
-    environment = Environment(
-        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = _environment()
     environment.filters |= filters or {}
+    template = environment.get_template(f"{name}.html")
+    page = template.render(style=Markup(_read("style.css")), contents=Markup(CONTENTS), **values)
+    return page.replace(CONTENTS, _contents(page), 1)
+
+
+def _read(file: str) -> str:
+    return (resources.files("fedmerge.report.pages") / "templates" / file).read_text("utf-8")
+
+
+@cache
+def _environment() -> Environment:
+    """One for all pages: it translates each template once in a process."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    loader = FunctionLoader(_read)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     parts: Any = environment.get_template("parts.html").module
     environment.globals |= {"wide": parts.wide, "plot": parts.plot}
-    page = environment.get_template(f"{name}.html").render(style=Markup(read("style.css")), contents=Markup(CONTENTS), **values)
-    return page.replace(CONTENTS, _contents(page), 1)
+    return environment
 
 
 def _contents(page: str) -> str:

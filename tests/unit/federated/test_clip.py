@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,6 +33,9 @@ from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.per_sample.mixture import Mixture
 from tests.clips import MODEL, RESNET, VIT, WORDS, random_clip, saved
 
+if TYPE_CHECKING:
+    import open_clip
+
 EVERYONE = ("liver", "heart", "spleen")
 
 
@@ -47,7 +49,9 @@ def begun(model: ClipSpec, classes: tuple[str, ...] = EVERYONE, target: tuple[st
 
 def zero_shot(clip: open_clip.CLIP, x: Tensor, classes: tuple[str, ...] = EVERYONE) -> Tensor:
     """Logits as Radford et al. have them, by the library's own functions."""
-    read = open_clip.SimpleTokenizer(context_length=16)
+    from open_clip import SimpleTokenizer
+
+    read = SimpleTokenizer(context_length=16)
     rows = []
     for name in classes:
         each = clip.encode_text(read([t.replace("{}", WORDS[name]) for t in MODEL["templates"]]), normalize=True)
@@ -118,6 +122,7 @@ def test_openai_archives_want_their_activation(tmp_path: Path) -> None:
 
 def test_biomedclips_layout(tmp_path: Path) -> None:
     """A folder with its configuration: an image tower of timm, a text tower of transformers, and the words that it knows."""
+    from open_clip import CustomTextCLIP
     from transformers import BertConfig, BertTokenizerFast
 
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "scan", "of", "the", ".",
@@ -133,7 +138,7 @@ def test_biomedclips_layout(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
     no_files = {"text_cfg": config["text_cfg"] | {"hf_model_pretrained": False}}
-    clip = open_clip.CustomTextCLIP(**config | no_files).eval()
+    clip = CustomTextCLIP(**config | no_files).eval()
     saved(tmp_path / "open_clip_pytorch_model.bin", clip.state_dict())
     model = spec(name=f"local-dir:{tmp_path}", kwargs={}, weights=str(tmp_path / "open_clip_pytorch_model.bin"))
     weights = begun(model).weights

@@ -234,6 +234,22 @@ def test_how_many_experts_count() -> None:
     assert influence(np.array([[1.5, -0.5]])).effective == pytest.approx(1)
 
 
+@given(st.integers(1, 60), st.integers(2, 6), st.integers(0, 2**31), st.sampled_from([1, 2, 7]))
+def test_recall_f1_and_auroc_are_those_of_scikit_learn_to_the_last_bit(n: int, classes: int, seed: int, digits: int) -> None:
+    """Of one digit, many images have the same score."""
+    from sklearn.metrics import f1_score, recall_score, roc_auc_score
+
+    rng = np.random.default_rng(seed)
+    p = np.round(rng.dirichlet(np.ones(classes), n), digits).astype(np.float32)
+    y = rng.integers(classes, size=n)
+    present = np.unique(y)
+    found, macro = measure(p, [y]), {"labels": present, "average": "macro", "zero_division": 0}
+    assert found.balanced_accuracy == recall_score(y, p.argmax(1), **macro)
+    assert found.macro_f1 == f1_score(y, p.argmax(1), **macro)
+    if len(present) > 1:
+        assert found.auroc == np.mean([roc_auc_score(y == c, p[:, c]) for c in present])
+
+
 def test_one_class_has_no_auroc() -> None:
     found = measure(np.full((4, 3), 1 / 3, np.float32), [np.zeros(4, np.int64)])
     assert found.auroc is None
