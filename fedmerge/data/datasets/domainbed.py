@@ -1,4 +1,4 @@
-"""PACS, VLCS, Office-Home and TerraIncognita as DomainBed lays them out: <root>/<data set>/<domain>/<class>/<image>."""
+"""PACS, VLCS, Office-Home and TerraIncognita in DomainBed's folders: <root>/<data set>/<domain>/<class>/<image>."""
 
 from __future__ import annotations
 

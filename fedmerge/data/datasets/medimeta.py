@@ -1,4 +1,4 @@
-"""Any data set and task of MedIMeta: nineteen of them, prepared in one way, each with its own info.yaml."""
+"""MedIMeta: nineteen data sets prepared in one way, each with its own info.yaml; any of them, with any of its tasks."""
 
 from __future__ import annotations
 

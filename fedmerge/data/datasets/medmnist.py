@@ -1,4 +1,4 @@
-"""MedMNIST's two-dimensional data sets, of any of its sizes: one .npz for each, described by the package's own INFO."""
+"""MedMNIST's two-dimensional data sets in all published sizes: one .npz file each, described by the package's own INFO."""
 
 from __future__ import annotations
 

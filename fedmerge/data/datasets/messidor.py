@@ -1,4 +1,4 @@
-"""Diabetic retinopathy in the eye's fundus: Messidor, from three hospitals, and Messidor-2."""
+"""Diabetic retinopathy in images of the eye's fundus: Messidor, from three hospitals, and Messidor-2."""
 
 from __future__ import annotations
 
