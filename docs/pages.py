@@ -167,6 +167,8 @@ def commands() -> str:
             said = _cell(getattr(one, "help", None) or "")
             flags = ", ".join(f"`{flag}`" for flag in (*one.opts, *one.secondary_opts))
             default = "" if one.default is None or one.required or callable(one.default) else f"`{one.default}`"
+            words = getattr(one, "show_default", None)
+            default = words if isinstance(words, str) else "required" if one.required else default
             lines.append(
                 f"| {flags if isinstance(one, click.Option) else f'`{one.human_readable_name}`'} | {said} | {_cell(default)} |"
             )

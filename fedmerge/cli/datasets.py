@@ -20,8 +20,9 @@ source: {kind: camelyon17, root: "${FEDMERGE_DATA}/wilds", folders: [hospital_0]
 ```
 
 - `folders` chooses domains, `take` chooses official parts, and `split` divides them among hospitals.
-- The number of images must be the published one. Another number is refused, and the message has both. `check_counts: false` allows it, if
-  you have left images out on purpose. Where the published number could not be verified, a difference is only reported.
+- The number of images must be the published one. Another number is refused, and the message has both. `check_counts: false`
+  allows it, if you have left images out on purpose. Where the published number could not be verified, a difference is only
+  reported.
 - fedmerge downloads nothing: "get it" says where to ask.
 - The layouts are tested with small files of the same format (`tests/unit/data/test_public.py`), not with the data themselves.
 

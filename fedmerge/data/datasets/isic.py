@@ -1,11 +1,11 @@
-"""Skin lesions: ISIC 2019, whole or divided by artifacts, and three other data sets to test its experts: PH2, PAD-UFES-20, Derm7pt.
+"""Skin lesions: ISIC 2019, whole or divided by artifacts, and for tests of its experts PH2, PAD-UFES-20 and Derm7pt.
 
-`task: melanoma` has the classes melanoma and benign. Carcinomas (BCC, SCC) and actinic keratoses are then left out of all data sets,
-because the annotation of artifacts leaves them out of ISIC 2019. `task: diagnosis` has the eight diagnoses of ISIC 2019: MEL, NV, BCC,
-AK, BKL, DF, VASC, SCC (25,331 images). The other data sets get the same names for the diagnoses that they have: PH2 (200 images);
-PAD-UFES-20 (2,298; its SCC includes Bowen's disease); Derm7pt (987 of each domain; its lentigines are BKL, as in ISIC; melanosis and
-`miscellaneous` have no name in ISIC and are left out). ISIC 2019 by artifacts has only five diagnoses: no image of BCC, AK or SCC is
-annotated.
+`task: melanoma` has the classes melanoma and benign. Carcinomas (BCC, SCC) and actinic keratoses are then left out of all data
+sets, because the annotation of artifacts leaves them out of ISIC 2019. `task: diagnosis` has the eight diagnoses of ISIC 2019:
+MEL, NV, BCC, AK, BKL, DF, VASC, SCC (25,331 images). The other data sets get the same names for the diagnoses that they have:
+PH2 (200 images); PAD-UFES-20 (2,298; its SCC includes Bowen's disease); Derm7pt (987 of each domain; its lentigines are BKL, as
+in ISIC; melanosis and `miscellaneous` have no name in ISIC and are left out). ISIC 2019 by artifacts has only five diagnoses:
+no image of BCC, AK or SCC is annotated.
 """
 
 from __future__ import annotations
