@@ -68,7 +68,7 @@ class Domainbed(Public):
         ),
     }
 
-    dataset: Literal["pacs", "vlcs", "office_home", "terra_incognita"] = Field(description="which of them")
+    dataset: Literal["pacs", "vlcs", "office_home", "terra_incognita"] = Field(description="name of the data set")
 
     def _rows(self, root: Path) -> list[Row]:
         return list(self._in_folders(root))

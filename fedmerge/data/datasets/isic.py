@@ -106,9 +106,9 @@ class Isic(Public):
         ),
     }
 
-    dataset: Literal["isic2019", "isic2019_artifacts", "ph2", "pad_ufes_20", "derm7pt"] = Field(description="which of them")
+    dataset: Literal["isic2019", "isic2019_artifacts", "ph2", "pad_ufes_20", "derm7pt"] = Field(description="name of the data set")
     task: Literal["melanoma", "diagnosis"] = Field(
-        "melanoma", description="melanoma or benign, or the eight diagnoses of ISIC 2019"
+        "melanoma", description="classes: melanoma and benign, or the eight diagnoses of ISIC 2019"
     )
 
     @property

@@ -42,7 +42,7 @@ class Messidor(Public):
         ),
     }
 
-    dataset: Literal["messidor", "messidor2"] = Field(description="which of them")
+    dataset: Literal["messidor", "messidor2"] = Field(description="name of the data set")
     task: Literal["grade", "referable"] = Field("grade", description=f"referable: grades from {REFERABLE} on against those below")
 
     def classes(self) -> tuple[str, ...]:
