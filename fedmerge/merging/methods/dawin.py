@@ -26,7 +26,7 @@ class Dawin(Adaptive):
     `scope_mean` is one mean for all, which is what the authors' multi-task code does in effect. Note that e^-H lies in [1/C, 1], so
     that two experts and two classes allow only [1/3, 2/3].
     `form` for multi-task merging about theta_0: `convex` has sum 1; `paper` 0.3 in all, `code` 0.3 K.
-    Where sources differ: paper and code start, stop and assign the mixture differently (merge/clustering.py follows the code).
+    Where sources differ: paper and code start, stop and assign the mixture differently (scoring/clustering.py follows the code).
     Worked example: H = (0, ln 3): lambda = (1, 1/3) / (4/3) = (0.75, 0.25).
 
     Examples
