@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,12 @@ def _block(text: str) -> list[str]:
     lines = []
     for part in text.split("\n\n"):
         if re.search(r"(?m)^    |\S  +\S", part):
-            lines += ["", "```{.text .formula}", *(re.sub(r"(?<=\S) {9,}(?=\S)", "   ", line) for line in part.splitlines()), "```"]
+            lines += [
+                "",
+                "```{.text .formula}",
+                *(re.sub(r"(?<=\S) {9,}(?=\S)", "   ", line) for line in textwrap.dedent(part).splitlines()),
+                "```",
+            ]
         else:
             lines += ["", " ".join(part.split()).replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*")]
     return lines[1:]
