@@ -103,7 +103,7 @@ def _of_one(found: Survey, site: str, rows: list[ListedImage], said: list[str]) 
     """One hospital's images shared out: there is no federation yet, but it can be tried."""
     where = {"folders": [site]} if site else {}
     said.append(
-        "there is only one hospital; for a first try its images are divided: part_1 and part_2 train, and the target sees the rest. "
+        "there is only one hospital; for a first try its images are divided: part_1 and part_2 train, the target sees the rest. "
         "For a real federation add images of other hospitals, in ROOT/<hospital>/<class>/ or as a column 'site' of the table"
     )
     held = [row for row in rows if folded(row.split) in HELD]

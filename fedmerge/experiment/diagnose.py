@@ -181,6 +181,5 @@ def hills(found: list[Landscape]) -> list[str]:
         return [f"Between no two experts does the loss rise by {HILL} nats above the straight line: there is no barrier."]
     mean = {part: sum(r["cross_entropy_barrier"] for r in rows if r["part"] == part) for part in ("encoder", "head")}
     more = max(mean, key=lambda part: mean[part])
-    return [
-        f"Between {'; '.join(high)} the loss rises by {HILL} nats or more above the straight line between its ends. The {more} causes most of it."
-    ]
+    rise = f"the loss rises by {HILL} nats or more above the straight line between its ends"
+    return [f"Between {'; '.join(high)} {rise}. The {more} causes most of it."]

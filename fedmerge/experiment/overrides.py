@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experiment.scenario import PROTOCOLS
@@ -221,7 +221,7 @@ def _fields(part: str, kind: Any) -> set[str]:
 
     if part == "stream":
         return set(SCHEDULES.load(kind).model_fields) if kind in SCHEDULES.names else set()
-    kinds = {"pretrained": Pretrained, "checkpoint": Checkpoint, "proxy": Proxy}
+    kinds: dict[str, type[BaseModel]] = {"pretrained": Pretrained, "checkpoint": Checkpoint, "proxy": Proxy}
     return set(kinds[kind].model_fields) if isinstance(kind, str) and kind in kinds else set()
 
 
