@@ -78,7 +78,7 @@ class Tally:
         """One line of the table."""
         recovery, gone = _seconds(self.recovery_s), _seconds(self.gone_s)
         counted = f"{self.kills} | {self.runs} | {self.same} | {self.lost} | {self.left} | {gone}"
-        return f"| {self.what} | {counted} | {recovery} | {', '.join(self.moments)} |"
+        return f"| {self.what} | {counted} | {recovery} |"
 
 
 def _seconds(found: list[float]) -> str:
@@ -88,20 +88,27 @@ def _seconds(found: list[float]) -> str:
 EXPLAINED = """\
 # What happens when things break
 
-Made by `python benchmarks/faults.py --page docs/faults.md`: a tiny model, hospitals of the phantom, a stream of 8 images a batch
-with methods that remember (and `per_sample: rows`, since the ways differ in the last bits), in which one hospital
-joins and one leaves. Everything is broken with SIGKILL at a random moment. A run of the driver is given again with `--resume`;
-after the death of the target's actor or of a client nothing is done.
+This page shows that a run whose processes are killed ends with the same bits as an undisturbed run. `python
+benchmarks/faults.py --page docs/faults.md` writes the table. The run has a tiny model, hospitals of the phantom, a stream of 8
+images a batch in which one hospital joins and one leaves, and methods with a memory (`per_sample: rows`, since the ways of
+merging for each image differ in the last bits). Each process is killed with SIGKILL at a random moment. A killed driver is
+started again with `--resume`; after the death of the target's actor or of a client nothing is done.
 
-Identical: every prediction of every batch and method has the same bits as in the undisturbed run, and every batch is counted
-once; while hospitals train, every expert has the same sha256. Recovery: of the actor, from the kill to the next batch on disk;
-of the driver, from the command with `--resume` to the next batch on disk, Ray's start included; while hospitals train, from the
-kill to the end. Gone after: when the last process had ended that a killed driver had started, Ray's daemons included; left running:
-how many had not within a minute. Seconds are medians. When: batches on disk at the kill, and in brackets the time since the
-process began (driver) or since that batch was on disk (actor)."""
+| column | means |
+|---|---|
+| kills, runs | number of kills, and of the runs in which they happened |
+| identical at the end | runs in which every prediction of every batch and method has the same bits as in the undisturbed run, \
+and every batch is counted once; while hospitals train: every expert has the same sha256 |
+| left running | processes started by a killed driver that had not ended within a minute |
+| gone after | median time until the last of these processes had ended, Ray's daemons included |
+| recovery | median time. Actor: from the kill to the next batch on disk. Driver: from the command with `--resume` to the next \
+batch on disk, Ray's start included. While hospitals train: from the kill to the end |"""
+WHEN = """\
+**Moments of the kills.** The number of batches on disk; in brackets the time since the process began (driver) or since that batch
+was on disk (actor). While hospitals train: the time since the process began."""
 HEADER = (
-    "| broken | times | runs | identical at the end | lost or counted twice | left running | gone after | recovery | when |\n"
-    "|---|---|---|---|---|---|---|---|---|"
+    "| broken | kills | runs | identical at the end | lost or counted twice | left running | gone after | recovery |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -322,15 +329,18 @@ def main(
     batches = json.loads((whole / "summary.json").read_text())["stream"]["batches"]
     shutil.copytree(folder / "pool", whole / "pool")
     typer.echo(f"undisturbed: training {training:.0f} s, the rest {seconds:.0f} s, {batches} batches", err=True)
-    lines = [HEADER]
+    lines, moments = [HEADER], [WHEN, ""]
     for work in (
         lambda: [break_actor(folder, whole, kills, batches, rng)],
         lambda: [break_driver(folder, whole, kills, seconds, rng)],
         lambda: break_training(folder, experts(whole), training_kills, training, rng) if training_kills else [],
     ):
-        lines += [tally.row() for tally in work()]
+        found = work()
+        lines += [tally.row() for tally in found]
+        moments += [f"- {tally.what}: {', '.join(tally.moments)}" for tally in found]
         typer.echo(lines[-1], err=True)
     lines += ["", f"An undisturbed run took {seconds:.0f} s with the experts in the pool, and {training:.0f} s to train them."]
+    lines += ["", *moments]
     typer.echo("\n".join(lines))
     if page:
         page.write_text("\n".join([EXPLAINED, "", *lines]) + "\n", encoding="utf-8")

@@ -34,9 +34,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "smooth drift": {"kind": "mixture_drift", "drift": "smooth"},
 }
 EXPLAINED = """\
-Accuracy, percent, and in brackets the difference to the mean merge on the same stream, points; a star marks a 95% t interval over
-seeds that leaves out 0, not corrected for the number of rows. Every method stands at its defaults; rows `eam-...` change one field
-of `eam`. Made by `python benchmarks/honest.py --scenario NAME --seeds N`; what it means is in [results.md](results.md)."""
+Accuracy of all methods and of 14 variants of `eam` on six streams, in percent. Brackets hold the difference to the mean merge
+on the same stream, in points. A star marks a 95% t interval over seeds that excludes 0, not corrected for the number of rows.
+Every method has its defaults; rows `eam-...` change one field of `eam`. Made by `python benchmarks/honest.py --scenario NAME
+--seeds N`; [All results](results.md) says what the tables mean."""
 SCORERS = ("raw_diff", "product", "ratio", "entropy_only", "rank_sum")
 DEAR, DEAR_ON = ("fisher-target",), ("i.i.d.",)
 """What takes minutes for each stream, and the streams on which it is measured."""

@@ -192,14 +192,14 @@ def federation(
     request = RunOptions(out=folder / f"run-{hospitals}", pool=folder / "pool", quiet=True)
     request.out.mkdir(parents=True, exist_ok=True)
     took: dict[str, float] = {}
-    with _timed(took, "the scenario and its checks"):
+    with _timed(took, "load and check the scenario"):
         plan = load_experiment(_tiny_world(folder, hospitals, images))
         plan.remarks()
     initial = make_theta_0(plan, request, Terminal(quiet=True))
-    with _timed(took, "the tasks"):
+    with _timed(took, "make the tasks"):
         tasks = tuple(site_task(plan, number, initial) for number in range(hospitals))
     job = job_of(plan, tasks, initial, request)
-    with _timed(took, "who has to be asked"):
+    with _timed(took, "find the hospitals to ask"):
         left = incomplete(job)
     place, trained = out / "federation.json", list[Any]()
     found = json.loads(place.read_text(encoding="utf-8")) if place.exists() else {"trained": [], "operations": {}}
@@ -211,11 +211,11 @@ def federation(
         typer.echo(f"{hospitals - len(left)} in the pool: {trained[-1][1]:.3f} s of CPU for a hospital")
     found["trained"] += trained
     if not left:
-        with _timed(took, "a look whether all are there"):
+        with _timed(took, "check that all have answered"):
             LocalBackend().gather(job, lambda _: None)
-        with _timed(took, "all experts from the pool"):
+        with _timed(took, "load all experts from the pool"):
             load_experts(tasks, request)
-        with _timed(took, "a twin looked for"):
+        with _timed(took, "look for two equal experts"):
             ExpertPool(job.pool).twin("", tasks)
         found["operations"][str(hospitals)] = took
         typer.echo(str(took))

@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mkdocs.structure.files import File, Files
 
 from fedmerge.cli.main import app
 from fedmerge.cli.methods import row, takes
+from fedmerge.data.datasets._file_source import FileSource
 from fedmerge.experiment.scenario import json_schema
 from fedmerge.federated.attacks._base import ATTACKS
 from fedmerge.federated.defenses._base import DEFENSES
@@ -32,6 +34,10 @@ from method_figures import figure
 ROOT = Path(__file__).resolve().parents[1]
 BESIDE = {"index.md": "README.md", "extend.md": "CONTRIBUTING.md", "security.md": "SECURITY.md", "changelog.md": "CHANGELOG.md"}
 """Pages of the site that are files of the repository's root."""
+
+
+WIDE = "<style>.md-typeset td:nth-child(2) { min-width: 11rem; }</style>\n"
+"""The column of meanings, beside long lists of values."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -90,18 +96,25 @@ def _block(text: str) -> list[str]:
     lines = []
     for part in text.split("\n\n"):
         if re.search(r"(?m)^    |\S  +\S", part):
-            lines += ["", "```text", *(re.sub(r"(?<=\S) {9,}(?=\S)", "   ", line) for line in part.splitlines()), "```"]
+            lines += [
+                "",
+                "```{.text .formula}",
+                *(re.sub(r"(?<=\S) {9,}(?=\S)", "   ", line) for line in textwrap.dedent(part).splitlines()),
+                "```",
+            ]
         else:
             lines += ["", " ".join(part.split()).replace("&", "&amp;").replace("<", "&lt;").replace("*", "\\*")]
     return lines[1:]
 
 
 def keys() -> str:
-    """Every key of a scenario and of a site file, and of what stands in them."""
+    """Every key of a scenario and of a site file, and of their parts."""
     lines = [
         "# YAML keys",
         "",
-        "`fedmerge schema scenario` and `fedmerge schema site` print the same as JSON schemas, for editors.",
+        WIDE,
+        "All keys of scenarios and site files. `fedmerge schema scenario` and `fedmerge schema site` print them as JSON schemas,",
+        "which editors use to complete and check a file.",
         "",
     ]
     parts: dict[str, Any] = {}
@@ -111,9 +124,16 @@ def keys() -> str:
         lines += [f"## {title}", "", *_fields(schema), ""]
     for folder, title in ((DEFENSES, "Defenses"), (ATTACKS, "Attacks")):
         lines += [f"## {title}", "", *_plugins(folder)]
+    shared = FileSource.model_json_schema()["properties"]
+    lines += ["## Image files", "", "Keys of every source whose images are files.", "", *_fields({"properties": shared}), ""]
     lines += ["## Parts", ""]
     for name, schema in sorted(parts.items()):
-        lines += [f"### {name} {{#{name.lower()}}}", "", schema.get("description", "").split("\n\n")[0], "", *_fields(schema), ""]
+        fields = schema.get("properties", {})
+        whole = not shared.keys() <= fields.keys()
+        more = [] if whole else ["It also has the keys of [image files](#image-files).", ""]
+        own = {key: field for key, field in fields.items() if whole or shared.get(key) != field}
+        lines += [f"### {name} {{#{name.lower()}}}", "", schema.get("description", "").split("\n\n")[0], "", *more]
+        lines += [*_fields(schema | {"properties": own}), ""]
     return "\n".join(lines)
 
 
@@ -127,12 +147,12 @@ def _fields(schema: Mapping[str, Any], without: tuple[str, ...] = ()) -> list[st
     fields = {name: field for name, field in schema.get("properties", {}).items() if name not in without}
     if not fields:
         return []
-    lines = ["| key | takes | default | says |", "|---|---|---|---|"]
+    lines = ["| key | meaning | value | default |", "|---|---|---|---|"]
     for name, field in fields.items():
         default = "required" if name in schema.get("required", ()) else f"`{json.dumps(field.get('default'))}`"
-        default = "see `fedmerge schema`" if len(default) > 60 else default
-        said = field.get("description", "chooses this one" if name == "kind" else "")
-        lines.append(f"| `{name}` | {_cell(_type(field))} | {_cell(default)} | {_cell(said)} |")
+        default = "see `fedmerge schema`" if len(default) > 60 else "" if name == "kind" else default
+        said = field.get("description", "the name that selects it" if name == "kind" else "")
+        lines.append(f"| `{name}` | {_cell(said)} | {_cell(_type(field))} | {_cell(default)} |")
     return lines
 
 
@@ -155,18 +175,27 @@ def commands() -> str:
     lines = [
         "# Command line",
         "",
-        "Exit status: 0 done, 2 something you can mend (one message, no traceback), 1 our fault, 130 interrupted,",
+        "All commands of `fedmerge`. `python -m fedmerge.simulate` is the same as `fedmerge simulate`.",
+        "",
+        "| exit status | means |",
+        "|---|---|",
+        "| 0 | done |",
+        "| 1 | an error in fedmerge |",
+        "| 2 | something that you can mend: one message says what, without a traceback |",
+        "| 130, 143, 129 | ended by Ctrl-C, SIGTERM, SIGHUP |",
+        "",
     ]
-    lines += ["143 ended by SIGTERM, 129 by SIGHUP. `python -m fedmerge.simulate` is `fedmerge simulate`.", ""]
     for name, command in whole.commands.items():
         context = click.Context(command, info_name=f"fedmerge {name}")
         text = inspect.cleandoc(command.help or "")
         lines += [f"## {name}", "", *_block(text), "", "```", command.get_usage(context).removeprefix("Usage: "), "```", ""]
-        lines += ["| option | does | default |", "|---|---|---|"]
+        lines += ["| argument or option | meaning | default |", "|---|---|---|"]
         for one in command.params:
             said = _cell(getattr(one, "help", None) or "")
             flags = ", ".join(f"`{flag}`" for flag in (*one.opts, *one.secondary_opts))
             default = "" if one.default is None or one.required or callable(one.default) else f"`{one.default}`"
+            words = getattr(one, "show_default", None)
+            default = words if isinstance(words, str) else "required" if one.required else default
             lines.append(
                 f"| {flags if isinstance(one, click.Option) else f'`{one.human_readable_name}`'} | {said} | {_cell(default)} |"
             )

@@ -13,23 +13,24 @@ from fedmerge.data.datasets._public import Published, published_by
 
 HEAD = """# Public data sets by name
 
-Each is a `kind` of a site's `source`, and reads what its publishers hand out, unpacked into a folder, as it is:
+The data sets of the papers that fedmerge reads as they were published: unpack one into a folder, and name it in a site's `source`.
 
 ```yaml
 source: {kind: camelyon17, root: "${FEDMERGE_DATA}/wilds", folders: [hospital_0], take: [train, id_val]}
 ```
 
-`folders` chooses domains and `take` official parts; `split` shares them out among hospitals. Classes, domains and numbers of images
-are those that were published: another number is refused with both numbers, unless `check_counts: false` says that images are left
-out on purpose. Where a number could not be verified, a difference is only reported. Nothing is downloaded: "get it" says
-where to ask. The layouts are tried with small files of the same format (`tests/unit/data/test_public.py`), not with the data
-themselves.
+- `folders` chooses domains, `take` chooses official parts, and `split` divides them among hospitals.
+- The number of images must be the published one. Another number is refused, and the message has both. `check_counts: false`
+  allows it, if you have left images out on purpose. Where the published number could not be verified, a difference is only
+  reported.
+- fedmerge downloads nothing: "get it" says where to ask.
+- The layouts are tested with small files of the same format (`tests/unit/data/test_public.py`), not with the data themselves.
 
-MedMNIST-C spoils images of MedMNIST: `stream: {kind: corruption, families: published, modality: ct}` takes all corruptions that it
-has for OrganMNIST (`scenarios/organmnist-corruption.yaml`), with its constants; `modality` names the others: pathology, blood,
+MedMNIST-C has corruptions of MedMNIST's images: `stream: {kind: corruption, families: published, modality: ct}` takes all that it
+publishes for OrganMNIST, with its constants (`scenarios/organmnist-corruption.yaml`). Other values of `modality`: pathology, blood,
 dermatoscope, fundus, tissue, oct, ultrasound, chest, pneumonia.
 
-This page is what `fedmerge datasets --markdown` prints.
+`fedmerge datasets --markdown` prints this page.
 """
 
 

@@ -90,8 +90,8 @@ def _planned(found: Survey, target: str | None) -> Plan:
     chosen = target or min(whole, key=lambda site: len(hospitals[site]))
     rest = [site for site in hospitals if site != chosen]
     if target is None:
-        why = "the one with the fewest images of those that have all classes"
-        said.append(f"{quoted(chosen)} is the target, which trains nothing: {why}; --target NAME chooses another")
+        why = "it has the fewest images of the hospitals that have all classes"
+        said.append(f"{quoted(chosen)} is the target and trains no expert: {why}; --target NAME chooses another")
     if len(rest) == 1:
         said.append(f"only {quoted(rest[0])} trains, so there is nothing to merge; it takes two hospitals that train, and a target")
     said += _unused(hospitals)
@@ -103,8 +103,8 @@ def _of_one(found: Survey, site: str, rows: list[ListedImage], said: list[str]) 
     """One hospital's images shared out: there is no federation yet, but it can be tried."""
     where = {"folders": [site]} if site else {}
     said.append(
-        "there is one hospital only; so that it can be tried, its images are shared out: part_1 and part_2 train, and the target "
-        "sees the rest. What is missing: images of other hospitals, in ROOT/<hospital>/<class>/ or as a column 'site' of the table"
+        "there is only one hospital; for a first try its images are divided: part_1 and part_2 train, the target sees the rest. "
+        "For a real federation add images of other hospitals, in ROOT/<hospital>/<class>/ or as a column 'site' of the table"
     )
     held = [row for row in rows if folded(row.split) in HELD]
     if held and len({row.label for row in held}) > 1:
@@ -126,7 +126,7 @@ def _of_two(hospitals: dict[str, list[ListedImage]], names: dict[str, str], said
     """Two hospitals train, and the target sees what they hold back: with one of them as the target, nothing would be merged."""
     share, shares = TARGET_SHARE, [round(1 - TARGET_SHARE, 2), TARGET_SHARE]
     said.append(
-        f"both hospitals train on {1 - share:.0%} of their images, and the target sees the rest of both, as a ward that "
+        f"both hospitals train on {1 - share:.0%} of their images, and the target sees the rest of both, like a ward that "
         "sends images to both; --target NAME makes one of them the target, and the other trains alone"
     )
     said += _unused(hospitals)
@@ -197,7 +197,7 @@ def _texts(folder: Path, name: str, found: Survey, seen: Look, plan: Plan, said:
         texts["images.csv"] = _as_csv(found.rows)
     for site in (*plan.sites, plan.target):
         content = {"name": site.name, "title": site.title, "source": {**source, **site.source}, "validation": 0.2}
-        who = "The target, which trains nothing" if site is plan.target else "A hospital"
+        who = "The target, which trains no expert" if site is plan.target else "A hospital"
         texts[f"sites/{site.name}.yaml"] = f"# {who}; written by `fedmerge init`.\n{_dumped(content)}"
     small = seen.side <= MOST
     kwargs = {

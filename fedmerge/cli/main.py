@@ -51,13 +51,14 @@ app.command("simulate")(simulate)
 @app.command("init")
 @guarded
 def init_folder(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="where sites/ and scenarios/ are written; nothing is overwritten")],
-    images: Annotated[Path, typer.Option(help="a folder of images, e.g. ROOT/<hospital>/<class>/*, or a table of them")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder for sites/ and scenarios/; no file is overwritten")],
+    images: Annotated[Path, typer.Option(help="folder of images, e.g. ROOT/<hospital>/<class>/*, or a table of them")],
     target: Annotated[
-        str | None, typer.Option(help="the hospital that is the target: it does not train", show_default="chosen, and said")
+        str | None,
+        typer.Option(help="hospital that is the target; it trains no expert", show_default="the smallest, of three or more"),
     ] = None,
 ) -> None:
-    """Write site files and a scenario for your own images into DIR, and say what was assumed."""
+    """Write site files and a scenario for your own images into DIR, and print what was assumed."""
     from fedmerge.cli.first_scenario import first_scenario
 
     scenario, said = first_scenario(folder, images, target)
@@ -68,8 +69,8 @@ def init_folder(
 @app.command()
 @guarded
 def doctor(
-    out: Annotated[Path, typer.Option(help="where runs are kept")] = Path("runs"),
-    pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
+    out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("runs"),
+    pool: Annotated[Path, typer.Option(help="folder of experts")] = Path("pool"),
 ) -> None:
     """Check this machine and installation, and say how to mend what is not ready.
 
@@ -90,13 +91,16 @@ def doctor(
 @app.command()
 @guarded
 def plan(
-    scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
-    seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario; may be repeated")] = None,
-    target: Annotated[str | None, typer.Option(help="another target; 'each': every site in turn")] = None,
-    pool: Annotated[Path, typer.Option(help="where experts are kept")] = Path("pool"),
+    scenario: Annotated[Path, typer.Argument(help="YAML file of the scenario, e.g. scenarios/organs.yaml")],
+    seed: Annotated[int | None, typer.Option(min=0, help="seed that replaces the scenario's")] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE changes a key of the scenario, e.g. stream.batch_size=16; may be repeated"),
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="hospital that is the target instead; 'each': every hospital in turn")] = None,
+    pool: Annotated[Path, typer.Option(help="folder of experts")] = Path("pool"),
 ) -> None:
-    """Show what SCENARIO will do, before anything is trained: sites, stream, what is in the pool, time and memory."""
+    """Check SCENARIO and show what it will do: sites, stream, experts in the pool, time and memory. Nothing is trained."""
     from fedmerge.cli.show_plan import show_previews
     from fedmerge.experiment.dry_run import previews
     from fedmerge.experiment.experiment import Overrides, load_each
@@ -109,27 +113,35 @@ def plan(
 @app.command()
 @guarded
 def sweep(  # noqa: PLR0913 - one parameter per option of the command line
-    scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
-    seeds: Annotated[int | None, typer.Option(min=1, help="seeds 0, 1, 2, ...", show_default="the scenario's own")] = None,
+    scenario: Annotated[Path, typer.Argument(help="YAML file of the scenario, e.g. scenarios/organs.yaml")],
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="number of seeds: 3 runs seeds 0, 1 and 2", show_default="the scenario's own seed")
+    ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", help="KEY=VALUE,VALUE,... of the scenario, e.g. methods.eam.gamma=1,10; may be repeated"),
+        typer.Option(
+            "--set", help="KEY=VALUE,VALUE,... tries several values of a key, e.g. methods.eam.gamma=1,10; may be repeated"
+        ),
     ] = None,
     targets: Annotated[
-        str, typer.Option(help="'each': every site is the target once while the others train; or names separated by commas")
+        str,
+        typer.Option(
+            help="hospitals that are the target in turn while the others train: names separated by commas, or 'each' for all",
+            show_default="the scenario's own target",
+        ),
     ] = "",
-    methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
+    methods: Annotated[str, typer.Option(help="methods to run, separated by commas", show_default="those of the scenario")] = "",
     out: Annotated[Path | None, typer.Option(help="folder of the sweep", show_default="runs/<scenario>-sweep")] = None,
     pool: Annotated[Path, typer.Option(help="folder of experts; those already in it are reused")] = Path("pool"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="streams at a time", show_default="all cores")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="number of streams at a time", show_default="all cores")] = None,
     log: Annotated[
-        list[Tools] | None, typer.Option(help="also write the numbers of every cell for this tool; may be repeated")
+        list[Tools] | None, typer.Option(help="tool for which the numbers of every run are written; may be repeated")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:
     """Run SCENARIO for all combinations of seeds, settings and targets, and write one table.
 
-    Experts are trained once and shared. A sweep that was cut off goes on where it stopped when the same command is given again.
+    Experts are trained once and shared. To continue a sweep that was cut off, give the same command again.
     """
     from fedmerge.experiment.sweep import Sweep, cells_of, run_sweep
 
@@ -143,14 +155,16 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
 @guarded
 def diagnose(
     run: Annotated[Path, typer.Argument(help="folder of a finished run with 'expert' among its methods")],
-    pool: Annotated[Path, typer.Option(help="where the run's experts are")] = Path("pool"),
-    images: Annotated[int, typer.Option(min=1, help="images of the target on which losses between experts are measured")] = 256,
+    pool: Annotated[Path, typer.Option(help="folder with the run's experts")] = Path("pool"),
+    images: Annotated[
+        int, typer.Option(min=1, help="number of the target's images for the losses on the way between experts")
+    ] = 256,
     predictions_only: Annotated[
-        bool, typer.Option("--predictions-only", help="use the run's predictions alone, without experts and images")
+        bool, typer.Option("--predictions-only", help="use only the run's predictions, without experts and images")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="show no progress")] = False,
 ) -> None:
-    """Tell why merging works in RUN, or does not: entropies, coefficients, drift, and barriers between experts.
+    """Show why merging works or fails in RUN: entropies, coefficients, drift, and barriers between experts.
 
     Writes diagnose.html, diagnose.json and plots into the run's folder.
     """
@@ -162,13 +176,12 @@ def diagnose(
 @app.command("watch")
 @guarded
 def watch_run(
-    run: Annotated[Path, typer.Argument(help="folder of a run or a sweep that is going on, or has ended")],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="of the page, on this machine alone; 0: any that is free")] = 8787,
+    run: Annotated[Path, typer.Argument(help="folder of a run or a sweep, running or finished")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port of the page on this machine; 0: any free port")] = 8787,
 ) -> None:
-    """Show a page that follows RUN while it goes on: progress of hospitals, accuracy so far, and coefficients. Ctrl-C ends it.
+    """Serve a page that follows RUN: progress of hospitals, accuracy so far, and coefficients. Ctrl-C ends it.
 
-    Of a sweep it shows the progress of all runs, and a page of each. It reads the folder, and can be
-    reached from this machine alone.
+    The page of a sweep shows the progress of all runs and links to a page of each. Only this machine can reach the page.
     """
     from fedmerge.cli.watch import serving
     from fedmerge.system.process import Terminated
@@ -187,10 +200,10 @@ def watch_run(
 @guarded
 def compare_runs(
     first: Annotated[Path, typer.Argument(help="folder of a finished run")],
-    second: Annotated[Path, typer.Argument(help="another, on the same stream: one target, one seed, the same images")],
-    html: Annotated[Path | None, typer.Option(help="also write a page: one HTML file")] = None,
+    second: Annotated[Path, typer.Argument(help="folder of another run on the same stream: same target, same seed, same images")],
+    html: Annotated[Path | None, typer.Option(help="HTML file for the comparison as a page")] = None,
 ) -> None:
-    """Set two runs side by side: every method's accuracy with the paired difference and its interval, and what else differs."""
+    """Compare two runs: every method's accuracy, the paired difference with its interval, and the settings that differ."""
     from fedmerge.errors import FolderError
     from fedmerge.report.comparison import compare, kept_run
     from fedmerge.report.pages.comparison import comparison_page, show_comparison
@@ -209,13 +222,13 @@ def compare_runs(
 @app.command("inspect")
 @guarded
 def inspect_file(
-    file: Annotated[Path, typer.Argument(help="weights: safetensors, or .pth of PyTorch")],
-    model: Annotated[str | None, typer.Option(help="timm's name of the model that it may be of")] = None,
-    scenario: Annotated[Path | None, typer.Option(help="a scenario that it may be an expert for")] = None,
+    file: Annotated[Path, typer.Argument(help="file of weights: safetensors, or .pth of PyTorch")],
+    model: Annotated[str | None, typer.Option(help="model that the weights should fit, by its timm name")] = None,
+    scenario: Annotated[Path | None, typer.Option(help="scenario for which the file should be an expert")] = None,
 ) -> None:
-    """Say what FILE is: format, tensors, head, and whether it fits a model or a scenario. It runs no code of the file.
+    """Show what FILE holds: format, tensors, head, and whether it fits a model or a scenario. No code of the file runs.
 
-    Exit status 0 if it holds weights, and fits what is named; otherwise 2.
+    Exit status 0 if FILE holds weights and fits the model or scenario; otherwise 2.
     """
     from fedmerge.cli.weights_file import told_of
 
@@ -226,10 +239,10 @@ def inspect_file(
 @app.command()
 @guarded
 def mirage(
-    pool: Annotated[Path, typer.Argument(help="a pool of experts")] = Path("pool"),
-    out: Annotated[Path | None, typer.Option(help="write all numbers as JSON")] = None,
+    pool: Annotated[Path, typer.Argument(help="folder of experts")] = Path("pool"),
+    out: Annotated[Path | None, typer.Option(help="JSON file for all numbers")] = None,
 ) -> None:
-    """Tell from the weights in POOL alone whether averaging is at risk in this federation, and at which layers."""
+    """Estimate from the weights in POOL alone whether averaging is at risk in this federation, and at which layers."""
     from fedmerge.experiment.averaging_risk import as_json, federations, show_risk
 
     found = federations(pool)
@@ -241,13 +254,13 @@ def mirage(
 @app.command()
 @guarded
 def keys(
-    site: Annotated[Path, typer.Argument(help="the site's YAML, e.g. sites/axial.yaml")],
+    site: Annotated[Path, typer.Argument(help="site file of the hospital, e.g. sites/axial.yaml")],
     folder: Annotated[
-        Path | None, typer.Option("--keys", help="where private keys are kept", show_default="FEDMERGE_KEYS, else keys")
+        Path | None, typer.Option("--keys", help="folder of private keys", show_default="FEDMERGE_KEYS, else keys")
     ] = None,
-    renew: Annotated[bool, typer.Option("--renew", help="replace the key; signatures by the old one are no longer valid")] = False,
+    renew: Annotated[bool, typer.Option("--renew", help="replace the key; signatures by the old one become invalid")] = False,
 ) -> None:
-    """Make a key for SITE, with which it signs its uploads, and write the public half into its file."""
+    """Make a pair of keys with which SITE signs its uploads, and write the public key into its site file."""
     from fedmerge.cli.site_files import give_key
 
     private, public = give_key(site, folder, renew)
@@ -258,13 +271,13 @@ def keys(
 @app.command()
 @guarded
 def certificate(
-    folder: Annotated[Path, typer.Argument(help="of the authority, ca.crt and ca.key, which is made if it is not there")],
-    name: Annotated[str, typer.Argument(help="of the machine: NAME.crt and NAME.key are written")],
-    addresses: Annotated[list[str], typer.Argument(help="host names and IP addresses at which others reach it")],
-    days: Annotated[int, typer.Option(min=1, max=3650, help="how long it is valid")] = 90,
-    renew: Annotated[bool, typer.Option("--renew", help="replace the one that is there")] = False,
+    folder: Annotated[Path, typer.Argument(help="folder of your authority, ca.crt and ca.key; the first call makes it")],
+    name: Annotated[str, typer.Argument(help="name of the machine; NAME.crt and NAME.key are written")],
+    addresses: Annotated[list[str], typer.Argument(help="host names and IP addresses at which others reach the machine")],
+    days: Annotated[int, typer.Option(min=1, max=3650, help="number of days that the certificate is valid")] = 90,
+    renew: Annotated[bool, typer.Option("--renew", help="replace an existing certificate")] = False,
 ) -> None:
-    """Make a certificate for a machine of a Ray cluster or for a SuperLink, by an authority of your own."""
+    """Make a TLS certificate for a machine of a Ray cluster or for a SuperLink, signed by an authority of your own."""
     from fedmerge.federated.security.certificates import issue
 
     for file in issue(folder, name, addresses, days, renew):
@@ -274,10 +287,10 @@ def certificate(
 @app.command()
 @guarded
 def outline(
-    site: Annotated[Path, typer.Argument(help="the hospital's own YAML, e.g. sites/axial.yaml")],
-    seed: Annotated[int, typer.Option(min=0, help="the scenario's seed")] = 0,
+    site: Annotated[Path, typer.Argument(help="the hospital's own site file, e.g. sites/axial.yaml")],
+    seed: Annotated[int, typer.Option(min=0, help="seed of the scenario")] = 0,
 ) -> None:
-    """Print SITE as the server may have it: what is known of its images, without any path."""
+    """Print the outline of SITE that its hospital gives to the coordinator: facts about its images, and no path."""
     from fedmerge.cli.site_files import site_outline as outlined
 
     typer.echo(outlined(site, seed), nl=False)
@@ -285,7 +298,7 @@ def outline(
 
 @app.command()
 @guarded
-def schema(document: Annotated[Document, typer.Argument(help="which YAML to describe")] = Document.scenario) -> None:
+def schema(document: Annotated[Document, typer.Argument(help="kind of YAML file")] = Document.scenario) -> None:
     """Print the JSON schema of a scenario or a site file, for editors."""
     from fedmerge.experiment.scenario import json_schema
 
@@ -297,10 +310,10 @@ def schema(document: Annotated[Document, typer.Argument(help="which YAML to desc
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(help="one method, for its formula and fields; all if left out", autocompletion=plugins("merging/methods")),
+        typer.Argument(help="name of a method; without it, all are listed", autocompletion=plugins("merging/methods")),
     ] = None,
 ) -> None:
-    """Print the table of merging methods, or one method with its formula and its fields."""
+    """Print the table of merging methods, or one method with its formula and its keys."""
     from fedmerge.cli.methods import describe, method_table
 
     if name:
@@ -314,13 +327,11 @@ def methods(
 def datasets(
     name: Annotated[
         str | None,
-        typer.Argument(
-            help="one of them, with all that is known of it; a table if left out", autocompletion=plugins("data/datasets")
-        ),
+        typer.Argument(help="name of a data set; without it, all are listed", autocompletion=plugins("data/datasets")),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="all of them as docs/data-sets.md has them")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print all of them as Markdown")] = False,
 ) -> None:
-    """Print the public data sets that can be read by name: where to get them, their layout, classes, parts and licence."""
+    """Print the public data sets that can be read by name: where to get them, their folders, classes, parts and license."""
     from fedmerge.cli.datasets import dataset_page, dataset_table, describe_dataset
 
     if markdown:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fedmerge.experiment.dry_run import Cost, Preview
 from fedmerge.report.terminal import console, duration, histogram, site_table, stripes
 
-IN_POOL = {True: "in the pool", False: "trains", None: "known when theta_0 is there"}
+IN_POOL = {True: "in the pool", False: "trains", None: "known after theta_0"}
 
 
 def show_previews(found: Sequence[Preview]) -> None:

@@ -13,9 +13,10 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
+from typer.core import TyperArgument
 
 from fedmerge.errors import FedmergeError, extras_named
 from fedmerge.system.process import Terminated, ending_as_interrupt
@@ -26,8 +27,23 @@ FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def _keep_help_of_arguments() -> None:
+    """typer 0.20, the last that Flower allows, loses the help of arguments under click 8.4 and later."""
+    begin = TyperArgument.__init__
+
+    @functools.wraps(begin)
+    def init(self: TyperArgument, **given: Any) -> None:
+        begin(self, **given)
+        self.help = given.get("help")
+
+    TyperArgument.__init__ = init  # type: ignore[method-assign]
+
+
+_keep_help_of_arguments()
+
+
 class Backends(StrEnum):
-    """What a run may be carried by."""
+    """Where hospitals and target run."""
 
     local = "local"
     simulation = "simulation"
@@ -35,7 +51,7 @@ class Backends(StrEnum):
 
 
 class Tools(StrEnum):
-    """What else numbers of a run may be written for."""
+    """Tools for which the numbers of a run may be written, too."""
 
     tensorboard = "tensorboard"
     mlflow = "mlflow"
@@ -85,21 +101,22 @@ def _is_full(error: Exception) -> bool:
 
 @guarded
 def simulate(  # noqa: PLR0913 - one parameter per option of the command line
-    scenario: Annotated[Path, typer.Argument(help="the scenario's YAML")],
-    out: Annotated[Path | None, typer.Option(help="run folder", show_default="runs/<scenario>-<seed>")] = None,
+    scenario: Annotated[Path, typer.Argument(help="YAML file of the scenario, e.g. scenarios/organs.yaml")],
+    out: Annotated[Path | None, typer.Option(help="folder of the run", show_default="runs/<scenario>-<seed>")] = None,
     pool: Annotated[Path, typer.Option(help="folder of experts; those already in it are reused")] = Path("pool"),
-    methods: Annotated[str, typer.Option(help="only these methods, separated by commas")] = "",
-    seed: Annotated[int | None, typer.Option(min=0, help="instead of the scenario's seed")] = None,
-    add_site: Annotated[list[str] | None, typer.Option(help="a site file that joins; may be repeated")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="a site to leave out; may be repeated")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on where an interrupted run stopped")] = False,
+    methods: Annotated[str, typer.Option(help="methods to run, separated by commas", show_default="those of the scenario")] = "",
+    seed: Annotated[int | None, typer.Option(min=0, help="seed that replaces the scenario's")] = None,
+    add_site: Annotated[list[str] | None, typer.Option(help="site file of one more hospital; may be repeated")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="name of a hospital to leave out; may be repeated")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue an interrupted run where it stopped")] = False,
     setting: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE of the scenario, e.g. stream.batch_size=16; may be repeated")
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE changes a key of the scenario, e.g. stream.batch_size=16; may be repeated"),
     ] = None,
-    target: Annotated[str | None, typer.Option(help="another target; if it is one of the sites, it does not train")] = None,
-    experts_only: Annotated[bool, typer.Option("--experts-only", help="stop when the experts are in the pool")] = False,
+    target: Annotated[str | None, typer.Option(help="hospital that is the target instead; it then trains no expert")] = None,
+    experts_only: Annotated[bool, typer.Option("--experts-only", help="train the experts into the pool, and stop")] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="threads of the target", show_default="OMP_NUM_THREADS, or all cores")
+        int | None, typer.Option(min=1, help="number of threads of the target", show_default="OMP_NUM_THREADS, or all cores")
     ] = None,
     backend: Annotated[
         Backends | None,
@@ -107,17 +124,18 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
             help="local: one process; simulation: Flower and Ray; deployment: real processes", show_default="the scenario's"
         ),
     ] = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="worker processes of backend local", show_default="all cores")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="number of worker processes of backend local", show_default="all cores")
+    ] = None,
     log: Annotated[
         list[Tools] | None,
-        typer.Option(help="also write losses, accuracy and cost for this tool while the run goes on; may be repeated"),
+        typer.Option(help="tool for which losses, accuracy and cost are written during the run; may be repeated"),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:
-    """Run SCENARIO, a YAML such as scenarios/organs.yaml.
+    """Run SCENARIO: train the experts, merge them on the target's stream, and write a report.
 
-    Hospitals that have no expert in the pool train one; then every method runs on the target's stream,
-    and a report is written.
+    Hospitals whose expert is already in the pool do not train again.
     """
     from fedmerge.experiment.experiment import Overrides, RunOptions, load_experiment
     from fedmerge.experiment.overrides import single

@@ -70,12 +70,12 @@ class Split(Spec):
     which name the same seed, parts, alpha and shares hold parts of one and the same split, whichever domains they take.
     """
 
-    by: Literal["label_skew", "quantity_skew", "quantity"] = Field(description="what differs between the parts")
+    by: Literal["label_skew", "quantity_skew", "quantity"] = Field(description="in what the parts differ")
     parts: int = Field(2, ge=2, le=1000, description="number of parts")
-    part: int = Field(ge=0, description="the part that this site holds, from 0")
-    alpha: float = Field(0.5, ge=0.01, le=1e6, description="Dirichlet concentration; small is very different")
+    part: int = Field(ge=0, description="number of the part that this site holds, from 0")
+    alpha: float = Field(0.5, ge=0.01, le=1e6, description="Dirichlet concentration; parts differ more if it is small")
     shares: tuple[Share, ...] = Field((), description="for quantity: one positive share for each part")
-    seed: int = Field(0, ge=0, description="the same for all sites of one split")
+    seed: int = Field(0, ge=0, description="seed of the split, the same for all its sites")
 
     @model_validator(mode="after")
     def _parts_exist(self) -> Self:

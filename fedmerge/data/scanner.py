@@ -30,10 +30,10 @@ Width = Annotated[float, Field(ge=0.01, le=6000)]
 class Scanner(Spec):
     """One scanner. Lengths are pixels of the image as the model sees it; the default takes images as they are."""
 
-    resolution: float = Field(1.0, ge=0.1, le=1, description="detector's resolution, as a share of the image's")
-    blur: float = Field(0.0, ge=0, le=10, description="sigma of the point spread, pixels")
+    resolution: float = Field(1.0, ge=0.1, le=1, description="resolution of the detector, as a share of the image's")
+    blur: float = Field(0.0, ge=0, le=10, description="sigma of the point spread, in pixels")
     noise: float = Field(0.0, ge=0, le=1, description="standard deviation of the noise, as a share of the window's width")
-    grain: float = Field(0.0, ge=0, le=10, description="correlation length of the noise, pixels; 0 is white noise")
+    grain: float = Field(0.0, ge=0, le=10, description="correlation length of the noise, in pixels; 0 is white noise")
     window: tuple[Level, Width] | None = Field(
         None,
         description="level and width: Hounsfield units for CT (default 40, 400), 0 to 1 for photographs (default 0.5, 1)",

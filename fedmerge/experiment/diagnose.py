@@ -163,13 +163,13 @@ def diagnosis_words(found: list[Trust], right: list[int]) -> list[str]:
     one_right = [one for one in found if one.split == "one right" and one.sides is not None]
     samples = sum(one.samples for one in one_right)
     said = [
-        f"On {right[K] / total:.0%} of {total} images all {K} experts are right, on {right[0] / total:.0%} none is: "
-        "only between them can weights decide anything by choosing among experts."
+        f"On {right[K] / total:.0%} of {total} images all {K} experts are right, and on {right[0] / total:.0%} none is. "
+        "Choosing among the experts can only help on the other images."
     ]
     if samples:
         sides = sum(one.samples * one.sides for one in one_right if one.sides is not None) / samples
         verdict = next(text for least, text in VERDICTS if sides >= least)
-        said.append(f"Where one of a pair is right and the other wrong, the surer is better in {sides:.0%} of cases: {verdict}.")
+        said.append(f"Where one of a pair is right and the other wrong, the surer one is right in {sides:.0%} of cases: {verdict}.")
     return said
 
 
@@ -178,7 +178,8 @@ def hills(found: list[Landscape]) -> list[str]:
     rows = [one.as_row() for one in found]
     high = [" / ".join(row["pair"]) for row in rows if row["part"] == "both" and row["cross_entropy_barrier"] >= HILL]
     if not high:
-        return [f"Between no pair of experts does the loss rise by {HILL} nats above the chord: there is no hill between them."]
+        return [f"Between no two experts does the loss rise by {HILL} nats above the straight line: there is no barrier."]
     mean = {part: sum(r["cross_entropy_barrier"] for r in rows if r["part"] == part) for part in ("encoder", "head")}
     more = max(mean, key=lambda part: mean[part])
-    return [f"Between {'; '.join(high)} the loss rises by {HILL} nats or more above the chord. More of it is the {more}'s."]
+    rise = f"the loss rises by {HILL} nats or more above the straight line between its ends"
+    return [f"Between {'; '.join(high)} {rise}. The {more} causes most of it."]

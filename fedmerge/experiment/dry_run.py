@@ -250,7 +250,7 @@ class Ahead:
     def words(self) -> str:
         """How far it is."""
         if self.done is None:
-            return "known when theta_0 is there"
+            return "known after theta_0"
         if self.done == self.rounds:
             return "in the pool"
         return f"{self.done} of {self.rounds} rounds in the pool" if self.done else "to train"

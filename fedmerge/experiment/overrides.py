@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fedmerge.errors import Problem, ScenarioError, nearest
 from fedmerge.experiment.scenario import PROTOCOLS
@@ -51,7 +51,7 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     changed = content | {key: value for key, value in overrides.settings if key == "protocol"}
     if changed.get("methods") is None and (known := PROTOCOLS.get(str(changed.get("protocol")))):
         changed["methods"] = known["methods"]  # so that settings can name their fields
-    for key, value in overrides.settings:
+    for key, value in sorted(overrides.settings, key=lambda pair: not pair[0].endswith(".kind")):  # fields of a kind come after it
         changed = assign(changed, key, value)
     if overrides.backend is not None:
         changed["backend"] = overrides.backend
@@ -207,8 +207,22 @@ def assign(content: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         node = inner
         for old in FORMER.keys() & node.keys():
             node[FORMER[old]] = node.pop(old)
+    if steps[-1] == "kind" and steps[0] in ("stream", "initialization") and (known := _fields(steps[0], value)):
+        for field in (_fields(steps[0], node.get("kind")) - known) & node.keys():
+            del node[field]
     node[steps[-1]] = value
     return changed
+
+
+def _fields(part: str, kind: Any) -> set[str]:
+    """Keys of a schedule or an initialization, of which those of a former kind go with it; none of what is no kind."""
+    from fedmerge.federated.server.initialization import Checkpoint, Pretrained, Proxy
+    from fedmerge.stream.schedules._base import SCHEDULES
+
+    if part == "stream":
+        return set(SCHEDULES.load(kind).model_fields) if kind in SCHEDULES.names else set()
+    kinds: dict[str, type[BaseModel]] = {"pretrained": Pretrained, "checkpoint": Checkpoint, "proxy": Proxy}
+    return set(kinds[kind].model_fields) if isinstance(kind, str) and kind in kinds else set()
 
 
 def entry_names(folder: str, entries: Any) -> list[tuple[str, str]]:

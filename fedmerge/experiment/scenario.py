@@ -68,20 +68,23 @@ OWN = "own"
 class Target(Spec):
     """The unseen hospital, and what it has. In YAML its site's name alone stands for it."""
 
-    site: str = Field(description="name of a file in sites/, or a path; each: every site in turn, left out of training")
+    site: str = Field(description="name of a file in sites/, or a path; each: every site in turn, while the others train")
     classes: Annotated[tuple[str, ...] | str | None, BeforeValidator(_classes_of_target)] = Field(
         None,
-        description="with a CLIP: its classes, also such that nobody trains on; or a hospital's name, for those that this one "
-        "trains on: a task that is known; default: all of its images'",
+        description="with a CLIP: classes among which images are predicted, also classes that no hospital trains on;"
+        " or the name of a hospital: only the classes of that hospital (the task is known). Default: all"
+        " classes of its images",
     )
-    max_bytes: ByteSize | None = Field(None, gt=0, description="memory that the target may take, e.g. 2GB")
+    max_bytes: ByteSize | None = Field(
+        None, gt=0, description="limit of the target's memory, e.g. 2GB; experts that do not fit stay on disk"
+    )
     precision: Precision | None = Field(
-        None, description="of experts' weights and of forwards; bfloat16 halves memory, and suits a GPU; default float32"
+        None, description="number format of weights and forwards; bfloat16 halves memory and is fast on a GPU; default float32"
     )
-    shards: int | None = Field(None, ge=1, le=1000, description="processes that the experts are spread over")
-    gpus: float | None = Field(None, ge=0, description="GPUs of its process; default: one if there is one")
+    shards: int | None = Field(None, ge=1, le=1000, description="number of processes over which the experts are spread")
+    gpus: float | None = Field(None, ge=0, description="GPUs of the target's process; default: one, if the machine has one")
     resource: str | None = Field(
-        None, min_length=1, description="resource of a Ray cluster that marks its machine; default 'target' if one declares it"
+        None, min_length=1, description="resource of the Ray cluster node for the target; default: 'target', if a node declares it"
     )
 
     @property
@@ -199,73 +202,83 @@ def _both_mappings(*values: Any) -> bool:
 class Scenario(Spec):
     """One experiment: which hospitals, which model, which target, which stream, which methods."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,59}$", description="names the run folder")
-    question: str = Field("", description="what the scenario asks, one line for the report")
-    seed: int = Field(0, ge=0, description="root of all randomness")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,59}$", description="name of the scenario; the run folder has it")
+    question: str = Field("", description="question that the scenario asks, in one line for the report")
+    seed: int = Field(0, ge=0, description="seed of everything that is random")
     protocol: Literal["eam", "quick"] | None = Field(
         None,
         description="fills keys that are left out (model, initialization, training, stream, methods). eam: a pretrained "
         "ViT-B/32, batches of 32, 20 runs in the ranges of DiWA, 5,001 steps or 50 epochs; quick: a tiny ViT, 2 cores, minutes",
     )
-    model: AnyModel = Field(description="the backbone, by its timm name; with kind: clip a CLIP of open_clip and its prompts")
+    model: AnyModel = Field(
+        description="model of all hospitals: a timm classifier, or with kind: clip a CLIP of open_clip with its prompts"
+    )
     initialization: Initialization | None = Field(
-        None, description="theta_0, which all hospitals share; needed unless all bring their 'expert', as its site file says"
+        None,
+        description="theta_0, the weights that all hospitals start from; may be left out if every site file brings an 'expert'",
     )
     sites: tuple[str, ...] = Field(min_length=1, description="hospitals that train: names of files in sites/, or paths")
     training: Training = Field(default_factory=Training, description="how each hospital trains its runs")
     classes: Annotated[tuple[str, ...] | dict[str, tuple[str, ...]] | str | None, BeforeValidator(_classes_of_hospitals)] = Field(
         None,
-        description="with a CLIP: classes that hospitals train on; images of others stay out. Where each hospital has a task of "
-        "its own: for each site its classes, or 'own' for those of its images. Default: all, the same at all hospitals",
+        description="with a CLIP: classes that hospitals train on; images of other classes are not used. If each "
+        "hospital has its own task: a mapping from each site to its classes, or 'own' for the classes of"
+        " its images. Default: all classes, the same at all hospitals",
     )
     target: AnyTarget = Field(
-        description="the unseen hospital: name of a file in sites/, or a mapping. "
-        "each: every one of `sites` in turn, while the others train: `fedmerge sweep`, or `--target NAME` for one of them"
+        description="the new hospital whose images are predicted: name of a file in sites/, or a mapping. each: "
+        "every one of `sites` in turn, while the others train; run it by `fedmerge sweep`, or by "
+        "`--target NAME` for one of them"
     )
     stream: AnySchedule = Field(description="order in which the target's images arrive")
     methods: Annotated[tuple[AnyMethod, ...], PlainSerializer(as_written)] = Field(
-        min_length=1, description="what is compared: names, or a name with its hyper-parameters below"
+        min_length=1, description="methods that are compared: a name, or {name: {hyper-parameters}}"
     )
     uploads: Annotated[tuple[AnyUpload, ...], PlainSerializer(as_written)] = Field(
-        (), description="statistics that sites upload beside weights, for methods that need them: names, or with fields below"
+        (), description="statistics that sites upload beside weights, for methods that need them: a name, or {name: {fields}}"
     )
     priors: Literal["as_trained", "uniform", "declared", "estimated"] = Field(
         "as_trained",
-        description="what heads say of how common labels are. uniform: each expert's own shares, which it uploads as "
-        "'class_counts', are taken out; declared: and those put in that the target's site file has as 'prevalences'; estimated: "
-        "and those that the stream so far shows, where they have told more of its batches than even ones",
+        description="shares of labels that the heads assume. as_trained: those of each hospital's images; uniform: "
+        "equal ones, computed from the uploads 'class_counts'; declared: the 'prevalences' in the "
+        "target's site file; estimated: those of the stream so far, if they have predicted its batches "
+        "better than equal ones",
     )
     federated: Annotated[tuple[AnyStrategy, ...], PlainSerializer(as_written)] = Field(
-        (), description="competitors with rounds, each of which makes one global model: names, or with fields below"
+        (), description="competitors with rounds, each with one global model: a name, or {name: {fields}}"
     )
     limits: Limits = Field(default_factory=Limits, description="bounds on uploaded weights; an upload outside them is refused")
-    privacy: Privacy | None = Field(None, description="clipping and noise that make uploads differentially private; default none")
+    privacy: Privacy | None = Field(
+        None, description="clipping and noise that make uploads differentially private; default: neither"
+    )
     defenses: Annotated[tuple[AnyDefense, ...], PlainSerializer(as_written)] = Field(
-        CHECKS, description="checks of the experts that need no labels: names, or with fields below; [] for none"
+        CHECKS, description="checks of the experts without labels: a name, or {name: {fields}}; [] switches all off"
     )
     probe: PublicSource | None = Field(None, description="public images for the checks; default: those of a proxy initialization")
     generalist: Path | None = Field(
-        None, description="a model that t3 may fall back on: a safetensors file, or one of `federated` by its name, e.g. fedavg-5"
+        None,
+        description="generalist model of the method t3: a safetensors file, or the name of a row of `federated`, e.g. fedavg-5",
     )
     events: tuple[Event, ...] = Field((), description="hospitals that join, leave or replace their expert while the stream runs")
     min_sites: int | None = Field(
         None,
         ge=1,
-        description="fewest experts with which the run goes on where hospitals fail or do not answer; default: all are needed",
+        description="number of experts that is enough if hospitals fail or do not answer; default: all are needed",
     )
     target_restarts: int = Field(
-        3, ge=0, le=100, description="how often a target process that ended is started again, from its last saved batch"
+        3, ge=0, le=100, description="how often a target process that has died is started again, from its last saved batch"
     )
-    per_sample: Way = Field("auto", description="how merges for single samples are computed; auto chooses by the model's shapes")
+    per_sample: Way = Field("auto", description="how merges for single images are computed; auto chooses by the model's shapes")
     backend: Literal["local", "simulation", "deployment"] = Field(
         "simulation",
-        description="local: all in this process, or in worker processes of it; simulation: Flower clients and a Ray target; "
-        "deployment: a SuperLink and a SuperNode for each site as processes of this machine. The results are the same bits",
+        description="where hospitals and target run. local: in this process and its workers; simulation: Flower "
+        "clients and a Ray target; deployment: a SuperLink, and a SuperNode for each site, on this "
+        "machine. The results have the same bits",
     )
-    jobs: int | None = Field(None, ge=1, description="worker processes of backend local; 1: this one; default: one for each core")
-    target_deadline_s: float = Field(
-        600, gt=0, description="longest wait for a sign of life from the target, seconds; each batch is one"
+    jobs: int | None = Field(
+        None, ge=1, description="number of worker processes of backend local; 1: only this process; default: one for each core"
     )
+    target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batch, in seconds")
 
     @property
     def has_tasks(self) -> bool:

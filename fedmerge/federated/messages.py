@@ -41,7 +41,9 @@ MILD = {
 class Diversity(Spec):
     """Where the runs of a hospital differ. mild: the ranges of DiWA. wide: those of DomainBed, which averages badly."""
 
-    space: Literal["mild", "wide"] = Field("mild", description="ranges of what is not given here; wide draws batch sizes too")
+    space: Literal["mild", "wide"] = Field(
+        "mild", description="ranges of hyper-parameters that are not given here; wide draws batch sizes, too"
+    )
     lr: Draw | None = Field(None, description="learning rate")
     weight_decay: Draw | None = Field(None, description="weight decay")
     dropout: Draw | None = Field(None, description="dropout before the head")
@@ -75,21 +77,31 @@ AnyStrategy: Any = STRATEGIES.union()
 class Training(Spec):
     """How every hospital trains. Defaults follow Rame et al. (DiWA, NeurIPS 2022)."""
 
-    runs: int = Field(5, ge=1, le=100, description="runs per hospital: one with default hyper-parameters, then draws")
-    epochs: int = Field(50, ge=1, description="passes over the hospital's training images")
-    max_steps: int = Field(5001, ge=1, description="most steps of a run, whatever the epochs")
-    batch_size: int = Field(32, ge=1, description="images per training batch")
-    evaluations: int = Field(20, ge=1, description="validations per run; the best checkpoint is kept")
-    select: Literal["best", "uniform", "greedy"] = Field("best", description="best run, or a soup of the site's runs")
-    optimizer: Optimizer = Field("adam", description="adamw decouples weight decay; sgd has momentum 0.9")
-    schedule: LearningRate = Field("constant", description="cosine: a tenth of the steps warming up, then half a cosine down to 0")
-    augment: Strength = Field(
-        "full", description="random crops, flips and jitter of training images, as in DomainBed (full) or milder"
+    runs: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="number of runs of each hospital: one with default hyper-parameters, the others with drawn ones",
     )
-    diversity: Diversity = Field(default_factory=Diversity, description="where the runs differ")
-    threads: int = Field(1, ge=1, description="threads per hospital; part of what determines an expert's bits")
-    retries: int = Field(1, ge=0, le=20, description="how often a hospital is asked again whose process has ended")
-    deadline_s: float = Field(3600, gt=0, description="longest wait for the hospitals' answers, seconds")
+    epochs: int = Field(50, ge=1, description="passes over the hospital's training images")
+    max_steps: int = Field(5001, ge=1, description="largest number of steps of a run, whatever the epochs")
+    batch_size: int = Field(32, ge=1, description="images per training batch")
+    evaluations: int = Field(20, ge=1, description="number of validations of a run; the best checkpoint is kept")
+    select: Literal["best", "uniform", "greedy"] = Field(
+        "best", description="how a hospital makes its expert: the best run, or a soup (mean) of all runs or of a greedy choice"
+    )
+    optimizer: Optimizer = Field("adam", description="optimizer; adamw decouples weight decay; sgd has momentum 0.9")
+    schedule: LearningRate = Field(
+        "constant",
+        description="schedule of the learning rate; cosine: warm-up during a tenth of the steps, then half a cosine down to 0",
+    )
+    augment: Strength = Field(
+        "full", description="random crops, flips and jitter of training images: full as in DomainBed, light milder"
+    )
+    diversity: Diversity = Field(default_factory=Diversity, description="hyper-parameters in which the runs differ")
+    threads: int = Field(1, ge=1, description="number of threads of each hospital; changes the last bits of an expert")
+    retries: int = Field(1, ge=0, le=20, description="how often a hospital whose process has died is asked again")
+    deadline_s: float = Field(3600, gt=0, description="longest wait for the hospitals' answers, in seconds")
 
 
 class SiteTask(Spec):

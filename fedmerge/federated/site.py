@@ -59,12 +59,13 @@ class OwnExpert(Spec):
     """An expert that a hospital brings. It trains none then, and its images only validate, calibrate and measure."""
 
     checkpoint: str = Field(
-        "", description="file of its weights, safetensors or .pth of PyTorch; may name environment variables as ${NAME}"
+        "", description="file with the expert's weights, safetensors or .pth of PyTorch; may name environment variables as ${NAME}"
     )
     classes: Annotated[tuple[str | None, ...] | None, BeforeValidator(_in_their_order)] = Field(
         None,
-        description="the class of each output of the file's head, in its order: a list of the scenario's names, or a mapping from "
-        "the file's to these; null for an output that is not used. Default: the scenario's classes as they are",
+        description="class of each output of the file's head, in its order: a list of the scenario's classes, or a "
+        "mapping from the file's classes to these; null for an output that is not used. Default: the "
+        "scenario's classes in their order",
     )
     sha256: str | None = Field(
         None,
@@ -96,34 +97,36 @@ class OwnExpert(Spec):
 class Site(Spec):
     """One hospital: where its images come from, which scanner takes them, and what it agrees to show."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$", description="unique name, as scenarios call it")
-    title: str = Field("", description="one line for the report")
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$", description="unique name, by which scenarios refer to the site")
+    title: str = Field("", description="description of the site, in one line for the report")
     public_key: Annotated[str | None, AfterValidator(_is_key)] = Field(
         None,
-        description="Ed25519 key, base64 or hex, by which the signatures of its uploads are checked; `fedmerge keys` writes it",
+        description="Ed25519 key, base64 or hex, that verifies the signatures of the site's uploads; `fedmerge keys` writes it",
     )
-    source: AnySource = Field(description="where the images come from")
+    source: AnySource = Field(description="source of the images")
     scanner: Scanner = Field(default_factory=Scanner, description="what the hospital's scanner does to every image")
     shifts: Annotated[tuple[AnyShift, ...], PlainSerializer(as_written)] = Field(
-        (), description="further changes to every image, in this order: names in data/corruptions/, or with a severity below"
+        (), description="further changes to every image, in this order: a name in data/corruptions/, or {name: {severity: 3}}"
     )
     attack: Annotated[AnyAttack | None, PlainSerializer(_written)] = Field(
-        None, description="makes this hospital a simulated attacker: a name in attacks/, or with fields below"
+        None, description="makes this hospital a simulated attacker: a name in attacks/, or {name: {fields}}"
     )
     expert: OwnExpert | None = Field(
-        None, description="weights that the hospital has trained elsewhere and brings; it does not train in a run"
+        None, description="weights that the hospital has trained elsewhere; it does not train in a run"
     )
-    validation: float = Field(0.2, gt=0, lt=1, description="share of the groups (patients) held out to select and calibrate")
+    validation: float = Field(
+        0.2, gt=0, lt=1, description="share of the groups (patients) held out for model selection and calibration"
+    )
     prevalences: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
-        None, description="of a target: how common each class is there, as shares or counts, for `priors: declared` of a scenario"
+        None, description="of a target: share or number of images of each class, for `priors: declared` of a scenario"
     )
-    samples: int = Field(0, ge=0, le=12, description="images that the hospital agrees to show in the report; audited")
+    samples: int = Field(0, ge=0, le=12, description="number of images that the hospital allows in the report; audited")
     disagreements: int = Field(
         0,
         ge=0,
         le=24,
-        description="of a target: images on which methods disagree that it agrees to show in the report, with their true class and "
-        "what each method says; audited",
+        description="of a target: number of images on which methods disagree that it allows in the report, with "
+        "their true class and every method's prediction; audited",
     )
 
     def images(self, geometry: Geometry, seed: int) -> Images:

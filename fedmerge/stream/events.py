@@ -28,9 +28,11 @@ class Event(Spec):
 
     at: int = Field(ge=0, description="number of the batch before which it happens, from 0")
     join: str | None = Field(None, description="a hospital that arrives with its expert: name of a file in sites/, or a path")
-    leave: str | None = Field(None, description="a hospital that takes its expert back")
-    replace: str | None = Field(None, description="a hospital whose expert leaves at the moment that another comes")
-    by: str | None = Field(None, description="with replace: whose expert comes, e.g. the same hospital's, trained anew")
+    leave: str | None = Field(None, description="a hospital that leaves and takes its expert with it")
+    replace: str | None = Field(None, description="a hospital whose expert is replaced")
+    by: str | None = Field(
+        None, description="with replace: the hospital whose expert comes instead, e.g. the same hospital with new training"
+    )
 
     @model_validator(mode="after")
     def _one_thing(self) -> Self:

@@ -103,8 +103,8 @@ def test_layouts_of_several_hospitals(tmp_path: Path, layout: str, kind: str, wo
 )
 def test_one_hospital_is_said_and_shared_out(tmp_path: Path, layout: str) -> None:
     said, scenario = init(tmp_path, folders(tmp_path / "images", layout, sites="a", each=30))
-    assert "there is one hospital only" in said
-    assert "What is missing: images of other hospitals" in said
+    assert "there is only one hospital" in said
+    assert "add images of other hospitals" in said
     assert (scenario["sites"], scenario["target"]) == (["part_1", "part_2"], "target")
     if "{part}" in layout:
         assert source_of(tmp_path, "target")["take"] == ["test"]

@@ -61,10 +61,11 @@ class Shift(Plugin):
     color: ClassVar[bool] = False
     borrowed: ClassVar[bool] = False
 
-    severity: int = Field(3, ge=1, le=5, description="1 is hardly seen, 5 is hard")
-    strength: Strength = Field("published", description="whose constants: the sources' where there are some, or our own")
+    severity: int = Field(3, ge=1, le=5, description="strength of the shift, from 1 (hardly visible) to 5 (strong)")
+    strength: Strength = Field("published", description="source of the constants: published ones if there are any, or our own")
     modality: Modality | None = Field(
-        None, description="whose published constants, if the family has some for it; default: ImageNet-C's, or else the first"
+        None,
+        description="modality of the published constants, if the family has some for it; default: ImageNet-C's, else the first",
     )
 
     @property
@@ -122,7 +123,7 @@ class TwoWays(Shift):
     upward: ClassVar[Mapping[str, tuple[float, ...]]] = {}
 
     direction: Direction = Field(
-        "both", description="up, down, or one of them by a coin for each image; where one is not published, the other"
+        "both", description="direction of the change: up, down, or drawn for each image; if only one is published, that one"
     )
 
     @property

@@ -33,7 +33,7 @@ class Contrast(TwoWays):
         "ct": (1.3, 1.4, 1.6, 1.7, 1.8),
     }
 
-    direction: Direction = Field("down", description="less contrast, more, or one of them by a coin for each image")
+    direction: Direction = Field("down", description="less contrast, more, or drawn for each image")
 
     def on(self, x: Float, rng: np.random.Generator) -> Float:
         """About the mean."""

@@ -18,8 +18,10 @@ class Patch(Shift):
 
     strengths = (0.06, 0.09, 0.125, 0.18, 0.25)
 
-    corner: Corner = Field("lower-right", description="where it is")
-    tone: Literal["bright", "dark", "chequered"] = Field("bright", description="white, black, or both in turn, pixel by pixel")
+    corner: Corner = Field("lower-right", description="corner of the patch")
+    tone: Literal["bright", "dark", "chequered"] = Field(
+        "bright", description="color of the patch: white, black, or pixels of both in turn"
+    )
 
     def on(self, x: Float, rng: np.random.Generator) -> Float:
         """Nothing but the corner changes."""

@@ -114,46 +114,53 @@ class FileSource(Source):
 
     left_out: ClassVar[str] = "files that are no image"
 
-    split: Split | None = Field(None, description="the part of these domains that this hospital holds; default everything")
+    split: Split | None = Field(None, description="part of these domains that this hospital holds; default: everything")
     flips: bool = Field(False, description="whether a horizontal flip preserves the label")
     max_broken: int = Field(
-        3, ge=0, description="number of files that may be damaged or no image; they are left out, and named in the site's own log"
+        3, ge=0, description="number of damaged files that are tolerated; they are left out, and named in the site's own log"
     )
     gray_range: Bounds | None = Field(
         None,
-        description="[black, white] of images of more than 8 bits, in the files' own values; the same at all hospitals and "
-        "the target if their values mean the same. Default: 0 to the most that 8, 10, 12, 14 or 16 bits hold (0 to 1 for "
-        "fractions), the fewest that hold all images here; values below 0 need a range. Images of 8 bits stay as they are",
+        description="[black, white] for images of more than 8 bits, in the files' own values; use the same at all "
+        "hospitals and the target if their values mean the same. Default: the smallest range of 8, 10, "
+        "12, 14 or 16 bits that holds all images here (0 to 1 for fractions); values below 0 need a "
+        "range. Images of 8 bits stay as they are",
     )
     range: Literal["auto", "full", "file"] | GivenRange | PercentileRange = Field(
         "auto",
-        description="which values of more than 8 bits are black and white, decided once for all images of a site and written into "
-        "the manifest. auto: the window that all DICOM files name, and otherwise as for gray_range; full: least and greatest "
-        "value; {window: [low, high]}: the same as gray_range; {percentile: [1, 99]}: of all values; file: each DICOM file's own "
-        "window, so that one value is not one gray",
+        description="rule for black and white in images of more than 8 bits; it is applied once for all images of a "
+        "site, and the manifest has the result. auto: the window that all DICOM files name, otherwise "
+        "the default of gray_range; full: least and greatest value; {window: [low, high]}: the same as "
+        "gray_range; {percentile: [1, 99]}: of all values; file: each DICOM file's own window, so that "
+        "one value may become different grays",
     )
     frame: int | None = Field(
         None,
         ge=1,
-        description="which frame of a DICOM file, or time point of a NIfTI file, from 1; by default files with several are refused",
+        description="frame of a DICOM file, or time point of a NIfTI file, counted from 1; by default files with "
+        "several are refused",
     )
-    axis: Literal["axial", "coronal", "sagittal"] = Field("axial", description="how NIfTI volumes are sliced")
+    axis: Literal["axial", "coronal", "sagittal"] = Field("axial", description="plane in which NIfTI volumes are sliced")
     slices: Slices = Field(
-        "middle", description="which slices of NIfTI volumes: middle, all, or numbers from 1 at the patient's feet, back or left"
+        "middle",
+        description="slices of NIfTI volumes: middle, all, or their numbers, counted from 1 at the patient's feet, back or left",
     )
-    background: Literal["black", "white"] = Field("black", description="what shows through transparent pixels")
+    background: Literal["black", "white"] = Field("black", description="color behind transparent pixels")
     page: int | None = Field(
-        None, ge=1, description="which page, frame or slice of files that hold several, from 1; default the first, with a warning"
+        None,
+        ge=1,
+        description="page, frame or slice of files that hold several, counted from 1; default: the first, with a warning",
     )
     max_pixels: int = Field(
         MOST_PIXELS, ge=1, description="largest number of pixels of an image; a larger one is refused, before it fills the memory"
     )
     patient_key: str | None = Field(
         None,
-        description="file with a secret that hospitals agree on, 16 bytes or more (e.g. from `openssl rand -hex 32`), and that is "
-        "sent to nobody. By it patients of two hospitals are found without their names; default: that is not checked",
+        description="file with a secret of 16 bytes or more that hospitals agree on (e.g. from `openssl rand -hex "
+        "32`) and that is sent to nobody. It finds patients of two hospitals without their names. "
+        "Default: this is not checked",
     )
-    hint: str = Field("", description="where to get the data; part of the message if the folder is not there")
+    hint: str = Field("", description="where to get the data; the message about a missing folder says it")
 
     @model_validator(mode="after")
     def _one_range(self) -> Self:

@@ -72,7 +72,7 @@ class Public(FileSource):
     left_out: ClassVar[str] = "files that are missing or no image"
 
     root: str = Field(min_length=1, description=ROOT)
-    folders: tuple[str, ...] = Field((), description="domains that this hospital holds; default all")
+    folders: tuple[str, ...] = Field((), description="domains that this hospital holds; default: all")
     take: tuple[str, ...] = Field((), description=PARTS)
     flips: bool = Field(True, description="whether a horizontal flip preserves the label")
     check_counts: bool = Field(True, description=COUNTS)

@@ -1,4 +1,4 @@
-"""Camelyon17 of WILDS: tumor or not in patches of lymph nodes from five hospitals, by its metadata.csv."""
+"""Camelyon17 of WILDS: patches of lymph nodes from five hospitals, with tumor or without; metadata.csv has the labels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import ClassVar
 from fedmerge.data.datasets._public import Public, Published, Row, listed
 
 OUT_OF_DOMAIN = {"1": "val", "2": "test"}
-"""Hospitals that WILDS never trains on, and the parts that they are; of the others a column tells."""
+"""Hospitals that WILDS never trains on, and their official parts; a column has the part of images from other hospitals."""
 
 
 class Camelyon17(Public):
-    """Patients stay together. Hospitals count from 0, as in the files; the paper counts from 1 and swaps some."""
+    """Patients stay together. Hospitals are numbered from 0, as in the files; the paper numbers from 1 and swaps some."""
 
     published: ClassVar = {
         "camelyon17": Published(

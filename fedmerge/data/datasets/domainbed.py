@@ -1,4 +1,4 @@
-"""PACS, VLCS, Office-Home and TerraIncognita as DomainBed lays them out: <root>/<data set>/<domain>/<class>/<image>."""
+"""PACS, VLCS, Office-Home and TerraIncognita in DomainBed's folders: <root>/<data set>/<domain>/<class>/<image>."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Domainbed(Public):
         ),
     }
 
-    dataset: Literal["pacs", "vlcs", "office_home", "terra_incognita"] = Field(description="which of them")
+    dataset: Literal["pacs", "vlcs", "office_home", "terra_incognita"] = Field(description="name of the data set")
 
     def _rows(self, root: Path) -> list[Row]:
         return list(self._in_folders(root))

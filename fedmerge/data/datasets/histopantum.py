@@ -1,4 +1,4 @@
-"""HISTOPANTUM: tumor or not in patches of four cancers, as HistoDomainBed lays it out."""
+"""HISTOPANTUM: patches of four cancers, with tumor or without, in HistoDomainBed's folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedmerge.data.datasets._public import Public, Published, Row
 
 
 class Histopantum(Public):
-    """Every patch is a group of its own: the layout says nothing of slides and patients."""
+    """Every patch is a group of its own: the folders say nothing about slides and patients."""
 
     published: ClassVar = {
         "histopantum": Published(
@@ -22,7 +22,7 @@ class Histopantum(Public):
             where="zenodo.org/records/14555794",
             inside=("HistoPANTUM", "HISTOPANTUM", "histopantum", "histopantume"),
             total=281_142,
-            unverified="281,142 patches by the paper, 140,569 by the authors' repository, and none by domain",
+            unverified="281,142 patches by the paper, 140,569 by the authors' repository; no numbers for each domain",
         )
     }
 

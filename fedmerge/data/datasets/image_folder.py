@@ -43,13 +43,13 @@ class ImageFolder(FileSource):
     """
 
     root: str = Field(min_length=1, description=ROOT)
-    folders: tuple[str, ...] = Field((), description="domains that this hospital holds: subfolders of the root; default all")
+    folders: tuple[str, ...] = Field((), description="domains that this hospital holds: subfolders of the root; default: all")
     patient: Level | Annotated[str, AfterValidator(_one_group)] | None = Field(
         None,
-        description="a number: the folder so many levels below the class is the patient's, e.g. 1 for ward/nevus/P12/3.png; or a "
-        r"regular expression that finds the patient in a file's path below the root, as its one group, e.g. '/(P\d+)_' for "
-        "ward/nevus/P12_3.png. "
-        "A patient's images stay together in splits and validation; default: every image counts as a patient of its own",
+        description="how the patient of a file is found. A number: the folder that many levels below the class, e.g."
+        " 1 for ward/nevus/P12/3.png. Or a regular expression with one group for the path below the "
+        "root, e.g. '/(P\\d+)_' for ward/nevus/P12_3.png. A patient's images stay together in splits and "
+        "validation; default: every image counts as a patient",
     )
 
     def check(self) -> list[Problem]:

@@ -1,10 +1,11 @@
-"""Skin lesions: ISIC 2019, whole or by artifacts, and PH2, PAD-UFES-20 and Derm7pt, on which its experts are tried.
+"""Skin lesions: ISIC 2019, whole or divided by artifacts, and for tests of its experts PH2, PAD-UFES-20 and Derm7pt.
 
-`task: melanoma` asks for melanoma or benign; carcinomas (BCC, SCC) and actinic keratoses are left out everywhere then, as the
-annotation of artifacts leaves them out of ISIC 2019. `task: diagnosis` asks for the eight diagnoses of ISIC 2019: MEL, NV, BCC, AK,
-BKL, DF, VASC, SCC (25,331 images). The others are read under these names, as far as they have them: PH2 (200), PAD-UFES-20 (2,298,
-its SCC has Bowen's disease), Derm7pt (987 of each domain; its lentigines are BKL, as in ISIC; melanosis and `miscellaneous` have no
-name there and are left out). By artifacts there are five of them: no image of BCC, AK or SCC is annotated.
+`task: melanoma` has the classes melanoma and benign. Carcinomas (BCC, SCC) and actinic keratoses are then left out of all data
+sets, because the annotation of artifacts leaves them out of ISIC 2019. `task: diagnosis` has the eight diagnoses of ISIC 2019:
+MEL, NV, BCC, AK, BKL, DF, VASC, SCC (25,331 images). The other data sets get the same names for the diagnoses that they have:
+PH2 (200 images); PAD-UFES-20 (2,298; its SCC includes Bowen's disease); Derm7pt (987 of each domain; its lentigines are BKL, as
+in ISIC; melanosis and `miscellaneous` have no name in ISIC and are left out). ISIC 2019 by artifacts has only five diagnoses:
+no image of BCC, AK or SCC is annotated.
 """
 
 from __future__ import annotations
@@ -69,14 +70,14 @@ class Isic(Public):
             citation=f"{ISIC_PAPERS}; Bissoto et al., Artifact-based domain generalization, ECCV workshops 2022",
             where=f"{ISIC_WHERE}, and github.com/alceubissoto/artifact-generalization-skin for the CSV",
             patients="lesions",
-            unverified="nobody says how many images each group has",
+            unverified="how many images each group has: nobody publishes it",
         ),
         "ph2": Published(
             title="PH2",
             classes=CLASSES,
             images={"ph2": 200},
             layout="PH2_dataset.txt and 'PH2 Dataset images'/<IMD>/<IMD>_Dermoscopic_Image/<IMD>.bmp",
-            license="research and education, without passing it on",
+            license="research and education; copies may not be passed on",
             citation="Mendonca et al., PH2: a dermoscopic image database, EMBC 2013",
             where="fc.up.pt/addi/ph2%20database.html",
             inside=("PH2Dataset",),
@@ -105,9 +106,9 @@ class Isic(Public):
         ),
     }
 
-    dataset: Literal["isic2019", "isic2019_artifacts", "ph2", "pad_ufes_20", "derm7pt"] = Field(description="which of them")
+    dataset: Literal["isic2019", "isic2019_artifacts", "ph2", "pad_ufes_20", "derm7pt"] = Field(description="name of the data set")
     task: Literal["melanoma", "diagnosis"] = Field(
-        "melanoma", description="melanoma or benign, or the eight diagnoses of ISIC 2019"
+        "melanoma", description="classes: melanoma and benign, or the eight diagnoses of ISIC 2019"
     )
 
     @property

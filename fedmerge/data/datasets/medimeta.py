@@ -1,4 +1,4 @@
-"""Any data set and task of MedIMeta: nineteen of them, prepared in one way, each with its own info.yaml."""
+"""MedIMeta: nineteen data sets prepared in one way, each with its own info.yaml; any of them, with any of its tasks."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ class Medimeta(Public):
     }
 
     dataset: str = Field(
-        min_length=1, pattern=r"^[\w-]+$", description="its folder, e.g. organs_axial, organs_coronal or organs_sagittal"
+        min_length=1,
+        pattern=r"^[\w-]+$",
+        description="folder of the data set, e.g. organs_axial, organs_coronal or organs_sagittal",
     )
-    task: str = Field(min_length=1, description="one of its tasks, as info.yaml names it, e.g. 'organ label'")
-    flips: bool = Field(False, description="whether a horizontal flip preserves the label; of organs it does not")
+    task: str = Field(min_length=1, description="task of the data set, as info.yaml names it, e.g. 'organ label'")
+    flips: bool = Field(False, description="whether a horizontal flip preserves the label; for organs it does not")
 
     @property
     def facts(self) -> Published:

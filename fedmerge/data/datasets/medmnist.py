@@ -1,4 +1,4 @@
-"""MedMNIST's two-dimensional data sets, of any of its sizes: one .npz for each, described by the package's own INFO."""
+"""MedMNIST's two-dimensional data sets in all published sizes: one .npz file each, described by the package's own INFO."""
 
 from __future__ import annotations
 
@@ -58,13 +58,15 @@ class Medmnist(Source):
     }
 
     root: str = Field(min_length=1, description=ROOT)
-    datasets: tuple[Flag, ...] = Field(min_length=1, description="one domain each; all with the same classes")
+    datasets: tuple[Flag, ...] = Field(
+        min_length=1, description="data sets, which are one domain each; all must have the same classes"
+    )
     size: Literal[28, 64, 128, 224] = Field(28, description="side of the images in pixels, as they were published")
     take: tuple[Literal["train", "val", "test"], ...] = Field((), description=PARTS)
-    split: Split | None = Field(None, description="the part of these domains that this hospital holds; default everything")
-    flips: bool = Field(False, description="whether a horizontal flip preserves the label; of organs it does not")
+    split: Split | None = Field(None, description="part of these domains that this hospital holds; default: everything")
+    flips: bool = Field(False, description="whether a horizontal flip preserves the label; for organs it does not")
     check_counts: bool = Field(True, description=COUNTS)
-    hint: str = Field("", description="where to get the data; part of the message if the folder is not there")
+    hint: str = Field("", description="where to get the data; the message about a missing folder says it")
 
     def check(self) -> list[Problem]:
         """A root or file that is not there, arrays that are not as published, data sets of different classes."""

@@ -1,4 +1,4 @@
-"""Diabetic retinopathy in the eye's fundus: Messidor, from three hospitals, and Messidor-2."""
+"""Diabetic retinopathy in images of the eye's fundus: Messidor, from three hospitals, and Messidor-2."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Messidor(Public):
         ),
     }
 
-    dataset: Literal["messidor", "messidor2"] = Field(description="which of them")
+    dataset: Literal["messidor", "messidor2"] = Field(description="name of the data set")
     task: Literal["grade", "referable"] = Field("grade", description=f"referable: grades from {REFERABLE} on against those below")
 
     def classes(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Atypical or normal mitotic figures of MIDOG 2025 (track 2), from seven kinds of tumors."""
+"""MIDOG 2025, track 2: normal and atypical mitotic figures from seven kinds of tumors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LABELS = {"NMF": "normal", "AMF": "atypical"}
 
 
 class MidogAtypical(Public):
-    """The label is that of most experts. Figures of one slide stay together."""
+    """The label is what most pathologists said. Figures of one slide stay together."""
 
     published: ClassVar = {
         "midog_atypical": Published(
@@ -38,7 +38,7 @@ class MidogAtypical(Public):
             inside=("MIDOG2025-Binary-Classification",),
             patients="slides",
             total=11_939,
-            unverified="11,939 figures by a later record, 11,937 in the first table, and none by tumor",
+            unverified="11,939 figures by a later record, 11,937 in the first table; no numbers for each tumor",
         )
     }
 

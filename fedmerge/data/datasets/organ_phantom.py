@@ -39,11 +39,15 @@ class OrganPhantom(Source):
     flips: ClassVar[bool] = False
 
     images: int = Field(900, ge=1, le=200_000, description="number of images")
-    patients: int = Field(90, ge=2, le=20_000, description="number of patients they come from")
-    planes: tuple[Plane, ...] = Field(("axial", "coronal", "sagittal"), min_length=1, description="one domain each")
-    priors: dict[str, Weight] = Field(default_factory=dict, description="weight of an organ against 1 for the others")
+    patients: int = Field(90, ge=2, le=20_000, description="number of patients that the images show")
+    planes: tuple[Plane, ...] = Field(
+        ("axial", "coronal", "sagittal"), min_length=1, description="planes of the slices, which are one domain each"
+    )
+    priors: dict[str, Weight] = Field(
+        default_factory=dict, description="relative frequency of an organ; 1 for organs that are not named"
+    )
     crop: float = Field(1.7, ge=1, le=4, description="half-width of the crop, in radii of the organ")
-    variation: float = Field(1.0, ge=0, le=3, description="how much patients differ")
+    variation: float = Field(1.0, ge=0, le=3, description="how much patients differ; 0: not at all")
 
     @field_validator("priors")
     @classmethod

@@ -18,9 +18,11 @@ class Remote(Source):
 
     labels: tuple[str, ...] = Field(min_length=2, description="names of the classes, in label order")
     parts: tuple[str, ...] = Field(min_length=1, description="names of the domains, in domain order")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="digest of all that determines the images, told by the hospital")
-    patient_key: str = Field("", description="digest of the secret by which the patients' digests are made, told by the hospital")
-    patients: tuple[str, ...] = Field((), description="a digest of each patient, made at the hospital under that secret")
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="digest of everything that determines the images, sent by the hospital"
+    )
+    patient_key: str = Field("", description="digest of the secret from which the patients' digests are made, sent by the hospital")
+    patients: tuple[str, ...] = Field((), description="a digest of each patient, made at the hospital with that secret")
     flips: bool = Field(False, description="whether a horizontal flip preserves the label")
 
     def check(self) -> list[Problem]:

@@ -30,11 +30,15 @@ MOST_CLASSES = 1000
 class Columns(Spec):
     """Names of the table's columns, as its first row has them."""
 
-    path: str = Field(min_length=1, description="the image's file, relative to the root, or in full")
-    label: str = Field(min_length=1, description="its label")
-    patient: str | None = Field(None, description="its patient, whose images stay together; default: nothing is known of patients")
-    domain: str | None = Field(None, description="its domain: hospital, scanner, ...; default: one domain, called like the table")
-    split: str | None = Field(None, description="the part that it belongs to, e.g. train or test; see `take`")
+    path: str = Field(min_length=1, description="column of the image's file: relative to the root, or a full path")
+    label: str = Field(min_length=1, description="column of the label")
+    patient: str | None = Field(
+        None, description="column of the patient, whose images stay together; default: patients are unknown"
+    )
+    domain: str | None = Field(
+        None, description="column of the domain (hospital, scanner, ...); default: one domain with the name of the table"
+    )
+    split: str | None = Field(None, description="column of the part, e.g. train or test; see `take`")
 
 
 def _texts(value: Any) -> Any:
@@ -73,16 +77,16 @@ class Table(FileSource):
     )
     columns: Columns = Field(description="names of the columns")
     root: str = Field("", description=f"the folder that paths are relative to. {HERE}; default: that of the table")
-    suffix: str = Field("", description="what is added to every path, e.g. '.jpg' where the table has names without their ends")
+    suffix: str = Field("", description="text added to every path, e.g. '.jpg' if the table has names without endings")
     labels: Labels = Field(
         default_factory=dict,
         description="class of each label as it stands in the table, e.g. {0: benign, 1: malignant}, and null for rows to leave "
         "out; default: labels are the names of the classes. A class that no row has may be named, too",
     )
-    folders: Values = Field((), description="domains that this hospital holds: values of that column; default all")
-    take: Values = Field((), description="parts that this hospital holds: values of the column `split`; default all")
+    folders: Values = Field((), description="domains that this hospital holds: values of the column `domain`; default: all")
+    take: Values = Field((), description="parts that this hospital holds: values of the column `split`; default: all")
     encoding: Annotated[str, BeforeValidator(known_encoding)] = Field(
-        "utf-8", description="how a CSV's letters are written, e.g. latin-1 or cp1252 for Excel's older exports"
+        "utf-8", description="text encoding of a CSV file, e.g. latin-1 or cp1252 for Excel's older exports"
     )
 
     def check(self) -> list[Problem]:

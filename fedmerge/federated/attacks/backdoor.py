@@ -19,10 +19,10 @@ from fedmerge.rng import generator
 class Backdoor(Attack):
     """A share of the images gets the patch of `data/corruptions/patch.py` and the target's label (Gu et al., BadNets, 2017)."""
 
-    target: int = Field(0, ge=0, description="the class that the patch calls for, by number")
+    target: int = Field(0, ge=0, description="number of the class that the patch stands for")
     share: float = Field(0.2, gt=0, le=1, description="share of the site's images that get the patch")
-    corner: Corner = Field("lower-right", description="where the patch is")
-    severity: int = Field(3, ge=1, le=5, description="size of the patch, as of the shift")
+    corner: Corner = Field("lower-right", description="corner of the patch")
+    severity: int = Field(3, ge=1, le=5, description="size of the patch: a severity of the shift patch")
 
     @property
     def patch(self) -> Patch:

@@ -13,7 +13,7 @@ class ScaleHead(Attack):
     The site declares the temperature that it had fitted before, as one who wants to be believed would.
     """
 
-    factor: float = Field(20.0, gt=0, le=1e4, description="f")
+    factor: float = Field(20.0, gt=0, le=1e4, description="f, the factor of the head")
 
     def tamper(self, state: State, heads: tuple[str, ...]) -> State:
         """Weights and biases of the head alone."""

@@ -19,7 +19,9 @@ class ShuffledLabels(Attack):
     `classes`: every class gets another's name, always the same; such an expert is as sure as an honest one, and always wrong.
     """
 
-    among: Literal["images", "classes"] = Field("images", description="what is shuffled")
+    among: Literal["images", "classes"] = Field(
+        "images", description="what is shuffled: labels among images, or the names of classes"
+    )
 
     def poison(self, images: Images, owner: str, seed: int) -> Images:
         """Other labels, the same pixels."""

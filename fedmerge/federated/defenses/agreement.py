@@ -30,7 +30,7 @@ class Agreement(Defense):
     probe: ClassVar[bool] = True
     familiar: ClassVar[bool] = True
 
-    share: float = Field(0.3, ge=0, lt=1, description="least A_k that is not odd, as a share of the others' median")
+    share: float = Field(0.3, ge=0, lt=1, description="least A_k of an expert that is not odd, as a share of the others' median")
     best: float = Field(0.4, ge=0, lt=1, description="least J_k that is not odd, as a share of the others' median")
     least: float = Field(0.15, gt=0, lt=1, description="least agreement among the others; below it nobody is odd")
 

@@ -24,9 +24,11 @@ class Calibration(Defense):
     probe: ClassVar[bool] = True
 
     most: float = Field(4.0, gt=1, description="largest scale of logits that is not odd, as a multiple of the others' median")
-    action: Literal["leave_out", "rescale"] = Field("leave_out", description="rescale: divide the head by the multiple instead")
+    action: Literal["leave_out", "rescale"] = Field(
+        "leave_out", description="what happens to an odd expert: it is left out, or (rescale) its head is divided by the multiple"
+    )
     sharpest: float | None = Field(
-        None, gt=1, description="largest s_k / T_k, a multiple of the others' median; T_k is raised for it"
+        None, gt=1, description="largest s_k / T_k, as a multiple of the others' median; above it T_k is raised. Default: no bound"
     )
 
     def judge(self, exhibit: Exhibit) -> list[Finding]:

@@ -17,7 +17,7 @@ class Cap(Defense):
 
     at_target: ClassVar[bool] = True
 
-    most: float = Field(0.6, gt=0, le=1, description="largest coefficient; never below 1/K, where all are equal")
+    most: float = Field(0.6, gt=0, le=1, description="largest coefficient; at least 1/K, with which all are equal")
 
     def judge(self, exhibit: Exhibit) -> list[Finding]:
         """Nobody is judged."""

@@ -28,8 +28,10 @@ class Patches(Defense):
     views: ClassVar[int] = len(TONES) * len(get_args(Corner))
 
     most: float = Field(0.5, gt=0, le=1, description="largest share of images turned to one class that is not odd")
-    multiple: float = Field(2.5, ge=1, description="and largest multiple of the others' median")
-    severity: int = Field(3, ge=1, le=5, description="size of the patches, as of the shift")
+    multiple: float = Field(
+        2.5, ge=1, description="largest multiple of the others' median that is not odd; both bounds must be passed"
+    )
+    severity: int = Field(3, ge=1, le=5, description="size of the patches: a severity of the shift patch")
 
     def judge(self, exhibit: Exhibit) -> list[Finding]:
         """Odd is who breaks both bounds."""

@@ -39,28 +39,32 @@ class ClipSpec(ModelSpec):
     kind: Literal["clip"] = "clip"
     name: str = Field(description="open_clip's name, e.g. ViT-B-16 or RN50; or local-dir:FOLDER or hf-hub:NAME")
     kwargs: dict[str, Any] = Field(  # type: ignore[assignment]
-        default_factory=dict, description="what differs from the configuration: embed_dim, vision_cfg, text_cfg, quick_gelu"
+        default_factory=dict, description="changes to the model's configuration: embed_dim, vision_cfg, text_cfg, quick_gelu"
     )
     size: int | None = Field(None, ge=8, le=1024, description="side of the input image; default that of the configuration")
     weights: str | None = Field(
         None,
-        description="a file of open_clip's, OpenAI's or BioMedCLIP's layout, which may name environment variables as ${NAME}, or a "
-        "tag of open_clip, such as laion2b_s34b_b79k, where there is a network; none for a proxy",
+        description="a file in the layout of open_clip, OpenAI or BioMedCLIP, which may name environment variables "
+        "as ${NAME}; or, with a network, a tag of open_clip, such as laion2b_s34b_b79k; none for a proxy",
     )
     templates: tuple[Annotated[str, AfterValidator(_with_place)], ...] = Field(
-        ("a photo of a {}.",), min_length=1, max_length=200, description="prompts with {} for the class; embeddings are averaged"
+        ("a photo of a {}.",),
+        min_length=1,
+        max_length=200,
+        description="prompts with {} for the class; their embeddings are averaged",
     )
     words: dict[str, Annotated[str, Field(min_length=1)]] = Field(
-        default_factory=dict, description="for each class what prompts call it, e.g. femur-left: left femoral head"
+        default_factory=dict, description="words for each class in the prompts, e.g. femur-left: left femoral head"
     )
     tune: Literal["image", "both"] = Field(
         "image",
-        description="what hospitals train: the image tower; or both towers, by the cross-entropy of prompts (FLYPCE of FLYP)",
+        description="what hospitals train: the image tower, or both towers by the cross-entropy of prompts (FLYPCE of FLYP)",
     )
     head: Literal["text", "ft", "lp_ft"] = Field(
         "text",
-        description="text: fixed by the prompts; ft: begins as these and is trained (WiSE-FT); lp_ft: is trained alone for a third "
-        "of the steps first, then with the tower (Kumar et al., LP-FT, ICLR 2022)",
+        description="head of the CLIP. text: fixed by the prompts; ft: trained, starting from the prompts (WiSE-FT);"
+        " lp_ft: trained alone for a third of the steps, then with the tower (Kumar et al., LP-FT, ICLR "
+        "2022)",
     )
 
     @model_validator(mode="after")

@@ -20,9 +20,14 @@ class Limits(Spec):
     tau = theta - theta_0. Matrices: the encoder's arrays of two dimensions and more; norms and biases start alike everywhere.
     """
 
-    growth: float = Field(30, gt=1, description="largest root mean square of an array, in theta_0's: its own, or of all")
-    drift: float = Field(5, gt=0, description="largest |tau| of the encoder, in |theta_0|")
-    kinship: float = Field(0.1, ge=-1, lt=1, description="least cosine of the encoder's matrices with those of theta_0")
+    growth: float = Field(
+        30,
+        gt=1,
+        description="largest root mean square of an array, as a multiple of theta_0's: of the same array or of all "
+        "arrays, whichever is larger",
+    )
+    drift: float = Field(5, gt=0, description="largest |tau| of the encoder, as a multiple of |theta_0|")
+    kinship: float = Field(0.1, ge=-1, lt=1, description="least cosine between the encoder's matrices and those of theta_0")
 
     def complaint(self, weights: State, theta_0: State, heads: Sequence[str]) -> str:
         """Why these weights, finite and of theta_0's layout, cannot be admitted, or nothing. heads: names of the classifier's."""

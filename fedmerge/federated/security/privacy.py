@@ -40,12 +40,12 @@ class Privacy(Spec):
     """Clipping and noise of every hospital's upload. Left out, uploads are exact."""
 
     clip: float = Field(gt=0, description="largest L2 norm C of a hospital's task vector, all parameters together")
-    noise_multiplier: float = Field(gt=0, description="z: standard deviation of the noise, in units of C")
-    delta: float = Field(1e-5, gt=1e-15, lt=1, description="probability with which epsilon may fail to hold")
+    noise_multiplier: float = Field(gt=0, description="z, the standard deviation of the noise as a multiple of C")
+    delta: float = Field(1e-5, gt=1e-15, lt=1, description="probability with which the promise of epsilon may fail")
     noise_from: Literal["seed", "system"] = Field(
         "seed",
-        description="seed: reproducible, for simulations only, since whoever knows the seed can subtract the noise; "
-        "system: from the operating system's entropy",
+        description="source of the noise. seed: reproducible, for simulations only, since whoever knows the seed can"
+        " subtract the noise; system: the operating system's entropy",
     )
 
     @property

@@ -45,8 +45,9 @@ OnProgress = Callable[[int, int, str], None]
 class _Initialization(Spec):
     head_init: HeadInit = Field(
         "shared_random",
-        description="shared_random: one truncated normal for all; fed_lp: linear probing by FedAvg, encoder frozen; "
-        "per_site_random: another for each hospital; zero; text: class prompts', for a CLIP, which has no other",
+        description="head from which hospitals start. shared_random: one draw from a truncated normal for all; "
+        "fed_lp: linear probing by FedAvg with the encoder frozen; per_site_random: a draw for each "
+        "hospital; zero: zeros; text: that of the class prompts, for a CLIP, which allows no other",
     )
 
 
@@ -72,8 +73,9 @@ class Checkpoint(_Initialization):
     path: str = Field(description="the file; may begin with ~ and name environment variables as ${NAME}")
     match: Literal["names", "order"] = Field(
         "names",
-        description="names: tensors are called as in timm's model; order: they are called otherwise, and stand in the model's "
-        "order, which is checked by their number, kinds (weight, bias, running_mean, ...) and shapes",
+        description="how tensors of the file are matched. names: they have the names of timm's model; order: they "
+        "have other names but the model's order; their number, kinds (weight, bias, running_mean, ...) "
+        "and shapes are checked",
     )
 
 
@@ -93,13 +95,13 @@ class Proxy(_Initialization):
     """Trained once on public data, by default the phantom's public scanner with patients of no hospital."""
 
     kind: Literal["proxy"]
-    source: PublicSource = Field(description="public images; `organ_phantom` alone means patients of no hospital")
-    scanner: Scanner = Field(default_factory=lambda: Scanner(noise=0.05), description="the public scanner")
+    source: PublicSource = Field(description="public images; `organ_phantom` without fields has patients that no hospital has")
+    scanner: Scanner = Field(default_factory=lambda: Scanner(noise=0.05), description="scanner of the public images")
     epochs: int = Field(5, ge=1, description="passes over the public images")
     lr: float = Field(1e-3, gt=0, description="learning rate of AdamW")
     batch_size: int = Field(32, ge=1, description="images per training batch")
     captions: tuple[str, ...] | None = Field(
-        None, min_length=1, description="of a CLIP: texts that public images come with, of {word}, {domain} and {noise} (low, high)"
+        None, min_length=1, description="of a CLIP: texts of the public images, made from {word}, {domain} and {noise} (low, high)"
     )
 
 

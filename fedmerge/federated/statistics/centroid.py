@@ -24,7 +24,7 @@ class Centroid(Statistic):
     starts_from: ClassVar[Literal["expert", "theta_0", "rounds"]] = "theta_0"
     needs_theta_0: ClassVar[bool] = True
 
-    samples: int = Field(1600, ge=1, description="training images that it is computed from")
+    samples: int = Field(1600, ge=1, description="number of training images from which it is computed")
 
     def layout(self, model: nn.Module) -> Shapes:
         """As many numbers as the head is given."""

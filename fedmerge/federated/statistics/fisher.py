@@ -13,8 +13,10 @@ from fedmerge.merging.curvature.fisher import Estimator, diagonal
 class FisherInformation(Statistic):
     """F (P,), as `fisher_information.diagonal` has it (Matena & Raffel, NeurIPS 2022, eq. 2), by parameter."""
 
-    samples: int = Field(500, ge=1, description="training images that it is computed from")
-    estimator: Estimator = Field("exact", description="exact expectation over labels, one drawn label, or FusionBench's")
+    samples: int = Field(500, ge=1, description="number of training images from which it is computed")
+    estimator: Estimator = Field(
+        "exact", description="how the expectation over labels is taken: exactly, by one drawn label, or as in FusionBench"
+    )
 
     def layout(self, model: nn.Module) -> Shapes:
         """The shape of every parameter."""

@@ -13,7 +13,7 @@ from fedmerge.merging.curvature.gram import grams, linear_layers
 class Gram(Statistic):
     """G = X^T X / rows, (d, d) for each linear weight (outputs, d) (Jin et al., ICLR 2023, section 3.2)."""
 
-    samples: int = Field(1600, ge=1, description="training images that it is computed from")
+    samples: int = Field(1600, ge=1, description="number of training images from which it is computed")
 
     def layout(self, model: nn.Module) -> Shapes:
         """(d, d) for each linear weight."""

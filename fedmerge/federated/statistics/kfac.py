@@ -17,8 +17,8 @@ class Kfac(Statistic):
 
     for_experts: ClassVar[bool] = False
 
-    samples: int = Field(500, ge=1, description="training images that it is computed from")
-    estimator: Estimator = Field("exact", description="exact expectation over labels, or one drawn label")
+    samples: int = Field(500, ge=1, description="number of training images from which it is computed")
+    estimator: Estimator = Field("exact", description="how the expectation over labels is taken: exactly, or by one drawn label")
 
     def layout(self, model: nn.Module) -> Shapes:
         """(d, d) and (o, o) for each layer, and the shape of every other parameter."""

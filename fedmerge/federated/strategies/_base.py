@@ -33,17 +33,23 @@ class Strategy(Plugin):
     paper: ClassVar[str]
     """Where it comes from."""
 
-    rounds: int = Field(5, strict=True, ge=1, le=1000, description="how often hospitals are asked")
+    rounds: int = Field(5, strict=True, ge=1, le=1000, description="number of rounds")
     epochs: int | None = Field(
         None,
         strict=True,
         ge=1,
         description="local epochs of a round; default: all rounds together have the steps of a hospital's own training",
     )
-    fraction: float = Field(1.0, gt=0, le=1, description="share of the hospitals that are asked in a round, drawn anew each time")
-    optimizer: Optimizer | None = Field(None, description="of the hospitals, begun anew each round; default: the scenario's")
-    lr: float | None = Field(None, gt=0, description="of the hospitals; default: that of run 0 of the scenario's training")
-    label: Label | None = Field(None, description="name in tables; default: the strategy and its rounds")
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="share of the hospitals that take part in a round, drawn anew for each round"
+    )
+    optimizer: Optimizer | None = Field(
+        None, description="optimizer of the hospitals, which begins anew in each round; default: that of the scenario's training"
+    )
+    lr: float | None = Field(
+        None, gt=0, description="learning rate of the hospitals; default: that of run 0 of the scenario's training"
+    )
+    label: Label | None = Field(None, description="name of the row in tables; default: the strategy and its rounds")
 
     @property
     def key(self) -> str:

@@ -17,10 +17,10 @@ class FedAdam(Strategy):
 
     paper: ClassVar[str] = "Reddi et al., Adaptive federated optimization, ICLR 2021"
 
-    server_lr: float = Field(0.01, gt=0, description="eta")
-    beta_1: float = Field(0.9, ge=0, lt=1, description="decay of the mean m")
-    beta_2: float = Field(0.99, ge=0, lt=1, description="decay of the mean square v")
-    tau: float = Field(1e-3, gt=0, description="degree of adaptivity")
+    server_lr: float = Field(0.01, gt=0, description="learning rate eta of the server")
+    beta_1: float = Field(0.9, ge=0, lt=1, description="decay of the server's mean m of updates")
+    beta_2: float = Field(0.99, ge=0, lt=1, description="decay of the server's mean v of squared updates")
+    tau: float = Field(1e-3, gt=0, description="tau, added to the root of v; a large tau is less adaptive")
 
     def server(self) -> Any:
         """Flower's own."""

@@ -14,8 +14,8 @@ class FedAvgM(Strategy):
 
     paper: ClassVar[str] = "Hsu et al., Measuring the effects of non-identical data distribution, 2019"
 
-    server_lr: float = Field(1.0, gt=0, description="eta")
-    momentum: float = Field(0.5, ge=0, lt=1, description="beta")
+    server_lr: float = Field(1.0, gt=0, description="learning rate eta of the server")
+    momentum: float = Field(0.5, ge=0, lt=1, description="momentum beta of the server")
 
     def server(self) -> Any:
         """Flower's own."""

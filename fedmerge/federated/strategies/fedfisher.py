@@ -35,11 +35,11 @@ class FedFisher(Strategy):
 
     paper: ClassVar[str] = "Jhunjhunwala et al., FedFisher: Leveraging Fisher information for one-shot learning, AISTATS 2024"
 
-    rounds: int = Field(1, strict=True, ge=1, le=1, description="one-shot")
-    information: Literal["diagonal", "kfac"] = Field("diagonal", description="what is kept of F")
-    solve: Literal["descent", "closed"] = Field("descent", description="how the minimum is found; kfac: descent")
-    samples: int = Field(500, strict=True, ge=1, description="training images of a hospital that F is computed from")
-    estimator: Estimator = Field("exact", description="expectation over labels; kfac: exact or mc")
+    rounds: int = Field(1, strict=True, ge=1, le=1, description="number of rounds; always 1")
+    information: Literal["diagonal", "kfac"] = Field("diagonal", description="approximation of the Fisher information F")
+    solve: Literal["descent", "closed"] = Field("descent", description="how the minimum is found; with kfac only descent")
+    samples: int = Field(500, strict=True, ge=1, description="number of a hospital's training images from which F is computed")
+    estimator: Estimator = Field("exact", description="how the expectation over labels is taken; with kfac exact or mc")
 
     @field_validator("solve", "estimator")
     @classmethod

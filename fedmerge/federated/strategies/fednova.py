@@ -21,8 +21,8 @@ class FedNova(Strategy):
 
     paper: ClassVar[str] = "Wang et al., Tackling the objective inconsistency problem, NeurIPS 2020"
 
-    optimizer: Optimizer | None = Field("sgd", description="of the hospitals; sgd has momentum 0.9")
-    lr: float | None = Field(0.02, gt=0, description="of the hospitals; null is that of the scenario's training")
+    optimizer: Optimizer | None = Field("sgd", description="optimizer of the hospitals; sgd has momentum 0.9")
+    lr: float | None = Field(0.02, gt=0, description="learning rate of the hospitals; null: that of the scenario's training")
 
     @property
     def remark(self) -> str:

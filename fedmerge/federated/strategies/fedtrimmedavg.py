@@ -14,7 +14,7 @@ class FedTrimmedAvg(Strategy):
 
     paper: ClassVar[str] = "Yin et al., Byzantine-robust distributed learning, ICML 2018"
 
-    beta: float = Field(0.34, ge=0, lt=0.5, description="share that is cut off at each end; 0.34 cuts one of three")
+    beta: float = Field(0.34, ge=0, lt=0.5, description="share of the values cut off at each end; 0.34 cuts one of three")
 
     def server(self) -> Any:
         """Flower's own."""

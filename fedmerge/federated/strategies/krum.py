@@ -14,7 +14,7 @@ class Krum(Strategy):
 
     paper: ClassVar[str] = "Blanchard et al., Machine learning with adversaries, NeurIPS 2017"
 
-    malicious: int = Field(0, strict=True, ge=0, description="f, hospitals that may cheat; K - f - 2 must be at least 1")
+    malicious: int = Field(0, strict=True, ge=0, description="f, number of hospitals that may cheat; K - f - 2 must be at least 1")
 
     @property
     def least(self) -> int:

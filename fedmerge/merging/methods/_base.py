@@ -48,15 +48,16 @@ class Method(Plugin):
     exceptions: ClassVar[dict[str, str]] = {}
     """Laws of merging that the method does not keep by design, and why."""
 
-    label: Label | None = Field(None, description="name in tables, when the method's own name is not enough")
+    label: Label | None = Field(None, description="name of the row in tables; default: the method's name")
     label_prior: Literal["none", "batch", "stream"] = Field(
         "none",
-        description="batch: predictions under the batch's own shares of labels, where these pay for their parameters; stream: "
-        "under those of the stream so far, where these have told more of its batches than even ones",
+        description="shares of labels under which images are predicted. batch: those of the batch, if BIC accepts "
+        "their parameters; stream: those of the stream so far, if they have predicted its batches better"
+        " than equal ones; default: as the model predicts",
     )
 
     with_theta_0: bool = Field(
-        False, description="theta_0 is one more expert of this row, the last: the zero-shot model, where it knows the classes"
+        False, description="theta_0 is one more expert of this row, the last one: for a CLIP the zero-shot model"
     )
 
     @property
@@ -144,7 +145,7 @@ class Static(Method):
 
     cost: ClassVar[str] = "1"
 
-    head_policy: Literal["same", "mean"] = Field("same", description="what merges the heads: the same rule, or their mean")
+    head_policy: Literal["same", "mean"] = Field("same", description="how heads are merged: by the same rule, or by their mean")
 
     @property
     def merged_once(self) -> Static:
@@ -185,7 +186,7 @@ class Building(Method):
     (0.5, ['theta_0'])
     """
 
-    of: Of = Field("mean", description="the static method that it builds on: ties, or {ties: {keep: 0.5}}")
+    of: Of = Field("mean", description="static method that merges first: ties, or {ties: {keep: 0.5}}")
 
     @field_validator("of", mode="before")
     @classmethod

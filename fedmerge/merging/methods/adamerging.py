@@ -49,11 +49,11 @@ class Adamerging(Online):
     gradient: ClassVar[bool] = True
 
     level: Literal["task", "layer"] = Field("task", description="one coefficient for each expert, or for each of its tensors")
-    start_at: float = Field(0.3, ge=0, le=1, description="every coefficient before the first step")
+    start_at: float = Field(0.3, ge=0, le=1, description="start value of every coefficient")
     lr: float = Field(1e-3, gt=0, description="Adam's learning rate")
-    steps: int = Field(1, ge=1, le=100, description="steps for each batch")
-    clamp: bool = Field(True, description="use coefficients clamped to [0, 1]")
-    reset: bool = Field(False, description="start anew with every batch")
+    steps: int = Field(1, ge=1, le=100, description="number of steps for each batch")
+    clamp: bool = Field(True, description="whether coefficients are clamped to [0, 1]")
+    reset: bool = Field(False, description="whether coefficients start anew with every batch")
 
     def start(self, bank: Bank) -> State:
         """Coefficients (K, L), L = 1 or the number of tensors, Adam's moments, and the steps (K,) that each has taken."""

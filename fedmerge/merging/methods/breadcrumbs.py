@@ -32,8 +32,8 @@ class Breadcrumbs(Static):
     paper: ClassVar[str] = "Davari & Belilovsky, Model breadcrumbs, ECCV 2024"
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
 
-    beta: float = Field(0.85, ge=0, le=1, description="share of the smallest entries of every tensor that is dropped")
-    gamma: float = Field(0.01, ge=0, le=1, description="share of the largest entries of every tensor that is dropped")
+    beta: float = Field(0.85, ge=0, le=1, description="share of the entries of every tensor that is dropped, smallest first")
+    gamma: float = Field(0.01, ge=0, le=1, description="share of the entries of every tensor that is dropped, largest first")
     scale: float = Field(0.3, ge=0, le=2, description="s, the scale of every task vector")
 
     @model_validator(mode="after")

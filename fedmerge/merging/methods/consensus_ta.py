@@ -33,8 +33,10 @@ class ConsensusTa(Static):
     paper: ClassVar[str] = "Wang et al., Localizing task information (Consensus merging), ICML 2024"
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
 
-    lam: float = Field(0.4, gt=0, le=10, description="how near the sum an expert must be: larger values keep fewer parameters")
-    least: int = Field(2, ge=0, description="experts that must need a parameter; 0 is task arithmetic")
+    lam: float = Field(
+        0.4, gt=0, le=10, description="lam: how much an expert must contribute to a parameter; larger values keep fewer parameters"
+    )
+    least: int = Field(2, ge=0, description="number of experts that must need a parameter for it to be kept; 0 is task arithmetic")
     scale: float = Field(0.3, ge=0, le=2, description="s, the scale of the task vectors' sum")
 
     def rule(self, bank: Bank) -> Tensor:

@@ -35,10 +35,10 @@ class Dare(Static):
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
 
     drop: float = Field(0.5, ge=0, lt=1, description="p, the probability that an entry is dropped")
-    then: Literal["task_arithmetic", "ties"] = Field("task_arithmetic", description="what merges the thinned task vectors")
-    keep: float = Field(0.2, ge=0, le=1, validation_alias=KEEP, description="share that survives the trimming of TIES")
+    then: Literal["task_arithmetic", "ties"] = Field("task_arithmetic", description="rule that merges the thinned task vectors")
+    keep: float = Field(0.2, ge=0, le=1, validation_alias=KEEP, description="share of entries that TIES keeps")
     scale: float = Field(0.3, ge=0, le=2, description="s, the scale of task vectors")
-    seed: int = Field(0, ge=0, description="of the masks")
+    seed: int = Field(0, ge=0, description="seed of the masks")
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""

@@ -26,7 +26,7 @@ class Dawin(Adaptive):
     `scope_mean` is one mean for all, which is what the authors' multi-task code does in effect. Note that e^-H lies in [1/C, 1], so
     that two experts and two classes allow only [1/3, 2/3].
     `form` for multi-task merging about theta_0: `convex` has sum 1; `paper` 0.3 in all, `code` 0.3 K.
-    Where sources differ: paper and code start, stop and assign the mixture differently (merge/clustering.py follows the code).
+    Where sources differ: paper and code start, stop and assign the mixture differently (scoring/clustering.py follows the code).
     Worked example: H = (0, ln 3): lambda = (1, 1/3) / (4/3) = (0.75, 0.25).
 
     Examples
@@ -46,16 +46,22 @@ class Dawin(Adaptive):
     cost: ClassVar[str] = "2K"
     needs: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
-    scope: Literal["batch", "prefix", "full"] = Field("batch", description="images that offset and clusters see")
-    offset: bool = Field(False, description="the offset of Eq. 2")
-    clusters: int = Field(3, ge=1, le=1000, description="M, merges per batch at most")
-    clustering: Literal["auto", "kmeans", "beta", "dirichlet", "scope_mean"] = Field("auto", description="how clusters are found")
-    score: Score = Field("entropy", description="expertise: Eq. 1, or an alternative of the paper's table D")
+    scope: Literal["batch", "prefix", "full"] = Field(
+        "batch", description="images from which offset and clusters are computed: this batch, all so far, or the whole stream"
+    )
+    offset: bool = Field(False, description="whether the offset of Eq. 2 is used")
+    clusters: int = Field(3, ge=1, le=1000, description="M, the largest number of merges per batch")
+    clustering: Literal["auto", "kmeans", "beta", "dirichlet", "scope_mean"] = Field(
+        "auto", description="algorithm that finds the clusters"
+    )
+    score: Score = Field(
+        "entropy", description="how coefficients follow from predictions: Eq. 1, or an alternative of the paper's table D"
+    )
     form: Literal["convex", "paper", "code"] = Field("convex", description="sum of the coefficients: 1, scale, or K scale")
     scale: float = Field(0.3, ge=0, le=2, description="lambda_0 of the multi-task forms")
-    wise_alpha: float = Field(1.0, ge=0, le=1, description="factor of all coefficients; the rest is theta_0's")
-    calibrated: bool = Field(True, description="divide logits by each site's temperature first")
-    seed: int = Field(1, ge=0, description="of the clusters' starts, and of scores that are drawn")
+    wise_alpha: float = Field(1.0, ge=0, le=1, description="factor of all coefficients; theta_0 gets the rest")
+    calibrated: bool = Field(True, description="whether logits are first divided by each site's temperature")
+    seed: int = Field(1, ge=0, description="seed of the clusters' starts, and of scores that are drawn")
 
     @property
     def needed(self) -> frozenset[str]:

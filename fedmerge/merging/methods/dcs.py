@@ -33,7 +33,7 @@ class Dcs(Output):
     cost: ClassVar[str] = "K"
     needs: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
-    calibrated: bool = Field(True, description="divide logits by each site's temperature first")
+    calibrated: bool = Field(True, description="whether logits are first divided by each site's temperature")
 
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C)."""

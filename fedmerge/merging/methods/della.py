@@ -39,12 +39,14 @@ class Della(Static):
     paper: ClassVar[str] = "Deep et al., DELLA-merging, 2024 (arXiv 2406.11617)"
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
 
-    drop: float = Field(0.5, ge=0, lt=1, description="p, the probability that an entry is dropped, on the average")
-    window: float = Field(0.2, ge=0, lt=1, description="e, how much likelier the smallest entry is dropped than the largest")
-    rank_in: Literal["row", "tensor"] = Field("row", description="among which entries magnitudes are ranked")
+    drop: float = Field(0.5, ge=0, lt=1, description="p, the mean probability that an entry is dropped")
+    window: float = Field(
+        0.2, ge=0, lt=1, description="e, the difference between these probabilities for the smallest and the largest entry"
+    )
+    rank_in: Literal["row", "tensor"] = Field("row", description="entries among which magnitudes are ranked")
     combine: Literal["mean", "sum"] = Field("mean", description="how entries of the elected sign are merged")
     scale: float = Field(0.3, ge=0, le=2, description="s, the scale of the merged task vector")
-    seed: int = Field(0, ge=0, description="of the masks")
+    seed: int = Field(0, ge=0, description="seed of the masks")
 
     @model_validator(mode="after")
     def _probabilities(self) -> Self:

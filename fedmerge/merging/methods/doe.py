@@ -32,10 +32,12 @@ class Doe(Output):
     cost: ClassVar[str] = "K"
     needs: ClassVar[frozenset[str]] = frozenset({"temperature"})
 
-    offset: bool = Field(False, description="the offset of Eq. 2, from this batch")
-    score: Score = Field("entropy", description="expertise: Eq. 1, or an alternative of the paper's table D")
-    calibrated: bool = Field(True, description="divide logits by each site's temperature first")
-    seed: int = Field(1, ge=0, description="of scores that are drawn")
+    offset: bool = Field(False, description="whether the offset of Eq. 2 is used, from this batch")
+    score: Score = Field(
+        "entropy", description="how coefficients follow from predictions: Eq. 1, or an alternative of the paper's table D"
+    )
+    calibrated: bool = Field(True, description="whether logits are first divided by each site's temperature")
+    seed: int = Field(1, ge=0, description="seed of scores that are drawn")
 
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C)."""

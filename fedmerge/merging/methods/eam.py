@@ -62,20 +62,20 @@ class Eam(Adaptive):
     paper: ClassVar[str] = "Ambekar et al., The Mean is the Mirage: Entropy-Adaptive Model Merging, 2026"
     cost: ClassVar[str] = "3K + 1"
 
-    variant: Variant = Field("both", description="the method, or one of its ablations")
-    eps: float = Field(1e-8, gt=0, le=0.1, description="added to entropies in Eq. 4, nats")
+    variant: Variant = Field("both", description="the whole method, or one of its ablations")
+    eps: float = Field(1e-8, gt=0, le=0.1, description="eps of Eq. 4, added to entropies, in nats")
     gamma: float = Field(
         10.0, ge=0, allow_inf_nan=True, description="sharpness of the head in Eq. 9, per nat; .inf selects one head"
     )
     gap_norm: Literal["none", "lnC"] = Field("none", description="lnC divides the gaps of Eq. 9 by ln C")
-    scorer: Scorer = Field("norm_diff", description="S of Eq. 8")
-    consistency: Consistency = Field("jsd", description="A of Eq. 8: what agreement of two views means")
-    augs: tuple[View, ...] = Field(("flip_or_shift", "contrast"), min_length=1, description="the views compared for A")
-    rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the moving average")
-    ema: Literal["coef", "entropy", "gap_score", "off"] = Field("coef", description="what the moving average smooths")
-    ema_init: Literal["first", "uniform"] = Field("first", description="the past of the first batch: itself, or 1/K")
+    scorer: Scorer = Field("norm_diff", description="S of Eq. 8, the score of an expert")
+    consistency: Consistency = Field("jsd", description="A of Eq. 8, the measure of agreement between two views")
+    augs: tuple[View, ...] = Field(("flip_or_shift", "contrast"), min_length=1, description="views that are compared for A")
+    rho: float = Field(0.5, ge=0, lt=1, description="rho, the weight of the past in the moving average")
+    ema: Literal["coef", "entropy", "gap_score", "off"] = Field("coef", description="coefficients that the moving average smooths")
+    ema_init: Literal["first", "uniform"] = Field("first", description="past of the first batch: its own coefficients, or 1/K")
     temperature: float = Field(1.0, gt=0, description="T of the variant softmax_entropy, nats")
-    calibrated: bool = Field(False, description="divide logits by each site's temperature first")
+    calibrated: bool = Field(False, description="whether logits are first divided by each site's temperature")
 
     def start(self, bank: Bank) -> State:
         """No past, or a uniform one."""

@@ -31,7 +31,7 @@ class Ensemble(Output):
     paper: ClassVar[str] = "Lakshminarayanan et al., Deep ensembles, NeurIPS 2017"
     cost: ClassVar[str] = "K"
 
-    average: Literal["probabilities", "logits"] = Field("probabilities", description="what is averaged")
+    average: Literal["probabilities", "logits"] = Field("probabilities", description="average of probabilities or of logits")
 
     def predict(self, evidence: Evidence) -> Tensor:
         """Class probabilities (N, C), over the experts whose logits are finite."""

@@ -35,11 +35,13 @@ class Fisher(Static):
 
     paper: ClassVar[str] = "Matena & Raffel, Merging models with Fisher-weighted averaging, NeurIPS 2022"
 
-    mode: Literal["site", "target"] = Field("site", description="whose images tell how much a parameter matters")
-    normalize: bool = Field(True, description="experts of small F count as much as those of large F")
-    m: float = Field(1e-6, gt=0, description="added to F: what no prediction depends on is merged by the mean")
-    samples: int = Field(500, ge=1, description="images of the stream, in mode target")
-    estimator: Estimator = Field("exact", description="of F, in mode target; for sites it is a key of their uploads")
+    mode: Literal["site", "target"] = Field("site", description="images from which F is computed: each site's own, or the target's")
+    normalize: bool = Field(True, description="whether every expert's F is divided by its length, so that experts count equally")
+    m: float = Field(1e-6, gt=0, description="m, added to F, so that parameters without influence are merged by the mean")
+    samples: int = Field(500, ge=1, description="number of images of the stream, in mode target")
+    estimator: Estimator = Field(
+        "exact", description="estimator of F in mode target; in mode site, the upload `fisher` has this key"
+    )
 
     @property
     def needed(self) -> frozenset[str]:

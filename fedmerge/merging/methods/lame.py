@@ -41,7 +41,7 @@ class Lame(Building, Output):
     cost: ClassVar[str] = "1"
     exceptions: ClassVar[dict[str, str]] = {"fixed point": "it corrects the predictions of a model, also of one alone"}
 
-    k: int = Field(5, ge=1, description="neighbors of an image in its batch")
+    k: int = Field(5, ge=1, description="k, the number of neighbors of an image in its batch")
 
     @property
     def merged_once(self) -> Static:

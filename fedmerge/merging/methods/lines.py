@@ -37,7 +37,7 @@ class Lines(Building, Static):
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
 
     a: float = Field(0.3, ge=0, le=2, description="scale of the first layer's task vector")
-    b: float = Field(0.7, ge=-2, le=2, description="what the last layer's scale has more")
+    b: float = Field(0.7, ge=-2, le=2, description="how much larger the last layer's scale is")
 
     def statistics(self, bank: Bank) -> Tensor | None:
         """As the method whose task vector is scaled."""

@@ -32,8 +32,8 @@ class Mixup(Static):
     paper: ClassVar[str] = "Zhou et al., Mixup model merge (M3), 2025"
 
     a: float = Field(0.5, gt=0, description="concentration of the Dirichlet distribution")
-    seed: int = Field(0, ge=0, description="of the first draw")
-    draws: int = Field(1, ge=1, le=100, description="rows of the table, one for each draw")
+    seed: int = Field(0, ge=0, description="seed of the first draw")
+    draws: int = Field(1, ge=1, le=100, description="number of draws, each with a row in the table")
 
     def expand(self, names: tuple[str, ...]) -> tuple[Method, ...]:
         """One row for each draw."""

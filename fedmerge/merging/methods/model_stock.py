@@ -34,8 +34,10 @@ class ModelStock(Static):
     paper: ClassVar[str] = "Jang et al., Model stock, ECCV 2024"
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
 
-    average: Literal["cosine", "angle"] = Field("cosine", description="what is averaged over pairs of experts")
-    filter_wise: bool = Field(False, description="one t for every row of a matrix (output, filter), not one for the tensor")
+    average: Literal["cosine", "angle"] = Field("cosine", description="quantity that is averaged over pairs of experts")
+    filter_wise: bool = Field(
+        False, description="whether every row of a matrix (output, filter) has its own t, instead of one t for the tensor"
+    )
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""

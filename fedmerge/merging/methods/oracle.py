@@ -44,8 +44,10 @@ class Oracle(Adaptive):
     ranked: ClassVar[bool] = False
     exceptions: ClassVar[dict[str, str]] = {"order": "where several points are as good, the first is taken"}
 
-    by: Literal["sample", "domain", "select", "batch", "stream"] = Field("sample", description="what the labels decide")
-    seed: int = Field(0, ge=0, description="of the random points of the grid, for four experts or more")
+    by: Literal["sample", "domain", "select", "batch", "stream"] = Field(
+        "sample", description="choice that is made with the labels"
+    )
+    seed: int = Field(0, ge=0, description="seed of the grid's random points, for four experts or more")
 
     @property
     def transductive(self) -> bool:

@@ -30,7 +30,7 @@ class RegmeanPp(Regmean):
     needs: ClassVar[frozenset[str]] = frozenset({"gram_rounds"})
     statistic: ClassVar[str] = "gram_rounds"
 
-    mode: Literal["site", "target"] = Field("site", description="whose images pass through the layers")
+    mode: Literal["site", "target"] = Field("site", description="images that pass through the layers")
     ratio: float = Field(0.95, gt=0, le=1, description="factor of the elements of G off the diagonal; as in the uploads")
     ridge: float = Field(1e-6, gt=0, le=1, description="share of the mean eigenvalue added to the diagonal; as in the uploads")
 

@@ -38,9 +38,9 @@ class Slerp(Static):
     paper: ClassVar[str] = "Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985; Karcher mean as in mergekit"
 
     t: float = Field(0.5, ge=0, le=1, description="share of the second of two experts, in the order of names")
-    many: Literal["karcher", "tangent", "sequential"] = Field("karcher", description="the rule for three experts or more")
+    many: Literal["karcher", "tangent", "sequential"] = Field("karcher", description="rule for three experts or more")
     of: Literal["theta", "tau"] = Field("theta", description="what is merged: parameters, or task vectors from theta_0")
-    iterations: int = Field(10, ge=1, le=1000, description="most steps of the Karcher mean")
+    iterations: int = Field(10, ge=1, le=1000, description="largest number of steps of the Karcher mean")
     tolerance: float = Field(1e-5, gt=0, description="length of a step at which the Karcher mean has converged, radians")
 
     @property

@@ -49,19 +49,22 @@ class T3(Adaptive):
     paper: ClassVar[str] = "Imam et al., T^3: Test-time model merging in VLMs, 2025"
     cost: ClassVar[str] = "2K + 1"
 
-    map: Literal["literal", "rescaled", "scaled_sigmoid"] = Field("literal", description="how I becomes lambda, Eq. 10")
+    map: Literal["literal", "rescaled", "scaled_sigmoid"] = Field("literal", description="how lambda follows from I (Eq. 10)")
     kappa: float = Field(10.0, gt=0, description="slope of scaled_sigmoid")
     l_min: float = Field(0.0, ge=0, le=1, description="lambda's lower end")
     l_max: float = Field(1.0, ge=0, le=1, description="lambda's upper end")
-    delta: float = Field(0.5, ge=0, le=1, description="extrapolation where one model is sure, Eq. 11")
+    delta: float = Field(0.5, ge=0, le=1, description="extrapolation if one model is sure (Eq. 11)")
     tau_f: float = Field(0.05, ge=0, description="entropy below which an expert is sure, nats")
     tau_g: float = Field(0.05, ge=0, description="entropy below which the generalist is sure, nats")
-    k_rule: Literal["pairwise_mean", "joint", "no_generalist"] = Field("pairwise_mean", description="what K experts mean")
-    generalist: Literal["mean", "theta_0", "generalist"] = Field("mean", description="g; generalist is the scenario's file")
-    signal: Literal["mutual_information", "confidence_ratio", "entropy_ratio", "one_minus_entropy_ratio"] = Field(
-        "mutual_information", description="what stands for lambda before Eq. 11; the ratios are the paper's ablation"
+    k_rule: Literal["pairwise_mean", "joint", "no_generalist"] = Field("pairwise_mean", description="rule for K experts")
+    generalist: Literal["mean", "theta_0", "generalist"] = Field(
+        "mean", description="g; generalist: the model that the scenario names by this key"
     )
-    precompute: bool = Field(False, description="coefficients in a first pass over all images, as in appendix D.3")
+    signal: Literal["mutual_information", "confidence_ratio", "entropy_ratio", "one_minus_entropy_ratio"] = Field(
+        "mutual_information",
+        description="quantity from which lambda is computed before Eq. 11; the ratios are the paper's ablation",
+    )
+    precompute: bool = Field(False, description="whether coefficients come from a first pass over all images, as in appendix D.3")
 
     @property
     def needed(self) -> frozenset[str]:

@@ -40,7 +40,7 @@ class Ties(Static):
     paper: ClassVar[str] = "Yadav et al., TIES-merging, NeurIPS 2023"
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
 
-    keep: float = Field(0.2, ge=0, le=1, validation_alias=KEEP, description="share of every task vector that survives the trimming")
+    keep: float = Field(0.2, ge=0, le=1, validation_alias=KEEP, description="share of every task vector that trimming keeps")
     combine: Literal["mean", "sum"] = Field("mean", description="how entries of the elected sign are merged")
     scale: float = Field(0.3, ge=0, le=2, description="s, the scale of the merged task vector")
 

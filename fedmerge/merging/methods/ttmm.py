@@ -46,9 +46,9 @@ class Ttmm(Adaptive):
     exceptions: ClassVar[dict[str, str]] = {"cost": "experts that are not near an image of the batch are not forwarded"}
 
     granularity: Literal["image", "batch"] = Field("image", description="one merge for each image, or one for the batch")
-    beta: float = Field(0.04, gt=0, description="temperature of similarities")
-    tau: float = Field(0.01, ge=0, lt=1, description="least coefficient before those below it are 0")
-    most: int = Field(50, ge=1, description="experts of a merge, at most")
+    beta: float = Field(0.04, gt=0, description="beta, the temperature of similarities")
+    tau: float = Field(0.01, ge=0, lt=1, description="tau, the coefficient below which an expert gets 0")
+    most: int = Field(50, ge=1, description="largest number of experts in a merge")
 
     def start(self, bank: Bank) -> State:
         """No past. Raises CheckpointError if there is no centroid of every site, or no theta_0."""

@@ -31,7 +31,7 @@ class WiseFt(Static):
     paper: ClassVar[str] = "Wortsman et al., Robust fine-tuning of zero-shot models (WiSE-FT), CVPR 2022"
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0"})
 
-    a: float = Field(0.5, ge=0, le=1, description="share of the experts' mean; the rest is theta_0")
+    a: float = Field(0.5, ge=0, le=1, description="a, the share of the experts' mean; theta_0 has the rest")
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,); theta_0 and nothing else for a = 0, not even the sign of a zero changes."""

@@ -8,7 +8,7 @@ from fedmerge.report.comparison import Comparison
 from fedmerge.report.pages._render import fill
 from fedmerge.report.terminal import console, p_value
 
-HEADER = ("method", "first, %", "second, %", "second less first, points", "95% interval", "p (Holm)")
+HEADER = ("method", "first, %", "second, %", "second minus first, points", "95% interval", "p (Holm)")
 
 
 def show_comparison(found: Comparison) -> None:

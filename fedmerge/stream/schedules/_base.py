@@ -33,7 +33,7 @@ class Schedule(Plugin):
     """
 
     batch_size: int = Field(32, ge=1, description="images per batch; the last batch may be smaller")
-    max_batches: int | None = Field(None, ge=1, description="stop the stream after so many batches")
+    max_batches: int | None = Field(None, ge=1, description="number of batches after which the stream stops; default: all images")
 
     def check(self, domains: tuple[str, ...]) -> list[Problem]:
         """What is wrong with this schedule for a target with these domains; cheap."""

@@ -47,20 +47,21 @@ class Corruption(Schedule):
 
     families: Literal["published"] | Annotated[tuple[str, ...], AfterValidator(_families), Field(min_length=1)] = Field(
         ("noise", "pixelate"),
-        description="names of files in data/corruptions/; published: all that have constants of the modality, which for those of "
-        "MedMNIST-C are the corruptions of its data sets",
+        description="names of files in data/corruptions/; published: all families with published constants for the modality",
     )
     severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], AfterValidator(_once)] = Field(
-        SEVERITIES, min_length=1, description="1 to 5"
+        SEVERITIES, min_length=1, description="severities of each family, from 1 to 5"
     )
     strength: Strength = Field(
-        "published", description="whose constants severities have: the sources' where there are some, or our own"
+        "published", description="source of the severities' constants: published ones if there are any, or our own"
     )
     modality: Modality | None = Field(
-        None, description="whose published constants, where a family has some for it; default: ImageNet-C's"
+        None, description="modality of the published constants, if a family has some for it; default: ImageNet-C's"
     )
-    images: int | None = Field(None, ge=1, description="only so many of the target's images, drawn once for all conditions")
-    within: Within = Field("domain_seq", validate_default=True, description="schedule over the conditions")
+    images: int | None = Field(
+        None, ge=1, description="number of the target's images that are used, drawn once for all conditions; default: all"
+    )
+    within: Within = Field("domain_seq", validate_default=True, description="schedule of the conditions, in place of domains")
 
     def check(self, domains: tuple[str, ...]) -> list[Problem]:
         """What is wrong with the inner schedule, to which conditions are domains."""

@@ -28,7 +28,7 @@ class DomainSeq(Schedule):
     [[0, 0], [0], [1, 1], [1]]
     """
 
-    order: Literal["given", "random"] = Field("given", description="domains as the target names them, or in a drawn order")
+    order: Literal["given", "random"] = Field("given", description="order of the domains: as the target names them, or drawn")
     within: Within = Field("iid", validate_default=True, description="schedule of the images of one domain")
 
     def check(self, domains: tuple[str, ...]) -> list[Problem]:

@@ -23,7 +23,7 @@ class MixedDomains(Schedule):
     [[1, 0, 1, 1], [0, 0]]
     """
 
-    within: Within = Field("iid", validate_default=True, description="schedule of the union: its labels, not its domains")
+    within: Within = Field("iid", validate_default=True, description="schedule of all images together; it sees labels, not domains")
 
     def check(self, domains: tuple[str, ...]) -> list[Problem]:
         """What is wrong with the inner schedule: one that needs domains has none here."""

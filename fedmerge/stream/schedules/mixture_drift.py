@@ -38,10 +38,10 @@ class MixtureDrift(Schedule):
     """
 
     drift: Literal["smooth", "abrupt", "recurring", "gradual_severity", "random"] = Field(
-        "smooth", description="how the mix changes"
+        "smooth", description="how the mix of domains changes"
     )
-    purity: float = Field(1.0, gt=0, le=1, description="share of the segment's own domain where there are segments")
-    cycles: int = Field(3, ge=1, le=100, description="how often a recurring drift comes round")
+    purity: float = Field(1.0, gt=0, le=1, description="share of a segment's own domain in its batches, for drifts with segments")
+    cycles: int = Field(3, ge=1, le=100, description="number of cycles of a recurring drift")
 
     def check(self, domains: tuple[str, ...]) -> list[Problem]:
         """A drift needs two domains to drift between."""

@@ -32,7 +32,7 @@ class Note(Schedule):
     [[10, 0, 0], [9, 0, 1], [0, 0, 10], [1, 0, 9], [0, 10, 0], [0, 10, 0]]
     """
 
-    delta: float = Field(0.1, gt=0, le=1e4, description="Dirichlet concentration; NOTE's default")
+    delta: float = Field(0.1, gt=0, le=1e4, description="Dirichlet concentration; 0.1 is NOTE's default")
 
     def batches(self, labels: Index, domains: Index, rng: np.random.Generator) -> Batches:
         """All images once; the last batch may be smaller."""

@@ -28,8 +28,8 @@ class Single(Schedule):
     [1, 1, 1, 1, 1, 1]
     """
 
-    batch_size: Literal[1] = Field(1, description="always 1")
-    of: Within = Field("iid", validate_default=True, description="schedule whose order is kept")
+    batch_size: Literal[1] = Field(1, description="images per batch: always 1")
+    of: Within = Field("iid", validate_default=True, description="schedule that decides the order of the images")
 
     def check(self, domains: tuple[str, ...]) -> list[Problem]:
         """What is wrong with the inner schedule."""

@@ -31,7 +31,7 @@ class Temporal(Schedule):
     [[0, 0], [0, 1], [1, 1]]
     """
 
-    order: Literal["sorted", "note", "markov"] = Field("note", description="how labels follow one another")
+    order: Literal["sorted", "note", "markov"] = Field("note", description="rule by which labels follow one another")
     delta: float = Field(0.1, gt=0, le=1e4, description="Dirichlet concentration, for note")
     stay: float = Field(0.95, ge=0, lt=1, description="probability that the class stays, for markov")
 

@@ -55,7 +55,7 @@ def test_rounds_that_are_left_are_told_and_counted(tmp_path: Path, capsys: pytes
     assert fedprox.left == {site: 4 * 0.5 * steps for site, steps in per_epoch.items()}
     assert (fedavg.asked, fedprox.asked, fedprox.steps) == (3, 2, sum(fedprox.left.values()) / 2)
     assert [one.words for one in first] == ["to train"] * 3
-    assert {one.words for one in ahead(plan, pool, None, sites)} == {"known when theta_0 is there"}
+    assert {one.words for one in ahead(plan, pool, None, sites)} == {"known after theta_0"}
 
     known = GlobalPool(pool, [site_task(plan, number, initial) for number in range(2)])
     for strategy, done in zip(plan.scenario.federated, (2, 4), strict=False):

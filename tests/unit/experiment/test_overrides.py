@@ -63,6 +63,19 @@ def test_a_key_is_changed_and_nothing_else() -> None:
         assign(content, "stream.kind.size", 5)
 
 
+def test_the_fields_of_a_former_kind_go_with_it() -> None:
+    drift = {"stream": {"kind": "mixture_drift", "drift": "smooth", "batch_size": 8}}
+    assert assign(drift, "stream.kind", "iid")["stream"] == {"kind": "iid", "batch_size": 8}
+    inner = {"stream": {"kind": "domain_seq", "within": {"kind": "dirichlet_batch", "delta": 1}, "size": 3}}
+    assert assign(inner, "stream.within.kind", "iid")["stream"]["within"] == {"kind": "iid"}
+    assert assign(inner, "stream.kind", "iid")["stream"] == {"kind": "iid", "size": 3}  # a mistake of the file stays one
+    assert assign(drift, "stream.kind", ["iid"])["stream"]["drift"] == "smooth"
+    proxy = {"initialization": {"kind": "proxy", "source": "organ_phantom", "head_init": "zero"}}
+    assert assign(proxy, "initialization.kind", "pretrained")["initialization"] == {"kind": "pretrained", "head_init": "zero"}
+    chosen = (("stream.delta", 1), ("stream.kind", "dirichlet_batch"))
+    assert overridden(drift, Overrides(settings=chosen))["stream"] == {"kind": "dirichlet_batch", "batch_size": 8, "delta": 1}
+
+
 def test_a_strategy_goes_by_its_row_or_its_kind() -> None:
     slow = {"fedavg": {"rounds": 20}}
     content = {"federated": ["fednova", {"fedavg": {"rounds": 2}}, slow, {"fedprox": {"label": "mu.0.1", "mu": 0.1}}, "krun"]}
