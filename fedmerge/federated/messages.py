@@ -91,7 +91,7 @@ class Training(Spec):
     precision: Arithmetic = Field(
         "float32",
         description="of forwards and losses; weights, optimizer and uploads are always float32. bfloat16 suits large models where "
-        "the CPU or GPU computes with it; float32_channels_last stays float32, adds in another order, and suits convolutions on a CPU",
+        "the CPU or GPU computes with it; float32_channels_last, another order of float32 sums, suits convolutions on a CPU",
     )
     threads: int = Field(1, ge=1, description="threads per hospital; part of what determines an expert's bits")
     retries: int = Field(1, ge=0, le=20, description="how often a hospital is asked again whose process has ended")

@@ -20,6 +20,7 @@ from fedmerge.federated.messages import Arithmetic, LearningRate, Strength
 from fedmerge.federated.model import train_mode
 from fedmerge.federated.statistics._base import State
 from fedmerge.federated.strategies._base import MOMENTUM, Optimizer
+from fedmerge.system.process import memory_at_hand
 
 
 @dataclass(frozen=True)
@@ -70,27 +71,28 @@ def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit:
     Dropout draws from torch's global generator, which is forked here, so that nothing outside changes.
     Raises SiteError as soon as the loss is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
+    generator, parameters = torch.Generator().manual_seed(seed), list(model.parameters())
+    device = parameters[0].device
     devices = [device] if device.type == "cuda" else []
     halved = recipe.precision == "bfloat16"  # it has the exponents of float32, so gradients need no scale
-    with torch.random.fork_rng(devices=devices), _laid_out(model, channels_last(model, recipe.precision)):
+    last = channels_last(model, recipe.precision)
+    with torch.random.fork_rng(devices=devices), memory_at_hand(), _laid_out(model, last):
         optimizer = _optimizer(model, recipe)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step + recipe.before, recipe))
-        anchors = [parameter.detach().clone() for parameter in model.parameters()] if recipe.proximal else []
+        anchors = [parameter.detach().clone() for parameter in parameters] if recipe.proximal else []
         torch.manual_seed(seed)
         train_mode(model)
         for step, (x, y) in enumerate(_batches(data, recipe, device, generator), start=1):
             with torch.autocast(device.type, torch.bfloat16, enabled=halved):
                 loss = F.cross_entropy(model(x), y)
             if anchors:
-                away = [(p - anchor).pow(2).sum() for p, anchor in zip(model.parameters(), anchors, strict=True)]
+                away = [(p - anchor).pow(2).sum() for p, anchor in zip(parameters, anchors, strict=True)]
                 loss = loss + recipe.proximal / 2 * torch.stack(away).sum()
             if not torch.isfinite(loss):
                 raise recipe.diverged(step if step > 1 or recipe.before else 0)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            nn.utils.clip_grad_norm_(parameters, recipe.clip, foreach=True)  # the bits of one after the other
             optimizer.step()
             rate.step()
             if step == recipe.steps and not _finite(model, x):
