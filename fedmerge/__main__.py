@@ -12,9 +12,11 @@ def command() -> None:
     try:
         with extras_named():
             from fedmerge.cli.main import app
+            from fedmerge.system.process import wait_briefly
     except MissingExtra as error:
         print(f"fedmerge: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    wait_briefly()
     app(prog_name="fedmerge")
 
 

@@ -12,9 +12,11 @@ def command_alone() -> None:
     try:
         with extras_named():
             from fedmerge.cli.simulate import simulate_alone
+            from fedmerge.system.process import wait_briefly
     except MissingExtra as error:
         print(f"fedmerge: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    wait_briefly()
     simulate_alone()
 
 

@@ -49,6 +49,7 @@ class RunFolder:
             "versions": _versions(),
             "machine": _machine(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "training_precision": experiment.scenario.training.precision,
             "phases_seconds": {},
         }
         self._lock: FileLock | None = None

@@ -21,7 +21,7 @@ from fedmerge.federated.pool.statistics import StatisticPool
 from fedmerge.federated.security.audit import write_audit
 from fedmerge.federated.server.collect import incomplete
 from fedmerge.federated.server.in_process import LocalBackend
-from fedmerge.federated.server.initialization import initialize, keep_theta_0
+from fedmerge.federated.server.initialization import Proxy, initialize, keep_theta_0, kept_proxy
 from fedmerge.federated.server.screening import Vetting, probe_of, vet
 from fedmerge.report.terminal import Terminal
 from fedmerge.system.files import see_that_writable
@@ -48,7 +48,10 @@ def backend_of(scenario: Scenario) -> Backend:
 
 def make_theta_0(experiment: Experiment, options: RunOptions, terminal: Terminal, backend: Backend | None = None) -> Initial:
     """theta_0, with a head from federated linear probing if the scenario asks for one."""
-    scenario = experiment.scenario
+    scenario, start = experiment.scenario, experiment.scenario.initialization
+    kept = not isinstance(start, Proxy) or kept_proxy(start, scenario.model, scenario.seed, options.pool).exists()
+    if isinstance(backend, LocalBackend) and not kept:  # no expert can be in the pool
+        backend.import_ahead()
     with terminal.progress("initialization: theta_0, which all sites share") as bars:
         initial = initialize(
             scenario.initialization,

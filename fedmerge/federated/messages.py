@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from fedmerge.federated.model import AnyModel
@@ -70,6 +70,7 @@ class Diversity(Spec):
 
 Strength = Literal["none", "light", "full"]
 LearningRate = Literal["constant", "cosine"]
+Arithmetic = Literal["float32", "float32_channels_last", "bfloat16"]
 AnyStatistic: Any = STATISTICS.union()
 AnyStrategy: Any = STRATEGIES.union()
 
@@ -99,9 +100,19 @@ class Training(Spec):
         "full", description="random crops, flips and jitter of training images: full as in DomainBed, light milder"
     )
     diversity: Diversity = Field(default_factory=Diversity, description="hyper-parameters in which the runs differ")
+    precision: Arithmetic = Field(
+        "float32",
+        description="of forwards and losses; weights, optimizer and uploads are always float32. bfloat16 suits large models where "
+        "the CPU or GPU computes with it; float32_channels_last, another order of float32 sums, suits convolutions on a CPU",
+    )
     threads: int = Field(1, ge=1, description="number of threads of each hospital; changes the last bits of an expert")
     retries: int = Field(1, ge=0, le=20, description="how often a hospital whose process has died is asked again")
     deadline_s: float = Field(3600, gt=0, description="longest wait for the hospitals' answers, in seconds")
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_new(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Older versions knew float32 alone and have no word for it: their experts, runs and hospitals stay the same."""
+        return {key: value for key, value in handler(self).items() if key != "precision" or value != "float32"}
 
 
 class SiteTask(Spec):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedmerge.federated.client.site_training import OnProgress, Ward, measured_statistic, model_of, open_ward, steps_of
-from fedmerge.federated.client.trainer import Recipe, accuracy, fit, logits_of
+from fedmerge.federated.client.trainer import Recipe, accuracy, fit, logits_of, state_of
 from fedmerge.federated.messages import SiteTask, Training
 from fedmerge.federated.security.audit import Upload
 from fedmerge.federated.statistics._base import State
@@ -57,7 +57,7 @@ def train_round(task: SiteTask, theta: State, layers: tuple[str, ...], on_progre
         seed,
         lambda step: on_progress(step, share.steps, text),
     )
-    state = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    state = state_of(model)
     scalars = {"n": float(len(ward.train.y)), "steps": float(share.steps), "validation_accuracy": seen}
     told = {one.kind(): measured_statistic(task, one, model, ward, lambda: [state]) for one in strategy.statistics}
     return Upload(task.site.name, state, scalars, statistics=told, classes=ward.images.classes)
@@ -80,4 +80,5 @@ def recipe(strategy: Strategy, number: int, share: Share, task: SiteTask, hyper:
         whole=share.whole,
         name=f"{strategy.key}, round {number}",
         lr_key=f"{strategy.key}.lr" if strategy.lr else "training.diversity.lr",
+        precision=training.precision,
     )

@@ -13,7 +13,7 @@ from fedmerge.data.partition import Index, own_split
 from fedmerge.errors import CheckpointError
 from fedmerge.federated.client.diwa import Run, select
 from fedmerge.federated.client.temperature import fit_temperature
-from fedmerge.federated.client.trainer import LabeledImages, Recipe, accuracy, fit, logits_of
+from fedmerge.federated.client.trainer import LabeledImages, Recipe, accuracy, fit, logits_of, state_of
 from fedmerge.federated.messages import MILD, SiteTask, Training
 from fedmerge.federated.model import answering, build, normalization, renew_head
 from fedmerge.federated.pool.checkpoint import Brought, fitting
@@ -177,7 +177,7 @@ def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progr
         if step % every == 0 or step == steps:
             reached = accuracy(logits_of(model, ward.validation.x), ward.validation.y)
             if reached > best.accuracy:
-                best = Run({name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}, reached, hyper)
+                best = Run(state_of(model), reached, hyper)
             done = number * steps + step
             on_progress(done, training.runs * steps, f"run {number + 1}/{training.runs}, epoch {-(-step // per_epoch)}")
 
@@ -186,7 +186,7 @@ def _train_run(task: SiteTask, number: int, theta_0: State, ward: Ward, on_progr
     steps -= probed
     recipe = Recipe(
         hyper["lr"], hyper["weight_decay"], steps, size, training.optimizer, training.schedule,
-        training.augment, ward.images.flips, name=f"run {number + 1}",
+        training.augment, ward.images.flips, name=f"run {number + 1}", precision=training.precision,
     )  # fmt: skip
     with core_slot():
         if probed:

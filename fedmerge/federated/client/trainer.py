@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -15,9 +16,11 @@ from torch import Generator, Tensor, nn
 from fedmerge.data.images import Normalized, at_a_time
 from fedmerge.errors import SiteError
 from fedmerge.federated.client.augmentation import augment
-from fedmerge.federated.messages import LearningRate, Strength
+from fedmerge.federated.messages import Arithmetic, LearningRate, Strength
 from fedmerge.federated.model import train_mode
+from fedmerge.federated.statistics._base import State
 from fedmerge.federated.strategies._base import MOMENTUM, Optimizer
+from fedmerge.system.process import memory_at_hand
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Recipe:
     proximal: mu of a term mu/2 ||theta - theta_0||^2 in the loss (Li et al., FedProx, MLSys 2020, eq. 2), theta_0 the weights that
     the run starts from. before, whole: where these steps are a part of more, how many came before, and all; the schedule of the
     learning rate goes through all of them. name: what is trained. lr_key: where its learning rate stands in a scenario. Both for
-    the message of a training that diverges.
+    the message of a training that diverges. precision: of the forward and of its loss, the term of `proximal` left out.
     """
 
     lr: float
@@ -44,6 +47,7 @@ class Recipe:
     whole: int | None = None
     name: str = "a run"
     lr_key: str = "training.diversity.lr"
+    precision: Arithmetic = "float32"
 
     def diverged(self, step: int) -> SiteError:
         """What to say of a loss or weights that are no numbers any more, 0 if they never were; nothing of it is of an image."""
@@ -67,30 +71,61 @@ def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit:
     Dropout draws from torch's global generator, which is forked here, so that nothing outside changes.
     Raises SiteError as soon as the loss is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    device = next(model.parameters()).device
+    generator, parameters = torch.Generator().manual_seed(seed), list(model.parameters())
+    device = parameters[0].device
     devices = [device] if device.type == "cuda" else []
-    optimizer = _optimizer(model, recipe)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step + recipe.before, recipe))
-    anchors = [parameter.detach().clone() for parameter in model.parameters()] if recipe.proximal else []
-    with torch.random.fork_rng(devices=devices):
+    halved = recipe.precision == "bfloat16"  # it has the exponents of float32, so gradients need no scale
+    last = channels_last(model, recipe.precision)
+    with torch.random.fork_rng(devices=devices), memory_at_hand(), _laid_out(model, last):
+        optimizer = _optimizer(model, recipe)
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step + recipe.before, recipe))
+        anchors = [parameter.detach().clone() for parameter in parameters] if recipe.proximal else []
         torch.manual_seed(seed)
         train_mode(model)
         for step, (x, y) in enumerate(_batches(data, recipe, device, generator), start=1):
-            loss = F.cross_entropy(model(x), y)
+            with torch.autocast(device.type, torch.bfloat16, enabled=halved):
+                loss = F.cross_entropy(model(x), y)
             if anchors:
-                away = [(p - anchor).pow(2).sum() for p, anchor in zip(model.parameters(), anchors, strict=True)]
+                away = [(p - anchor).pow(2).sum() for p, anchor in zip(parameters, anchors, strict=True)]
                 loss = loss + recipe.proximal / 2 * torch.stack(away).sum()
             if not torch.isfinite(loss):
                 raise recipe.diverged(step if step > 1 or recipe.before else 0)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+            nn.utils.clip_grad_norm_(parameters, recipe.clip, foreach=True)  # the bits of one after the other
             optimizer.step()
             rate.step()
             if step == recipe.steps and not _finite(model, x):
                 raise recipe.diverged(step)
             visit(step)
+
+
+def channels_last(model: nn.Module, precision: Arithmetic) -> bool:
+    """Whether a training has the channels of one place side by side in memory: convolutions then add in another order.
+
+    With bfloat16, where it is faster on a CPU: not for grouped convolutions (`benchmarks/training.py`).
+    """
+    grouped = any(getattr(module, "groups", 1) > 1 for module in model.modules())
+    return precision == "float32_channels_last" or (precision == "bfloat16" and not grouped)
+
+
+@contextmanager
+def _laid_out(model: nn.Module, last: bool) -> Iterator[None]:
+    """Channels last, if so; afterwards as before."""
+    if not last:
+        yield
+        return
+    model.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        model.to(memory_format=torch.contiguous_format)
+
+
+def state_of(model: nn.Module) -> State:
+    """A copy of a model's weights on the CPU, laid out row by row, however they are in training."""
+    layout = torch.contiguous_format
+    return {name: tensor.detach().cpu().clone(memory_format=layout) for name, tensor in model.state_dict().items()}
 
 
 def _batches(data: LabeledImages, recipe: Recipe, device: torch.device, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -119,6 +119,8 @@ CHANGES: dict[str, Callable[[SiteTask], SiteTask]] = {
     "head": lambda t: t.model_copy(update={"head_init": "zero"}),
     "epochs": lambda t: t.model_copy(update={"training": t.training.model_copy(update={"epochs": 3})}),
     "threads": lambda t: t.model_copy(update={"training": t.training.model_copy(update={"threads": 2})}),
+    "precision": lambda t: t.model_copy(update={"training": t.training.model_copy(update={"precision": "bfloat16"})}),
+    "layout": lambda t: t.model_copy(update={"training": t.training.model_copy(update={"precision": "float32_channels_last"})}),
     "scanner": lambda t: t.model_copy(update={"site": t.site.model_copy(update={"scanner": Scanner(noise=0.3)})}),
     "name": lambda t: t.model_copy(update={"site": t.site.model_copy(update={"name": "south"})}),
     "validation": lambda t: t.model_copy(update={"site": t.site.model_copy(update={"validation": 0.3})}),

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedmerge.system.process import cores, free_memory, one_thread, owners, spread, threads
+from fedmerge.system.process import (
+    cores,
+    free_memory,
+    import_ahead,
+    memory_at_hand,
+    one_thread,
+    owners,
+    spread,
+    threads,
+    wait_briefly,
+)
 
 
 def away(number: int) -> int:
@@ -116,3 +126,45 @@ def running(number: int) -> bool:
         return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)], ids=str
+)
+def test_threads_wait_briefly_unless_somebody_has_said_how(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    wait_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
+
+
+def test_commands_wait_briefly_before_torch_is_there() -> None:
+    """GNU's OpenMP reads it once, as it is loaded."""
+    said = "import sys; sys.argv = ['fedmerge', '--help']; from fedmerge.{} import {} as run"
+    at_the_end = "import atexit, os; atexit.register(lambda: print(os.environ['GOMP_SPINCOUNT'], 'torch' in sys.modules)); run()"
+    here = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    for module, name in [("__main__", "command"), ("simulate", "command_alone")]:
+        code = f"{said.format(module, name)}; {at_the_end}"
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=here, timeout=120)
+        assert ended.stdout.splitlines()[-1] == "1000 False"
+
+
+def test_memory_is_at_hand_in_blocks_in_blocks_and_errors_pass() -> None:
+    """That it costs fewer page faults is a benchmark's: where blocks find their places is the allocator's choice."""
+    with pytest.raises(OSError, match="full"), memory_at_hand():
+        with memory_at_hand():
+            kept = torch.ones(12 * 2**20)
+        raise OSError("full")
+    assert bool((kept == 1).all())
+
+
+def test_what_processes_import_can_be_begun_ahead() -> None:
+    import_ahead()
+    with owners(1) as executor:
+        assert executor.submit(operator.neg, 1).result(60) == -1
+    import_ahead()
