@@ -29,11 +29,12 @@ ones. Label shares that are even: they do not pay for their parameters, and stay
 alike, r is even, and the merge is the mean merge, which is of the panel; the notes have the shares, and how far the evidence of the
 best is above the mean of all.
 
-With `active: auto` and more than 24 experts a batch is shown to some of them: see `scoring/active.py`. The posterior is that of
-those who are asked, the 16 of the largest shares are merged, and all other coefficients are 0. The panel's merges are of all
-experts, and made once. What the posterior answers is compared with these merges; where they differ more than they used to, the
-batch is shown to more. The notes say how many have been asked (`forwarded`), how many of these were active before (`active`), and
-whether there was an alarm (`alarm`).
+With `active: auto` and more than 24 experts a batch is shown to some of them: see `scoring/active.py`. Nothing is learned of the
+others. They keep their shares of the past, and are merged by these, as one model for all images; what is left is the posterior of
+those who are asked. Where these have less than half of the shares they cannot tell for all whether weights mix, and predictions
+are not mixed. The panel's merges are of all experts, and made once. What the posterior answers is compared with them; where they
+differ more than they used to, the batch is shown to more. The notes say how many have been asked (`forwarded`), how many of these
+were active before (`active`), and whether there was an alarm (`alarm`).
 """
 
 from __future__ import annotations
@@ -164,25 +165,31 @@ class Posterior(Adaptive):
         """Posteriors given the past, and the shares that the batch leaves."""
         if not self._selects(evidence.bank):
             return self._step(state, evidence)[:2]
-        bank, past = evidence.bank, state["pi"]
-        was, others = active.candidates(state, past, bank.names)
+        bank, pi = evidence.bank, state["pi"]
+        was, others = active.candidates(state, pi, bank.names)
         for more in (len(others) + active.WIDE, None):
             rows = sorted([*was, *others])
-            some = evidence.only(rows)
-            after, found, different = self._step({**state, "pi": active.entered(past[rows])}, some)
+            some, past = evidence.only(rows), torch.where(pi[rows] > 0, pi[rows], 1 / bank.K)
+            rest = pi.index_fill(0, torch.tensor(rows), 0)
+            past, rest = (part / (past.sum() + rest.sum()) for part in (past, rest))
+            after, found, different = self._step({**state, "pi": past}, some, rest.sum(), [row in others for row in rows])
             if more is None:
                 break
             apart, alarm = active.alarmed(state, different, len(evidence.batch))
             if not alarm and bool(some.valid.any()):
                 break
-            was, others = active.candidates(state, past, bank.names, more)
-        pi = torch.zeros_like(past).index_copy(0, torch.tensor(rows), after["pi"] * some.valid.cpu())
-        counts = {"forwarded": [float(len(rows))], "active": [float(len(was))], "alarm": [float(alarm)]}
-        return {**after, **apart, **active.asked(state, rows), "pi": pi}, _among(found, rows, bank, counts)
+            was, others = active.candidates(state, pi, bank.names, more)
+        rest = rest * ((1 - after["pi"].sum()) / rest.sum().clamp(min=torch.finfo(rest.dtype).tiny))
+        pi = rest.index_add(0, torch.tensor(rows), after["pi"] * some.valid.cpu())
+        counts = {"forwarded": [float(len(rows))], "active": [float(len(was))], "alarm": [float(alarm)], "shares": pi.tolist()}
+        found = replace(_among(found, rows, rest, bank), notes=dict(found.notes) | counts)
+        return {**after, **apart, **active.asked(state, rows), "pi": pi}, found
 
-    def _step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients, int]:
+    def _step(
+        self, state: State, evidence: Evidence, rest: Tensor | None = None, sample: list[bool] | None = None
+    ) -> tuple[State, Coefficients, int]:
         """For the experts of the evidence: shares, coefficients, and images on which the mixture answers otherwise than the panel's
-        merges."""
+        merges. rest: the shares of all others together, of whom some of the experts are a sample (R,)."""
         members = self._members(evidence.bank)
         said = {member: _said(evidence, member) for member in members}
         log_p, log_q = evidence.log_p(), _consensus([*said.values()])
@@ -194,14 +201,14 @@ class Posterior(Adaptive):
             return state | {"b": nothing_known}, self._given(even.expand_as(s), even.expand_as(s), even, notes), 0
         answers = state["answers"] + _answers(said)
         t, apart = self._judged(answers, evidence.bank)
+        apart = apart and (rest is None or bool(rest <= state["pi"].sum()))
         state = self._labels(state, said, said["ensemble"] if apart else log_q)
         known = (log_p.double().cpu().exp().nan_to_num() @ state["b"] * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
-        past = state["pi"] / state["pi"].sum()
-        pi = self.rho * past + (1 - self.rho) * site_shares(self.beta * s + known, past)[1] if self.em else past
-        pi = active.truncated(pi) if self._selects(evidence.bank) else pi
+        pi = self._shares(state["pi"], self.beta * s + known, evidence.bank.K, rest, sample)
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
         r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
-        kept = pi if self.em else self.rho * pi + (1 - self.rho) * r.mean(0)
+        asked = 1.0 if rest is None else float(pi.sum())
+        kept = pi if self.em else self.rho * pi + (1 - self.rho) * asked * r.mean(0)
         evidences = s.mean(0)[evidence.valid.cpu()]
         notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
         notes |= {"mixed_predictions": [float(apart)]}
@@ -211,10 +218,23 @@ class Posterior(Adaptive):
             against = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, said["ensemble"]), -torch.inf)
             r = (self.beta * against.double().cpu().T).softmax(1)
             return state, replace(self._given(r, r, r.mean(0), notes), of="predictions"), different
-        found = self._given(r, head, pi, notes)
+        found = self._given(r, head, pi / asked, notes)
         if t < 1:  # theta_0 has a part of the encoder, and none of the head
             found = replace(found, encoder=_drawn(found.encoder, t, evidence.bank), head=_drawn(found.head, 1.0, evidence.bank))
         return state, found, different
+
+    def _shares(self, past: Tensor, scores: Tensor, K: int, rest: Tensor | None, sample: list[bool] | None) -> Tensor:
+        """pi (R,) of those who are asked, by EM; the rest takes part in it as one, whose evidence is the mean of the sample's."""
+        if rest is None or sample is None:
+            past = past / past.sum()
+            return self.rho * past + (1 - self.rho) * site_shares(scores, past)[1] if self.em else past
+        past = torch.cat([past, rest[None]]) / (past.sum() + rest)
+        if not self.em:
+            return past[:-1]
+        of_rest = scores[:, sample].logsumexp(1, keepdim=True) - math.log(max(1, sum(sample)))
+        each = torch.ones_like(past).index_fill(0, torch.tensor([len(past) - 1]), K - scores.shape[1])
+        found = site_shares(torch.cat([scores, of_rest], 1), past, each)[1]
+        return (self.rho * past + (1 - self.rho) * found)[:-1]
 
     def _labels(self, state: State, said: dict[Member, Tensor], log_q: Tensor) -> State:
         """With b (C,), the batch's shares of labels as log q (N, C) sees them."""
@@ -298,18 +318,22 @@ def _drawn(r: Tensor, t: float, bank: Bank) -> Tensor:
     return whole
 
 
-def _among(found: Coefficients, rows: list[int], bank: Bank, counts: dict[str, list[float]]) -> Coefficients:
-    """Coefficients of some of the experts, by their rows, as those of all; nobody else has any."""
+def _among(found: Coefficients, rows: list[int], rest: Tensor, bank: Bank) -> Coefficients:
+    """Coefficients of some of the experts, by their rows, as those of all, where the others have the shares `rest` (K,).
+
+    Predictions are mixed of those alone that there are.
+    """
     at = torch.tensor([*rows, *(bank.K + number for number in range(bank.A))])
+    rest = torch.zeros_like(rest) if found.of == "predictions" else rest
 
     def whole(alpha: Tensor) -> Tensor:
-        width = alpha.shape[-1]
-        return alpha.new_zeros(*alpha.shape[:-1], bank.K + max(0, width - len(rows))).index_copy(-1, at[:width], alpha)
+        width, anchors = alpha.shape[-1], alpha[..., len(rows) :]
+        parts = torch.cat([(1 - rest.sum()) * alpha[..., : len(rows)], anchors], -1)
+        every = alpha.new_zeros(*alpha.shape[:-1], bank.K + max(0, width - len(rows))).index_copy(-1, at[:width], parts)
+        every[..., : bank.K] += (1 - anchors.sum(-1, keepdim=True)) * rest  # to the last bit the same for all images
+        return every
 
-    notes = dict(found.notes) | counts
-    if "shares" in notes:
-        notes["shares"] = whole(torch.tensor(notes["shares"], dtype=torch.float64)).tolist()
-    return replace(found, encoder=whole(found.encoder), head=whole(found.head), notes=notes)
+    return replace(found, encoder=whole(found.encoder), head=whole(found.head))
 
 
 def _consensus(said: list[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from fedmerge.errors import PerSampleRefused
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.per_sample.merged_first import MERGE, can_merge_first
-from fedmerge.merging.per_sample.mixture import Mixture
+from fedmerge.merging.per_sample.mixture import Mixture, merged_once
 
 Way = Literal["auto", "mixture", "rows", "samples"]
 
@@ -170,15 +170,18 @@ class PerSample:
         way = "mixture" if mixed else "rows"
         self.taken[way] = self.taken.get(way, 0) + 1
         if mixed:
-            used = int(coefficients.encoder.any(0).sum())
+            used = _taking_part(coefficients.encoder)
             return PerSampleLogits(Mixture(self.bank).forward(batch, coefficients.encoder, coefficients.head), way, used, 0)
         return PerSampleLogits(self._by_groups(batch, distinct, which), way, 1, len(distinct))
 
     def _by_groups(self, batch: Tensor, rows: Tensor, which: Tensor) -> Tensor:
         width, logits = rows.shape[1] // 2, None
+        encoder, head = rows[:, :width], rows[:, width:]
+        left, once = merged_once(self.bank, encoder, head) if len(rows) > 1 else (torch.ones_like(encoder[0]), None)
         for number, row in enumerate(rows):
             here = (which == number).to(batch.device)
-            theta = self.bank.mix(row[:width], row[width:])
+            theta = self.bank.mix(row[:width] * left, row[width:] * left)
+            theta = theta if once is None else theta.add_(once)
             part = self.bank.forward(theta, batch[here], row[:width])
             logits = part.new_empty(len(batch), part.shape[1]) if logits is None else logits
             logits[here] = part
@@ -192,7 +195,7 @@ class PerSample:
             return True
         if self.way != "auto" or self.refusal:
             return False
-        experts = int((coefficients.encoder.any(0) | coefficients.head.any(0)).sum())
+        experts = _taking_part(torch.cat([coefficients.encoder, coefficients.head]))
         device, like = batch.device.type, self.bank.like
         if not prefers_mixture(self._uses_of(batch), experts, len(batch), distinct, device, can_merge_first(like)):
             return False
@@ -215,3 +218,9 @@ class PerSample:
                 self.bank.forward(torch.zeros_like(self.bank.blank()), batch[:1])
             self._uses = counter.get_total_flops() / (2 * self.bank.P)
         return self._uses
+
+
+def _taking_part(alpha: Tensor) -> int:
+    """Models that a mixture of coefficients (N, ...) is a sum of: those that are alike in all samples are merged, and are one."""
+    same = (alpha == alpha[0]).all(0) & (alpha[0] != 0)
+    return int(alpha.any(0).sum()) - max(0, int(same.sum()) - 1)

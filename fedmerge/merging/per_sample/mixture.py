@@ -1,8 +1,8 @@
 """A batch in which every sample has a merged model of its own, in one pass and without building any of them whole.
 
-The unmodified model runs with `Mixed` parameters. Only rows of the bank that have a coefficient take part. Every parameter and
-BatchNorm statistic must have been read by the end of the pass: one that was not is an error, because a part of the model would
-have been left out.
+The unmodified model runs with `Mixed` parameters. Only rows of the bank that have a coefficient take part, and those whose
+coefficient is the same for all samples are merged once and take part as one. Every parameter and BatchNorm statistic must have
+been read by the end of the pass: one that was not is an error, because a part of the model would have been left out.
 """
 
 from __future__ import annotations
@@ -17,6 +17,40 @@ from fedmerge.merging.per_sample.mixed_tensor import Mixed
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Largest relative difference from an explicit merge that `verify` accepts; 0.1 for half precision."""
+
+
+def merged_once(bank: Bank, encoder: Tensor, head: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The part of all samples' models that is the same.
+
+    Parameters
+    ----------
+    bank : Bank
+        The experts.
+    encoder, head : Tensor
+        Coefficients (N, K), or (N, K + A) with the bank's anchors.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor | None]
+        For each row of the bank, whether it is left to every sample (K,), or (K + A,); and of the other rows the merge (P,), or
+        None where fewer than two have the same coefficients in all samples, and nothing would be saved.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.per_sample.mixture import merged_once
+    >>> experts = {name: {"weight": torch.full((1, 1), value)} for name, value in (("a", 1.0), ("b", 2.0), ("c", 4.0), ("d", 8.0))}
+    >>> bank = Bank.of(torch.nn.Linear(1, 1, bias=False), experts)
+    >>> alpha = torch.tensor([[0.5, 0.0, 0.25, 0.25], [0.0, 0.5, 0.25, 0.25]])  # of two images
+    >>> left, once = merged_once(bank, alpha, alpha)
+    >>> left, once
+    (tensor([ True,  True, False, False]), tensor([3.]))
+    """
+    same = (encoder == encoder[0]).all(0) & (head == head[0]).all(0) & ((encoder[0] != 0) | (head[0] != 0))
+    if int(same.sum()) < 2:
+        return torch.ones_like(same), None
+    return ~same, bank.mix(encoder[0] * same, head[0] * same, out=torch.empty_like(bank.blank()))
 
 
 class Mixture:
@@ -53,9 +87,12 @@ class Mixture:
         bank, used = self.bank, set[str]()
         if bank.shards:
             raise PerSampleRefused("per-sample merging: the experts are spread over shards, and a mixture needs them in one place")
-        parts = tuple(zip((bank.parts.encoder, bank.parts.head), (encoder, head), strict=True))
+        left, once = merged_once(bank, encoder, head)
+        parts = tuple(zip((bank.parts.encoder, bank.parts.head), (encoder * left, head * left), strict=True))
         rows = tuple(tuple(torch.nonzero(coefficients.any(0)).flatten().tolist()) for _, coefficients in parts)
         chosen = [coefficients[:, list(at)] for (_, coefficients), at in zip(parts, rows, strict=True)]
+        if once is not None:
+            chosen = [torch.cat([shares, shares.new_ones(len(shares), 1)], 1) for shares in chosen]
         weights = [shares.to(bank.like.device, bank.wide) for shares in chosen]
         statistics = bank.buffers.statistics(encoder.to(bank.theta))
 
@@ -63,9 +100,10 @@ class Mixture:
             state: dict[str, Tensor] = {}
             for (names, _), at, shares in zip(parts, rows, given, strict=False):
                 for name in names:
-                    pieces = [bank.rows[row, bank.slices[name]].view(bank.shapes[name]) for row in at]
+                    whole = [bank.rows[row] for row in at] + [*given[len(parts) + len(statistics) :]]
+                    pieces = [theta[bank.slices[name]].view(bank.shapes[name]) for theta in whole]
                     state[name] = Mixed.linear(pieces, shares, (name,), used)
-            mixed = zip(statistics, given[len(parts) :], strict=True)
+            mixed = zip(statistics, given[len(parts) :], strict=False)
             state |= {name: Mixed.computed(values, (name,), used) for name, values in mixed}
             logits = bank.call({**state, **bank.buffers.fixed}, batch)
             if missing := sorted(set(state) - used):
@@ -76,7 +114,8 @@ class Mixture:
             return logits  # type: ignore[no-any-return]
 
         try:
-            logits = bank.recorded(("mixture", rows), run, batch.to(bank.like.dtype), *weights, *statistics.values())
+            shared = () if once is None else (once,)
+            logits = bank.recorded(("mixture", rows), run, batch.to(bank.like.dtype), *weights, *statistics.values(), *shared)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:  # of the model: what is tried here, it was not written for

@@ -128,59 +128,6 @@ def candidates(state: State, shares: Tensor, names: Sequence[str], others: int |
     return active, sorted(rest[:others])
 
 
-def entered(shares: Tensor) -> Tensor:
-    """Shares of those who are asked: those of no or a small share enter with an even one.
-
-    Parameters
-    ----------
-    shares : Tensor
-        (R,) of the experts that are asked.
-
-    Returns
-    -------
-    Tensor
-        (R,), on the simplex.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fedmerge.merging.scoring.active import entered
-    >>> entered(torch.tensor([0.7, 0.3, 0.0]))
-    tensor([0.5122, 0.2439, 0.2439])
-    """
-    shares = shares.clamp(min=1 / len(shares))
-    return shares / shares.sum()
-
-
-def truncated(shares: Tensor) -> Tensor:
-    """The `MOST` largest shares; all others are 0.
-
-    Parameters
-    ----------
-    shares : Tensor
-        (R,), on the simplex.
-
-    Returns
-    -------
-    Tensor
-        (R,), on the simplex.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from fedmerge.merging.scoring.active import truncated
-    >>> shares = torch.arange(20.0) / 190
-    >>> int((truncated(shares) > 0).sum())
-    16
-    """
-    if len(shares) <= MOST:
-        return shares
-    kept = torch.zeros_like(shares)
-    at = shares.topk(MOST).indices
-    kept[at] = shares[at]
-    return kept / kept.sum()
-
-
 def asked(state: State, rows: Sequence[int]) -> dict[str, Tensor]:
     """What is remembered once experts have been asked about a batch.
 

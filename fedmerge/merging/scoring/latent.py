@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 ITERATIONS = 20
@@ -18,11 +19,10 @@ Seen = Mapping[str, Tensor]
 of the labels of each next batch than even shares."""
 
 
-def site_shares(scores: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """EM over the site of each image: r_ik is proportional to pi_k exp(s_ik), pi_k = (sum_i r_ik + 1) / (N + K).
+def site_shares(scores: Tensor, shares: Tensor, each: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """EM over the site of each image: r_ik is proportional to pi_k exp(s_ik), pi_k = (sum_i r_ik + a_k) / (N + sum_k a_k).
 
-    The 1 is an image that each expert has beside those of the batch. Without it EM gives most of the shares to whoever is sure of
-    everything, where images are few for each expert.
+    Without a EM gives most of the shares to whoever is sure of everything, where images are few for each expert.
 
     Parameters
     ----------
@@ -30,6 +30,8 @@ def site_shares(scores: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         s (N, K), log-likelihoods; -inf for an expert that is not valid.
     shares : Tensor
         pi (K,) where EM starts, on the simplex.
+    each : Tensor, optional
+        a (K,), images that each expert has beside those of the batch; default 1.
 
     Returns
     -------
@@ -49,10 +51,11 @@ def site_shares(scores: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     >>> shares.round(decimals=2)
     tensor([0.6000, 0.4000], dtype=torch.float64)
     """
-    N, K = scores.shape
+    N = len(scores)
     scores, pi = scores.double().cpu(), shares.double().cpu()
+    each = torch.ones_like(pi) if each is None else each.double().cpu()
     for _ in range(ITERATIONS):
-        pi = ((pi.log() + scores).softmax(1).sum(0) + 1) / (N + K)
+        pi = ((pi.log() + scores).softmax(1).sum(0) + each) / (N + each.sum())
     return (pi.log() + scores).softmax(1), pi
 
 

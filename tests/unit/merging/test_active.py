@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.per_sample.dispatch import PerSample
 from fedmerge.merging.predict import Prediction, Row, carry, predict, rows_of
 from fedmerge.merging.scoring import active
+from fedmerge.merging.scoring.latent import ITERATIONS
 from tests.banks import a_batch
 from tests.conftest import Net, expert_states
 from tests.unit.merging.test_sharded import a_spread_bank
@@ -59,7 +61,7 @@ def test_up_to_24_experts_are_all_asked(granularity: str) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["image", "batch"])
-def test_some_of_many_are_asked_and_nobody_else_gets_a_coefficient(granularity: str) -> None:
+def test_some_of_many_are_asked_and_the_others_are_one_model_for_all_images(granularity: str) -> None:
     bank, batch = a_large_bank(60), a_batch(dtype=torch.float32)
     row, counts = a_row(bank, granularity=granularity), []
     for _ in range(4):
@@ -70,9 +72,9 @@ def test_some_of_many_are_asked_and_nobody_else_gets_a_coefficient(granularity: 
         for part in (found.coefficients.encoder, found.coefficients.head):
             assert part.shape[-1] == 60 + 1 or (part.shape[-1] == 60 and found.coefficients.notes["towards_theta_0"] == [0])
             torch.testing.assert_close(part.sum(-1), torch.ones_like(part.sum(-1)))
-            got = torch.nonzero(part.reshape(-1, part.shape[-1])[:, :60].any(0)).flatten().tolist()
-            assert {*got} <= bill.views["none"]
-            assert len(got) <= active.MOST
+            rest = part.reshape(-1, part.shape[-1])[:, sorted({*range(60)} - bill.views["none"])]
+            assert bool((rest > 0).all())
+            assert torch.equal(rest, rest[:1].expand_as(rest))
         counts.append(asked(found))
         assert len(bill.views["none"]) == asked(found)
         assert bill.forwards == evidence.forwards_run == asked(found) + 3  # the mean, wise_ft and model_stock are of all experts
@@ -91,8 +93,30 @@ def test_the_expert_whose_images_these_are_is_found_and_kept() -> None:
         evidence.recall({"none": told(K, good, 200)})
         found = seen(row, evidence)
         shares.append(found.notes["shares"][good])
-    assert shares[0] == shares[1] == 0
-    assert min(shares[3:]) > 0.5
+    assert max(shares[:2]) == pytest.approx(1 / K)  # nobody has asked it, and it loses nothing to those who were
+    assert shares[2:] == sorted(shares[2:])
+    assert shares[-1] > 0.6  # of 200 images and one more of each expert
+
+
+def test_shares_of_those_who_are_not_asked_follow_those_of_a_sample() -> None:
+    """The rest takes part in EM as one expert with its K - R images, and the mean likelihood of the sample: against numpy."""
+    bank, N = a_large_bank(60), 8
+    row = a_row(bank, panel=("ensemble",), rho=0.25)
+    evidence = Evidence(bank, a_batch(N, torch.float32))
+    seen(row, evidence)
+    R = active.WIDE
+    rows = np.flatnonzero(row.state["turn"].numpy())
+    p = evidence.log_p().double().softmax(-1).numpy()[rows]
+    s = (p * np.log(p.mean(0))).sum(-1) - -(p * np.log(p)).sum(-1)
+    likelihood = np.concatenate([np.exp(s), np.exp(s).mean(0, keepdims=True)]).T
+    images = np.array([1.0] * R + [60 - R])
+    start = pi = images / 60
+    for _ in range(ITERATIONS):
+        r = pi * likelihood
+        pi = ((r / r.sum(1, keepdims=True)).sum(0) + images) / (N + 60)
+    pi = 0.25 * start + 0.75 * pi
+    np.testing.assert_allclose(row.state["pi"].numpy()[rows], pi[:-1], rtol=1e-4)
+    np.testing.assert_allclose(np.delete(row.state["pi"].numpy(), rows), pi[-1] / (60 - R), rtol=1e-4)
 
 
 def test_experts_join_by_being_asked_next_and_leave() -> None:
@@ -209,6 +233,27 @@ def test_an_adapter_selects_and_lets_experts_join() -> None:
 def test_shards_speak_for_the_experts_that_are_asked(rows: list[int]) -> None:
     bank = a_spread_bank(1, 2, 1)
     assert torch.equal(bank.expert_logits(a_batch(), rows), bank.expert_logits(a_batch())[rows])
+
+
+@pytest.mark.parametrize("granularity", ["image", "batch"])
+def test_coefficients_sum_to_one_whoever_is_asked(granularity: str) -> None:
+    bank = a_large_bank(60)
+    row = a_row(bank, granularity=granularity)
+    for number in range(6):
+        found = seen(row, Evidence(bank, a_batch(dtype=torch.float32, seed=number)))
+        assert found.coefficients is not None
+        for part in (found.coefficients.encoder, found.coefficients.head):
+            assert float((part.sum(-1) - 1).abs().max()) < 1e-12
+        assert sum(found.notes["shares"]) == pytest.approx(1)
+
+
+def test_predictions_are_not_mixed_of_a_minority() -> None:
+    bank = a_large_bank(100)
+    row = a_row(bank, shrink="none")
+    row.state["answers"][-1] = torch.tensor([100, 90, 0], dtype=torch.float64)
+    found = seen(row, Evidence(bank, a_batch(dtype=torch.float32)))
+    assert asked(found) == active.WIDE < 50
+    assert found.notes["mixed_predictions"] == [0]
 
 
 def test_a_mixture_of_predictions_asks_nobody_else() -> None:
