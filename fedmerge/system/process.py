@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import pickle
@@ -38,11 +37,6 @@ SLOTS = "FEDMERGE_CORE_SLOTS"
 
 GLANCE_S = 0.05
 """Between two looks at slots that are all taken."""
-
-TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
-"""Of glibc's `mallopt`: free bytes at the heap's end that are given back; from which size on, and how many, have a mapping."""
-
-MIB, GIB = 2**20, 2**30
 
 
 class Terminated(KeyboardInterrupt):
@@ -113,27 +107,6 @@ def wait_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # what it takes itself where threads are more than cores
-
-
-@contextmanager
-def memory_at_hand() -> Iterator[None]:
-    """Memory that is freed while the block runs stays for what asks next; afterwards the system has it back.
-
-    GNU's allocator gives large tensors back at once, and the system clears their pages anew at every step. Others are left alone.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is None or not hasattr(library, "mallopt"):
-        yield
-        return
-    library.mallopt(MMAP_MAX, 0)
-    library.mallopt(TRIM_THRESHOLD, GIB)
-    try:
-        yield
-    finally:
-        library.mallopt(MMAP_MAX, 2**16)
-        library.mallopt(MMAP_THRESHOLD, 32 * MIB)  # what the allocator has come to by itself, once it has met large tensors
-        library.mallopt(TRIM_THRESHOLD, 64 * MIB)
-        library.malloc_trim(0)
 
 
 @contextmanager

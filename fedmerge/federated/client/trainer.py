@@ -20,7 +20,6 @@ from fedmerge.federated.messages import Arithmetic, LearningRate, Strength
 from fedmerge.federated.model import train_mode
 from fedmerge.federated.statistics._base import State
 from fedmerge.federated.strategies._base import MOMENTUM, Optimizer
-from fedmerge.system.process import memory_at_hand
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def fit(model: nn.Module, data: LabeledImages, recipe: Recipe, seed: int, visit:
     devices = [device] if device.type == "cuda" else []
     halved = recipe.precision == "bfloat16"  # it has the exponents of float32, so gradients need no scale
     last = channels_last(model, recipe.precision)
-    with torch.random.fork_rng(devices=devices), memory_at_hand(), _laid_out(model, last):
+    with torch.random.fork_rng(devices=devices), _laid_out(model, last):
         optimizer = _optimizer(model, recipe)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step + recipe.before, recipe))
         anchors = [parameter.detach().clone() for parameter in parameters] if recipe.proximal else []

@@ -17,7 +17,6 @@ from fedmerge.system.process import (
     cores,
     free_memory,
     import_ahead,
-    memory_at_hand,
     one_thread,
     owners,
     spread,
@@ -152,15 +151,6 @@ def test_commands_wait_briefly_before_torch_is_there() -> None:
         code = f"{said.format(module, name)}; {at_the_end}"
         ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=here, timeout=120)
         assert ended.stdout.splitlines()[-1] == "1000 False"
-
-
-def test_memory_is_at_hand_in_blocks_in_blocks_and_errors_pass() -> None:
-    """That it costs fewer page faults is a benchmark's: where blocks find their places is the allocator's choice."""
-    with pytest.raises(OSError, match="full"), memory_at_hand():
-        with memory_at_hand():
-            kept = torch.ones(12 * 2**20)
-        raise OSError("full")
-    assert bool((kept == 1).all())
 
 
 def test_what_processes_import_can_be_begun_ahead() -> None:
