@@ -220,7 +220,7 @@ def test_an_adapter_selects_and_lets_experts_join() -> None:
     for _ in range(3):
         adapt(a_batch(dtype=torch.float32))
     assert adapt.coefficients is not None
-    assert adapt.coefficients.notes["forwarded"] == [18]
+    assert adapt.coefficients.notes["forwarded"] == [active.MOST + active.EXPLORED]
     adapt.join("site-30", last)
     adapt(a_batch(dtype=torch.float32))
     assert adapt.coefficients.encoder.shape[1] in (31, 32)
