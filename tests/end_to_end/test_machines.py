@@ -55,7 +55,10 @@ def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(tmp_path: Path, 
     assert (run.returncode, said) == (143, "fedmerge: ended by SIGTERM; experts that have arrived are in the pool\n")
     manifest = read(tmp_path / "run" / "manifest.json")
     assert (manifest["status"], manifest["reason"]) == ("failed", "ended by SIGTERM")
-    assert not list((tmp_path / "tmp").iterdir())
+    left = {file.name for file in (tmp_path / "tmp").iterdir()}
+    assert {
+        name for name in left if not name.startswith("torchinductor_")
+    } == set()  # a cache that importing torch makes, of the user
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -159,7 +159,11 @@ def test_who_is_asked_next_is_part_of_a_snapshot(target: Targets, monkeypatch: p
     assert second.forwards_so_far() == whole.forwards_so_far()
     asked = {step.notes["forwarded"][0] for step in expected}
     assert asked <= {1, 2, 3}
-    assert {step.forwards - step.notes["forwarded"][0] for step in expected} <= {4, 5, 6}  # the panel's three, and the merge's rows: two, and the rest
+    assert {step.forwards - step.notes["forwarded"][0] for step in expected} <= {
+        4,
+        5,
+        6,
+    }  # the panel's three, and the merge's rows: two, and the rest
     assert max(asked) < 3 or any(step.notes["alarm"] == [1] for step in expected)
 
 
