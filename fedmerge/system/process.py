@@ -9,6 +9,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import deque
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
+
+from fedmerge.errors import Problem, ScenarioError
 
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext  # Windows has but the second
@@ -34,6 +37,9 @@ ENDING = ("SIGTERM", "SIGHUP")
 
 SLOTS = "FEDMERGE_CORE_SLOTS"
 """Names the folder of a federation's slots to its processes; it is set by who starts them, and nobody else."""
+
+LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
+"""Bytes of a path below which multiprocessing can name its sockets: Linux allows 107."""
 
 GLANCE_S = 0.05
 """Between two looks at slots that are all taken."""
@@ -199,8 +205,14 @@ def process_context(*modules: str) -> SpawnContext | ForkServerContext:
 
     On Linux they are forked from a server that has imported what this process has by now, once for all of them, where each would
     take seconds for torch and timm; it ends with this process. Elsewhere a fork is not safe, and each imports for itself.
-    modules: what such processes import beside, unless the server has begun.
+    modules: what such processes import beside, unless the server has begun. Raises ScenarioError if the folder for temporary files
+    leaves no room for multiprocessing's sockets.
     """
+    length = len(os.fsencode(tempfile.gettempdir()))
+    if sys.platform == "linux" and length > LONGEST_TMPDIR:
+        expected = f"at most {LONGEST_TMPDIR}, since sockets of worker processes allow no more"
+        mend = "Set TMPDIR=/tmp, or another short folder"
+        raise ScenarioError([Problem("TMPDIR", "", f"a path of {length} characters", expected, mend)])
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -40,11 +40,27 @@ def test_a_path_too_long_for_rays_sockets_is_told_at_once(
     assert "Set RAY_TMPDIR=/tmp" in said
 
 
+@pytest.mark.parametrize("words", [["simulate", "--jobs", "2"], ["sweep"]])
+def test_a_path_too_long_for_sockets_of_workers_is_told_at_once(
+    tmp_path: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world(tmp_path)
+    (tmp_path / ("scratch" * 10)).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("scratch" * 10)))
+    command = [sys.executable, "-m", "fedmerge", words[0], "scenarios/tiny.yaml", *words[1:], "--out", "run"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 2
+    assert f"TMPDIR: found a path of {len(str(tmp_path)) + 71} characters; expected at most 75" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `docker stop` and a cluster's scheduler end it: what it said, its manifest, its temporary folder, its processes."""
     world(tmp_path)
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    scratch = tmp_path.parent / "ended"  # of a short path, for sockets
+    scratch.mkdir()
+    monkeypatch.setenv("TMPDIR", str(scratch))
     words = [sys.executable, "-m", "fedmerge.simulate", "scenarios/tiny.yaml", "--jobs", "2", "--set", "training.epochs=100000"]
     with subprocess.Popen([*words, "--out", "run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
@@ -55,7 +71,7 @@ def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(tmp_path: Path, 
     assert (run.returncode, said) == (143, "fedmerge: ended by SIGTERM; experts that have arrived are in the pool\n")
     manifest = read(tmp_path / "run" / "manifest.json")
     assert (manifest["status"], manifest["reason"]) == ("failed", "ended by SIGTERM")
-    left = {file.name for file in (tmp_path / "tmp").iterdir()}
+    left = {file.name for file in scratch.iterdir()}
     assert {
         name for name in left if not name.startswith("torchinductor_")
     } == set()  # a cache that importing torch makes, of the user

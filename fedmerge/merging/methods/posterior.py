@@ -29,12 +29,13 @@ ones. Label shares that are even: they do not pay for their parameters, and stay
 alike, r is even, and the merge is the mean merge, which is of the panel; the notes have the shares, and how far the evidence of the
 best is above the mean of all.
 
-With `active: auto` and more than 24 experts a batch is shown to some of them: see `scoring/active.py`. Nothing is learned of the
-others. They keep their shares of the past, and are merged by these, as one model for all images; what is left is the posterior of
-those who are asked. Where these have less than half of the shares they cannot tell for all whether weights mix, and predictions
-are not mixed. The panel's merges are of all experts, and made once. What the posterior answers is compared with them; where they
-differ more than they used to, the batch is shown to more. The notes say how many have been asked (`forwarded`), how many of these
-were active before (`active`), and whether there was an alarm (`alarm`).
+With `active: auto` and more than 24 experts a batch is shown to some of them: see `scoring/active.py`. The others take part in EM
+as one, which has the images of them all, and the mean likelihood of those who are asked in turn: these are a sample of them. They
+are merged by their shares, as one model for all images; what is left is the posterior of those who are asked. Where these have
+less than half of the shares they cannot tell for all whether weights mix, and predictions are not mixed. The panel's merges are
+of all experts, and made once. What the posterior answers is compared with them; where they differ more than they used to, the
+batch is shown to more. The notes say how many have been asked (`forwarded`), how many of these were active before (`active`), and
+whether there was an alarm (`alarm`).
 """
 
 from __future__ import annotations

@@ -29,8 +29,10 @@ FEW = 24
 
 MOST = 16
 LEAST = 1 / (4 * MOST)
-EXPLORED = 4
 WIDE = 32
+
+EXPLORED = 4
+"""They stand for all who are not asked. With two, chance decided: one stream of 30 hospitals lost 3.5 points."""
 
 PAST, LAST = 1024, 32
 """Images after which what was seen of the stream, and of its last images, has faded to 1/e."""
