@@ -38,8 +38,11 @@ ENDING = ("SIGTERM", "SIGHUP")
 SLOTS = "FEDMERGE_CORE_SLOTS"
 """Names the folder of a federation's slots to its processes; it is set by who starts them, and nobody else."""
 
-LONGEST_TMPDIR = 107 - len("/pymp-12345678/listener-12345678")
-"""Bytes of a path below which multiprocessing can name its sockets: Linux allows 107."""
+SOCKET_BYTES = 107 if sys.platform == "linux" else 103
+"""Of the path of a socket, on this system."""
+
+LONGEST_TMPDIR = SOCKET_BYTES - len("/pymp-12345678/listener-12345678")
+"""Bytes of the folder for temporary files, below which multiprocessing names its sockets."""
 
 GLANCE_S = 0.05
 """Between two looks at slots that are all taken."""
@@ -209,7 +212,7 @@ def process_context(*modules: str) -> SpawnContext | ForkServerContext:
     leaves no room for multiprocessing's sockets.
     """
     length = len(os.fsencode(tempfile.gettempdir()))
-    if sys.platform == "linux" and length > LONGEST_TMPDIR:
+    if os.name == "posix" and length > LONGEST_TMPDIR:
         expected = f"at most {LONGEST_TMPDIR}, since sockets of worker processes allow no more"
         mend = "Set TMPDIR=/tmp, or another short folder"
         raise ScenarioError([Problem("TMPDIR", "", f"a path of {length} characters", expected, mend)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -18,13 +17,10 @@ from fedmerge.adaptation.ray.tls_check import disagreements
 from fedmerge.adaptation.ray.waiting import knock
 from fedmerge.errors import Problem, ScenarioError, TargetError
 from fedmerge.system.offline import sealed
-from fedmerge.system.process import cores, own_signals
+from fedmerge.system.process import SOCKET_BYTES, cores, own_signals
 
 START_ATTEMPTS = 3
 """How often Ray is started before that counts as a failure."""
-
-SOCKET_BYTES = 107 if sys.platform.startswith("linux") else 103
-"""Of the path of a socket, on this system."""
 
 SOCKET = "/ray/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 """The longest path that Ray makes below the folder for temporary files."""

@@ -19,7 +19,7 @@ from fedmerge.errors import PerSampleRefused
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.per_sample.merged_first import MERGE, can_merge_first
-from fedmerge.merging.per_sample.mixture import Mixture, merged_once
+from fedmerge.merging.per_sample.mixture import Mixture, alike, merged_once
 
 Way = Literal["auto", "mixture", "rows", "samples"]
 
@@ -170,7 +170,7 @@ class PerSample:
         way = "mixture" if mixed else "rows"
         self.taken[way] = self.taken.get(way, 0) + 1
         if mixed:
-            used = _taking_part(coefficients.encoder)
+            used = _taking_part(coefficients.encoder, coefficients.encoder)
             return PerSampleLogits(Mixture(self.bank).forward(batch, coefficients.encoder, coefficients.head), way, used, 0)
         return PerSampleLogits(self._by_groups(batch, distinct, which), way, 1, len(distinct))
 
@@ -195,7 +195,7 @@ class PerSample:
             return True
         if self.way != "auto" or self.refusal:
             return False
-        experts = _taking_part(torch.cat([coefficients.encoder, coefficients.head]))
+        experts = _taking_part(coefficients.encoder, coefficients.head)
         device, like = batch.device.type, self.bank.like
         if not prefers_mixture(self._uses_of(batch), experts, len(batch), distinct, device, can_merge_first(like)):
             return False
@@ -220,7 +220,6 @@ class PerSample:
         return self._uses
 
 
-def _taking_part(alpha: Tensor) -> int:
-    """Models that a mixture of coefficients (N, ...) is a sum of: those that are alike in all samples are merged, and are one."""
-    same = (alpha == alpha[0]).all(0) & (alpha[0] != 0)
-    return int(alpha.any(0).sum()) - max(0, int(same.sum()) - 1)
+def _taking_part(encoder: Tensor, head: Tensor) -> int:
+    """Models that a mixture is a sum of: rows that are alike in all samples are merged, and are one."""
+    return int((encoder.any(0) | head.any(0)).sum()) - max(0, int(alike(encoder, head).sum()) - 1)

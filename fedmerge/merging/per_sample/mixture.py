@@ -19,6 +19,30 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 """Largest relative difference from an explicit merge that `verify` accepts; 0.1 for half precision."""
 
 
+def alike(encoder: Tensor, head: Tensor) -> Tensor:
+    """Rows of the bank whose coefficients are the same in all samples, and not 0.
+
+    Parameters
+    ----------
+    encoder, head : Tensor
+        Coefficients (N, K), or (N, K + A) with the bank's anchors.
+
+    Returns
+    -------
+    Tensor
+        (K,), or (K + A,), bool.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.per_sample.mixture import alike
+    >>> alpha = torch.tensor([[0.5, 0.0, 0.25, 0.25], [0.0, 0.5, 0.25, 0.25]])  # of two images
+    >>> alike(alpha, alpha)
+    tensor([False, False,  True,  True])
+    """
+    return (encoder == encoder[0]).all(0) & (head == head[0]).all(0) & ((encoder[0] != 0) | (head[0] != 0))
+
+
 def merged_once(bank: Bank, encoder: Tensor, head: Tensor) -> tuple[Tensor, Tensor | None]:
     """The part of all samples' models that is the same.
 
@@ -47,7 +71,7 @@ def merged_once(bank: Bank, encoder: Tensor, head: Tensor) -> tuple[Tensor, Tens
     >>> left, once
     (tensor([ True,  True, False, False]), tensor([3.]))
     """
-    same = (encoder == encoder[0]).all(0) & (head == head[0]).all(0) & ((encoder[0] != 0) | (head[0] != 0))
+    same = alike(encoder, head)
     if int(same.sum()) < 2:
         return torch.ones_like(same), None
     return ~same, bank.mix(encoder[0] * same, head[0] * same, out=torch.empty_like(bank.blank()))
