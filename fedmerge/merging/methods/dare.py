@@ -20,6 +20,7 @@ class Dare(Static):
     """tau'_k = m_k tau_k / (1 - p), m_k ~ Bernoulli(1 - p) for each entry; then theta = theta_0 + s sum_k tau'_k, or TIES.
 
     The mask of an expert is drawn from the seed and its name, so the order of experts does not matter.
+    p is rounded to a multiple of 2^-16, in the mask and in the division alike, so that the expectation of tau'_k stays tau_k.
     Worked example: p = 0.5, tau = (2, 4), mask (1, 0): tau' = (4, 0), whose expectation over masks is tau.
 
     Examples
@@ -27,8 +28,8 @@ class Dare(Static):
     >>> import fedmerge, torch
     >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
-    >>> fedmerge.merge(model, [a, b], "dare", base=start, drop=0.5, scale=1, seed=1)["weight"]
-    tensor([[8., 6.]])
+    >>> fedmerge.merge(model, [a, b], "dare", base=start, drop=0.5, scale=1, seed=7)["weight"]
+    tensor([[8., 4.]])
     """
 
     paper: ClassVar[str] = "Yu et al., Language models are super Mario (DARE), ICML 2024"
@@ -42,37 +43,44 @@ class Dare(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
+        scale = self.scale * WHOLE / kept_of(cut_at(self.drop))
         if self.then == "ties":
             floor = bank.each(self._least)
-            return by_sign(bank, self._trimmed(bank, floor), "mean", self.scale)
-        return bank.summed(self._thinned).mul_(self.scale).add_(bank.anchor_row("theta_0"))
+            return by_sign(bank, ((columns, above(tau, floor)) for columns, tau in self._thinned(bank)), "mean", scale)
+        theta_0, out = bank.anchor_row("theta_0"), torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
+        for columns, tau in self._thinned(bank):
+            torch.add(theta_0[columns], tau.sum(0), alpha=scale, out=out[columns])
+        return out
 
-    def _least(self, name: str, tau: Tensor) -> Tensor:
-        return threshold(self._thinned(name, tau), self.keep)
-
-    def _trimmed(self, bank: Bank, floor: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Thinned task vectors without what is below the floors (K,), in parts: (columns, (K, width))."""
-        generators = [draws(self.seed, name) for name in bank.names]
+    def _thinned(self, bank: Bank) -> Iterator[tuple[slice, Tensor]]:
+        """m_k tau_k in parts: (columns, (K, width))."""
+        draws = [Draws(self.seed, name) for name in bank.names]
         for columns in pieces(bank):
             tau = bank.taus(columns)
-            for row, generator in zip(tau, generators, strict=True):
-                self._thin(row, generator)
-            yield columns, above(tau, floor)
+            for row, draw in zip(tau, draws, strict=True):
+                self._thin(row, draw)
+            yield columns, tau
 
-    def _thinned(self, name: str, tau: Tensor) -> Tensor:
-        """tau'_k (P,), written over tau, a part at a time."""
-        generator = draws(self.seed, name)
+    def _least(self, name: str, tau: Tensor) -> Tensor:
+        draw = Draws(self.seed, name)
         for part in torch.split(tau, block(tau, 2)):
-            self._thin(part, generator)
-        return tau
+            self._thin(part, draw)
+        return threshold(tau, self.keep)
 
-    def _thin(self, tau: Tensor, generator: torch.Generator) -> None:
-        m = torch.rand(len(tau), generator=generator, dtype=torch.float64).ge_(self.drop)  # 1 and 0 as numbers
-        tau.mul_(m.to(tau)).div_(1 - self.drop)
+    def _thin(self, tau: Tensor, draw: Draws) -> None:
+        m = draw.take(len(tau)).to(tau.device).ge_(cut_at(self.drop))  # 1 and 0 as numbers: faster than masks
+        tau.mul_(m.to(tau))
 
 
-def draws(seed: int, name: str) -> torch.Generator:
-    """The random numbers that decide which of an expert's parameters are dropped: one in [0, 1) for each, in the order of columns.
+WHOLE = 2**16
+"""As many values has a draw."""
+
+
+class Draws:
+    """The random numbers that decide which of an expert's parameters are dropped: one for each, in the order of columns.
+
+    Integers from -2^15 to 2^15 - 1, four of one number of a Mersenne twister: on a CPU that takes a tenth of the time of real
+    numbers in [0, 1). Nobody else draws from its generator.
 
     Parameters
     ----------
@@ -81,17 +89,68 @@ def draws(seed: int, name: str) -> torch.Generator:
     name : str
         The expert's.
 
-    Returns
-    -------
-    torch.Generator
-        A generator that nobody else draws from.
-
     Examples
     --------
     >>> import torch
-    >>> from fedmerge.merging.methods.dare import draws
-    >>> first, again, other = (torch.rand(3, generator=draws(0, name)) for name in ("axial", "axial", "coronal"))
+    >>> from fedmerge.merging.methods.dare import Draws
+    >>> first, again, other = (Draws(0, name).take(3) for name in ("axial", "axial", "coronal"))
     >>> torch.equal(first, again), torch.equal(first, other)
     (True, False)
     """
-    return torch.Generator().manual_seed(random.Random(f"dare {seed} {name}").getrandbits(63))
+
+    def __init__(self, seed: int, name: str) -> None:
+        self._generator = torch.Generator().manual_seed(random.Random(f"dare {seed} {name}").getrandbits(63))
+        self._left = torch.empty(0, dtype=torch.int16)
+
+    def take(self, count: int) -> Tensor:
+        """The next ones (count,), int16: in parts they are the same as in one piece."""
+        before = self._left
+        fours = torch.empty(-(-max(0, count - len(before)) // 4), dtype=torch.int64)
+        drawn = fours.random_(-(2**63), None, generator=self._generator).view(torch.int16)
+        found = torch.cat([before, drawn]) if len(before) else drawn
+        self._left = found[count:].clone()
+        return found[:count]
+
+
+def cut_at(p: float) -> int:
+    """From which draw on an entry stays that is dropped with probability p, to the nearest 2^-16.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1).
+
+    Returns
+    -------
+    int
+        From -2^15, where all stay, to 2^15 - 1.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.methods.dare import cut_at
+    >>> cut_at(0.0), cut_at(0.5), cut_at(0.75)
+    (-32768, 0, 16384)
+    """
+    return min(round(p * WHOLE), WHOLE - 1) - WHOLE // 2
+
+
+def kept_of(cut: int) -> int:
+    """How many of the 2^16 values of a draw let an entry stay.
+
+    Parameters
+    ----------
+    cut : int
+        As `cut_at` returns it.
+
+    Returns
+    -------
+    int
+        From 1 to 2^16.
+
+    Examples
+    --------
+    >>> from fedmerge.merging.methods.dare import cut_at, kept_of
+    >>> kept_of(cut_at(0.75)) / 2**16
+    0.25
+    """
+    return WHOLE // 2 - cut

@@ -13,7 +13,7 @@ from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.blockwise import Sizes, block
 from fedmerge.merging.bank.ranks import order_of
 from fedmerge.merging.methods._base import Static
-from fedmerge.merging.methods.dare import draws
+from fedmerge.merging.methods.dare import WHOLE, Draws
 from fedmerge.merging.methods.ties import by_sign
 
 
@@ -22,6 +22,7 @@ class Della(Static):
 
     p_k = p + e/2 - e (rank - 1) / (n - 1), the rank of |tau_k| among the n entries of its row: from p + e/2 for the smallest to
     p - e/2 for the largest; p where n = 1. A row is what one output reads; a tensor with one axis is one row.
+    p_k is rounded to a multiple of 2^-16, in the mask and in the division alike.
     With e = 0 it is DARE before a TIES that trims nothing, with the same draws.
     Where sources differ: the paper's steps are e / n, its code's and mergekit's (whose epsilon is e/2) are e / (n - 1), as here, so
     that both ends are reached. mergekit may restore the norm of tau_k instead of dividing by 1 - p_k.
@@ -32,8 +33,8 @@ class Della(Static):
     >>> import fedmerge, torch
     >>> model = torch.nn.Linear(2, 1, bias=False)
     >>> start, a, b = ({"weight": torch.tensor([row])} for row in ([0.0, 0.0], [4.0, -1.0], [2.0, 3.0]))
-    >>> fedmerge.merge(model, [a, b], "della", base=start, drop=0.5, window=0.2, scale=1, seed=1)["weight"]
-    tensor([[6.6667, 5.0000]])
+    >>> fedmerge.merge(model, [a, b], "della", base=start, drop=0.5, window=0.5, scale=1, seed=9)["weight"]
+    tensor([[6.6667, 4.0000]])
     """
 
     paper: ClassVar[str] = "Deep et al., DELLA-merging, 2024 (arXiv 2406.11617)"
@@ -65,26 +66,27 @@ class Della(Static):
 
     def _thinned_tensors(self, bank: Bank) -> Iterator[tuple[slice, Tensor]]:
         """m_k tau_k / (1 - p_k) of one tensor after another: (columns, (K, d))."""
-        generators = [draws(self.seed, name) for name in bank.names]
+        draws = [Draws(self.seed, name) for name in bank.names]
         for name, columns in bank.slices.items():
             shape, tau = bank.shapes[name], bank.taus(columns)
             rows = shape[0] if self.rank_in == "row" and len(shape) > 1 else 1
-            for tau_k, draw in zip(tau.view(bank.K, rows, -1), generators, strict=True):
+            for tau_k, draw in zip(tau.view(bank.K, rows, -1), draws, strict=True):
                 for some in torch.split(tau_k, max(1, block(tau, 4) // max(1, tau_k.shape[1]))):
-                    some.copy_(self._thinned(some, draw))
+                    self._thin(some, draw)
             yield columns, tau
             bank.read(tau.numel() * bank.like.element_size())
 
-    def _thinned(self, tau: Tensor, draw: torch.Generator) -> Tensor:
-        """m_k tau_k / (1 - p_k) of some rows of one expert's tensor (rows, n)."""
-        p = self._probability(tau.abs())
-        m = torch.rand(tau.shape, generator=draw, dtype=torch.float64).to(p.device).ge_(p)  # 1 and 0 as numbers
-        return m.to(tau).mul_(tau).div_((1 - p).to(tau))
+    def _thin(self, tau: Tensor, draw: Draws) -> None:
+        """m_k tau_k / (1 - p_k) of some rows of one expert's tensor (rows, n), in place."""
+        cut = self._cuts(tau.abs())
+        m = draw.take(tau.numel()).view(tau.shape).to(tau.device).ge_(cut)  # 1 and 0 as numbers
+        tau.mul_(m.to(tau)).mul_(WHOLE).div_(cut.to(tau).neg_().add_(WHOLE // 2))
 
-    def _probability(self, magnitude: Tensor) -> Tensor:
-        """p_k (rows, n) of magnitudes (rows, n), float64."""
+    def _cuts(self, magnitude: Tensor) -> Tensor:
+        """From which draw on an entry stays (rows, n), int16, by its magnitude: p_k to the nearest 2^-16."""
         n = magnitude.shape[-1]
-        order = order_of(magnitude)
         share = torch.arange(n, dtype=torch.float64) / (n - 1) if n > 1 else torch.tensor([0.5], dtype=torch.float64)
-        p = (self.drop + self.window * (0.5 - share)).to(order.device)  # from the smallest to the largest
-        return torch.empty_like(order, dtype=p.dtype).scatter_(-1, order, p.expand(order.shape))
+        p = self.drop + self.window * (0.5 - share)  # from the smallest to the largest
+        cut = ((p * WHOLE).round().clamp(max=WHOLE - 1) - WHOLE // 2).to(magnitude.device, torch.int16)
+        order = order_of(magnitude)
+        return torch.empty_like(order, dtype=torch.int16).scatter_(-1, order, cut.expand(order.shape))

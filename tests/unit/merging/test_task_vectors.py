@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods._spectral import orthogonal, spectrum
 from fedmerge.merging.methods.breadcrumbs import Breadcrumbs
-from fedmerge.merging.methods.dare import draws
+from fedmerge.merging.methods.dare import Draws, cut_at, kept_of
 from fedmerge.merging.methods.della import Della
 from fedmerge.merging.methods.iso_cts import IsoCts
 from fedmerge.merging.methods.lines import depths
@@ -344,7 +346,7 @@ def test_della(case: str, rank_in: str) -> None:
     """p 0.4, e 0.3, by loops over rows, with the draws of every expert in one piece."""
     thinned = []
     for k, tau in enumerate(taus(CASES[case])):
-        u = torch.rand(a_bank(CASES[case]).P, generator=draws(5, f"site-{k}"), dtype=torch.float64).numpy()
+        u = Draws(5, f"site-{k}").take(a_bank(CASES[case]).P).double().numpy() / 2**16 + 0.5
         flat, at = [], 0
         for name in a_bank(CASES[case]).shapes:
             rows = tau[name].reshape(len(tau[name]) if rank_in == "row" and tau[name].ndim > 1 else 1, -1)
@@ -352,6 +354,7 @@ def test_della(case: str, rank_in: str) -> None:
                 by_size = sorted(range(len(row)), key=lambda i: abs(row[i]))
                 for i, x in enumerate(row):
                     p = 0.4 + 0.15 - 0.3 * by_size.index(i) / (len(row) - 1) if len(row) > 1 else 0.4
+                    p = round(p * 2**16) / 2**16
                     flat.append(x / (1 - p) if u[at] >= p else 0.0)
                     at += 1
         thinned.append(flat)
@@ -364,6 +367,23 @@ def test_della(case: str, rank_in: str) -> None:
     np.testing.assert_allclose(found.numpy(), wanted, atol=1e-12)
 
 
+@given(parts=st.lists(st.integers(0, 9), max_size=8), seed=st.integers(0, 2**40))
+def test_draws_are_the_same_in_parts_and_in_one_piece(parts: list[int], seed: int) -> None:
+    whole, some = Draws(seed, "axial").take(sum(parts)), Draws(seed, "axial")
+    assert torch.equal(torch.cat([torch.empty(0, dtype=torch.int16), *(some.take(count) for count in parts)]), whole)
+
+
+def test_draws_are_even_and_probabilities_are_met() -> None:
+    drawn = Draws(0, "axial").take(2**18).long() + 2**15
+    for bit in range(16):  # also where four come from one number
+        for lane in range(4):
+            assert abs((drawn[lane::4] >> bit & 1).double().mean() - 0.5) < 5 * 0.5 / 2**8
+    for p in (0.0, 1e-9, 0.3, 0.5, 0.999, 1 - 2**-40):
+        stay = torch.arange(-(2**15), 2**15) >= cut_at(p)
+        assert int(stay.sum()) == kept_of(cut_at(p)) >= 1
+        assert abs(1 - int(stay.sum()) / 2**16 - p) <= (2**-17 if p < 0.9999 else 2**-16)
+
+
 @pytest.mark.parametrize("drop", [0.0, 0.3, 0.5, 0.9])
 def test_della_without_a_window_is_dare_before_an_election(drop: float) -> None:
     for case in CASES.values():
@@ -374,9 +394,9 @@ def test_della_without_a_window_is_dare_before_an_election(drop: float) -> None:
 
 def test_della_drops_small_entries_more_often_and_keeps_what_it_expects() -> None:
     method = Della(drop=0.5, window=0.2)
-    p = method._probability(torch.tensor([[1.0, 3.0, 2.0]]))
-    torch.testing.assert_close(p, torch.tensor([[0.6, 0.4, 0.5]], dtype=torch.float64))
-    assert method._probability(torch.ones(3, 1)).unique().tolist() == [0.5]
+    p = method._cuts(torch.tensor([[1.0, 3.0, 2.0]])) / 2**16 + 0.5
+    torch.testing.assert_close(p, torch.tensor([[0.6, 0.4, 0.5]]), atol=2**-17, rtol=0)
+    assert method._cuts(torch.ones(3, 1)).unique().tolist() == [0]
     bank = a_bank(CASES["one"])
     moved = [load_method("della", scale=1.0, seed=seed, window=0.8).merge(bank) - bank.base for seed in range(1500)]
     spread = bank.tau[0].abs() * 3  # the standard deviation of one draw is |tau| sqrt(p / (1 - p)), p at most 0.9
