@@ -136,6 +136,8 @@ WORLDS = {
     "hijacked": World(hijacked=True),
     "skewed priors": World(skew=0.3),
     "poor theta_0": World(epochs=1),
+    "plane, poor theta_0": World(("plane",), epochs=1),
+    "2 sites, poor theta_0": World(sites=2, epochs=1),
     "2 sites": World(sites=2),
     "5 sites": World(sites=5),
     "8 sites": World(sites=8),
@@ -268,7 +270,7 @@ def pareto_of(of: dict[tuple[str, str], dict[str, float]], names: list[str], for
 def page(found: dict[tuple[str, str, str], dict[str, float]], ablations: bool, forwards: dict[str, float]) -> str:
     """Accuracy by kind of federation, regrets, differences, and accuracy against forwards, in Markdown."""
     of = blocks(found)
-    good = {block: row for block, row in of.items() if block[0] != "poor theta_0"}
+    good = {block: row for block, row in of.items() if "poor theta_0" not in block[0]}
     lines = []
     for title, names in zip(("without label prior", "with label prior"), rows_of_page(of, ablations), strict=True):
         kinds = {kind: [row for (other, _), row in of.items() if other == kind] for kind, _ in of}

@@ -15,9 +15,10 @@ What the experts say together tells how far to go from theta_0, and whether to m
 than their ensemble where they disagree, and not where they are sure. t is 1/2 where the mean, drawn half-way to theta_0, keeps the
 ensemble's answers for the surest half of the stream's images: experts of one site each have gone further than a hospital that
 resembles several of them wants. Where it gives up 6 % of them t grows, and from 8 % on it is 1; also where it gives up 7 to 9 %
-more of all answers than the mean does. Then theta_0 knows too little. Where the mean itself gives up more than 5 % of the surest
-answers, models between the experts are not what the experts are. Then predictions are mixed, sum_k r_ik p_k(y | x_i), with even
-shares and evidence against the ensemble alone: merges have no say. The notes say so (`mixed_predictions`).
+more of all answers than the mean does. Then theta_0 knows too little. Where it gives up 5 % of those of the surest answers that all
+experts give, models between experts and theta_0 are not what the experts are. Then predictions are mixed, sum_k r_ik p_k(y | x_i),
+with even shares and evidence against the ensemble alone: merges have no say. Where nobody can tell what half-way gives up, 5 % of
+the surest answers that the mean gives up are the sign. The notes say so (`mixed_predictions`).
 b is what the consensus says of the batch (where predictions are mixed, what the ensemble says), with `label_prior: batch` alone,
 and even otherwise. Either is taken to be as sure as the panel agrees with it (`agreement.temperature`).
 
@@ -80,10 +81,16 @@ BEHIND = (0.07, 0.09)
 """The same for the share of all answers that it gives up, less that of the mean."""
 
 APART = 1 / 20
-"""Share of the surest answers that the mean may give up before weights are not mixed."""
+"""Share of the surest answers that all experts give, which half-way may give up before weights are not mixed."""
+
+ALL = 0.9
+"""Share of the experts that counts as all of them: of ten or more, one in ten may say otherwise."""
 
 PRIOR_IMAGES = 32
 """Images on which no answer was given up that count as seen before the first batch."""
+
+PRIOR_ALIKE = 8
+"""The same for images on which all experts agree."""
 
 
 class Posterior(Adaptive):
@@ -108,7 +115,9 @@ class Posterior(Adaptive):
 
     paper: ClassVar[str] = "fedmerge, this project, 2026"
     cost: ClassVar[str] = "2K + 4"
-    exceptions: ClassVar[dict[str, str]] = {"cost": "one forward less while the merge is not drawn towards theta_0"}
+    exceptions: ClassVar[dict[str, str]] = {
+        "cost": "one forward less while the merge is not drawn towards theta_0, and K + 1 less where predictions are mixed"
+    }
 
     granularity: Literal["image", "batch"] = Field("image", description="one merge for each image, or one for the batch")
     panel: tuple[Member, ...] = Field(
@@ -136,7 +145,7 @@ class Posterior(Adaptive):
         """Even shares, and no answer given up."""
         f64 = torch.float64
         trust = torch.zeros(1 + len(TEMPERATURES), dtype=f64)
-        state = {"pi": torch.full((bank.K,), 1 / bank.K, dtype=f64), "answers": torch.zeros(BINS, 3, dtype=f64), "trust": trust}
+        state = {"pi": torch.full((bank.K,), 1 / bank.K, dtype=f64), "answers": torch.zeros(BINS, 5, dtype=f64), "trust": trust}
         return state | active.start(bank.K) if self._selects(bank) else state
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
@@ -200,7 +209,7 @@ class Posterior(Adaptive):
             even = torch.full((evidence.K,), 1 / evidence.K, dtype=torch.float64)
             nothing_known = torch.full((evidence.classes,), 1 / evidence.classes, dtype=torch.float64)
             return state | {"b": nothing_known}, self._given(even.expand_as(s), even.expand_as(s), even, notes), 0
-        answers = state["answers"] + _answers(said)
+        answers = state["answers"] + _answers(said, log_p[evidence.valid])
         t, apart = self._judged(answers, evidence.bank)
         apart = apart and (rest is None or bool(rest <= state["pi"].sum()))
         state = self._labels(state, said, said["ensemble"] if apart else log_q)
@@ -255,18 +264,17 @@ class Posterior(Adaptive):
 
     def _judged(self, answers: Tensor, bank: Bank) -> tuple[float, bool]:
         """How far the merge goes from theta_0, and whether predictions are mixed instead of weights."""
-        images, mean, half = of_the_surest(answers).tolist()
-        apart = self.fallback == "mixture" and mean > APART * (images + PRIOR_IMAGES)
-        if self.shrink == "none" or "theta_0" not in bank.anchors or not bank.shared_head:
-            return 1.0, apart
-        if self.shrink == "half":
+        images, mean, half, alike, given_up = of_the_surest(answers).tolist()
+        mixed = self.fallback == "mixture"
+        drawn = self.shrink != "none" and "theta_0" in bank.anchors and bank.shared_head
+        if drawn and self.shrink == "half":
             return 0.5, False
-        if not {"ensemble", "mean", "wise_ft"} <= {*self.panel}:
-            return 1.0, apart  # the panel has nobody who could tell how much half-way gives up
+        if not drawn or not {"ensemble", "mean", "wise_ft"} <= {*self.panel}:  # nobody tells what half-way gives up
+            return 1.0, mixed and mean > APART * (images + PRIOR_IMAGES)
         everywhere = answers.sum(0)
         lost = _part(half / (images + PRIOR_IMAGES), LOST)
         behind = _part(float((everywhere[2] - everywhere[1]) / (everywhere[0] + PRIOR_IMAGES)), BEHIND)
-        return 0.5 + 0.5 * max(lost, behind), apart and lost == 1
+        return 0.5 + 0.5 * max(lost, behind), mixed and given_up > APART * (alike + PRIOR_ALIKE)
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
         return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
@@ -288,14 +296,18 @@ def _said(evidence: Evidence, member: Member) -> Tensor:
     return evidence.merged_log_p(member, ABOUT_THETA_0[member].merge)
 
 
-def _answers(said: dict[Member, Tensor]) -> Tensor:
-    """(200, 3): by the ensemble's confidence, images, and those on which the mean, and the mean drawn half-way, answer otherwise.
+def _answers(said: dict[Member, Tensor], log_p: Tensor) -> Tensor:
+    """(200, 5): by the ensemble's confidence, images, and those on which the mean, and the mean drawn half-way, answer otherwise;
+    images on which all experts (log p (K, N, C)) agree, and those of them on which the mean drawn half-way answers otherwise.
 
     Zeros where the panel lacks the ensemble.
     """
     if "ensemble" not in said:
-        return torch.zeros(BINS, 3, dtype=torch.float64)
-    return other_answers(said["ensemble"], [said.get(member, said["ensemble"]) for member in ("mean", "wise_ft")])
+        return torch.zeros(BINS, 5, dtype=torch.float64)
+    ensemble = said["ensemble"]
+    mean, half = (said.get(member, ensemble) for member in ("mean", "wise_ft"))
+    alike = (log_p.argmax(-1) == ensemble.argmax(1)).double().mean(0) >= ALL
+    return torch.cat([other_answers(ensemble, [mean, half]), other_answers(ensemble[alike], [half[alike]])], 1)
 
 
 def _different(mixture: Tensor, said: dict[Member, Tensor]) -> int:

@@ -145,7 +145,7 @@ def test_who_is_asked_next_is_part_of_a_snapshot(target: Targets, monkeypatch: p
     """One expert active, one more asked: of three, somebody is left out of every batch, and forwards are counted as they were."""
     for name, value in {"FEW": 1, "MOST": 1, "WIDE": 1, "EXPLORED": 1}.items():
         monkeypatch.setattr(active, name, value)
-    methods = [load_method("posterior", active="auto")]
+    methods = [load_method("posterior", active="auto", fallback="none")]
     whole = TargetSite(target(*methods), experts(), base())
     expected = whole.advance(1000)
     first = TargetSite(target(*methods), experts(), base())

@@ -150,9 +150,10 @@ def forwards(part: str, K: int) -> int:
 
 @pytest.mark.parametrize("name", METHODS.names)
 def test_a_batch_costs_what_the_method_declares(name: str) -> None:
-    """With default hyper-parameters, and a mixture for samples with models of their own."""
+    """With default hyper-parameters, experts near theta_0, and a mixture for samples with models of their own."""
     for K in (2, 3, 4):
-        bank = a_bank(expert_states(K))
+        states = expert_states(K, spread=0.001)
+        bank = a_bank(states, base=states[0])
         (kept, *_) = rows_of([load_method(name)], bank).values()
         evidence = Evidence(bank, a_batch(4))
         with torch.no_grad(), evidence.billed() as bill, evidence.opened(an_answer(4)):
