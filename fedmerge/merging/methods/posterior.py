@@ -17,8 +17,9 @@ ensemble's answers for the surest half of the stream's images: experts of one si
 resembles several of them wants. Where it gives up 6 % of them t grows, and from 8 % on it is 1; also where it gives up 7 to 9 %
 more of all answers than the mean does. Then theta_0 knows too little. Where it gives up 5 % of those of the surest answers that all
 experts give, models between experts and theta_0 are not what the experts are. Then predictions are mixed, sum_k r_ik p_k(y | x_i),
-with even shares and evidence against the ensemble alone: merges have no say. Where nobody can tell what half-way gives up, 5 % of
-the surest answers that the mean gives up are the sign. The notes say so (`mixed_predictions`).
+with even shares and evidence against the ensemble alone: merges have no say. The notes say so (`mixed_predictions`). More
+than ten experts give hardly any answer together: there half-way has to give up 8 % of the surest answers, and the mean 5 %. Where
+nobody can tell what half-way gives up, the mean alone is judged so.
 b is what the consensus says of the batch (where predictions are mixed, what the ensemble says), with `label_prior: batch` alone,
 and even otherwise. Either is taken to be as sure as the panel agrees with it (`agreement.temperature`).
 
@@ -83,8 +84,8 @@ BEHIND = (0.07, 0.09)
 APART = 1 / 20
 """Share of the surest answers that all experts give, which half-way may give up before weights are not mixed."""
 
-ALL = 0.9
-"""Share of the experts that counts as all of them: of ten or more, one in ten may say otherwise."""
+MANY = 10
+"""Experts of whom more give hardly any answer together."""
 
 PRIOR_IMAGES = 32
 """Images on which no answer was given up that count as seen before the first batch."""
@@ -265,16 +266,18 @@ class Posterior(Adaptive):
     def _judged(self, answers: Tensor, bank: Bank) -> tuple[float, bool]:
         """How far the merge goes from theta_0, and whether predictions are mixed instead of weights."""
         images, mean, half, alike, given_up = of_the_surest(answers).tolist()
+        mean_gives_up = mean > APART * (images + PRIOR_IMAGES)
         mixed = self.fallback == "mixture"
         drawn = self.shrink != "none" and "theta_0" in bank.anchors and bank.shared_head
         if drawn and self.shrink == "half":
             return 0.5, False
         if not drawn or not {"ensemble", "mean", "wise_ft"} <= {*self.panel}:  # nobody tells what half-way gives up
-            return 1.0, mixed and mean > APART * (images + PRIOR_IMAGES)
+            return 1.0, mixed and mean_gives_up
         everywhere = answers.sum(0)
         lost = _part(half / (images + PRIOR_IMAGES), LOST)
         behind = _part(float((everywhere[2] - everywhere[1]) / (everywhere[0] + PRIOR_IMAGES)), BEHIND)
-        return 0.5 + 0.5 * max(lost, behind), mixed and given_up > APART * (alike + PRIOR_ALIKE)
+        apart = mean_gives_up and lost == 1 if bank.K > MANY else given_up > APART * (alike + PRIOR_ALIKE)
+        return 0.5 + 0.5 * max(lost, behind), mixed and apart
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
         return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
@@ -306,7 +309,7 @@ def _answers(said: dict[Member, Tensor], log_p: Tensor) -> Tensor:
         return torch.zeros(BINS, 5, dtype=torch.float64)
     ensemble = said["ensemble"]
     mean, half = (said.get(member, ensemble) for member in ("mean", "wise_ft"))
-    alike = (log_p.argmax(-1) == ensemble.argmax(1)).double().mean(0) >= ALL
+    alike = (log_p.argmax(-1) == ensemble.argmax(1)).all(0)
     return torch.cat([other_answers(ensemble, [mean, half]), other_answers(ensemble[alike], [half[alike]])], 1)
 
 
