@@ -173,7 +173,7 @@ def states_of(answers: dict[str, list[int]]) -> dict[str, Tensor]:
 def test_how_far_from_theta_0_is_judged_by_what_the_ensemble_is_sure_of() -> None:
     """400 images, of half of which the ensemble is surer. Half-way gives up none of them, or each tenth, or many of the others.
 
-    Predictions are mixed where it gives up each tenth, and all experts agree on them; among many experts, where the mean does so, too.
+    Predictions are mixed where it gives up each tenth of what all experts say; among many experts, where the mean does so, too.
     """
     surely, barely = states_of({"all": [0] * 200})["all"], states_of({"all": [0] * 200})["all"] / 5
     ensemble = torch.cat([surely, barely.log_softmax(1)])
