@@ -275,15 +275,6 @@ class Bank:
         """The dtype in which task vectors are computed: float32, or float64 where the rows are."""
         return torch.float64 if self.like.dtype == torch.float64 else torch.float32
 
-    def summed(self, rule: Rule) -> Tensor:
-        """sum_k rule(name_k, tau_k), (P,)."""
-        total = rule(self.names[0], self.task_vector(0))
-        room = torch.empty_like(total) if self.K > 1 else None  # fresh memory for each costs more than the arithmetic
-        for k in range(1, self.K):
-            total += rule(self.names[k], self.task_vector(k, room))
-            self.read(self.P * self.like.element_size())
-        return total
-
     def each(self, rule: Rule) -> Tensor:
         """rule(name_k, tau_k) of every expert, stacked: (K,) for a rule that gives one number."""
         found, room = [], self.like.new_empty(self.P, dtype=self.wide)

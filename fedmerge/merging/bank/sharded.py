@@ -27,7 +27,6 @@ WORK: dict[str, Callable[..., Tensor]] = {
     "row_logits": Bank.row_logits,
     "columns": Bank.columns,
     "mix": Bank.mix,
-    "summed": Bank.summed,
     "each": Bank.each,
 }
 """What a shard does with its own bank when it is asked."""
@@ -163,10 +162,6 @@ class SpreadBank(Bank):
         for partial in self.shards.ask("mix", [pair if bool(torch.cat(pair).any()) else None for pair in pairs]):
             out += partial.to(out)
         return merged_by(out, encoder)
-
-    def summed(self, rule: Rule) -> Tensor:
-        """sum_k rule(name_k, tau_k), (P,): every shard sums its experts'."""
-        return torch.stack(self.asked("summed", rule)).sum(0)
 
     def each(self, rule: Rule) -> Tensor:
         """rule(name_k, tau_k) of every expert, stacked, by its shard."""

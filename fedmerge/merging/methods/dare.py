@@ -43,7 +43,7 @@ class Dare(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        scale = self.scale * WHOLE / kept_of(cut_at(self.drop))
+        scale = self.scale * float(rescaling(self._cut))
         if self.then == "ties":
             floor = bank.each(self._least)
             return by_sign(bank, ((columns, above(tau, floor)) for columns, tau in self._thinned(bank)), "mean", scale)
@@ -67,8 +67,12 @@ class Dare(Static):
             self._thin(part, draw)
         return threshold(tau, self.keep)
 
+    @property
+    def _cut(self) -> Tensor:
+        return cut_at(torch.tensor(self.drop, dtype=torch.float64))
+
     def _thin(self, tau: Tensor, draw: Draws) -> None:
-        m = draw.take(len(tau)).to(tau.device).ge_(cut_at(self.drop))  # 1 and 0 as numbers: faster than masks
+        m = draw.take(len(tau)).to(tau.device).ge_(self._cut)  # 1 and 0 as numbers: faster than masks
         tau.mul_(m.to(tau))
 
 
@@ -112,45 +116,47 @@ class Draws:
         return found[:count]
 
 
-def cut_at(p: float) -> int:
+def cut_at(p: Tensor) -> Tensor:
     """From which draw on an entry stays that is dropped with probability p, to the nearest 2^-16.
 
     Parameters
     ----------
-    p : float
-        In [0, 1).
+    p : Tensor
+        (...), float64, in [0, 1).
 
     Returns
     -------
-    int
-        From -2^15, where all stay, to 2^15 - 1.
+    Tensor
+        (...), int16, from -2^15, where all stay, to 2^15 - 1.
 
     Examples
     --------
+    >>> import torch
     >>> from fedmerge.merging.methods.dare import cut_at
-    >>> cut_at(0.0), cut_at(0.5), cut_at(0.75)
-    (-32768, 0, 16384)
+    >>> cut_at(torch.tensor([0.0, 0.5, 0.75]))
+    tensor([-32768,      0,  16384], dtype=torch.int16)
     """
-    return min(round(p * WHOLE), WHOLE - 1) - WHOLE // 2
+    return ((p * WHOLE).round().clamp(max=WHOLE - 1) - WHOLE // 2).to(torch.int16)
 
 
-def kept_of(cut: int) -> int:
-    """How many of the 2^16 values of a draw let an entry stay.
+def rescaling(cut: Tensor) -> Tensor:
+    """1 / (1 - p): by what an entry that stays is multiplied, so that its expectation stays.
 
     Parameters
     ----------
-    cut : int
-        As `cut_at` returns it.
+    cut : Tensor
+        (...), as `cut_at` returns it.
 
     Returns
     -------
-    int
-        From 1 to 2^16.
+    Tensor
+        (...), float64, from 1 to 2^16.
 
     Examples
     --------
-    >>> from fedmerge.merging.methods.dare import cut_at, kept_of
-    >>> kept_of(cut_at(0.75)) / 2**16
-    0.25
+    >>> import torch
+    >>> from fedmerge.merging.methods.dare import cut_at, rescaling
+    >>> rescaling(cut_at(torch.tensor([0.0, 0.5, 0.75])))
+    tensor([1., 2., 4.], dtype=torch.float64)
     """
-    return WHOLE // 2 - cut
+    return WHOLE / (WHOLE // 2 - cut.double())

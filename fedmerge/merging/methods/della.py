@@ -13,7 +13,7 @@ from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.blockwise import Sizes, block
 from fedmerge.merging.bank.ranks import order_of
 from fedmerge.merging.methods._base import Static
-from fedmerge.merging.methods.dare import WHOLE, Draws
+from fedmerge.merging.methods.dare import Draws, cut_at, rescaling
 from fedmerge.merging.methods.ties import by_sign
 
 
@@ -80,13 +80,12 @@ class Della(Static):
         """m_k tau_k / (1 - p_k) of some rows of one expert's tensor (rows, n), in place."""
         cut = self._cuts(tau.abs())
         m = draw.take(tau.numel()).view(tau.shape).to(tau.device).ge_(cut)  # 1 and 0 as numbers
-        tau.mul_(m.to(tau)).mul_(WHOLE).div_(cut.to(tau).neg_().add_(WHOLE // 2))
+        tau.mul_(m.to(tau)).mul_(rescaling(cut).to(tau))
 
     def _cuts(self, magnitude: Tensor) -> Tensor:
         """From which draw on an entry stays (rows, n), int16, by its magnitude: p_k to the nearest 2^-16."""
         n = magnitude.shape[-1]
         share = torch.arange(n, dtype=torch.float64) / (n - 1) if n > 1 else torch.tensor([0.5], dtype=torch.float64)
         p = self.drop + self.window * (0.5 - share)  # from the smallest to the largest
-        cut = ((p * WHOLE).round().clamp(max=WHOLE - 1) - WHOLE // 2).to(magnitude.device, torch.int16)
-        order = order_of(magnitude)
+        order, cut = order_of(magnitude), cut_at(p).to(magnitude.device)
         return torch.empty_like(order, dtype=torch.int16).scatter_(-1, order, cut.expand(order.shape))

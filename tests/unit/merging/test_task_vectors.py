@@ -19,7 +19,7 @@ from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods._spectral import orthogonal, spectrum
 from fedmerge.merging.methods.breadcrumbs import Breadcrumbs
-from fedmerge.merging.methods.dare import Draws, cut_at, kept_of
+from fedmerge.merging.methods.dare import Draws, cut_at, rescaling
 from fedmerge.merging.methods.della import Della
 from fedmerge.merging.methods.iso_cts import IsoCts
 from fedmerge.merging.methods.lines import depths
@@ -379,8 +379,10 @@ def test_draws_are_even_and_probabilities_are_met() -> None:
         for lane in range(4):
             assert abs((drawn[lane::4] >> bit & 1).double().mean() - 0.5) < 5 * 0.5 / 2**8
     for p in (0.0, 1e-9, 0.3, 0.5, 0.999, 1 - 2**-40):
-        stay = torch.arange(-(2**15), 2**15) >= cut_at(p)
-        assert int(stay.sum()) == kept_of(cut_at(p)) >= 1
+        cut = cut_at(torch.tensor(p, dtype=torch.float64))
+        stay = torch.arange(-(2**15), 2**15) >= cut
+        assert int(stay.sum()) >= 1
+        assert float(rescaling(cut)) == 2**16 / int(stay.sum())
         assert abs(1 - int(stay.sum()) / 2**16 - p) <= (2**-17 if p < 0.9999 else 2**-16)
 
 
