@@ -43,7 +43,7 @@ class Dare(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        scale = self.scale * float(rescaling(self._cut))
+        scale = self.scale * float(rescaling(self._cut()))
         if self.then == "ties":
             floor = bank.each(self._least)
             return by_sign(bank, ((columns, above(tau, floor)) for columns, tau in self._thinned(bank)), "mean", scale)
@@ -54,25 +54,24 @@ class Dare(Static):
 
     def _thinned(self, bank: Bank) -> Iterator[tuple[slice, Tensor]]:
         """m_k tau_k in parts: (columns, (K, width))."""
-        draws = [Draws(self.seed, name) for name in bank.names]
+        draws, cut = [Draws(self.seed, name) for name in bank.names], int(self._cut())
         for columns in pieces(bank):
             tau = bank.taus(columns)
             for row, draw in zip(tau, draws, strict=True):
-                self._thin(row, draw)
+                self._thin(row, draw, cut)
             yield columns, tau
 
-    def _least(self, name: str, tau: Tensor) -> Tensor:
-        draw = Draws(self.seed, name)
-        for part in torch.split(tau, block(tau, 2)):
-            self._thin(part, draw)
-        return threshold(tau, self.keep)
-
-    @property
     def _cut(self) -> Tensor:
         return cut_at(torch.tensor(self.drop, dtype=torch.float64))
 
-    def _thin(self, tau: Tensor, draw: Draws) -> None:
-        m = draw.take(len(tau)).to(tau.device).ge_(self._cut)  # 1 and 0 as numbers: faster than masks
+    def _least(self, name: str, tau: Tensor) -> Tensor:
+        draw, cut = Draws(self.seed, name), int(self._cut())
+        for part in torch.split(tau, block(tau, 2)):
+            self._thin(part, draw, cut)
+        return threshold(tau, self.keep)
+
+    def _thin(self, tau: Tensor, draw: Draws, cut: int) -> None:
+        m = draw.take(len(tau)).to(tau.device).ge_(cut)  # 1 and 0 as numbers: faster than masks
         tau.mul_(m.to(tau))
 
 
