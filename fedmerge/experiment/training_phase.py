@@ -59,7 +59,7 @@ def make_theta_0(experiment: Experiment, options: RunOptions, terminal: Terminal
             len(experiment.classes),
             scenario.seed,
             options.pool,
-            lambda done, total, text: bars.tick("coordinator", done, total, text),
+            lambda done, total, text: bars.tick("server", done, total, text),
             experiment.classes,
             experiment.target_classes,
         )
@@ -173,14 +173,14 @@ def load_experts(tasks: list[SiteTask], options: RunOptions) -> list[Expert]:
 
 
 def vetted(experiment: Experiment, initial: Initial, experts: list[Expert], options: RunOptions, terminal: Terminal) -> Vetting:
-    """The scenario's defenses at the coordinator; what they do goes into the audit. Raises DataError for public images."""
+    """The scenario's defenses at the server; what they do goes into the audit. Raises DataError for public images."""
     scenario = experiment.scenario
     needed = len(experts) >= FEWEST and any(defense.probe for defense in scenario.defenses)
     probe = probe_of(scenario.initialization, scenario.probe, scenario.model, experiment.classes, scenario.seed) if needed else None
     model = build(scenario.model, len(experiment.classes), seed=scenario.seed)
     looks = nullcontext() if len(experts) < MANY else terminal.progress(f"defenses: {len(experts)} experts on public images")
     with looks as bars:
-        tick = (lambda done, total: bars.tick("coordinator", done, total, "looks at experts")) if bars else lambda done, total: None
+        tick = (lambda done, total: bars.tick("server", done, total, "looks at experts")) if bars else lambda done, total: None
         found = vet(experts, initial.weights if initial.known else None, model, scenario.defenses, probe, tick)
     write_audit(options.out / "audit.jsonl", found.audit())
     for one in found.done:

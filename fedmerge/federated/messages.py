@@ -1,4 +1,4 @@
-"""What the coordinator and the hospitals say to each other, whatever carries the messages."""
+"""What the server and the hospitals say to each other, whatever carries the messages."""
 
 from __future__ import annotations
 

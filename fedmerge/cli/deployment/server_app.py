@@ -1,4 +1,4 @@
-"""The coordinator's side of the Flower app, as `pyproject.toml` names it: a scenario's experts from hospitals into the pool."""
+"""The server's side of the Flower app, as `pyproject.toml` names it: a scenario's experts from hospitals into the pool."""
 
 from __future__ import annotations
 

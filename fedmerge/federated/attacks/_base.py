@@ -1,6 +1,6 @@
 """What a careless or malicious hospital may do, to be simulated on purpose: a kind is one file in `attacks/`, named in a site file.
 
-It happens in the site's own process, so that coordinator and target see what they would see: an upload like any other.
+It happens in the site's own process, so that server and target see what they would see: an upload like any other.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def kept_privately(site: str) -> Iterator[None]:
 def discreet(target: str) -> Iterator[None]:
     """The target is a hospital, too: of an error about its images, or of one nobody foresaw, only what it tells leaves it.
 
-    Errors about experts and scenario, which came from the coordinator, go back to it as they are.
+    Errors about experts and scenario, which came from the server, go back to it as they are.
     """
     with kept_privately(target):
         try:

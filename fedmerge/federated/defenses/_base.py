@@ -59,7 +59,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """What the coordinator has in hand. model: of the experts' kind, in evaluation mode. experts: those still to be compared.
+    """What the server has in hand. model: of the experts' kind, in evaluation mode. experts: those still to be compared.
 
     They may be more than go into memory, so everything is asked of one expert after the other: their weights lie in the pool's
     files, and what is known of one is small. on_tick: told how many times an expert has looked at the probe.

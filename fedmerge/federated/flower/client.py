@@ -57,7 +57,7 @@ class Listed:
 
 
 def client_app(identity: Identity, ticks: Path | None = None) -> Any:
-    """The hospitals' side. ticks: a folder where the coordinator looks for progress, if they share a machine.
+    """The hospitals' side. ticks: a folder where the server looks for progress, if they share a machine.
 
     A node may be told of such a folder as `progress` in its own configuration, too.
     """

@@ -1,4 +1,4 @@
-"""The coordinator at a Flower grid: which node is which hospital, requests to it and its replies, and who is asked again."""
+"""The server at a Flower grid: which node is which hospital, requests to it and its replies, and who is asked again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Flower app of one job: the coordinator finds the job in a folder on its own machine, the hospitals are who they say.
+"""The Flower app of one job: the server finds the job in a folder on its own machine, the hospitals are who they say.
 
 Flower carries no code of ours here: the app that it unpacks names this module, and every process imports the fedmerge that is
 installed.
@@ -19,7 +19,7 @@ CONNECT_S = 120.0
 
 
 def job_server() -> Any:
-    """The coordinator's side; `folder` of the run's config is where the job is."""
+    """The server's side; `folder` of the run's config is where the job is."""
     from flwr.app import Context
     from flwr.serverapp import Grid, ServerApp
 

@@ -107,7 +107,7 @@ class SimulationBackend(ChildBackend):
 
 
 def _waits(what: What, job: Job) -> int:
-    """At most so many times the coordinator waits for the hospitals' answers: once for each round of messages."""
+    """At most so many times the server waits for the hospitals' answers: once for each round of messages."""
     if what == "probe":
         return ROUNDS
     if what == "compete":

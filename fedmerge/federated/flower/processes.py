@@ -1,4 +1,4 @@
-"""The backend `deployment`: a SuperLink, a SuperNode for each site, and the coordinator's ServerApp, as processes of this machine.
+"""The backend `deployment`: a SuperLink, a SuperNode for each site, and the server's ServerApp, as processes of this machine.
 
 They speak over loopback without TLS, and nobody else can reach them; for hospitals on machines of their own see docs/deployment.md.
 `python -m fedmerge.federated.flower.processes FOLDER` starts all of them in its own process group, with the job in the folder.
@@ -64,7 +64,7 @@ class ProcessesBackend(ChildBackend):
 
 
 def run_processes(folder: Path) -> None:
-    """Start the processes, and end them when the coordinator has said its last word, or its run has ended."""
+    """Start the processes, and end them when the server has said its last word, or its run has ended."""
     what, job = read_job(folder)
     asked = incomplete(job) if what == "gather" else list(job.tasks)
     address = f"127.0.0.1:{free_port()}"
@@ -126,7 +126,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _wait_for(link: subprocess.Popen[bytes], address: str) -> None:
-    """Until the SuperLink answers; who waits for the coordinator's last word reads in the log why it never comes."""
+    """Until the SuperLink answers; who waits for the server's last word reads in the log why it never comes."""
     began = time.monotonic()
     while not _healthy(address):
         if link.poll() is not None or time.monotonic() - began > START_S:

@@ -1,4 +1,4 @@
-"""Small files by which hospitals in other processes tell the coordinator how far they are; on another machine there is no such
+"""Small files by which hospitals in other processes tell the server how far they are; on another machine there is no such
 folder, and nothing is told."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fedmerge.system.files import atomic_write
 
 
 def leave_progress(folder: Path, tick: Tick) -> None:
-    """Leave this site's progress where the coordinator looks."""
+    """Leave this site's progress where the server looks."""
     with suppress(OSError):
         atomic_write(folder / f"{tick.site}.json", json.dumps(asdict(tick)))
 

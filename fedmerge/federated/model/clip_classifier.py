@@ -96,7 +96,7 @@ class ClipSpec(ModelSpec):
 
     @property
     def as_sent(self) -> ClipSpec:
-        """Without the words, which the head has in it, and the coordinator's file; a tag says which pixels are expected."""
+        """Without the words, which the head has in it, and the server's file; a tag says which pixels are expected."""
         tag = self.weights if self.weights and Path(self.weights).name == self.weights and not Path(self.weights).suffix else None
         return self.model_copy(update={"weights": tag, "words": {}})
 
@@ -124,7 +124,7 @@ class PromptHead(nn.Module):
 
     tokens: prompts (C, templates, length).
 
-    They are a buffer, so that who has the state has the prompts, and nobody needs a tokenizer but the coordinator.
+    They are a buffer, so that who has the state has the prompts, and nobody needs a tokenizer but the server.
     """
 
     tokens: Tensor

@@ -85,7 +85,7 @@ class ModelSpec(Spec):
 
     @property
     def as_sent(self) -> ModelSpec:
-        """What others than the coordinator need of it."""
+        """What others than the server need of it."""
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""The coordinator's gate: whether an upload is what was asked, whose it says, and sane. A refusal is a line of the audit."""
+"""The server's gate: whether an upload is what was asked, whose it says, and sane. A refusal is a line of the audit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which client is which hospital. A client says who it is; a hospital with a key proves it by signing the coordinator's number."""
+"""Which client is which hospital. A client says who it is; a hospital with a key proves it by signing the server's number."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Claim:
 
 
 def introduced(site: Site, nonce: str) -> dict[str, str]:
-    """At the site: its name, and the signature of the coordinator's number, or why there is none."""
+    """At the site: its name, and the signature of the server's number, or why there is none."""
     try:
         signature, problem = sign(private_key(site), _text(site.name, nonce)), ""
     except SiteError as error:

@@ -1,6 +1,6 @@
 """theta_0 of a CLIP: both towers from a file or trained on public captions, and the heads that class prompts make of them.
 
-Text is read here, at the coordinator, and nowhere else: hospitals and the target are sent embeddings, or prompts as numbers.
+Text is read here, at the server, and nowhere else: hospitals and the target are sent embeddings, or prompts as numbers.
 """
 
 from __future__ import annotations

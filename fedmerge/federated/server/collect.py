@@ -1,4 +1,4 @@
-"""What the coordinator does with hospitals, whatever carries the messages: whom to ask, what to admit, what to report."""
+"""What the server does with hospitals, whatever carries the messages: whom to ask, what to admit, what to report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""theta_0, which all hospitals share: pretrained weights, a checkpoint, or a proxy trained on public data by the coordinator."""
+"""theta_0, which all hospitals share: pretrained weights, a checkpoint, or a proxy trained on public data by the server."""
 
 from __future__ import annotations
 

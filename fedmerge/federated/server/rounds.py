@@ -1,4 +1,4 @@
-"""What the coordinator does in the rounds of a federated strategy: whom to ask, what to admit, and what to make of it."""
+"""What the server does in the rounds of a federated strategy: whom to ask, what to admit, and what to make of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the coordinator does with the experts before the target gets them: look at all, leave out or repair what is odd, and say so.
+"""What the server does with the experts before the target gets them: look at all, leave out or repair what is odd, and say so.
 
 No label is used. At most half of the experts are left out, and below three nobody is: from there on, nobody can tell who is odd.
 Some checks look at public images: those of a proxy initialization, or those that a scenario names.

@@ -1,4 +1,4 @@
-"""What the coordinator does about statistics that the scenario asks for: whom to ask, what to admit, and what to merge where
+"""What the server does about statistics that the scenario asks for: whom to ask, what to admit, and what to merge where
 they come in rounds, so that each site can be sent the next model."""
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def at_once(job: Job, statistic: Statistic, lacking: list[SiteTask], ask: Ask) -
 
 
 def in_rounds(job: Job, statistic: Statistic, lacking: list[SiteTask], ask: Ask) -> dict[str, str]:
-    """One message for each site and block of layers; between them the coordinator merges a block."""
+    """One message for each site and block of layers; between them the server merges a block."""
     pool = ExpertPool(job.pool)
     known = StatisticPool(pool, job.tasks)
     size, channels = lacking[0].model.geometry
@@ -119,7 +119,7 @@ Block = tuple[str, tuple[str, ...]]
 
 
 class Rounds:
-    """The coordinator's side: K experts (states), a model that they fit, and an image's shape (channels, H, W)."""
+    """The server's side: K experts (states), a model that they fit, and an image's shape (channels, H, W)."""
 
     def __init__(self, model: nn.Module, experts: Sequence[State], image: tuple[int, ...], ratio: float, ridge: float) -> None:
         self.bank = Bank.of(model, experts)

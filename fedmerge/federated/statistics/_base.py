@@ -26,7 +26,7 @@ Shapes = dict[str, tuple[int, ...]]
 class Ground:
     """What a site computes a statistic from, all of it its own.
 
-    model: in evaluation mode, with the site's expert or with what the coordinator sent. x: training images (N, channels, H, W),
+    model: in evaluation mode, with the site's expert or with what the server sent. x: training images (N, channels, H, W),
     normalized, as a tensor or made batch by batch, on the model's device. y: their labels (N,). runs: the states of all its runs;
     it may have to train them again. layers: for statistics in rounds, the linear weights that this round asks for. seed: of the
     site, for draws. theta_0: its state, where `model` has the expert.

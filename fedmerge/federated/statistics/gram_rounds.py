@@ -12,7 +12,7 @@ from fedmerge.federated.statistics.gram import Gram
 class GramRounds(Gram):
     """G of one block in each round (Nguyen et al., RegMean++, 2025, algorithm 1).
 
-    It depends on all experts of the scenario, so a new site means new rounds for all; `ratio` and `ridge` are how the coordinator
+    It depends on all experts of the scenario, so a new site means new rounds for all; `ratio` and `ridge` are how the server
     merges a block before the next round, and must be those of the method.
     """
 

@@ -12,7 +12,7 @@ from fedmerge.merging.methods.regmean import Regmean
 class RegmeanPp(Regmean):
     """As RegMean, with G_k of block l from site k's images sent through the merged blocks 1..l-1 and then through its own block l.
 
-    The sites compute G block by block, one round of messages for each, between which the coordinator merges a block. Embeddings
+    The sites compute G block by block, one round of messages for each, between which the server merges a block. Embeddings
     and norms are means. Where sources differ: FusionBench leaves the last norm at theta_0's; here it is a mean as all others.
     Worked example: with one block it is RegMean.
 
