@@ -134,7 +134,7 @@ class Posterior(Adaptive):
     )
     fallback: Literal["mixture", "none"] = Field(
         "mixture",
-        description="mixture: of the experts' predictions, where the mean of their weights gives up what their ensemble is sure of",
+        description="mixture: of the experts' predictions, where half-way to theta_0 gives up what all experts are sure of",
     )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
     active: Literal["all", "auto"] = Field(
