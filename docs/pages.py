@@ -125,7 +125,8 @@ def keys() -> str:
     for folder, title in ((DEFENSES, "Defenses"), (ATTACKS, "Attacks")):
         lines += [f"## {title}", "", *_plugins(folder)]
     shared = FileSource.model_json_schema()["properties"]
-    lines += ["## Image files", "", "Keys of every source whose images are files.", "", *_fields({"properties": shared}), ""]
+    lines += ["## Image files", "", "Keys of every source whose images are files.", ""]
+    lines += [*_fields({"properties": shared}, without=("kind",)), ""]
     lines += ["## Parts", ""]
     for name, schema in sorted(parts.items()):
         fields = schema.get("properties", {})
@@ -180,7 +181,7 @@ def commands() -> str:
         "| exit status | means |",
         "|---|---|",
         "| 0 | done |",
-        "| 1 | an error in fedmerge |",
+        "| 1 | the target or the cluster failed, as one message says; with a traceback, an error in fedmerge |",
         "| 2 | something that you can mend: one message says what, without a traceback |",
         "| 130, 143, 129 | ended by Ctrl-C, SIGTERM, SIGHUP |",
         "",

@@ -129,7 +129,7 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     ] = None,
     log: Annotated[
         list[Tools] | None,
-        typer.Option(help="tool for which losses, accuracy and cost are written during the run; may be repeated"),
+        typer.Option(help="tool for which coefficients, accuracy and cost are written during the run; may be repeated"),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="print nothing but errors")] = False,
 ) -> None:

@@ -278,7 +278,11 @@ class Scenario(Spec):
     jobs: int | None = Field(
         None, ge=1, description="number of worker processes of backend local; 1: only this process; default: one for each core"
     )
-    target_deadline_s: float = Field(600, gt=0, description="longest wait for the target's next batch, in seconds")
+    target_deadline_s: float = Field(
+        600,
+        gt=0,
+        description="longest wait for the target's next batch, seconds; twenty times the slowest batch before, if that is longer",
+    )
 
     @property
     def has_tasks(self) -> bool:

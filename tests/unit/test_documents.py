@@ -128,8 +128,12 @@ def test_the_documentation_is_built_without_a_warning(tmp_path: Path) -> None:
     assert methods.count("&gt;&gt;&gt; ") > len(METHODS.names)  # and an example
     blocks = (tmp_path / "reference" / "building-blocks.html").read_text()
     assert blocks.count("Examples:") > 50
+    pages = {page: page.read_text() for page in tmp_path.rglob("*.html")}
     foreign = re.compile(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="https?://')
-    assert [page.name for page in tmp_path.rglob("*.html") if foreign.search(page.read_text())] == []
+    assert [page.name for page, text in pages.items() if foreign.search(text)] == []
+    own = re.compile(r'href="([^":#/][^":#]*)[#"]')
+    links = {(page.name, link, page.parent / link) for page, text in pages.items() for link in own.findall(text)}
+    assert [(name, link) for name, link, file in links if not file.exists()] == []  # mkdocs passes links to files it leaves out
 
 
 PUBLISHED = [

@@ -63,7 +63,7 @@ Values = Annotated[tuple[str, ...], BeforeValidator(_list_of_texts)]
 
 
 class Table(FileSource):
-    """One row for each image. Spreadsheet are text without blanks at their ends; 3.0 is the same as 3.
+    """One row for each image. Cells are text without blanks at their ends; 3.0 is the same as 3.
 
     Rows whose file is not there are left out up to `max_broken`, counted for everybody and named in the site's own log.
     """

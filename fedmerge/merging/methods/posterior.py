@@ -134,7 +134,7 @@ class Posterior(Adaptive):
     )
     fallback: Literal["mixture", "none"] = Field(
         "mixture",
-        description="mixture: of the experts' predictions, where the mean of their weights gives up what their ensemble is sure of",
+        description="mixture: of the experts' predictions, where half-way to theta_0 gives up what all experts are sure of",
     )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
     active: Literal["all", "auto"] = Field(
@@ -165,8 +165,9 @@ class Posterior(Adaptive):
         return self.active == "auto" and bank.K > active.FEW
 
     def working_bytes(self, sizes: Sizes) -> int:
-        """The panel's merged models."""
-        return 4 * sizes.parameters * sum(member in ABOUT_THETA_0 for member in self.panel)
+        """The panel's merged models, and the most that one of their merges needs at once."""
+        merged = [ABOUT_THETA_0[member] for member in self.panel if member in ABOUT_THETA_0]
+        return 4 * sizes.parameters * len(merged) + max((method.working_bytes(sizes) for method in merged), default=0)
 
     def coefficients(self, evidence: Evidence) -> Coefficients:
         """For this batch alone: (N, K), or (K,) with granularity batch."""
