@@ -18,8 +18,11 @@ resembles several of them wants. Where it gives up 6 % of them t grows, and from
 more of all answers than the mean does. Then theta_0 knows too little. Where it gives up 5 % of those of the surest answers that all
 experts give, models between experts and theta_0 are not what the experts are. Then predictions are mixed, sum_k r_ik p_k(y | x_i),
 with even shares and evidence against the ensemble alone: merges have no say. The notes say so (`mixed_predictions`). More
-than ten experts give hardly any answer together: there half-way has to give up 8 % of the surest answers, and the mean 5 %. Where
-nobody can tell what half-way gives up, the mean alone is judged so.
+than ten experts give hardly any answer together: there half-way has to give up 8 % of the surest answers, and the mean 5 %. So it
+is, too, where the mean is nearer to theta_0 than a twentieth of theta_0's length, as after pretraining on many images: theta_0's
+head knows nothing, so half-way gives up much, but experts that have gone so little a way lie in one basin, and their weights mix
+(Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020). Where nobody can tell what half-way gives up, the
+mean alone is judged.
 b is what the consensus says of the batch (where predictions are mixed, what the ensemble says), with `label_prior: batch` alone,
 and even otherwise. Either is taken to be as sure as the panel agrees with it (`agreement.temperature`).
 
@@ -73,7 +76,8 @@ from fedmerge.merging.scoring.latent import label_shares, site_shares, under
 from fedmerge.merging.state import carried_rows
 
 Member = Literal["ensemble", "mean", "wise_ft", "model_stock"]
-ABOUT_THETA_0 = {"wise_ft": WiseFt(), "model_stock": ModelStock()}
+HALF_WAY = WiseFt()
+ABOUT_THETA_0 = {"wise_ft": HALF_WAY, "model_stock": ModelStock()}
 
 LOST = (0.06, 0.08)
 """Share of the surest answers that half-way to theta_0 gives up, up to which it is gone, and from which on not at all."""
@@ -86,6 +90,9 @@ APART = 1 / 20
 
 MANY = 10
 """Experts of whom more give hardly any answer together."""
+
+BASIN = 1 / 20
+"""Distance of the mean from theta_0, in lengths of theta_0, below which experts lie in one basin."""
 
 PRIOR_IMAGES = 32
 """Images on which no answer was given up that count as seen before the first batch."""
@@ -277,7 +284,9 @@ class Posterior(Adaptive):
         everywhere = answers.sum(0)
         lost = _part(half / (images + PRIOR_IMAGES), LOST)
         behind = _part(float((everywhere[2] - everywhere[1]) / (everywhere[0] + PRIOR_IMAGES)), BEHIND)
-        apart = mean_gives_up and lost == 1 if bank.K > MANY else given_up > APART * (alike + PRIOR_ALIKE)
+        apart = given_up > APART * (alike + PRIOR_ALIKE)
+        if bank.K > MANY or (apart and _gone(bank) < BASIN):
+            apart = mean_gives_up and lost == 1
         return 0.5 + 0.5 * max(lost, behind), mixed and apart
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
@@ -312,6 +321,13 @@ def _answers(said: dict[Member, Tensor], log_p: Tensor) -> Tensor:
     mean, half = (said.get(member, ensemble) for member in ("mean", "wise_ft"))
     alike = (log_p.argmax(-1) == ensemble.argmax(1)).all(0)
     return torch.cat([other_answers(ensemble, [mean, half]), other_answers(ensemble[alike], [half[alike]])], 1)
+
+
+def _gone(bank: Bank) -> float:
+    """How far the mean of the encoders is from theta_0, in lengths of theta_0; `wise_ft` of the panel lies between them."""
+    start = bank.anchor_row("theta_0")[bank.encoder].float()
+    half = bank.kept["wise_ft"][bank.encoder].float()
+    return float((half - start).norm() / (HALF_WAY.a * start.norm()))
 
 
 def _different(mixture: Tensor, said: dict[Member, Tensor]) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import load_method
-from fedmerge.merging.methods.posterior import _answers, _scores
+from fedmerge.merging.methods.posterior import BASIN, HALF_WAY, _answers, _gone, _scores
 from fedmerge.merging.per_sample.dispatch import PerSample
 from fedmerge.merging.predict import carry, predict, rows_of
 from fedmerge.merging.scoring.agreement import answers_alike, confidences, of_the_surest, other_answers, temperature
@@ -173,7 +173,8 @@ def states_of(answers: dict[str, list[int]]) -> dict[str, Tensor]:
 def test_how_far_from_theta_0_is_judged_by_what_the_ensemble_is_sure_of() -> None:
     """400 images, of half of which the ensemble is surer. Half-way gives up none of them, or each tenth, or many of the others.
 
-    Predictions are mixed where it gives up each tenth of what all experts say; among many experts, where the mean does so, too.
+    Predictions are mixed where it gives up each tenth of what all experts say; where the mean does so, too, among many experts and
+    near theta_0.
     """
     surely, barely = states_of({"all": [0] * 200})["all"], states_of({"all": [0] * 200})["all"] / 5
     ensemble = torch.cat([surely, barely.log_softmax(1)])
@@ -181,12 +182,18 @@ def test_how_far_from_theta_0_is_judged_by_what_the_ensemble_is_sure_of() -> Non
     some = torch.stack([ensemble, torch.cat([ensemble[:180].flip(1), ensemble[180:]])])  # on the 20 that half-way keeps
     same, tenth, unsure, none = [0] * 400, [1] * 20 + [0] * 380, [0] * 200 + [1] * 100 + [0] * 100, [1] * 20 + [0] * 180 + [1] * 200
     method, bank, many = load_method("posterior"), a_bank(expert_states(2)), Bank.of(Net(), expert_states(11), expert_states(1)[0])
+    start, *states = expert_states(3, spread=0.001)
+    near = Bank.of(Net(), states, start)
+    for one in (bank, near):
+        one.kept["wise_ft"] = HALF_WAY.merge(one)
+    assert _gone(near) < BASIN < _gone(bank)
     cases = ((same, same, 0.5), (same, tenth, 1.0), (same, unsure, 1.0), (unsure, unsure, 0.5), (tenth, tenth, 1.0),
              (tenth, same, 0.5), (none, none, 1.0))  # fmt: skip
     for mean, half, t in cases:
         said = {"ensemble": ensemble, **states_of({"mean": mean, "wise_ft": half})}
         assert method._judged(_answers(said, agree), bank) == (t, half in (tenth, none))  # type: ignore[attr-defined]
         assert method._judged(_answers(said, differ), bank) == (t, False)  # type: ignore[attr-defined]
+        assert method._judged(_answers(said, agree), near) == (t, mean == half and half in (tenth, none))  # type: ignore[attr-defined]
         assert method._judged(_answers(said, differ), many) == (t, mean == half and half in (tenth, none))  # type: ignore[attr-defined]
         assert method._judged(_answers(said, some), bank) == (t, False)  # type: ignore[attr-defined]
         never = load_method("posterior", fallback="none")
