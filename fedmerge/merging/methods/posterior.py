@@ -18,11 +18,11 @@ resembles several of them wants. Where it gives up 6 % of them t grows, and from
 more of all answers than the mean does. Then theta_0 knows too little. Where it gives up 5 % of those of the surest answers that all
 experts give, models between experts and theta_0 are not what the experts are. Then predictions are mixed, sum_k r_ik p_k(y | x_i),
 with even shares and evidence against the ensemble alone: merges have no say. The notes say so (`mixed_predictions`). More
-than ten experts give hardly any answer together: there half-way has to give up 8 % of the surest answers, and the mean 5 %. So it
-is, too, where the mean is nearer to theta_0 than a twentieth of theta_0's length, as after pretraining on many images: theta_0's
-head knows nothing, so half-way gives up much, but experts that have gone so little a way lie in one basin, and their weights mix
-(Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020). Where nobody can tell what half-way gives up, the
-mean alone is judged.
+than ten experts give hardly any answer together: there half-way has to give up 8 % of the surest answers, and the mean 5 %.
+Where the mean is nearer to theta_0 than a twentieth of theta_0's length, as after pretraining on many images, half-way tells
+nothing of the experts: theta_0's head has not learned their classes. Experts so near one another often lie in one basin (Neyshabur
+et al., What is being transferred in transfer learning?, NeurIPS 2020): predictions are mixed where the mean itself gives up 8 % of
+the surest answers. Where nobody can tell what half-way gives up, 5 % are enough.
 b is what the consensus says of the batch (where predictions are mixed, what the ensemble says), with `label_prior: batch` alone,
 and even otherwise. Either is taken to be as sure as the panel agrees with it (`agreement.temperature`).
 
@@ -92,7 +92,7 @@ MANY = 10
 """Experts of whom more give hardly any answer together."""
 
 BASIN = 1 / 20
-"""Distance of the mean from theta_0, in lengths of theta_0, below which experts lie in one basin."""
+"""Distance of the mean from theta_0, in lengths of theta_0, below which half-way between them tells nothing of the experts."""
 
 PRIOR_IMAGES = 32
 """Images on which no answer was given up that count as seen before the first batch."""
@@ -284,9 +284,11 @@ class Posterior(Adaptive):
         everywhere = answers.sum(0)
         lost = _part(half / (images + PRIOR_IMAGES), LOST)
         behind = _part(float((everywhere[2] - everywhere[1]) / (everywhere[0] + PRIOR_IMAGES)), BEHIND)
-        apart = given_up > APART * (alike + PRIOR_ALIKE)
-        if bank.K > MANY or (apart and _gone(bank) < BASIN):
+        if bank.K > MANY:
             apart = mean_gives_up and lost == 1
+        else:
+            by_half, by_mean = given_up > APART * (alike + PRIOR_ALIKE), mean > LOST[1] * (images + PRIOR_IMAGES)
+            apart = by_half if by_half == by_mean or _gone(bank) >= BASIN else by_mean
         return 0.5 + 0.5 * max(lost, behind), mixed and apart
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
