@@ -101,9 +101,10 @@ class T3(Adaptive):
         log_p = torch.where(valid[:, None, None], log_p, log_g)
         H_g, H = entropy(log_g), entropy(log_p)
         if self.k_rule == "joint":
-            together = torch.cat([log_g[None], log_p]).logsumexp(0) - math.log(len(log_p) + 1)
-            I = (entropy(together) - (H_g + H.sum(0)) / (len(H) + 1)).clamp(min=0)  # noqa: E741 - the paper's symbol
-            total = self._sharpened(self._ratio(I * LN2 / math.log(len(H) + 1), log_g, log_p), H.amin(0), H_g)
+            own, models = log_p[valid], int(valid.sum()) + 1
+            together = torch.cat([log_g[None], own]).logsumexp(0) - math.log(models)
+            I = (entropy(together) - (H_g + H[valid].sum(0)) / models).clamp(min=0)  # noqa: E741 - the paper's symbol
+            total = self._sharpened(self._ratio(I * LN2 / math.log(models), log_g, own), H[valid].amin(0), H_g)
             share = torch.where(valid[:, None], torch.exp(-H), 0)
             alpha = total * share / share.sum(0)
         else:

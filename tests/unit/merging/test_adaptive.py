@@ -352,3 +352,36 @@ def test_one_bank_of_one_expert_returns_it() -> None:
     for name in ("eam", "t3", "t3_batch", "dawin"):
         c = load_method(name).coefficients(Evidence(bank, a_batch(1))).encoder
         torch.testing.assert_close(c, torch.ones_like(c))
+
+
+def test_the_offset_of_a_broken_expert_is_that_of_the_others_alone() -> None:
+    states, batch = expert_states(3, 1, spread=2.0), a_batch(8)
+    whole, others = a_bank(states), a_bank(states, order=[0, 2])
+    whole.rows[1] = torch.nan
+    found = load_method("doe", offset=True).predict(Evidence(whole, batch))
+    torch.testing.assert_close(found, load_method("doe", offset=True).predict(Evidence(others, batch)))
+    rows = load_method("dawin_sample", offset=True).coefficients(Evidence(whole, batch)).encoder
+    torch.testing.assert_close(
+        rows[:, [0, 2]], load_method("dawin_sample", offset=True).coefficients(Evidence(others, batch)).encoder
+    )
+
+
+def test_experts_together_are_those_that_say_numbers() -> None:
+    """`joint`: one divergence of the generalist and of who is valid."""
+    g, p = [[0.97, 0.03], [0.1, 0.9]], [[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5]] * 2, [[0.3, 0.7], [0.6, 0.4]]]
+    whole, others = Said(p, g), Said([p[0], p[2]], g)
+    whole.given[1] = torch.nan
+    for signal in ("mutual_information", "entropy_ratio"):
+        method = load_method("t3", k_rule="joint", generalist="theta_0", signal=signal, tau_f=0.2, map="rescaled")
+        found, wanted = (method.coefficients(said).encoder for said in (whole, others))
+        torch.testing.assert_close(found[:, [0, 2, 3]], wanted[:, :3])
+
+
+@pytest.mark.parametrize("by", ["select", "batch", "stream", "domain"])
+def test_an_oracle_takes_no_expert_for_right_that_says_no_numbers(by: str) -> None:
+    """All labels are 0, which is where NaN seems to be largest."""
+    bank = a_bank(expert_states(3, 1))
+    bank.rows[1] = torch.nan
+    method, evidence = load_method("oracle", by=by), Evidence(bank, a_batch(6))
+    with torch.no_grad(), evidence.opened(Answer(torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.int64))):
+        assert (method.coefficients(evidence).encoder[..., 1] == 0).all()
