@@ -57,7 +57,8 @@ class Adamerging(Online):
 
     def start(self, bank: Bank) -> State:
         """Coefficients (K, L), L = 1 or the number of tensors, Adam's moments, and the steps (K,) that each has taken."""
-        c = bank.theta.new_full((bank.K, len(bank.slices) if self.level == "layer" else 1), self.start_at)
+        L = len(bank.slices) if self.level == "layer" else 1
+        c = bank.theta.new_full((bank.K, L), self.start_at, dtype=bank.wide)
         return {"c": c, "first": torch.zeros_like(c), "second": torch.zeros_like(c), "taken": torch.zeros(bank.K, dtype=torch.long)}
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
