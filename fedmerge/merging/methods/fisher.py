@@ -20,7 +20,8 @@ class Fisher(Static):
     """theta_j = sum_k c_k (F_kj + m) theta_kj / sum_k c_k (F_kj + m), c_k ~ 1/(||F_k|| + m) of sum 1, or 1/K.
 
     mode `site`: every site computes F_k on its own training images and uploads it, which doubles its upload. mode `target`: F_k of
-    the first `samples` images of the stream, computed at the target with gradients; the model changes until they are seen.
+    the first `samples` images of the stream, computed at the target with gradients; the model changes until they are seen. Images
+    on which an expert's logits are not finite are passed over.
     Worked example: F_1 = (3, 1), F_2 = (1, 1), no normalization, m = 0, experts (0, 0) and (4, 4): theta = (1, 2).
 
     Examples
@@ -107,7 +108,9 @@ class _AtTarget(Online):
     def step(self, state: State, evidence: Evidence) -> tuple[State, Tensor]:
         """F of what has been seen, this batch included, and theta (P,)."""
         bank, seen = evidence.bank, int(state["seen"])
-        x = evidence.batch[: max(0, self.fisher.samples - seen)]
+        x, left = evidence.batch[:0], self.fisher.samples - seen
+        if left > 0:
+            x = evidence.batch[torch.isfinite(evidence.logits).all(2).all(0)][:left]
         F = state["F"].to(bank.theta.device)
         if len(x):
             fresh = torch.stack([diagonal(bank.forward_of(k), row, x, self.fisher.estimator) for k, row in enumerate(bank.theta)])

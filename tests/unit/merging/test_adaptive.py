@@ -19,7 +19,7 @@ from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods._expertise import scores, shares, with_offset
 from fedmerge.merging.methods.oracle import grid
-from fedmerge.merging.scoring.clustering import kmeans, mixture
+from fedmerge.merging.scoring.clustering import kmeans, mixture, nearest_center
 from tests.banks import a_bank, a_batch, an_answer
 from tests.conftest import Net, expert_states
 
@@ -385,3 +385,40 @@ def test_an_oracle_takes_no_expert_for_right_that_says_no_numbers(by: str) -> No
     method, evidence = load_method("oracle", by=by), Evidence(bank, a_batch(6))
     with torch.no_grad(), evidence.opened(Answer(torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.int64))):
         assert (method.coefficients(evidence).encoder[..., 1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("adamerging", {}),
+        ("adamerging", {"level": "layer"}),
+        ("fisher", {"mode": "target"}),
+        ("fisher", {"mode": "target", "estimator": "mc"}),
+    ],
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_image_of_no_numbers_does_not_spoil_the_stream(name: str, fields: dict[str, str], value: float) -> None:
+    """What is learned from a batch is learned from its other images."""
+    bank = a_bank(expert_states(3, 1))
+    (method,) = load_method(name, **fields).expand(bank.names)
+    whole, others = a_batch(6), a_batch(6)[[0, 1, 3, 4, 5]]
+    whole[2] = value
+    for batch in (whole[2:3], whole):
+        found, _ = method.step(method.start(bank), Evidence(bank, batch))
+        wanted, _ = method.step(method.start(bank), Evidence(bank, others)) if len(batch) > 1 else (method.start(bank), None)
+        assert found.keys() == wanted.keys()
+        for key in found:
+            torch.testing.assert_close(found[key], wanted[key])
+
+
+@pytest.mark.parametrize("experts", [2, 3])
+@pytest.mark.parametrize("apart", [1e-7, 1e-9, 1e-12, 1e-15])
+@pytest.mark.parametrize("find", [kmeans, mixture])
+def test_rows_that_are_nearly_equal_are_clustered(find: object, apart: float, experts: int) -> None:
+    """As where all experts are sure of all images: a batch of 32, and of 80."""
+    for N in (32, 80):
+        drawn = torch.rand(N, experts, generator=torch.Generator().manual_seed(N), dtype=torch.float64)
+        rows = (1 / experts + apart * drawn) / (1 + apart * drawn.sum(1, keepdim=True))
+        found = find(rows, 3, seed=1)  # type: ignore[operator]
+        assert float((found.rows - rows).abs().max()) <= 2 * apart + 1e-15
+        assert torch.equal(nearest_center(rows, rows[:20])[:20], torch.arange(20)) or apart < 1e-12
