@@ -128,7 +128,7 @@ class T3(Adaptive):
             f, g = entropy(log_p), entropy(log_g)
         if I.ndim == 1:  # jointly: the experts as one
             f = f.mean(0)
-        R = torch.where(f + g > 0, f / (f + g).clamp(min=1e-12), 0.5)
+        R = torch.where(f + g > 0, f / (f + g).clamp(min=torch.finfo(f.dtype).tiny), 0.5)
         return 1 - R if self.signal == "one_minus_entropy_ratio" else R
 
     def _sharpened(self, level: Tensor, H: Tensor, H_g: Tensor) -> Tensor:
