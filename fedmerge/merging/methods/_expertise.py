@@ -195,7 +195,11 @@ def _drawn(name: str, evidence: Evidence, seed: int) -> Tensor:
         else:
             rows.append([draw.expovariate(1) for _ in range(len(evidence.batch))])
     drawn = torch.tensor(rows, dtype=torch.float64)
-    return torch.stack([1 - drawn[1], drawn[1]]) if name in NORMAL and len(rows) == 2 else drawn
+    if name not in NORMAL or len(rows) != 2:
+        return drawn
+    names = evidence.bank.names
+    share = drawn[names.index(max(names))]  # of the second of two, in the order of names, as no order of sites matters
+    return torch.stack([share if one == max(names) else 1 - share for one in names])
 
 
 def _pseudo_loss(name: str, evidence: Evidence) -> Tensor:
