@@ -42,7 +42,7 @@ class Krum(Strategy):
                 valid, _ = self._check_and_log_replies(replies, is_train=True)
                 sent = [next(iter(reply.content.array_records.values())) for reply in valid]
                 states = [{name: array.numpy() for name, array in arrays.items()} for arrays in sent]
-                return sent[nearest(squared_distances(states), malicious)], MetricRecord({})
+                return sent[most_central(squared_distances(states), malicious)], MetricRecord({})
 
         return Nearest(num_malicious_nodes=malicious, **ALL_OF_THEM)
 
@@ -57,7 +57,7 @@ def squared_distances(states: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[n
     return found
 
 
-def nearest(distances: NDArray[np.float64], malicious: int) -> int:
+def most_central(distances: NDArray[np.float64], malicious: int) -> int:
     """argmin_k of the sum of the K - f - 2 least distances (K, K) to others; the first of equals."""
     count = max(1, len(distances) - malicious - 2)
     others = distances + np.diag(np.full(len(distances), np.inf))
