@@ -14,7 +14,7 @@ from fedmerge.federated.defenses._base import Defense, Exhibit, Finding, over_ot
 
 
 class Norms(Defense):
-    """From weights alone: |tau_k| over the others' median, of encoder and head each, and the cosine to the others' mean.
+    """From weights alone: |tau_k| over the others' median, of encoder and head each, and the cosine to the others' mean direction.
 
     The bounds are wide, because what hospitals see and how long they train differ; they are there for what no training makes.
     """
@@ -24,7 +24,7 @@ class Norms(Defense):
     from_theta_0: ClassVar[bool] = True
 
     most: float = Field(4.0, gt=1, description="largest |tau_k| that is not odd, as a multiple of the others' median")
-    least_cosine: float = Field(-0.2, ge=-1, le=0, description="least cosine between tau_k and the mean of the others")
+    least_cosine: float = Field(-0.2, ge=-1, le=0, description="least cosine between tau_k and the mean direction of the others")
 
     def judge(self, exhibit: Exhibit) -> list[Finding]:
         """The larger of both parts' multiples, and the cosine of the encoder."""

@@ -11,7 +11,7 @@ from fedmerge.merging.curvature.fisher import Estimator, diagonal
 
 
 class FisherInformation(Statistic):
-    """F (P,), as `fisher_information.diagonal` has it (Matena & Raffel, NeurIPS 2022, eq. 2), by parameter."""
+    """F (P,), as `curvature.fisher.diagonal` has it (Matena & Raffel, NeurIPS 2022, eq. 2), by parameter."""
 
     samples: int = Field(500, ge=1, description="number of training images from which it is computed")
     estimator: Estimator = Field(

@@ -12,8 +12,8 @@ from fedmerge.merging.curvature.kfac import GRADIENTS, INPUTS, Estimator, factor
 
 
 class Kfac(Statistic):
-    """A (d, d) and G (o, o) of each linear layer, its bias among the inputs, as `kronecker.factors` has them (Martens & Grosse,
-    ICML 2015); the diagonal of F for each parameter outside. Both whole, in float32: symmetric halves are not left out."""
+    """A (d, d) and G (o, o) of each linear layer, its bias among the inputs, as `curvature.kfac.factors` has them (Martens &
+    Grosse, ICML 2015); the diagonal of F for each parameter outside. Both whole, in float32: symmetric halves are not left out."""
 
     for_experts: ClassVar[bool] = False
 

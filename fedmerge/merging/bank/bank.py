@@ -109,7 +109,7 @@ class Bank:
         width = sum(self.shapes[name].numel() for name in parts.encoder)
         self.encoder, self.head = slice(0, width), slice(width, self.P)
         self.counts: tuple[int, ...] | None = None
-        self.temperatures = torch.ones(self.K, dtype=rows.dtype, device=rows.device)
+        self.temperatures = torch.ones(self.K, dtype=self.wide, device=rows.device)
         self.flips, self.shared_head = False, True
         self.mapped: Mapped | None = None
         self.shards: Shards | None = None
@@ -186,7 +186,7 @@ class Bank:
         if counts is not None:
             bank.counts = tuple(counts)
         if temperatures is not None:
-            bank.temperatures = torch.as_tensor(temperatures, dtype=dtype, device=bank.rows.device)
+            bank.temperatures = torch.as_tensor(temperatures, dtype=bank.wide, device=bank.rows.device)
         return bank
 
     @classmethod

@@ -91,9 +91,9 @@ class Buffers:
             a = self._convex(coefficients, mu)
             used = torch.nonzero(a.reshape(-1, a.shape[-1]).any(0)).flatten()  # a broken expert must not spoil 0 times itself
             a, mu, v = a[..., used], mu[used], v[used]
-            second = v + mu**2 if self.policy == "moment" else v
-            state[mean] = a @ mu
-            found = a @ second - (state[mean] ** 2 if self.policy == "moment" else 0)
+            state[mean], found = a @ mu, a @ v
+            if self.policy == "moment":  # by deviations: squares of large means would leave nothing of a small variance, or less
+                found = found + (a[..., None] * (mu - state[mean][..., None, :]) ** 2).sum(-2)
             alone = (a == 1).any(-1, keepdim=True)  # squares would cost such a row its last bits
             state[variance] = torch.where(alone, v[a.argmax(-1)], found)
         return state

@@ -62,7 +62,7 @@ def diagonal(forward: Forward, theta: Tensor, x: Batched, estimator: Estimator =
     Returns
     -------
     Tensor
-        F (P,), not negative.
+        F (P,), not negative, at least float32: sums of many squares need its digits.
 
     References
     ----------
@@ -80,18 +80,22 @@ def diagonal(forward: Forward, theta: Tensor, x: Batched, estimator: Estimator =
     if estimator == "fb_compat":
         return _squares_of_sums(forward, theta, x)
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros_like(theta)
+    total = _room(theta)
     size = max(1, min(GRADIENT_BYTES // (theta.numel() * theta.element_size()), VALUES // prod(x.shape[1:])))
     for part in x.split(size):
         p = forward(theta, part).detach().softmax(-1)
         if estimator == "mc":
             labels = torch.multinomial(p.cpu(), 1, generator=generator).to(part.device)
-            total += (_gradients(forward, theta, part, labels[:, 0]) ** 2).sum(0)
+            total += (_gradients(forward, theta, part, labels[:, 0]).to(total) ** 2).sum(0)
         else:
             for c in range(p.shape[1]):
                 g = _gradients(forward, theta, part, torch.full((len(part),), c, device=part.device))
-                total += p[:, c] @ g**2
+                total += p[:, c].to(total) @ g.to(total) ** 2
     return total / len(x)
+
+
+def _room(theta: Tensor) -> Tensor:
+    return torch.zeros_like(theta, dtype=theta.dtype if theta.dtype == torch.float64 else torch.float32)
 
 
 def _gradients(forward: Forward, theta: Tensor, x: Tensor, labels: Tensor) -> Tensor:
@@ -107,10 +111,10 @@ def _gradients(forward: Forward, theta: Tensor, x: Tensor, labels: Tensor) -> Te
 
 @torch.enable_grad()
 def _squares_of_sums(forward: Forward, theta: Tensor, x: Batched) -> Tensor:
-    total = torch.zeros_like(theta)
+    total = _room(theta)
     for part in x.split(BATCH):
         leaf = theta.detach().requires_grad_()
         log_p = forward(leaf, part).log_softmax(-1)
         weighted = (log_p.detach().exp().sqrt() * log_p).sum()
-        total += torch.autograd.grad(weighted, leaf)[0] ** 2
+        total += torch.autograd.grad(weighted, leaf)[0].to(total) ** 2
     return total / len(x)

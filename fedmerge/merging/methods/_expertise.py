@@ -117,13 +117,14 @@ def with_offset(score: Tensor, seen: State) -> Tensor:
 
     O = (1/K) sum_k std(H_k)/mean(H_k), and w is the inverse-entropy rule of Ambekar et al. (Eq. 4) on the images seen. For K = 2 it
     is the printed formula, with 1/T = w. Worked example: e^-H = (0.5, 0.25), O = 0.25, w = (0.8, 0.2): (0.7, 0.3).
+    An expert that is not valid gets nothing, and one that never was counts neither in O nor in w.
 
     Parameters
     ----------
     score : Tensor
-        e^-H (K, N).
+        e^-H (K, N); 0 for an expert that is not valid.
     seen : State
-        Number, sum and sum of squares of the entropies so far, as `moments` makes them.
+        Number, sum and sum of squares of each expert's entropies so far, as `moments` makes them.
 
     Returns
     -------
@@ -144,15 +145,18 @@ def with_offset(score: Tensor, seen: State) -> Tensor:
             [0.6122, 0.3878]])
     """
     n, total, squares = seen["n"], seen["sum"], seen["squares"]
-    mean = (total / n).clamp(min=1e-8)
-    variance = ((squares - n * mean**2) / (n - 1).clamp(min=1)).clamp(min=0)  # one image has no spread
-    O = (variance.sqrt() / mean).mean() if n > 1 else mean.new_zeros(())  # noqa: E741 - the paper's symbol
-    w = (1 / mean) / (1 / mean).sum()
-    return shares(score + (O * w)[:, None].to(score))
+    known = n > 0
+    mean = (total / n.clamp(min=1)).clamp(min=1e-8)
+    variance = ((squares - n * mean**2) / (n - 1).clamp(min=1)).clamp(min=0)
+    spread = torch.where(n > 1, variance.sqrt() / mean, 0)  # one image has none
+    O = spread.sum() / known.expand_as(spread).sum().clamp(min=1)  # noqa: E741 - the paper's symbol
+    w = torch.where(known, 1 / mean, 0)
+    w = w / w.sum().clamp(min=torch.finfo(w.dtype).tiny)
+    return shares(torch.where(score > 0, score + (O * w)[:, None].to(score), 0))
 
 
 def moments(state: State, H: Tensor) -> State:
-    """Number, sum and sum of squares of all entropies seen so far; those that are not finite do not count.
+    """Number, sum and sum of squares (K,) of each expert's entropies seen so far; those that are not finite do not count.
 
     Parameters
     ----------
@@ -172,10 +176,11 @@ def moments(state: State, H: Tensor) -> State:
     >>> from fedmerge.merging.methods._expertise import moments
     >>> seen = moments({}, torch.tensor([[0.1, 0.3], [0.6, 0.6]]))
     >>> seen["n"], seen["sum"]
-    (tensor(2., dtype=torch.float64), tensor([0.4000, 1.2000], dtype=torch.float64))
+    (tensor([2., 2.], dtype=torch.float64), tensor([0.4000, 1.2000], dtype=torch.float64))
     """
-    H = torch.where(torch.isfinite(H), H, H[torch.isfinite(H)].max() if bool(torch.isfinite(H).any()) else 1.0).double().cpu()
-    fresh = {"n": torch.tensor(float(H.shape[1]), dtype=torch.float64), "sum": H.sum(1), "squares": (H**2).sum(1)}
+    counts = torch.isfinite(H).cpu()
+    H = torch.where(counts, H.double().cpu(), 0)
+    fresh = {"n": counts.double().sum(1), "sum": H.sum(1), "squares": (H**2).sum(1)}
     return {name: value + state[name] if name in state else value for name, value in fresh.items()}
 
 
@@ -190,7 +195,11 @@ def _drawn(name: str, evidence: Evidence, seed: int) -> Tensor:
         else:
             rows.append([draw.expovariate(1) for _ in range(len(evidence.batch))])
     drawn = torch.tensor(rows, dtype=torch.float64)
-    return torch.stack([1 - drawn[1], drawn[1]]) if name in NORMAL and len(rows) == 2 else drawn
+    if name not in NORMAL or len(rows) != 2:
+        return drawn
+    names = evidence.bank.names
+    share = drawn[names.index(max(names))]  # of the second of two, in the order of names, as no order of sites matters
+    return torch.stack([share if one == max(names) else 1 - share for one in names])
 
 
 def _pseudo_loss(name: str, evidence: Evidence) -> Tensor:

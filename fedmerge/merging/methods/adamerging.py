@@ -26,7 +26,8 @@ class Adamerging(Online):
     outside. The batch is predicted after its own steps, and c goes on to the next batch, or starts anew if `reset`.
     Where sources differ: FusionBench puts the model into training mode, which would switch dropout on; here it is evaluation
     mode. Its class clamps by default and its configuration does not. Where they are silent: BatchNorm statistics are the experts'
-    mean. dL/dc_k = <dL/dtheta, tau_k>, so that one backward serves all K experts.
+    mean. dL/dc_k = <dL/dtheta, tau_k>, so that one backward serves all K experts. Images whose logits are not finite have no part
+    in L, and a step whose gradient is not finite is not taken: c would be NaN for the rest of the stream.
     Worked example: g = dL/dtheta = (1, -2), tau_1 = (1, 0), tau_2 = (0, 1): dL/dc = (1, -2); Adam's first step moves c by
     (-lr, +lr), whatever the size of the gradient.
 
@@ -57,7 +58,8 @@ class Adamerging(Online):
 
     def start(self, bank: Bank) -> State:
         """Coefficients (K, L), L = 1 or the number of tensors, Adam's moments, and the steps (K,) that each has taken."""
-        c = bank.theta.new_full((bank.K, len(bank.slices) if self.level == "layer" else 1), self.start_at)
+        L = len(bank.slices) if self.level == "layer" else 1
+        c = bank.theta.new_full((bank.K, L), self.start_at, dtype=bank.wide)
         return {"c": c, "first": torch.zeros_like(c), "second": torch.zeros_like(c), "taken": torch.zeros(bank.K, dtype=torch.long)}
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
@@ -79,7 +81,9 @@ class Adamerging(Online):
         state = self.start(bank) if self.reset else {name: value.to(bank.theta.device) for name, value in state.items()}
         tau = bank.tau
         for _ in range(self.steps):
-            state = self._adam(state, self.gradient_of(state["c"], tau, evidence))
+            dc = self.gradient_of(state["c"], tau, evidence)
+            if bool(torch.isfinite(dc).all()):
+                state = self._adam(state, dc)
         return state, self.merged(state["c"], tau, bank)
 
     def merged(self, c: Tensor, tau: Tensor, bank: Bank) -> Tensor:
@@ -91,12 +95,19 @@ class Adamerging(Online):
         return theta.to(bank.theta)
 
     def gradient_of(self, c: Tensor, tau: Tensor, evidence: Evidence) -> Tensor:
-        """dL/dc (K, L) of the batch's mean entropy."""
-        bank = evidence.bank
+        """dL/dc (K, L) of the batch's mean entropy; NaN if there is no image whose logits are finite."""
+        bank, x = evidence.bank, evidence.batch
         evidence.charge(3)
         with torch.enable_grad():
             theta = self.merged(c, tau, bank).detach().requires_grad_()
-            loss = entropy(log_probabilities(bank.forward(theta, evidence.batch))).mean()
+            logits = bank.forward(theta, x)
+            fine = torch.isfinite(logits).all(1)
+            if not bool(fine.any()):
+                return torch.full_like(c, torch.nan)
+            if not bool(fine.all()):  # again without the others: times 0, the gradient of what is not finite would still be NaN
+                evidence.charge(1)
+                logits = bank.forward(theta, x[fine])
+            loss = entropy(log_probabilities(logits)).mean()
             (g,) = torch.autograd.grad(loss, theta)
         if not bank.shared_head:
             g[bank.head] = 0

@@ -82,7 +82,7 @@ class Dawin(Adaptive):
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
         """The prefix is the images that all experts of now have seen: none when a newcomer is among them, else all so far."""
         kept = places(before, bank.names)
-        return {} if kept is None else {name: value if name == "n" else value[kept] for name, value in state.items()}
+        return {} if kept is None else {name: value[kept] for name, value in state.items()}
 
     def coefficients(self, evidence: Evidence) -> Coefficients:
         """(N, K) with at most M distinct rows, for this batch as if it were the first; (N, K + A) where theta_0 takes part."""
@@ -94,10 +94,12 @@ class Dawin(Adaptive):
         if self.scope == "full" and state:
             seen = state
         own = self._scores(evidence)
-        rows = self._rows(own, seen)
-        alpha = self._placed(self._grouped(rows, seen), evidence.bank)
-        kept = {} if self.scope == "batch" else seen
+        rows = self._grouped(self._rows(own, seen), seen)
         broken = torch.nonzero(~evidence.valid).flatten().tolist()
+        if broken:  # a cluster may have other images in it, and a density keeps its center off the edge
+            rows = shares(rows.T.index_fill(0, torch.tensor(broken), 0))
+        alpha = self._placed(rows, evidence.bank)
+        kept = {} if self.scope == "batch" else seen
         return kept, Coefficients(alpha, alpha, {"invalid": broken} if broken else {})
 
     def _scores(self, evidence: Evidence) -> Tensor:

@@ -115,8 +115,8 @@ class Eam(Adaptive):
             score = self._smooth("score", self._score(Hbar, evidence), past, state)
             gap = self._smooth("gap", self._gap(Hbar, int(score.argmax()), evidence.classes), past, state)
         encoder, head = self._parts(Hbar, gap)
-        encoder = self._smooth("encoder", encoder, past, state)
-        head = self._smooth("head", head, past, state)
+        encoder = self._smooth("encoder", encoder, past, state, evidence.valid)
+        head = self._smooth("head", head, past, state, evidence.valid)
         notes = {"entropies": Hbar.tolist()}
         if score is not None:
             notes |= {"scores": score.tolist(), "chosen": [float(score.argmax())]}
@@ -172,7 +172,8 @@ class Eam(Adaptive):
             return torch.zeros(evidence.bank.K, dtype=torch.float64)
         log_p = evidence.log_p(calibrated=self.calibrated)
         views = [evidence.log_p(view, self.calibrated) for view in self.augs]
-        return torch.stack([consistency(self.consistency, log_p, view).mean(1) for view in views]).mean(0).double().cpu()
+        A = torch.stack([consistency(self.consistency, log_p, view).mean(1) for view in views]).mean(0).double().cpu()
+        return A.nan_to_num(0.0)  # logits that are finite on the images alone are not of one mind with the view's
 
     def _gap(self, Hbar: Tensor, chosen: int, classes: int) -> Tensor:
         """|Hbar_k - Hbar_k*| (K,), infinite for an expert that is not valid, and 0 for all if none is."""
@@ -180,14 +181,19 @@ class Eam(Adaptive):
             return torch.zeros_like(Hbar)
         return (Hbar - Hbar[chosen]).abs() / (math.log(classes) if self.gap_norm == "lnC" else 1.0)
 
-    def _smooth(self, name: str, value: Tensor, past: State, state: State) -> Tensor:
-        """The moving average of one quantity, if it is the one that `ema` names: rho past + (1 - rho) present."""
+    def _smooth(self, name: str, value: Tensor, past: State, state: State, valid: Tensor | None = None) -> Tensor:
+        """The moving average of one quantity, if it is the one that `ema` names: rho past + (1 - rho) present.
+
+        valid: (K,), for coefficients: an expert that is not valid has none, as one who leaves; what it had, the others share.
+        """
         value = value.cpu()
         if name not in SMOOTHED[self.ema] or self.rho == 0:
             return value
         if name in past:
             both = torch.isfinite(past[name]) & torch.isfinite(value)
             value = torch.where(both, self.rho * past[name] + (1 - self.rho) * value, value)
+            if valid is not None and bool(valid.any()):
+                value = torch.where(valid.cpu(), value, 0)
             value = value / value.sum() if self.ema == "coef" else value
         state[name] = value
         return value
@@ -234,7 +240,7 @@ def entropy_gap(gap: Tensor, gamma: float) -> Tensor:
     Parameters
     ----------
     gap : Tensor
-        How far each expert's entropy is above the least, (K,), nats.
+        How far each expert's entropy is from that of expert k*, (K,), nats.
     gamma : float
         Sharpness, 0 or more; infinity shares among the zeros.
 

@@ -17,10 +17,11 @@ from fedmerge.merging.state import places
 
 
 class Fisher(Static):
-    """theta_j = sum_k c_k (F_kj + m) theta_kj / sum_k c_k (F_kj + m), c_k = (1/||F_k||) / sum_l (1/||F_l||), or 1/K.
+    """theta_j = sum_k c_k (F_kj + m) theta_kj / sum_k c_k (F_kj + m), c_k ~ 1/(||F_k|| + m) of sum 1, or 1/K.
 
     mode `site`: every site computes F_k on its own training images and uploads it, which doubles its upload. mode `target`: F_k of
-    the first `samples` images of the stream, computed at the target with gradients; the model changes until they are seen.
+    the first `samples` images of the stream, computed at the target with gradients; the model changes until they are seen. Images
+    on which an expert's logits are not finite are passed over.
     Worked example: F_1 = (3, 1), F_2 = (1, 1), no normalization, m = 0, experts (0, 0) and (4, 4): theta = (1, 2).
 
     Examples
@@ -67,11 +68,10 @@ class Fisher(Static):
 
     def weighted(self, bank: Bank, F: Tensor) -> Tensor:
         """The merge for F (K, P)."""
-        wide = torch.float64 if bank.theta.dtype == torch.float64 else torch.float32
-        F = F.to(wide)
+        F = F.to(bank.wide)
         c = 1 / (F.norm(dim=1) + self.m) if self.normalize else F.new_ones(len(F))
         weights = (c / c.sum())[:, None] * (F + self.m)
-        return (weights * bank.theta.to(wide)).sum(0) / weights.sum(0)
+        return (weights * bank.theta.to(bank.wide)).sum(0) / weights.sum(0)
 
 
 class _AtTarget(Online):
@@ -98,7 +98,7 @@ class _AtTarget(Online):
 
     def start(self, bank: Bank) -> State:
         """Nothing seen."""
-        return {"F": torch.zeros_like(bank.theta), "seen": torch.zeros((), dtype=torch.long)}
+        return {"F": torch.zeros_like(bank.theta, dtype=bank.wide), "seen": torch.zeros((), dtype=torch.long)}
 
     def carried(self, state: State, before: tuple[str, ...], bank: Bank) -> State:
         """F of the images that all experts of now have seen: none when a newcomer is among them."""
@@ -108,8 +108,10 @@ class _AtTarget(Online):
     def step(self, state: State, evidence: Evidence) -> tuple[State, Tensor]:
         """F of what has been seen, this batch included, and theta (P,)."""
         bank, seen = evidence.bank, int(state["seen"])
-        x = evidence.batch[: max(0, self.fisher.samples - seen)]
-        F = state["F"].to(bank.theta)
+        x, left = evidence.batch[:0], self.fisher.samples - seen
+        if left > 0:
+            x = evidence.batch[torch.isfinite(evidence.logits).all(2).all(0)][:left]
+        F = state["F"].to(bank.theta.device)
         if len(x):
             fresh = torch.stack([diagonal(bank.forward_of(k), row, x, self.fisher.estimator) for k, row in enumerate(bank.theta)])
             F = (seen * F + len(x) * fresh) / (seen + len(x))

@@ -100,12 +100,13 @@ class Oracle(Adaptive):
 
     def _right(self, evidence: Evidence) -> Tensor:
         """Whether each expert is right about each image (K, N), as float64."""
-        return (evidence.log_p().argmax(-1) == evidence.answer.labels).double().cpu()
+        right = evidence.log_p().argmax(-1) == evidence.answer.labels
+        return (right & evidence.valid[:, None]).double().cpu()
 
     def _merged_right(self, point: Tensor, evidence: Evidence) -> Tensor:
         bank = evidence.bank
         logits = bank.forward(bank.mix(point), evidence.batch, point)
-        return (logits.argmax(-1) == evidence.answer.labels).cpu()
+        return ((logits.argmax(-1) == evidence.answer.labels) & torch.isfinite(logits).all(-1)).cpu()
 
 
 def grid(K: int, seed: int) -> Tensor:

@@ -223,21 +223,23 @@ class Posterior(Adaptive):
         apart = apart and (rest is None or bool(rest <= state["pi"].sum()))
         state = self._labels(state, said, said["ensemble"] if apart else log_q)
         known = (log_p.double().cpu().exp().nan_to_num() @ state["b"] * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
-        pi = self._shares(state["pi"], self.beta * s + known, evidence.bank.K, rest, sample)
+        pi = self._shares(state["pi"], self._weighed(s, self.beta) + known, evidence.bank.K, rest, sample)
+        valid = evidence.valid.cpu()
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
-        r, head = ((pi.log() + known + beta * s).softmax(1) for beta in betas)
+        r, head = ((pi.log() + known + self._weighed(s, beta)).softmax(1) for beta in betas)
         asked = 1.0 if rest is None else float(pi.sum())
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * asked * r.mean(0)
-        evidences = s.mean(0)[evidence.valid.cpu()]
+        evidences = s.mean(0)[valid]
         notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
         notes |= {"mixed_predictions": [float(apart)]}
         state |= {"pi": kept, "answers": answers}
         different = _different(evidence.mixture(r), said) if self._selects(evidence.bank) else 0
         if apart:
             against = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, said["ensemble"]), -torch.inf)
-            r = (self.beta * against.double().cpu().T).softmax(1)
+            r = self._weighed(against.double().cpu().T, self.beta).softmax(1)
             return state, replace(self._given(r, r, r.mean(0), notes), of="predictions"), different
-        found = self._given(r, head, pi / asked, notes)
+        of_batch = pi / asked if bool(valid.all()) else torch.where(valid, pi, 0) / pi[valid].sum()
+        found = self._given(r, head, of_batch, notes)
         if t < 1:  # theta_0 has a part of the encoder, and none of the head
             found = replace(found, encoder=_drawn(found.encoder, t, evidence.bank), head=_drawn(found.head, 1.0, evidence.bank))
         return state, found, different
@@ -293,6 +295,10 @@ class Posterior(Adaptive):
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
         return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
+
+    def _weighed(self, s: Tensor, beta: float) -> Tensor:
+        """beta s, and -inf for an expert that is not valid, also where beta is 0."""
+        return torch.where(torch.isinf(s), -torch.inf, beta * s)
 
     def _given(self, r: Tensor, head: Tensor, pi: Tensor, notes: dict[str, list[float]]) -> Coefficients:
         return Coefficients(pi, pi, notes) if self.granularity == "batch" else Coefficients(r, head, notes)

@@ -101,9 +101,10 @@ class T3(Adaptive):
         log_p = torch.where(valid[:, None, None], log_p, log_g)
         H_g, H = entropy(log_g), entropy(log_p)
         if self.k_rule == "joint":
-            together = torch.cat([log_g[None], log_p]).logsumexp(0) - math.log(len(log_p) + 1)
-            I = (entropy(together) - (H_g + H.sum(0)) / (len(H) + 1)).clamp(min=0)  # noqa: E741 - the paper's symbol
-            total = self._sharpened(self._ratio(I * LN2 / math.log(len(H) + 1), log_g, log_p), H.amin(0), H_g)
+            own, models = log_p[valid], int(valid.sum()) + 1
+            together = torch.cat([log_g[None], own]).logsumexp(0) - math.log(models)
+            I = (entropy(together) - (H_g + H[valid].sum(0)) / models).clamp(min=0)  # noqa: E741 - the paper's symbol
+            total = self._sharpened(self._ratio(I * LN2 / math.log(models), log_g, own), H[valid].amin(0), H_g)
             share = torch.where(valid[:, None], torch.exp(-H), 0)
             alpha = total * share / share.sum(0)
         else:
@@ -127,7 +128,7 @@ class T3(Adaptive):
             f, g = entropy(log_p), entropy(log_g)
         if I.ndim == 1:  # jointly: the experts as one
             f = f.mean(0)
-        R = torch.where(f + g > 0, f / (f + g).clamp(min=1e-12), 0.5)
+        R = torch.where(f + g > 0, f / (f + g).clamp(min=torch.finfo(f.dtype).tiny), 0.5)
         return 1 - R if self.signal == "one_minus_entropy_ratio" else R
 
     def _sharpened(self, level: Tensor, H: Tensor, H_g: Tensor) -> Tensor:

@@ -43,7 +43,10 @@ class Ttmm(Adaptive):
     paper: ClassVar[str] = "Bertolissi et al., Local mixtures of experts (TTMM), COLM 2025"
     cost: ClassVar[str] = "K + 1"
     needs: ClassVar[frozenset[str]] = frozenset({"theta_0", "centroid"})
-    exceptions: ClassVar[dict[str, str]] = {"cost": "experts that are not near an image of the batch are not forwarded"}
+    exceptions: ClassVar[dict[str, str]] = {
+        "cost": "experts that are not near an image of the batch are not forwarded",
+        "broken": "experts are chosen by where their images lie, before anybody knows what they say",
+    }
 
     granularity: Literal["image", "batch"] = Field("image", description="one merge for each image, or one for the batch")
     beta: float = Field(0.04, gt=0, description="beta, the temperature of similarities")

@@ -38,7 +38,7 @@ class WiseFt(Static):
         theta_0 = bank.anchor_row("theta_0")
         if self.a == 0:
             return theta_0.clone()
-        return columnwise(bank, lambda at: (1 - self.a) * theta_0[at] + self.a * bank.columns(at).mean(0))
+        return columnwise(bank, lambda at: (1 - self.a) * theta_0[at].to(bank.wide) + self.a * bank.thetas(at).mean(0))
 
     def statistics(self, bank: Bank) -> Tensor:
         """The rule is convex, so BatchNorm statistics follow it: a / K for each expert, and 1 - a for theta_0, (K + A,)."""

@@ -145,7 +145,12 @@ def nearest_center(rows: Tensor, centers: Tensor) -> Tensor:
     >>> nearest_center(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), centers=torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     tensor([0, 1])
     """
-    return torch.cdist(rows, centers).argmin(1)
+    return _distances(rows, centers).argmin(1)
+
+
+def _distances(rows: Tensor, centers: Tensor) -> Tensor:
+    """(N, M), from differences: by inner products, as torch has it for more than 25 rows, what is nearer than 1e-8 is at 0."""
+    return torch.cdist(rows, centers, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _fitted(x: Tensor, start: Clusters) -> tuple[float, Clusters]:
@@ -176,6 +181,7 @@ def _moments(x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tiny = 10 * torch.finfo(torch.float64).eps
     weight = g.sum(0) + tiny
     m = (g.T @ x) / weight[:, None]
+    m = torch.where(m.sum(1, keepdim=True) > 0, m, x.mean(0))  # of a cluster that no row is in
     m = m / m.sum(1, keepdim=True)
     v = ((g.T @ x**2) / weight[:, None] - m**2).clamp(min=0)
     s = (m * (1 - m) / (v + 1e-10)).median(1).values - 1
@@ -188,7 +194,8 @@ def _spread_starts(rows: Tensor, count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(rows), (1,), generator=generator))]
     while len(chosen) < count:
-        distance = torch.cdist(rows, rows[chosen]).amin(1) ** 2
+        distance = _distances(rows, rows[chosen]).amin(1)
+        distance = (distance / distance.max()) ** 2  # squares of very small ones would be 0
         chosen.append(int(torch.multinomial(distance, 1, generator=generator)))
     return rows[chosen]
 

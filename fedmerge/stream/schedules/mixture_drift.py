@@ -22,8 +22,8 @@ class MixtureDrift(Schedule):
     domain (or `purity` of it, the rest shared by the others). recurring: the same, `cycles` times over. gradual_severity: domains
     are severities, which rise and fall: 1, 2, .., M, .., 2, 1. random: pi(t) ~ Dir(0.5) for each batch.
 
-    T = floor(min_m |P_m| / (N mean_t pi_m)), so that domains last
-    in expectation; if one runs dry all the same, the stream stops there.
+    T = floor(min_m |P_m| / (N mean_u pi_m)), or fewer where N sum_t pi_m(t) is more than |P_m|, so that domains
+    last in expectation; if one runs dry all the same, the stream stops there.
 
     Examples
     --------
@@ -89,6 +89,9 @@ class MixtureDrift(Schedule):
         return np.tile(up, self.cycles if self.drift == "recurring" else 1)
 
     def length(self, sizes: list[int]) -> int:
-        """T for domains of these sizes; the mean share of a domain depends little on T, so 1000 steps tell it."""
-        mean = self.mixture(1000, len(sizes)).mean(0)
-        return int(np.floor(np.min(np.array(sizes) / (self.batch_size * mean)) + 1e-9))
+        """T for domains of these sizes. A segment is whole batches, so what a domain has to give depends on T itself."""
+        N, pools = self.batch_size, np.array(sizes)
+        T = int(np.min(pools / (N * self.mixture(1000, len(sizes)).mean(0))) + 1e-9)
+        while T > 0 and bool((N * self.mixture(T, len(sizes)).sum(0) > pools + 1e-6).any()):
+            T -= 1
+        return T

@@ -105,6 +105,19 @@ def test_krum_takes_the_one_among_the_others() -> None:
     assert any(torch.equal(found["a"], one["a"]) for one in moved[:2])
 
 
+@pytest.mark.parametrize("step", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("malicious", [0, 1])
+def test_krum_sees_how_far_small_steps_lead(step: float, malicious: int) -> None:
+    """Weights of which a round moves little, by loops in float64."""
+    rng, K = np.random.default_rng(7), 5
+    start = rng.standard_normal(20_000)
+    moved = [np.float32(start + step * size * rng.standard_normal(len(start))) for size in (1.1, 0.9, 1.3, 0.7, 3)]
+    score = [sum(sorted(float(((np.float64(a) - b) ** 2).sum()) for b in moved)[1 : K - malicious - 1]) for a in moved]
+    sent = [Upload(f"site{k}", {"a": torch.from_numpy(one)}, {"n": 1.0, "steps": 1.0}) for k, one in enumerate(moved)]
+    found = aggregated(named("krum", malicious=malicious), {"a": torch.from_numpy(np.float32(start))}, sent)
+    assert torch.equal(found["a"], sent[int(np.argmin(score))].weights["a"])
+
+
 def test_servers_that_remember() -> None:
     (before,), first, second = states(1, 0), states(3, 1), states(3, 2)
     start = before["a"].double().numpy()

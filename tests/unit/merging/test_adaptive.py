@@ -19,7 +19,7 @@ from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.methods._expertise import scores, shares, with_offset
 from fedmerge.merging.methods.oracle import grid
-from fedmerge.merging.scoring.clustering import kmeans, mixture
+from fedmerge.merging.scoring.clustering import kmeans, mixture, nearest_center
 from tests.banks import a_bank, a_batch, an_answer
 from tests.conftest import Net, expert_states
 
@@ -352,3 +352,73 @@ def test_one_bank_of_one_expert_returns_it() -> None:
     for name in ("eam", "t3", "t3_batch", "dawin"):
         c = load_method(name).coefficients(Evidence(bank, a_batch(1))).encoder
         torch.testing.assert_close(c, torch.ones_like(c))
+
+
+def test_the_offset_of_a_broken_expert_is_that_of_the_others_alone() -> None:
+    states, batch = expert_states(3, 1, spread=2.0), a_batch(8)
+    whole, others = a_bank(states), a_bank(states, order=[0, 2])
+    whole.rows[1] = torch.nan
+    found = load_method("doe", offset=True).predict(Evidence(whole, batch))
+    torch.testing.assert_close(found, load_method("doe", offset=True).predict(Evidence(others, batch)))
+    rows = load_method("dawin_sample", offset=True).coefficients(Evidence(whole, batch)).encoder
+    torch.testing.assert_close(
+        rows[:, [0, 2]], load_method("dawin_sample", offset=True).coefficients(Evidence(others, batch)).encoder
+    )
+
+
+def test_experts_together_are_those_that_say_numbers() -> None:
+    """`joint`: one divergence of the generalist and of who is valid."""
+    g, p = [[0.97, 0.03], [0.1, 0.9]], [[[0.9, 0.1], [0.2, 0.8]], [[0.5, 0.5]] * 2, [[0.3, 0.7], [0.6, 0.4]]]
+    whole, others = Said(p, g), Said([p[0], p[2]], g)
+    whole.given[1] = torch.nan
+    for signal in ("mutual_information", "entropy_ratio"):
+        method = load_method("t3", k_rule="joint", generalist="theta_0", signal=signal, tau_f=0.2, map="rescaled")
+        found, wanted = (method.coefficients(said).encoder for said in (whole, others))
+        torch.testing.assert_close(found[:, [0, 2, 3]], wanted[:, :3])
+
+
+@pytest.mark.parametrize("by", ["select", "batch", "stream", "domain"])
+def test_an_oracle_takes_no_expert_for_right_that_says_no_numbers(by: str) -> None:
+    """All labels are 0, which is where NaN seems to be largest."""
+    bank = a_bank(expert_states(3, 1))
+    bank.rows[1] = torch.nan
+    method, evidence = load_method("oracle", by=by), Evidence(bank, a_batch(6))
+    with torch.no_grad(), evidence.opened(Answer(torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.int64))):
+        assert (method.coefficients(evidence).encoder[..., 1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("adamerging", {}),
+        ("adamerging", {"level": "layer"}),
+        ("fisher", {"mode": "target"}),
+        ("fisher", {"mode": "target", "estimator": "mc"}),
+    ],
+)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_image_of_no_numbers_does_not_spoil_the_stream(name: str, fields: dict[str, str], value: float) -> None:
+    """What is learned from a batch is learned from its other images."""
+    bank = a_bank(expert_states(3, 1))
+    (method,) = load_method(name, **fields).expand(bank.names)
+    whole, others = a_batch(6), a_batch(6)[[0, 1, 3, 4, 5]]
+    whole[2] = value
+    for batch in (whole[2:3], whole):
+        found, _ = method.step(method.start(bank), Evidence(bank, batch))
+        wanted, _ = method.step(method.start(bank), Evidence(bank, others)) if len(batch) > 1 else (method.start(bank), None)
+        assert found.keys() == wanted.keys()
+        for key in found:
+            torch.testing.assert_close(found[key], wanted[key])
+
+
+@pytest.mark.parametrize("experts", [2, 3])
+@pytest.mark.parametrize("apart", [1e-7, 1e-9, 1e-12, 1e-15])
+@pytest.mark.parametrize("find", [kmeans, mixture])
+def test_rows_that_are_nearly_equal_are_clustered(find: object, apart: float, experts: int) -> None:
+    """As where all experts are sure of all images: a batch of 32, and of 80."""
+    for N in (32, 80):
+        drawn = torch.rand(N, experts, generator=torch.Generator().manual_seed(N), dtype=torch.float64)
+        rows = (1 / experts + apart * drawn) / (1 + apart * drawn.sum(1, keepdim=True))
+        found = find(rows, 3, seed=1)  # type: ignore[operator]
+        assert float((found.rows - rows).abs().max()) <= 2 * apart + 1e-15
+        assert torch.equal(nearest_center(rows, rows[:20])[:20], torch.arange(20)) or apart < 1e-12

@@ -97,6 +97,25 @@ def test_the_moment_policy_is_the_variance_of_the_mixture() -> None:
     torch.testing.assert_close(bank.buffers.merged(a)["norm.running_var"], spread, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [(0.25, 0.75), ((0.25, 0.75), (1.0, 0.0), (0.5, 0.5))])
+def test_a_small_variance_beside_a_large_mean_stays_positive(rows: tuple[object, ...]) -> None:
+    """In float32, where 100^2 has no room for 1e-4."""
+    mu, v = (100.0, 100.01), (1e-4, 2e-4)
+    states = [
+        state
+        | {
+            "norm.running_mean": torch.full_like(state["norm.running_mean"], m),
+            "norm.running_var": torch.full_like(state["norm.running_var"], s),
+        }
+        for state, m, s in zip(expert_states(2), mu, v, strict=True)
+    ]
+    a = torch.tensor(rows, dtype=torch.float64)
+    found = Bank.of(Net(), states, variance="moment").buffers.statistics(a)["norm.running_var"]
+    m, s = torch.tensor(mu).double(), torch.tensor(v).double()
+    wanted = a @ s + (a * (m - (a @ m)[..., None]) ** 2).sum(-1)
+    torch.testing.assert_close(found.double(), wanted[..., None].expand(found.shape), rtol=0.02, atol=0)
+
+
 def numbered(states: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     """The states with counts of batches of their own."""
     return [state | {"norm.num_batches_tracked": torch.tensor(7 + k)} for k, state in enumerate(states)]

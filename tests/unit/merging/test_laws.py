@@ -48,14 +48,16 @@ VARIANTS = {
     "t3_batch": [{"generalist": "theta_0"}],
     "dawin": [
         {"offset": True}, {"scope": "prefix"}, {"scope": "full", "offset": True}, {"clustering": "dirichlet"},
-        {"clustering": "scope_mean"}, {"form": "code"}, {"form": "paper"}, {"wise_alpha": 0.5}, {"clusters": 1},
+        {"clustering": "beta"}, {"clustering": "scope_mean"}, {"form": "code"}, {"form": "paper"}, {"wise_alpha": 0.5},
+        {"clusters": 1},
         *({"score": score} for score in ("maxlogit_softmax", "confidence", "confidence_difference", "uniform", "normal_05")),
     ],
     "dawin_sample": [{"score": "pseudo_ensemble_soft"}, {"score": "pseudo_merged_hard"}],
     "doe": [{"offset": True}],
     "oracle": [{"by": by} for by in ("domain", "select", "batch", "stream")],
-    "eam": [{"variant": variant} for variant in ("entropy_only", "head_only", "gap_all", "argmin_entropy", "softmax_entropy")],
-    "posterior": [{"granularity": "batch"}, {"active": "auto"}],
+    "eam": [{"variant": variant} for variant in ("entropy_only", "head_only", "gap_all", "argmin_entropy", "softmax_entropy")]
+    + [{"ema_init": "uniform"}, {"ema": "entropy"}, {"ema": "gap_score"}],
+    "posterior": [{"granularity": "batch"}, {"active": "auto"}, {"beta": 0.0}, {"head_beta": 0.0}],
     "mean": [{"head_policy": "mean"}],
     "iso_cts": [{"share": 0.0}, {"share": 0.5}],
     "lines": [{"of": "ties"}, {"of": {"slerp": {"of": "tau"}}}, {"of": "weighted_mean"}, {"b": -0.3}],
@@ -76,10 +78,11 @@ def rows(method: Method, bank: Bank) -> tuple[Method, ...]:
 def test_the_order_of_experts_is_irrelevant(case: Case) -> None:
     if "order" in case.method().exceptions:
         return
-    states, order = expert_states(4, 1, spread=1.0), [2, 0, 3, 1]
-    here, there = a_bank(states), a_bank(states, order=order)
-    for one in rows(case.method(), here):
-        torch.testing.assert_close(outcome(one, there, a_batch()), outcome(one, here, a_batch()), rtol=1e-9, atol=1e-12)
+    for order in ([2, 0, 3, 1], [1, 0]):
+        states = expert_states(len(order), 1, spread=1.0)
+        here, there = a_bank(states), a_bank(states, order=order)
+        for one in rows(case.method(), here):
+            torch.testing.assert_close(outcome(one, there, a_batch()), outcome(one, here, a_batch()), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -119,6 +122,28 @@ def test_coefficients_are_on_the_simplex(case: Case) -> None:
         c = coefficients(method, Evidence(bank, a_batch()))
         for part in (c.encoder, c.head):
             assert float(part.min()) >= 0
+            torch.testing.assert_close(part.sum(-1), torch.ones_like(part.sum(-1)))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_an_expert_that_says_no_numbers_has_no_coefficient(case: Case) -> None:
+    """Neither in its first batch nor after good ones: the merge would be NaN, and all of its predictions even."""
+    method = case.method()
+    if not isinstance(method, Adaptive) or "broken" in method.exceptions:
+        return
+    for good in (0, 2):
+        bank, state = a_bank(expert_states(3, 1)), method.start(a_bank(expert_states(3, 1)))
+        batches = [a_batch(6, seed=t) for t in range(good + 1)]
+        with torch.no_grad():
+            for t, batch in enumerate(batches):
+                if t == good:
+                    bank.rows[1] = torch.nan
+                evidence = Evidence(bank, batch)
+                with evidence.opened(an_answer(6)):
+                    past = method.survey({}, evidence) if method.transductive else state
+                    state, c = method.step(past, evidence)
+        for part in (c.encoder, c.head):
+            assert (part[..., 1] == 0).all()
             torch.testing.assert_close(part.sum(-1), torch.ones_like(part.sum(-1)))
 
 

@@ -9,6 +9,7 @@ import torch
 
 from fedmerge.errors import CheckpointError, ScenarioError
 from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.curvature.fisher import diagonal
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import load_method
 from tests.banks import a_bank, a_batch
@@ -72,3 +73,23 @@ def test_library_use_is_a_few_lines() -> None:
     logits = bank.forward(bank.mix(found.encoder, found.head), a_batch(dtype=torch.float32))
     assert set(merged) == set(Net().state_dict())
     assert logits.shape == (6, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_of_weights_alone(dtype: torch.dtype) -> None:
+    """What is computed from them is rounded once, and temperatures and coefficients are no weights."""
+    bank = a_bank(expert_states(3, 1), dtype)
+    assert bank.temperatures.tolist() == pytest.approx([0.8, 1.0, 1.3], rel=1e-7)
+    assert load_method("adamerging").start(bank)["c"].tolist() == [[pytest.approx(0.3, rel=1e-7)]] * 3  # type: ignore[attr-defined]
+    exact = 0.7 * bank.anchor_row("theta_0").double() + 0.3 * bank.theta.double().mean(0)
+    once = 0.51 * torch.finfo(dtype).eps
+    torch.testing.assert_close(load_method("wise_ft", a=0.3).merge(bank).double(), exact, rtol=once, atol=1e-7)
+
+
+def test_squares_of_small_gradients_are_not_lost() -> None:
+    """log p = -log 2, and its gradient x / 2: of 5e-5 the square is 0 in float16."""
+    theta, x = torch.zeros(2, dtype=torch.float16), torch.full((3, 1), 1e-4, dtype=torch.float16)
+    wanted = torch.full((2,), 2.5e-9)
+    for estimator in ("exact", "mc"):
+        found = diagonal(lambda theta, x: x @ theta.reshape(1, 2), theta, x, estimator)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, wanted, rtol=0.02, atol=0)

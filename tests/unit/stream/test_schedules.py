@@ -127,6 +127,17 @@ def test_a_stream_stops_when_a_domain_runs_dry() -> None:
     assert lengths == {1, 2}
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from(["abrupt", "recurring", "gradual_severity"]), st.lists(st.integers(40, 700), min_size=2, max_size=5))
+def test_a_drift_with_segments_ends_as_planned(drift: str, sizes: list[int]) -> None:
+    """Two domains of 600 were 19 batches of the first, of which it has images for 18, and not one of the second."""
+    schedule = MixtureDrift(drift=drift)  # type: ignore[arg-type]
+    domains, T = np.repeat(np.arange(len(sizes)), sizes), schedule.length(sizes)
+    batches = schedule.batches(np.zeros_like(domains), domains, np.random.default_rng(0))
+    assert len(batches) == T
+    assert [set(domains[batch].tolist()) for batch in batches] == [{m} for m in schedule.mixture(T, len(sizes)).argmax(1).tolist()]
+
+
 def test_a_drift_needs_two_domains() -> None:
     (problem,) = MixtureDrift().check(("axial",))
     assert "one domain" in problem.found
