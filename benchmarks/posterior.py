@@ -3,10 +3,13 @@
     python benchmarks/posterior.py --out runs/posterior --set development --jobs 2
     python benchmarks/posterior.py --out runs/posterior --set development --table runs/posterior/tables.md
 
-The development set is the phantom, seeds from 100 on, in the federations of `WORLDS`, on the streams of `STREAMS`. The test set is
-the scenarios of `REAL` as they are shipped, seeds from 0 on. A block is a federation's kind and a stream; regret is the best ranked
-row of the block less a row, in points, each the mean over seeds. Started again, it goes on where it stopped. Rows named `+labels`
-are under the label prior of their batches, and are ranked among themselves.
+The development set is the phantom, seeds from 100 on, in the federations of `WORLDS`, on the streams of `STREAMS`; those that begin
+with ImageNet weights (`--set pretrained`, FEDMERGE_WEIGHTS as scenarios/wbc-pretrained.yaml says) have fewer streams and rows. The
+test set is the scenarios of `REAL` as they are shipped, seeds from 0 on.
+
+A block is a federation's kind and a stream; regret is the best ranked row of the block less a row, in points, each the mean over
+seeds. Started again, it goes on where it stopped. Rows named `+labels` are under the label prior of their batches, and are ranked
+among themselves.
 """
 
 from __future__ import annotations
@@ -72,11 +75,19 @@ ABLATIONS: list[Any] = [
 ]
 
 
+IMAGENET = {"kind": "checkpoint", "path": "${FEDMERGE_WEIGHTS}", "match": "order"}
+FINE_TUNED = {
+    "runs": 1, "epochs": 4, "batch_size": 16, "augment": "none", "evaluations": 3, "precision": "float32_channels_last",
+    "diversity": {"lr": {"default": 1e-3, "draw": [1e-3]}},
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class World:
     """A federation of the development set. differs: what sites differ in, by name; sites: how many, with planes and scanners drawn
     where they are not three. skew: Dirichlet concentration of every hospital's shares of classes, the target's too. hijacked: the
-    hospital `axial` multiplies its head by 20. epochs: of the proxy that makes theta_0.
+    hospital `axial` multiplies its head by 20. epochs: of the proxy that makes theta_0. pretrained: EfficientNet-Lite0 with
+    ImageNet weights in place of the proxy, images of 64 px.
     """
 
     differs: tuple[str, ...] = ("scanner", "plane")
@@ -84,6 +95,7 @@ class World:
     skew: float | None = None
     hijacked: bool = False
     epochs: int = 8
+    pretrained: bool = False
 
     def write(self, folder: Path, seed: int) -> Path:
         """Its files, as this seed draws them; returns the scenario's."""
@@ -93,6 +105,9 @@ class World:
         target["source"]["images"] = TARGET_IMAGES
         scenario = _read(file)
         scenario["initialization"]["epochs"] = self.epochs
+        if self.pretrained:
+            scenario |= {"model": {"name": "tf_efficientnet_lite0", "size": 64}, "initialization": IMAGENET}
+            scenario["training"] |= FINE_TUNED
         if self.sites != len(SITES):
             scenario["sites"] = [f"drawn_{number}" for number in range(self.sites)]
             for name in scenario["sites"]:
@@ -142,12 +157,18 @@ WORLDS = {
     "5 sites": World(sites=5),
     "8 sites": World(sites=8),
 }
+PRETRAINED = {
+    "ImageNet, scanner": World(("scanner",), pretrained=True),
+    "ImageNet, scanner and plane": World(pretrained=True),
+    "ImageNet, skewed priors": World(skew=0.3, pretrained=True),
+}
+STREAMS_OF_PRETRAINED = ("i.i.d.", "Dirichlet 0.01", "sorted by class")
 REAL = ("organs", "wbc", "brain-mri")
 
 
 def scenario_of(folder: Path, kind: str, seed: int) -> Path:
     """The file of a federation of this kind."""
-    return ROOT / "scenarios" / f"{kind}.yaml" if kind in REAL else WORLDS[kind].write(folder, seed)
+    return ROOT / "scenarios" / f"{kind}.yaml" if kind in REAL else (WORLDS | PRETRAINED)[kind].write(folder, seed)
 
 
 def measure(out: Path, which: str, kind: str, seed: int, ablations: bool, priors: str) -> None:
@@ -156,7 +177,9 @@ def measure(out: Path, which: str, kind: str, seed: int, ablations: bool, priors
     done = place / f"seed{seed}{'-ablations' if ablations else ''}.json"
     if done.exists():
         return
-    methods = yaml.safe_dump([*METHODS, *(ABLATIONS if ablations else [])])
+    few = kind in PRETRAINED
+    asked = [entry for entry in METHODS if not few or not _merges_by_image(entry)]
+    methods = yaml.safe_dump([*asked, *(ABLATIONS if ablations else [])])
     settings: tuple[tuple[str, Any], ...] = (
         ("methods", yaml.safe_load(methods)), ("defenses", []), ("limits", {"growth": 1000})
     )  # fmt: skip
@@ -164,11 +187,19 @@ def measure(out: Path, which: str, kind: str, seed: int, ablations: bool, priors
         settings += (("priors", priors), ("uploads", ["class_counts"]))
     plan = load_experiment(scenario_of(place / f"world{seed}", kind, seed), Overrides(seed=seed, settings=settings))
     streams = Streams(plan, out / "pool", place / f"seed{seed}")
-    schedules = {name: schedule_of({"batch_size": 32, **spec}) for name, spec in STREAMS.items()}
+    schedules = {
+        name: schedule_of({"batch_size": 32, **spec}) for name, spec in STREAMS.items() if not few or name in STREAMS_OF_PRETRAINED
+    }
     domains = plan.target.source.domains()  # of one domain, some streams cannot be made
     rows = {name: streams.accuracies(schedule) for name, schedule in schedules.items() if not schedule.check(domains)}
     (place / "forwards.json").write_text(json.dumps(streams.forwards, indent=2), encoding="utf-8")
     done.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+
+
+def _merges_by_image(entry: Any) -> bool:
+    """Whether a row merges once for each image, which takes minutes a batch for large convolutions."""
+    name, fields = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+    return name == "posterior" and fields.get("granularity") != "batch"
 
 
 def measured(out: Path, kinds: list[str]) -> dict[tuple[str, str, str], dict[str, float]]:
@@ -326,7 +357,9 @@ def clock(rounds: int = 12, K: int = 3, N: int = 32) -> str:
 
 def main(  # noqa: PLR0913 - a command line
     out: Annotated[Path, typer.Option(help="folder of worlds, pool and results")] = Path("runs/posterior"),
-    which: Annotated[str, typer.Option("--set", help="development, test, or clock: seconds of a batch")] = "development",
+    which: Annotated[
+        str, typer.Option("--set", help="development, pretrained, test, or clock: seconds of a batch")
+    ] = "development",
     seeds: Annotated[int, typer.Option(help="how many")] = 5,
     jobs: Annotated[int, typer.Option(help="federations at a time")] = 2,
     ablations: Annotated[bool, typer.Option("--ablations", help="also with every part left out")] = False,
@@ -341,9 +374,9 @@ def main(  # noqa: PLR0913 - a command line
     if which == "clock":
         terminal.say(clock())
         return
-    known = [*WORLDS] if which == "development" else [*REAL]
+    known = {"development": [*WORLDS], "pretrained": [*PRETRAINED]}.get(which, [*REAL])
     kinds = [kind for kind in known if only is None or kind in only]
-    first = 100 if which == "development" else 0
+    first = 100 if which in ("development", "pretrained") else 0
     which += "" if priors == "as_trained" else f"-{priors}"
     if table is None:
         with owners(jobs) as processes:
