@@ -42,7 +42,7 @@ def records() -> dict[str, dict[str, Published]]:
 
 def dataset_table() -> None:
     """Print one row for each data set: how YAML names it, its images, classes and domains, and its licence."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
     shown = Table(title="Public data sets: one file each in fedmerge/data/datasets")

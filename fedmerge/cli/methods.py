@@ -21,7 +21,7 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 def method_table() -> None:
     """Print one row for each method: when it merges, what it needs, whether it has gradients, forwards per batch, and the paper."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 160
     shown = Table(title="Merging methods: one file each in fedmerge/merging/methods")

@@ -16,6 +16,9 @@ from fedmerge.errors import DataError, Problem, extras_named, quoted
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
+NOTHING = frozenset({"nan", "NaN", "NaT", "<NA>"})
+"""What programs write for a cell that is empty. NA and None are left alone: they may be the name of a class."""
+
 STARTS = {
     b"PK\x03\x04": "an Excel workbook or another zip archive",
     b"\xd0\xcf\x11\xe0": "an Excel workbook of the old kind",
@@ -203,7 +206,9 @@ def _as_text(cell: Any) -> str:
 
 
 def _plain(cell: str) -> str:
-    """Without blanks at its ends; a whole number in one way, since tables with gaps write 3 as 3.0."""
+    """Without blanks at its ends; a whole number in one way, since tables with gaps write 3 as 3.0; NaN as the empty cell it is."""
     cell = cell.strip()
+    if cell in NOTHING:
+        return ""
     whole, point, rest = cell.partition(".")
     return whole if point and rest and not rest.strip("0") and whole.lstrip("-").isdigit() else cell

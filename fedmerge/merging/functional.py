@@ -5,10 +5,12 @@ Both take the path of a run, `rows_of` and `predict`, so that they give the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from math import isfinite
+from operator import index
+from typing import Any, TypeVar, get_args
 
 import torch
 from pydantic import ValidationError
@@ -185,6 +187,8 @@ class Adapter:
         self.method = _method(method, hyper_parameters)
         given = _Given(model, base, generalist, flips, head, device)
         self._given = replace(given, base=_copied(base), generalist=_copied(generalist))
+        if per_sample not in get_args(Way):
+            raise MethodError(f"per_sample: found {per_sample!r}; expected one of {', '.join(get_args(Way))}")
         self._way = per_sample
         found = _experts(experts, counts, temperatures, statistics)
         self._settle({name: replace(expert, state=_copied(expert.state)) for name, expert in found.items()})
@@ -229,14 +233,22 @@ class Adapter:
         Raises
         ------
         MethodError
-            For an empty batch, or labels that are missing, or that the method may not see.
+            For an empty batch, one of whole numbers, or one that the model cannot take; for labels that are missing, that are
+            no classes, or that the method may not see.
         """
         if not isinstance(batch, Tensor) or batch.ndim == 0 or len(batch) == 0:
             raise MethodError(f"batch: found {found_as(batch)}; expected a tensor (N, channels, H, W) of at least one sample")
+        if not batch.is_floating_point():
+            mend = "Give batch.float(), normalized as in the experts' training"
+            raise MethodError(f"batch: found values of {batch.dtype}; expected normalized floats. {mend}")
         evidence = evidence_of(self._row.method, Evidence(self._bank, batch.to(self._bank.like.device)))
         with self._told(evidence, labels):
             self._last = None
-            self._last = predict(self._row, evidence, self._per_sample)
+            try:
+                self._last = predict(self._row, evidence, self._per_sample)
+            except (RuntimeError, ValueError, AssertionError):
+                self._check_shape(evidence.batch)
+                raise
         self._began = True
         return self._last.log_p
 
@@ -299,6 +311,9 @@ class Adapter:
         if name in self._experts:
             raise MethodError(f"expert '{name}': found one of this name already; expected a new name, or leave('{name}') first")
         check_mapping(f"expert '{name}'", state)
+        _check_numbers(name, count, temperature)
+        for kind, one in (statistics or {}).items():
+            check_mapping(f"statistics['{kind}'] of expert '{name}'", one)
         self._settle({**self._experts, name: _Expert(_copied(state), count, temperature, dict(statistics or {}))})
 
     def leave(self, name: str) -> None:
@@ -316,7 +331,7 @@ class Adapter:
         """
         if name not in self._experts:
             raise MethodError(
-                f"expert '{name}': found no expert of this name; expected one that is here: {nearest(name, self._experts)}"
+                f"expert '{name}': found no expert of this name; expected one that is here: {nearest(str(name), self._experts)}"
             )
         if len(self._experts) == 1:
             raise MethodError(f"expert '{name}': found it to be the last one; expected at least one that stays")
@@ -339,6 +354,17 @@ class Adapter:
         self._experts, self._bank, self._per_sample = experts, bank, PerSample(bank, self._way)
         self._last = None
 
+    def _check_shape(self, batch: Tensor) -> None:
+        """Raises MethodError if it is the batch that the model cannot take, whatever its weights."""
+        bank = self._bank
+        try:
+            bank.forward(bank.rows[0], batch)
+        except torch.OutOfMemoryError:
+            return
+        except (RuntimeError, ValueError, AssertionError) as error:
+            found = f"{found_as(batch)}, which the model cannot take ({str(error).splitlines()[0] if str(error) else error!r})"
+            raise MethodError(f"batch: found {found}; expected (N, channels, H, W) as in the experts' training") from error
+
     def _told(self, evidence: Evidence, labels: Tensor | None) -> AbstractContextManager[None]:
         """The truth for oracles, nothing for anybody else."""
         key, wanted = self._row.method.key, "labels" in self._row.method.needed
@@ -348,9 +374,14 @@ class Adapter:
             return nullcontext()
         if labels is None:
             raise MethodError(f"method {key}: found no labels; expected them, because it is an oracle. Call adapt(batch, labels)")
-        if labels.shape != (len(evidence.batch),):
-            raise MethodError(f"labels: found shape {tuple(labels.shape)}; expected ({len(evidence.batch)},), one for each sample")
+        if not isinstance(labels, Tensor) or labels.shape != (len(evidence.batch),):
+            found = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else found_as(labels)
+            raise MethodError(f"labels: found {found}; expected ({len(evidence.batch)},), a tensor with one class for each sample")
         truth = labels.to(evidence.batch.device).long()
+        classes = evidence.logits.shape[-1]
+        if len(wrong := labels[(labels != labels.long()) | (labels < 0) | (labels >= classes)]):
+            expected = f"whole numbers from 0 to {classes - 1}, the model's classes"
+            raise MethodError(f"labels: found {wrong[0].item()}; expected {expected}")
         return evidence.opened(Answer(truth, torch.zeros_like(truth)))
 
 
@@ -376,6 +407,16 @@ class _Given:
     device: torch.device | str | None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise CheckpointError(f"model: found {found_as(self.model)}; expected an nn.Module that every state dict fits")
+        check_mapping("model", self.model.state_dict())
+        if self.device is not None:
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError, TypeError) as error:
+                reason = str(error).splitlines()[0][:120]
+                found = f"'{self.device}' ({reason})"
+                raise MethodError(f"device: found {found}; expected one of this machine, such as 'cpu'") from None
         for what, state in (("base", self.base), ("generalist", self.generalist)):
             if state is not None:
                 check_mapping(what, state)
@@ -383,6 +424,8 @@ class _Given:
     def bank(self, experts: Mapping[str, _Expert]) -> Bank:
         """A bank of these experts."""
         counts = [expert.count for expert in experts.values() if expert.count is not None]
+        if len(counts) == len(experts) and not any(counts):
+            raise MethodError(f"counts: found 0 of {', '.join(experts)}; expected training images of at least one expert")
         device = self.device or next((parameter.device for parameter in self.model.parameters()), None)
         return Bank.of(
             self.model,
@@ -424,6 +467,8 @@ def _experts(
     statistics: Mapping[str, Experts] | None,
 ) -> dict[str, _Expert]:
     """The experts by name, with what was said of each."""
+    if not isinstance(experts, Iterable):
+        raise CheckpointError(f"experts: found {found_as(experts)}; expected state dicts in a list, or by name")
     named = dict(experts) if isinstance(experts, Mapping) else {f"expert-{k}": state for k, state in enumerate(experts)}
     if not named:
         raise CheckpointError("experts: found none; expected at least one state dict")
@@ -431,15 +476,29 @@ def _experts(
         check_mapping(f"expert '{name}'", state)
     found = {name: _Expert(state) for name, state in named.items()}
     for name, count in _by_name("counts", counts, named).items():
+        _check_numbers(name, count, 1)
         found[name] = replace(found[name], count=count)
     for name, temperature in _by_name("temperatures", temperatures, named).items():
-        if not 0 < temperature < float("inf"):
-            raise MethodError(f"temperatures: found {temperature} of {name}; expected a number greater than 0")
+        _check_numbers(name, None, temperature)
         found[name] = replace(found[name], temperature=temperature)
+    if not isinstance(statistics, Mapping | None):
+        raise MethodError(f"statistics: found {found_as(statistics)}; expected them by kind, such as {{'fisher': [...]}}")
     for kind, states in (statistics or {}).items():
         for name, one in _by_name(f"statistics['{kind}']", states, named).items():
+            check_mapping(f"statistics['{kind}'] of expert '{name}'", one)
             found[name].statistics[kind] = one
     return found
+
+
+def _check_numbers(name: str, count: Any, temperature: Any) -> None:
+    """Raises MethodError for a number of images or a temperature that cannot be."""
+    try:
+        if count is not None and not 0 <= index(count) < 2**63:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise MethodError(f"counts: found {count!r} of {name}; expected a whole number, 0 or greater") from None
+    if isinstance(temperature, str) or not isfinite(temperature) or temperature <= 0:
+        raise MethodError(f"temperatures: found {temperature!r} of {name}; expected a number greater than 0")
 
 
 def _by_name(what: str, given: Sequence[T] | Mapping[str, T] | None, experts: Mapping[str, object]) -> dict[str, T]:
@@ -450,6 +509,8 @@ def _by_name(what: str, given: Sequence[T] | Mapping[str, T] | None, experts: Ma
         if set(given) != set(experts):
             raise MethodError(f"{what}: found {', '.join(map(str, given))}; expected one for each of {', '.join(experts)}")
         return dict(given)
+    if not isinstance(given, Sized):
+        raise MethodError(f"{what}: found {found_as(given)}; expected {len(experts)}, one for each expert")
     if len(given) != len(experts):
         raise MethodError(f"{what}: found {len(given)}; expected {len(experts)}, one for each expert")
     return dict(zip(experts, given, strict=True))
@@ -469,6 +530,8 @@ def _method(method: str | Method, hyper_parameters: dict[str, Any]) -> Method:
         if hyper_parameters:
             raise MethodError(f"method {method.key}: found {', '.join(hyper_parameters)} beside a Method; expected them inside it")
         return method
+    if not isinstance(method, str):
+        raise MethodError(f"method: found {method!r}; expected a name such as 'mean', or a Method")
     try:
         return _kind(method)(**hyper_parameters)
     except ValidationError as error:

@@ -68,7 +68,7 @@ class Terminal:
     def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic, status: Path | None = None) -> None:
         self.clock = clock
         self.status = StatusFile(status)
-        self.console = Console(quiet=quiet, highlight=False)
+        self.console = Console(quiet=quiet, highlight=False, markup=False)
         if not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
         self.live = self.console.is_terminal and not quiet
@@ -165,9 +165,9 @@ class SiteProgress:
         self.pace = Pace(terminal.clock)
         self.shares: dict[str, float] = {}
         self.bars = Progress(
-            TextColumn("  {task.fields[site]:<12}"),
+            TextColumn("  {task.fields[site]:<12}", markup=False),
             BarColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             console=terminal.console,
         )
@@ -247,7 +247,7 @@ def in_short(summary: dict[str, Any]) -> list[str]:
     said += f", at {row['forwards_per_batch']:g} forward{'s' * (row['forwards_per_batch'] != 1)} per batch."
     parts = []
     for what, key in (("domain", "per_domain"), ("class", "per_class")):
-        if len(found := row[key]) > 1:
+        if len(found := row[key]) > 1 and min(found.values()) < 1:
             worst = min(found, key=lambda name: found[name])
             parts.append(f"the {what} '{worst}' ({100 * found[worst]:.1f}%)")
     return [said, f"It fails most for {' and for '.join(parts)}."] if parts else [said]
@@ -306,7 +306,7 @@ def duration(seconds: float) -> str:
 
 def console() -> Console:
     """Plain and wide where there is no terminal."""
-    found = Console(highlight=False)
+    found = Console(highlight=False, markup=False)
     if not found.is_terminal:
         found.width = 120
     return found

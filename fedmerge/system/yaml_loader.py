@@ -152,7 +152,7 @@ def check(model: type[S], content: Any, file: str) -> S:
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise ScenarioError([_problem(detail, content, file) for detail in _causes(error.errors())]) from None
+        raise ScenarioError([_problem(detail, content, file) for detail in _causes(error.errors(), content)]) from None
 
 
 def read_as(model: type[S], path: Path) -> S:
@@ -242,11 +242,16 @@ def _line(tree: Any, key: str) -> int | None:
     return line
 
 
-def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Without what only follows: a list whose items are wrong counts as too short, too."""
+def _causes(details: list[ErrorDetails], content: Any) -> list[ErrorDetails]:
+    """Without what only follows: a list whose items are wrong counts as too short, too; a value of one of several types is none
+    of the others.
+    """
+    judged = {_key(detail["loc"], content) for detail in details if not detail["type"].endswith("_type")}
 
     def follows(detail: ErrorDetails) -> bool:
         depth = len(detail["loc"])
+        if detail["type"].endswith("_type") and _key(detail["loc"], content) in judged:
+            return True
         return detail["type"] == "too_short" and any(
             len(other["loc"]) > depth and other["loc"][:depth] == detail["loc"] for other in details
         )
@@ -291,7 +296,9 @@ def _taken_for(value: Any) -> str:
 
 
 def _key(location: tuple[int | str, ...], content: Any) -> str:
-    """The path of keys as the file has them: pydantic adds the kind of a plug-in, which stands beside its keys."""
+    """The path of keys as the file has them: pydantic adds the kind of a plug-in, which stands beside its keys, and the type of
+    which a value might have been.
+    """
     parts: list[str] = []
     node = content
     for position, step in enumerate(location):
@@ -302,7 +309,7 @@ def _key(location: tuple[int | str, ...], content: Any) -> str:
         elif isinstance(node, dict) and step in node:
             parts.append(f".{step}")
             node = node[step]
-        elif last and not (isinstance(node, dict) and node.get("kind", DEFAULT_KIND) == step):
+        elif last and (node is None or (isinstance(node, dict) and node.get("kind", DEFAULT_KIND) != step)):
             parts.append(f".{step}")
     return "".join(parts).lstrip(".")
 

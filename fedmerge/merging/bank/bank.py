@@ -176,7 +176,13 @@ class Bank:
         if not named:
             raise CheckpointError("found no expert; expected at least one")
         anchors = {name: state for name, state in (("theta_0", base), ("generalist", generalist)) if state is not None}
-        shelf = Shelf(model, len(named) + len(anchors), head=None if head is None else tuple(head), device=device, dtype=dtype)
+        shelf = Shelf(
+            model,
+            len(named) + len(anchors),
+            head=head if head is None or isinstance(head, str) else tuple(head),
+            device=device,
+            dtype=dtype,
+        )
         for name, state in [*named.items(), *anchors.items()]:
             shelf.add(name, state)
         bank = Bank.on(shelf, tuple(named), tuple(anchors), variance)

@@ -114,10 +114,10 @@ def head_names(model: nn.Module, head: Sequence[str] | None = None) -> tuple[str
     """
     parameters = dict(model.named_parameters())
     if head is not None:
-        unknown = sorted(set(head) - set(parameters))
+        unknown = [head] if isinstance(head, str) else sorted(set(head) - set(parameters))
         if unknown:
             raise CheckpointError(
-                f"head: found {unknown}; expected names of parameters, of which the model's last are {list(parameters)[-4:]}"
+                f"head: found {unknown}; expected a list of parameters, of which the model's last are {list(parameters)[-4:]}"
             )
         return tuple(head)
     classifiers = _classifiers(model)
@@ -232,6 +232,9 @@ def check_mapping(owner: str, state: object) -> None:
             raise CheckpointError(f"{owner}: found {found_as(value)} under '{name}'; expected a tensor. {mend}")
         if value.is_meta:
             raise CheckpointError(f"{owner}: found {name} on the device 'meta', which holds no values; expected loaded weights")
+        if value.layout != torch.strided:
+            mend = "Give tensor.to_dense()"
+            raise CheckpointError(f"{owner}: found {name} as a sparse tensor ({value.layout}); expected a dense one. {mend}")
 
 
 def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.buffers import Buffers
 from fedmerge.merging.bank.layout import Parts, StateDict, check_state
 
@@ -106,7 +107,7 @@ class Shelf:
         model: nn.Module,
         rows: int,
         *,
-        head: tuple[str, ...] | None = None,
+        head: tuple[str, ...] | str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
         mapped: Mapped | None = None,
@@ -122,6 +123,11 @@ class Shelf:
     def add(self, name: str, state: StateDict) -> None:
         """The next row, experts before anchors."""
         check_state(state, self._wanted, name)
+        limit = torch.finfo(self.rows.dtype).max
+        for key, tensor in state.items():
+            if tensor.dtype == torch.float64 and bool((tensor.abs() > limit).any()):
+                found, expected = f"numbers above {limit:.2g}", f"values of {self.rows.dtype}"
+                raise CheckpointError(f"{name} does not fit the model:\n  values of {key}: found {found}, expected {expected}")
         row = self.rows[self._filled]
         row.copy_(flatten(state, self.parts, self.rows.device, self.rows.dtype))
         self._filled += 1

@@ -67,6 +67,14 @@ class Statistics:
                     raise CheckpointError(
                         f"statistic '{kind}' of {name}: found a difference at {odd[0]}; expected one matrix for each linear weight"
                     )
+                for layer, matrix in one.items():
+                    wanted = given[0][layer].shape
+                    if matrix.ndim != 2 or len(set(matrix.shape)) > 1 or matrix.shape != wanted:
+                        raise CheckpointError(
+                            f"statistic '{kind}' of {name}: found {tuple(matrix.shape)} for {layer}; expected a square matrix, as "
+                            "large as others'"
+                        )
+                    _finite(kind, name, matrix)
             self._layers[kind] = {layer: torch.stack([one[layer].to(like.device) for one in given]) for layer in layers}
 
     def flat(self, kind: str, method: str) -> Tensor:
@@ -95,8 +103,7 @@ class Statistics:
                 raise CheckpointError(
                     f"statistic '{kind}' of {name}: found {found}; expected one vector '{kind}', as long as others'"
                 )
-            if not bool(torch.isfinite(one[kind]).all()):
-                raise CheckpointError(f"statistic '{kind}' of {name}: found NaN or infinity; expected finite numbers")
+            _finite(kind, name, one[kind])
         return [one[kind] for one in given]
 
     def _row(self, kind: str, name: str, one: StateDict, like: Tensor) -> Tensor:
@@ -105,7 +112,18 @@ class Statistics:
             raise CheckpointError(
                 f"statistic '{kind}' of {name}: found nothing for {missing[0]}; expected it for all ({len(missing)} are missing)"
             )
-        return torch.cat([one[parameter].reshape(-1) for parameter in self._slices]).to(like)
+        for parameter, place in self._slices.items():
+            if one[parameter].numel() != place.stop - place.start:
+                found, expected = tuple(one[parameter].shape), f"{place.stop - place.start} numbers, one for each of its weights"
+                raise CheckpointError(f"statistic '{kind}' of {name}: found {found} for {parameter}; expected {expected}")
+        row = torch.cat([one[parameter].reshape(-1) for parameter in self._slices]).to(like)
+        _finite(kind, name, row)
+        return row
+
+
+def _finite(kind: str, name: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise CheckpointError(f"statistic '{kind}' of {name}: found NaN or infinity; expected finite numbers")
 
 
 def _missing(kind: str, method: str) -> str:

@@ -253,3 +253,14 @@ def test_sites_of_one_table_know_each_others_patients_without_a_key(archive: Pat
     assert south is not None
     assert north.secret == south.secret
     assert len(north.patients & south.patients) == 8
+
+
+@pytest.mark.parametrize("nothing", ["nan", "NaN", "NaT", "<NA>"])
+@pytest.mark.parametrize(("key", "cell"), [("label", "mel"), ("patient", "P1")])
+def test_what_programs_write_for_an_empty_cell_is_one(archive: Path, nothing: str, key: str, cell: str) -> None:
+    """It is neither a class NaN, nor one patient of that name who has all these images."""
+    found, empty = (
+        problem(table(archive, written(archive, text_of(archive).replace(f",{cell},", f",{there},")))) for there in (nothing, "")
+    )
+    assert found == empty
+    assert COLUMNS[key] in found

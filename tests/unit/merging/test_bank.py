@@ -211,7 +211,7 @@ def test_tables_must_agree() -> None:
 def test_a_bank_needs_an_expert_and_a_known_head() -> None:
     with pytest.raises(CheckpointError, match="found no expert"):
         Bank.of(Net(), [])
-    with pytest.raises(CheckpointError, match="expected names of parameters"):
+    with pytest.raises(CheckpointError, match="expected a list of parameters"):
         head_names(Net(), ["hed.weight"])
     with pytest.raises(CheckpointError, match="no final classifier"):
         head_names(torch.nn.Conv2d(1, 1, 1))

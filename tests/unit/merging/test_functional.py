@@ -223,6 +223,7 @@ def test_no_field_of_a_method_is_hidden_by_a_parameter() -> None:
 
 
 BOTH = [NORTH, SOUTH]
+WHOLE = {name: parameter.detach().abs() for name, parameter in Net().named_parameters()}
 WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "unknown method": (lambda: fedmerge.merge(Net(), BOTH, "meen"), MethodError, "found 'meen'.*did you mean 'mean'"),
     "unknown key": (lambda: fedmerge.merge(Net(), BOTH, "ties", START, kep=1), MethodError, "ties.kep: found 1.*'keep'"),
@@ -264,6 +265,80 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "no labels": (lambda: fedmerge.Adapter(Net(), BOTH, "oracle")(a_batch()), MethodError, "adapt\\(batch, labels\\)"),
     "labels": (lambda: fedmerge.Adapter(Net(), BOTH)(a_batch(), torch.zeros(6)), MethodError, "may not see them"),
     "few labels": (lambda: fedmerge.Adapter(Net(), BOTH, "oracle")(a_batch(), torch.zeros(5)), MethodError, r"expected \(6,\)"),
+    "false labels": (
+        lambda: fedmerge.Adapter(Net(), BOTH, "oracle")(a_batch(), torch.tensor([0, 1, 2, 9, 0, 0])),
+        MethodError,
+        "labels: found 9; expected whole numbers from 0 to",
+    ),
+    "half labels": (
+        lambda: fedmerge.Adapter(Net(), BOTH, "oracle")(a_batch(), torch.full((6,), 0.5)),
+        MethodError,
+        "labels: found 0.5; expected whole numbers",
+    ),
+    "list of labels": (
+        lambda: fedmerge.Adapter(Net(), BOTH, "oracle")(a_batch(), [0] * 6),
+        MethodError,
+        r"found list; expected \(6,\)",
+    ),
+    "bytes": (
+        lambda: fedmerge.Adapter(Net(), BOTH)(a_batch().byte()),
+        MethodError,
+        "found values of torch.uint8; expected normalized",
+    ),
+    "one image": (lambda: fedmerge.Adapter(Net(), BOTH, "mean")(a_batch()[0, 0]), MethodError, "which the model cannot take"),
+    "model": (lambda: fedmerge.merge(NORTH, BOTH), CheckpointError, "model: found .*dict; expected an nn.Module"),
+    "empty model": (lambda: fedmerge.merge(Net().to("meta"), BOTH), CheckpointError, "model: found .* on the device 'meta'"),
+    "no list": (lambda: fedmerge.merge(Net(), None), CheckpointError, "experts: found NoneType; expected state dicts"),
+    "no method": (lambda: fedmerge.merge(Net(), BOTH, None), MethodError, "method: found None; expected a name"),
+    "sparse": (
+        lambda: fedmerge.merge(Net(), [{**NORTH, "head.weight": NORTH["head.weight"].to_sparse()}, SOUTH]),
+        CheckpointError,
+        "expert-0.: found head.weight as a sparse tensor .*Give tensor.to_dense",
+    ),
+    "beyond float32": (
+        lambda: fedmerge.merge(Net(), [{**NORTH, "head.weight": NORTH["head.weight"].double() + 1e300}, SOUTH]),
+        CheckpointError,
+        r"expert-0 does not fit the model:\n  values of head.weight: found numbers above 3.4e\+38",
+    ),
+    "device": (lambda: fedmerge.merge(Net(), BOTH, device="gpu"), MethodError, "device: found 'gpu' .*such as 'cpu'"),
+    "way": (lambda: fedmerge.Adapter(Net(), BOTH, per_sample="row"), MethodError, "per_sample: found 'row'; expected one of auto"),
+    "head": (
+        lambda: fedmerge.merge(Net(), BOTH, head="head.weight"),
+        CheckpointError,
+        r"\['head.weight'\]; expected a list of parameters",
+    ),
+    "one count": (lambda: fedmerge.merge(Net(), BOTH, counts=3), MethodError, "counts: found int; expected 2, one for each"),
+    "lost counts": (lambda: fedmerge.merge(Net(), BOTH, counts=[float("nan"), 2]), MethodError, "found nan of expert-0; .*whole"),
+    "less than none": (lambda: fedmerge.merge(Net(), BOTH, counts=[2, -1]), MethodError, "found -1 of expert-1; expected a whole"),
+    "no images": (lambda: fedmerge.merge(Net(), BOTH, counts=[0, 0]), MethodError, "counts: found 0 of expert-0, expert-1"),
+    "warm text": (lambda: fedmerge.Adapter(Net(), BOTH, temperatures=["1", 1]), MethodError, "found '1' of expert-0"),
+    "cold newcomer": (lambda: fedmerge.Adapter(Net(), BOTH).join("west", WEST, temperature=0), MethodError, "found 0 of west"),
+    "odd newcomer": (lambda: fedmerge.Adapter(Net(), BOTH).join("west", WEST, count=-1), MethodError, "found -1 of west"),
+    "no kinds": (lambda: fedmerge.merge(Net(), BOTH, "fisher", statistics=BOTH), MethodError, "statistics: found list; .*by kind"),
+    "no tensors": (
+        lambda: fedmerge.merge(Net(), BOTH, "fisher", statistics={"fisher": ["a", "b"]}),
+        CheckpointError,
+        r"statistics\['fisher'\] of expert 'expert-0': found str",
+    ),
+    "lost fisher": (
+        lambda: fedmerge.merge(
+            Net(), BOTH, "fisher", statistics={"fisher": [WHOLE, {**WHOLE, "head.bias": WHOLE["head.bias"] / 0}]}
+        ),
+        CheckpointError,
+        "statistic 'fisher' of expert-1: found NaN or infinity",
+    ),
+    "small fisher": (
+        lambda: fedmerge.merge(Net(), BOTH, "fisher", statistics={"fisher": [WHOLE, {**WHOLE, "head.bias": torch.ones(9)}]}),
+        CheckpointError,
+        r"statistic 'fisher' of expert-1: found \(9,\) for head.bias; expected",
+    ),
+    "small gram": (
+        lambda: fedmerge.merge(
+            Net(), BOTH, "regmean", statistics={"gram": [{"head.weight": torch.eye(4)}, {"head.weight": torch.eye(3)}]}
+        ),
+        CheckpointError,
+        r"statistic 'gram' of expert-1: found \(3, 3\) for head.weight; expected a square matrix",
+    ),
     "too early": (
         lambda: fedmerge.Adapter(Net(), BOTH).state_dict(),
         MethodError,

@@ -9,7 +9,7 @@ import pytest
 
 from fedmerge.experiment.sweep import in_their_order
 from fedmerge.report.batch_log import Step
-from fedmerge.report.terminal import Pace, Terminal
+from fedmerge.report.terminal import Pace, Terminal, console, in_short, site_table
 
 
 class Clock:
@@ -84,3 +84,22 @@ def test_a_sweep_says_how_far_its_cells_are() -> None:
     assert list(in_their_order([first, second], say, every=0.001)) == ["", "failed"]
     assert said[0].startswith("  50%, about ")
     assert said[0].endswith(" left: 1 of 2 cells are done")
+
+
+def test_names_in_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder may be called [red] or [/]; Rich takes such a name for a color, or ends with an error."""
+    console().print(site_table([{"site": "north", "domains": "[red] 24, [/] 3"}]))
+    with Terminal().stream(1, ["[/mean]"]) as bars:
+        Terminal().console.print(bars.render())
+    shown = capsys.readouterr().out
+    assert "[red] 24, [/] 3" in shown
+    assert "[/mean]" in shown
+
+
+def test_what_is_always_right_fails_nowhere() -> None:
+    row = {"ranked": True, "accuracy": 1.0, "ci95": [1.0, 1.0], "vs_mean": None, "forwards_per_batch": 1}
+    right = {"per_domain": {"north": 1.0, "south": 1.0}, "per_class": {"liver": 1.0, "spleen": 1.0}}
+    summary = {"stream": {"samples": 24}, "methods": {"mean": row | right}}
+    assert len(in_short(summary)) == 1
+    summary["methods"]["mean"] |= {"per_class": {"liver": 1.0, "spleen": 0.5}}
+    assert in_short(summary)[1:] == ["It fails most for the class 'spleen' (50.0%)."]

@@ -65,6 +65,20 @@ def test_all_problems_are_named_at_once() -> None:
     assert "f.yaml: nam: found an unknown key; expected a known one; did you mean 'name'?" in text
 
 
+class Either(Spec):
+    patient: Annotated[int, Field(strict=True, ge=1)] | Annotated[str, Field(max_length=3)] | None = None
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [("long", "found 'long'; expected String should have"), (0, "found 0; expected greater")]
+)
+def test_a_key_of_several_types_has_one_problem_without_their_names(value: object, said: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        check(Either, {"patient": value}, "f.yaml")
+    (problem,) = map(str, caught.value.problems)
+    assert problem.startswith(f"f.yaml: patient: {said}")
+
+
 def test_an_unknown_kind_names_the_nearest() -> None:
     assert problems({"name": "x", "shape": {"kind": "sqare"}}) == [
         "f.yaml: shape: found 'sqare'; expected a known kind; did you mean 'square'?"
