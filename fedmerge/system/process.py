@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 Task = TypeVar("Task")
 Found = TypeVar("Found")
-Context = TypeVar("Context", "SpawnContext", "ForkServerContext")
 
 STDIN = 0
 
@@ -204,36 +202,14 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
-PROGRAM = threading.Lock()
-"""Held while the program that runs here is hidden."""
-
-
-class _Apart(BaseProcess):
-    """A process that does not run this program's file again, as `multiprocessing` has it: a script needs no `__main__` guard."""
-
-    _start_method = "forkserver" if sys.platform == "linux" else "spawn"
-
-    @staticmethod
-    def _Popen(process: BaseProcess) -> Any:  # noqa: N802 - multiprocessing's own name
-        context: Any = multiprocessing.get_context(_Apart._start_method)
-        main: dict[str, Any] = vars(sys.modules["__main__"])
-        with PROGRAM:
-            hidden: dict[str, Any] = {name: main.pop(name) for name in ("__spec__", "__file__") if name in main}
-            main["__spec__"] = None
-            try:
-                return context.Process._Popen(process)
-            finally:
-                main.update(hidden)
-
-
 @cache
 def process_context(*modules: str) -> SpawnContext | ForkServerContext:
     """How processes are made that share nothing with this one.
 
     On Linux they are forked from a server that has imported what this process has by now, once for all of them, where each would
     take seconds for torch and timm; it ends with this process. Elsewhere a fork is not safe, and each imports for itself.
-    None runs the program's own file. modules: what such processes import beside, unless the server has begun. Raises
-    ScenarioError if the folder for temporary files leaves no room for multiprocessing's sockets.
+    modules: what such processes import beside, unless the server has begun. Raises ScenarioError if the folder for temporary files
+    leaves no room for multiprocessing's sockets.
     """
     length = len(os.fsencode(tempfile.gettempdir()))
     if os.name == "posix" and length > LONGEST_TMPDIR:
@@ -241,15 +217,10 @@ def process_context(*modules: str) -> SpawnContext | ForkServerContext:
         mend = "Set TMPDIR=/tmp, or another short folder"
         raise ScenarioError([Problem("TMPDIR", "", f"a path of {length} characters", expected, mend)])
     if sys.platform != "linux":
-        return _made_of(type(multiprocessing.get_context("spawn"))())
-    context = _made_of(type(multiprocessing.get_context("forkserver"))())
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     here = [name for name in sys.modules if name == "timm" or name.startswith("fedmerge.")]
     context.set_forkserver_preload([*here, *modules])
-    return context
-
-
-def _made_of(context: Context) -> Context:
-    context.Process = _Apart  # type: ignore[assignment, misc]
     return context
 
 

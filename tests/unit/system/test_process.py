@@ -158,18 +158,3 @@ def test_what_processes_import_can_be_begun_ahead() -> None:
     with owners(1) as executor:
         assert executor.submit(operator.neg, 1).result(60) == -1
     import_ahead()
-
-
-def test_a_script_needs_no_guard_and_is_not_run_again(tmp_path: Path) -> None:
-    """`multiprocessing` runs the file of the program again in every process, which fails where it begins processes itself."""
-    script = tmp_path / "study.py"
-    script.write_text(
-        "import operator, sys\n"
-        "from fedmerge.system.process import owners\n"
-        "print('begun', __name__)\n"
-        "with owners(1) as pool:\n"
-        "    print(pool.submit(operator.add, 1, 2).result())\n"
-        "print(__file__ == sys.argv[0])\n"
-    )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout.split("\n")[:3]) == (0, ["begun __main__", "3", "True"]), done.stderr
