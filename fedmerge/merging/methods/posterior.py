@@ -17,12 +17,15 @@ ensemble's answers for the surest half of the stream's images: experts of one si
 resembles several of them wants. Where it gives up 6 % of them t grows, and from 8 % on it is 1; also where it gives up 7 to 9 %
 more of all answers than the mean does. Then theta_0 knows too little. Where it gives up 5 % of those of the surest answers that all
 experts give, models between experts and theta_0 are not what the experts are. Then predictions are mixed, sum_k r_ik p_k(y | x_i),
-with even shares and evidence against the ensemble alone: merges have no say. The notes say so (`mixed_predictions`). More
-than ten experts give hardly any answer together: there half-way has to give up 8 % of the surest answers, and the mean 5 %.
-Where the mean is nearer to theta_0 than a twentieth of theta_0's length, as after pretraining on many images, half-way tells
-nothing of the experts: theta_0's head has not learned their classes. Experts so near one another often lie in one basin (Neyshabur
-et al., What is being transferred in transfer learning?, NeurIPS 2020): predictions are mixed where the mean itself gives up 8 % of
-the surest answers. Where nobody can tell what half-way gives up, 5 % are enough.
+with even shares and evidence against the ensemble alone: merges have no say. The notes say so (`mixed_predictions`).
+
+Where the mean is nearer to theta_0 than a twentieth of theta_0's length, as after pretraining on many images, half-way does not
+tell how the experts mix: theta_0's head has not learned their classes. Experts so near one another often lie in one basin
+(Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020): predictions are mixed where the mean itself gives
+up 8 % of the surest answers. There t grows where half-way gives up 3 % of those that all experts give, and from 5 % on it is 1.
+Where nobody can tell what half-way gives up, predictions are mixed where the mean gives up 5 % of the surest answers. More than ten
+experts give hardly any answer together: there half-way has to give up 8 % of the surest answers, and the mean 5 %.
+
 b is what the consensus says of the batch (where predictions are mixed, what the ensemble says), with `label_prior: batch` alone,
 and even otherwise. Either is taken to be as sure as the panel agrees with it (`agreement.temperature`).
 
@@ -87,6 +90,9 @@ BEHIND = (0.07, 0.09)
 
 APART = 1 / 20
 """Share of the surest answers that all experts give, which half-way may give up before weights are not mixed."""
+
+UNLIKE = (0.03, APART)
+"""The same share, up to which half-way near theta_0 is gone, and from which on not at all."""
 
 MANY = 10
 """Experts of whom more give hardly any answer together."""
@@ -290,7 +296,10 @@ class Posterior(Adaptive):
             apart = mean_gives_up and lost == 1
         else:
             by_half, by_mean = given_up > APART * (alike + PRIOR_ALIKE), mean > LOST[1] * (images + PRIOR_IMAGES)
-            apart = by_half if by_half == by_mean or _gone(bank) >= BASIN else by_mean
+            unlike = _part(given_up / (alike + PRIOR_ALIKE), UNLIKE)
+            near = (unlike > 0 or by_mean) and _gone(bank) < BASIN
+            apart = by_mean if near else by_half
+            lost = max(lost, unlike) if near else lost
         return 0.5 + 0.5 * max(lost, behind), mixed and apart
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:
