@@ -198,6 +198,10 @@ def test_how_far_from_theta_0_is_judged_by_what_the_ensemble_is_sure_of() -> Non
         assert method._judged(_answers(said, some), bank) == (t, False)  # type: ignore[attr-defined]
         never = load_method("posterior", fallback="none")
         assert never._judged(_answers(said, agree), bank) == (t, False)  # type: ignore[attr-defined]
+    said = {"ensemble": ensemble, **states_of({"mean": same, "wise_ft": [1] * 9 + [0] * 391})}
+    part = 0.5 + 0.5 * (9 / (200 + 8) - 0.03) / 0.02  # near theta_0, of 9 of the 200
+    for one, t in ((near, part), (bank, 0.5)):
+        assert method._judged(_answers(said, agree), one) == (pytest.approx(t), False)  # type: ignore[attr-defined]
     assert method._judged(torch.zeros(200, 5), bank) == (0.5, False)  # type: ignore[attr-defined]
 
 
