@@ -295,6 +295,10 @@ def _taken_for(value: Any) -> str:
     return next((word for kind, word in TAKEN_FOR if isinstance(value, kind)), "")
 
 
+TYPE = re.compile(r"[-\[(]|^(str|int|float|bool)$")
+"""In what pydantic calls one of several types of a field: `constrained-int`, `list[str]`."""
+
+
 def _key(location: tuple[int | str, ...], content: Any) -> str:
     """The path of keys as the file has them: pydantic adds the kind of a plug-in, which stands beside its keys, and the type of
     which a value might have been.
@@ -309,7 +313,7 @@ def _key(location: tuple[int | str, ...], content: Any) -> str:
         elif isinstance(node, dict) and step in node:
             parts.append(f".{step}")
             node = node[step]
-        elif last and (node is None or (isinstance(node, dict) and node.get("kind", DEFAULT_KIND) != step)):
+        elif last and not TYPE.search(str(step)) and not (isinstance(node, dict) and node.get("kind", DEFAULT_KIND) == step):
             parts.append(f".{step}")
     return "".join(parts).lstrip(".")
 
