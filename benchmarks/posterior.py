@@ -385,7 +385,8 @@ def main(  # noqa: PLR0913 - a command line
             for number, (cell, one) in enumerate(zip(cells, running, strict=True), 1):
                 one.result()
                 terminal.say(f"{number}/{len(cells)}: {cell[0]}, seed {cell[1]}")
-    costs = [out / which / kind / "forwards.json" for kind in ("scanner_and_plane", "organs")]  # both of three sites
+    of_three_sites = ("scanner_and_plane", "organs", "ImageNet,_scanner")
+    costs = [out / which / kind / "forwards.json" for kind in of_three_sites]
     forwards = next((json.loads(cost.read_text(encoding="utf-8")) for cost in costs if cost.exists()), {})
     found = measured(out / which, kinds)
     text = page(found, ablations, forwards)

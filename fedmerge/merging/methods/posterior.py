@@ -147,7 +147,7 @@ class Posterior(Adaptive):
     )
     fallback: Literal["mixture", "none"] = Field(
         "mixture",
-        description="mixture: of the experts' predictions, where half-way to theta_0 gives up what all experts are sure of",
+        description="mixture: of the experts' predictions, where merges of their weights give up what the experts are sure of",
     )
     rho: float = Field(0.5, ge=0, lt=1, description="weight of the past in the sites' shares")
     active: Literal["all", "auto"] = Field(
@@ -229,10 +229,10 @@ class Posterior(Adaptive):
         apart = apart and (rest is None or bool(rest <= state["pi"].sum()))
         state = self._labels(state, said, said["ensemble"] if apart else log_q)
         known = (log_p.double().cpu().exp().nan_to_num() @ state["b"] * evidence.classes).clamp(min=1e-300).log().T  # (N, K)
-        pi = self._shares(state["pi"], self._weighed(s, self.beta) + known, evidence.bank.K, rest, sample)
+        pi = self._shares(state["pi"], _weighed(s, self.beta) + known, evidence.bank.K, rest, sample)
         valid = evidence.valid.cpu()
         betas = (self.beta, self.beta if self.head_beta is None else self.head_beta)
-        r, head = ((pi.log() + known + self._weighed(s, beta)).softmax(1) for beta in betas)
+        r, head = ((pi.log() + known + _weighed(s, beta)).softmax(1) for beta in betas)
         asked = 1.0 if rest is None else float(pi.sum())
         kept = pi if self.em else self.rho * pi + (1 - self.rho) * asked * r.mean(0)
         evidences = s.mean(0)[valid]
@@ -242,7 +242,7 @@ class Posterior(Adaptive):
         different = _different(evidence.mixture(r), said) if self._selects(evidence.bank) else 0
         if apart:
             against = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, said["ensemble"]), -torch.inf)
-            r = self._weighed(against.double().cpu().T, self.beta).softmax(1)
+            r = _weighed(against.double().cpu().T, self.beta).softmax(1)
             return state, replace(self._given(r, r, r.mean(0), notes), of="predictions"), different
         of_batch = pi / asked if bool(valid.all()) else torch.where(valid, pi, 0) / pi[valid].sum()
         found = self._given(r, head, of_batch, notes)
@@ -305,10 +305,6 @@ class Posterior(Adaptive):
     def _members(self, bank: Bank) -> tuple[Member, ...]:
         return tuple(member for member in self.panel if member not in ABOUT_THETA_0 or "theta_0" in bank.anchors) or ("mean",)
 
-    def _weighed(self, s: Tensor, beta: float) -> Tensor:
-        """beta s, and -inf for an expert that is not valid, also where beta is 0."""
-        return torch.where(torch.isinf(s), -torch.inf, beta * s)
-
     def _given(self, r: Tensor, head: Tensor, pi: Tensor, notes: dict[str, list[float]]) -> Coefficients:
         return Coefficients(pi, pi, notes) if self.granularity == "batch" else Coefficients(r, head, notes)
 
@@ -338,6 +334,11 @@ def _answers(said: dict[Member, Tensor], log_p: Tensor) -> Tensor:
     mean, half = (said.get(member, ensemble) for member in ("mean", "wise_ft"))
     alike = (log_p.argmax(-1) == ensemble.argmax(1)).all(0)
     return torch.cat([other_answers(ensemble, [mean, half]), other_answers(ensemble[alike], [half[alike]])], 1)
+
+
+def _weighed(s: Tensor, beta: float) -> Tensor:
+    """beta s, and -inf for an expert that is not valid, also where beta is 0."""
+    return torch.where(torch.isinf(s), -torch.inf, beta * s)
 
 
 def _gone(bank: Bank) -> float:
