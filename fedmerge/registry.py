@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar, Generic, Self, TypeVar, Union, get_args
 
 from pydantic import (
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -49,11 +50,15 @@ class Spec(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _name_unknown_keys(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        given = renamed(value)
         try:
-            return handler(renamed(value))
+            made = handler(given)
         except ValidationError as error:
             details = [_with_hint(detail, cls) for detail in error.errors()]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
+        if isinstance(given, dict) and (wrong := _truths_as_numbers(given, made)):
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return made
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -107,6 +112,21 @@ def _with_hint(detail: ErrorDetails, cls: type[BaseModel]) -> InitErrorDetails:
     elif kind not in _PYDANTIC_ERRORS:
         kind = PydanticCustomError(detail["type"], detail["msg"], context)
     return InitErrorDetails(type=kind, loc=detail["loc"], input=detail["input"], ctx=context)
+
+
+def _truths_as_numbers(given: dict[Any, Any], made: BaseModel) -> list[InitErrorDetails]:
+    """Where `true`, and what YAML takes for it (`yes`, `on`), became the number 1."""
+    found = []
+    for name, field in type(made).model_fields.items():
+        others = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else [field.validation_alias]
+        whole, values = next((given[key] for key in (name, *others) if key in given), None), getattr(made, name)
+        pairs = (
+            zip(whole, values, strict=False) if isinstance(whole, list | tuple) and isinstance(values, tuple) else [(whole, values)]
+        )
+        for one, value in pairs:
+            if isinstance(one, bool) and isinstance(value, int | float) and not isinstance(value, bool):
+                found.append(InitErrorDetails(type="float_type", loc=(name,), input=one))
+    return found
 
 
 _PYDANTIC_ERRORS = frozenset(get_args(ErrorType))

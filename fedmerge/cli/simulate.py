@@ -18,12 +18,17 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from typer.core import TyperArgument
 
-from fedmerge.errors import FedmergeError, extras_named
+from fedmerge.errors import FedmergeError, extras_named, quoted
 from fedmerge.system.process import Terminated, ending_as_interrupt
 
 A = ParamSpec("A")
 INTERRUPTED = 130
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE, errno.ENXIO)
+"""A path that nobody could use: too long, through a file, or on a disk that fails."""
+LONGEST = 160
+"""Characters of a path in a message."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -85,6 +90,10 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
                 mend = "mend its rights, or choose another place"
                 typer.echo(f"fedmerge: '{error.filename}' may not be used by this user ({error.strerror}); {mend}", err=True)
                 raise typer.Exit(2) from None
+            if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename:
+                place = quoted(_shortened(str(error.filename)))
+                typer.echo(f"fedmerge: {place} cannot be used ({error.strerror}): choose another place", err=True)
+                raise typer.Exit(2) from None
             if not _is_full(error):
                 raise
             mend = "free some space, and give the same command again, with --resume for a run"
@@ -92,6 +101,11 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
             raise typer.Exit(2) from None
 
     return run
+
+
+def _shortened(path: str) -> str:
+    """A path that fits into a message."""
+    return path if len(path) <= LONGEST else f"{path[: LONGEST // 2]}...{path[-LONGEST // 2 :]}"
 
 
 def _is_full(error: Exception) -> bool:

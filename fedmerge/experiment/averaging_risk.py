@@ -18,6 +18,7 @@ from fedmerge.federated.server.initialization import kept_theta_0
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.geometry.drift import Drift, drift
 from fedmerge.report.terminal import console
+from fedmerge.system.files import reading
 
 LEVELS = ((0.5, "low"), (0.2, "some"), (-1.0, "high"))
 """Least agreement, and what it says of the risk: a convention, fitted to no target. How accuracy will fall, no weights can tell."""
@@ -141,10 +142,6 @@ def _federation(pool: Path, entries: Sequence[tuple[SiteTask, Path]]) -> Federat
 
 
 def _task(manifest: Path) -> SiteTask:
-    try:
-        return SiteTask.model_validate(json.loads(manifest.read_text(encoding="utf-8"))["task"])
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise FolderError(
-            f"{manifest.parent}: found one that cannot be read ({reason}); expected a whole one. Delete it: the site trains again"
-        ) from None
+    with reading(manifest.parent, "one that cannot be read", "expected a whole one. Delete it: the site trains again"):
+        task: SiteTask = SiteTask.model_validate(json.loads(manifest.read_text(encoding="utf-8"))["task"])
+    return task

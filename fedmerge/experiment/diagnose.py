@@ -25,6 +25,7 @@ from fedmerge.report.metrics.decisions import entropies, kept_rows, signals
 from fedmerge.report.metrics.entropy_trust import PREFIX, Trust, as_rows, how_many_right, kept_predictions, trust
 from fedmerge.report.pages.diagnosis import Decisions, Diagnosis, changes_of, kept_coefficients, write_diagnosis
 from fedmerge.report.terminal import Terminal, console, shown_path
+from fedmerge.system.files import reading
 from fedmerge.system.process import threads
 
 VERDICTS = (
@@ -90,20 +91,22 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
     """Load the run's own experts, and look between them; None where there is only one."""
     experiment, manifest = reopened(run)
     scenario, held = experiment.scenario, ExpertPool(pool)
-    base = kept_theta_0(manifest.get("initial_sha256", ""), pool)
+    with reading(run / "manifest.json", "a manifest that cannot be read", "expected that of a finished run"):
+        sha256, uploaded = str(manifest["initial_sha256"]), {str(site): str(digest) for site, digest in manifest["experts"].items()}
+        gone = set(manifest.get("vetting", {}).get("left_out", {}))
+        seen = manifest.get("inputs", {}).get(f"site {experiment.target.name}")
+    base = kept_theta_0(sha256, pool)
     if base is None:
         raise _missing(run, pool, "theta_0")
     head_init = scenario.initialization.head_init if scenario.initialization else "shared_random"
-    initial = Initial(base, manifest["initial_sha256"], head_init, "")
+    initial = Initial(base, sha256, head_init, "")
     target = experiment.target
-    seen = manifest.get("inputs", {}).get(f"site {target.name}")
     if seen and seen != target.source.identity(target.name, scenario.seed):
         found = f"other images of the target '{target.name}' than that run has seen"
         raise FolderError(f"{run}: found {found}; expected the same: leave out what needs them with --predictions-only")
-    gone = manifest.get("vetting", {}).get("left_out", {})
     tasks = [site_task(experiment, number, initial) for number in range(len(experiment.sites))]
-    tasks = [task for task in tasks if task.site.name in manifest["experts"] and task.site.name not in gone]
-    entries = [held.entry_of(task.site.name, manifest["experts"][task.site.name]) for task in tasks]
+    tasks = [task for task in tasks if task.site.name in uploaded and task.site.name not in gone]
+    entries = [held.entry_of(task.site.name, uploaded[task.site.name]) for task in tasks]
     lacking = [task.site.name for task, entry in zip(tasks, entries, strict=True) if entry is None]
     if lacking:
         raise _missing(run, pool, f"expert of {', '.join(lacking)}")

@@ -14,7 +14,7 @@ from fedmerge.adaptation.expert_loader import check_limit
 from fedmerge.adaptation.ray.cluster import preflight
 from fedmerge.adaptation.ray.placement import Wanted
 from fedmerge.adaptation.shard import check_shards
-from fedmerge.errors import extras_named
+from fedmerge.errors import UserError, extras_named
 from fedmerge.experiment.experiment import Experiment, Overrides, RunOptions, load_experiment
 from fedmerge.experiment.run_dir import RunFolder
 from fedmerge.experiment.stream_phase import Seen, Sent, consume, read_generalist, refuse_late_events
@@ -212,6 +212,9 @@ def run(
     'runs/organs-1/report.html'
     """
     own = {name: options.pop(name) for name in ("resume", "quiet", "threads", "log") if name in options}
+    for name in ("resume", "quiet"):
+        if not isinstance(own.get(name, False), bool):
+            raise UserError(f"{name}: found {own[name]!r}; expected True or False")
     changes = Overrides(seed=seed, backend=backend, methods=tuple(methods), settings=tuple((settings or {}).items()), **options)
     experiment = load_experiment(Path(scenario), changes)
     folder = Path(out) if out is not None else experiment.run_dir

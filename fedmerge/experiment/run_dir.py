@@ -21,7 +21,8 @@ from fedmerge.errors import FolderError
 from fedmerge.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedmerge.experiment.scenario import LIMITS, Scenario
 from fedmerge.federated.site import Site
-from fedmerge.system.files import atomic_write, see_that_writable
+from fedmerge.report.comparison import FINISHED_RUN, refuse_unfinished
+from fedmerge.system.files import atomic_write, reading, see_that_writable
 from fedmerge.system.process import cores, free_lock
 
 RECORDED_PACKAGES = ("fedmerge", "torch", "torchvision", "timm", "flwr", "ray", "numpy", "pydantic", "safetensors")
@@ -102,7 +103,7 @@ class RunFolder:
 
 def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
     """The plan and the manifest of a finished run, as they were. Raises FolderError if there is none, or it cannot be read."""
-    try:
+    with reading(path, "no run", FINISHED_RUN):
         content = yaml.safe_load((path / "scenario.yaml").read_text(encoding="utf-8"))
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         founders, joining = content["sites"], content.pop("joining", [])
@@ -113,10 +114,9 @@ def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
         names = {"sites": [site["name"] for site in founders], "target": {"site": target.name, **limits}}
         scenario = Scenario.model_validate({**content, **names})
         classes = tuple(manifest["classes"])
-        return Experiment(scenario, sites, target, classes, tuple(manifest.get("target_classes", classes))), manifest
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise FolderError(f"{path}: found no run ({reason}); expected the folder of a finished run, e.g. runs/organs-0") from None
+        experiment = Experiment(scenario, sites, target, classes, tuple(manifest.get("target_classes", classes)))
+    refuse_unfinished(path, manifest)
+    return experiment, manifest
 
 
 def _mend_last_line(file: Path) -> None:
@@ -134,8 +134,10 @@ def _refuse_other_scenario(path: Path, experiment: Experiment) -> None:
         if path.is_dir() and any(item.name != ".lock" for item in path.iterdir()):
             raise FolderError(f"{path}: found files that are no run; expected an empty folder. Choose another --out")
         return
-    old, new = yaml.safe_load(file.read_text(encoding="utf-8")), json.loads(json.dumps(experiment.resolved()))
-    differs = sorted(key for key in {*old, *new} - WITHOUT_EFFECT if old.get(key) != new.get(key))
+    new = json.loads(json.dumps(experiment.resolved()))
+    with reading(file, "a file that cannot be read", "expected the scenario of a run. Choose another --out, or delete the folder"):
+        old = yaml.safe_load(file.read_text(encoding="utf-8"))
+        differs = sorted(key for key in {*old, *new} - WITHOUT_EFFECT if old.get(key) != new.get(key))
     if differs:
         raise FolderError(
             f"{path}: found the run of another scenario (differs in: {', '.join(differs)}); expected "

@@ -29,7 +29,7 @@ from fedmerge.experiment.overrides import EACH, domains_in_turn, overridden, par
 from fedmerge.report.pages.sweep import write_grid
 from fedmerge.report.sweep_table import MAJORITY, DomainTable, Grid, plainly
 from fedmerge.report.terminal import MINUTE_S, Pace, Terminal, shown_path
-from fedmerge.system.files import see_that_writable
+from fedmerge.system.files import reading, see_that_writable
 from fedmerge.system.process import begin_apart, free_lock, process_context, threads
 from fedmerge.system.yaml_loader import lines_named, read_yaml
 
@@ -151,7 +151,7 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
     """
     plans = {cell.name: load_experiment(sweep.scenario, cell.overrides(sweep.methods)) for cell in sweep.cells}
     with _claimed(sweep, quiet) as terminal:
-        left = [cell for cell in sweep.cells if not _done(sweep.out / "cells" / cell.name, plans[cell.name])]
+        left = [cell for cell in sweep.cells if not _done(cell, sweep.out / "cells" / cell.name, plans[cell.name])]
         terminal.status.put(cells=[cell.name for cell in sweep.cells], left=[cell.name for cell in left])
         terminal.say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} of them done before; {sweep.jobs} at a time")
         for remark in dict.fromkeys(remark for cell in left for remark in plans[cell.name].remarks()):
@@ -236,21 +236,29 @@ def in_their_order(results: Sequence[Future[str]], say: Callable[[str], None], e
 
 
 def _row(cell: Cell, folder: Path) -> dict[str, Any]:
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    always = {MAJORITY: summary["majority_class"]} if "majority_class" in summary else {}  # a cell of an older version has none
-    methods = {**summary["methods"], **always}
+    file = folder / "summary.json"
+    with reading(file, "a summary that cannot be read", f"expected that of a finished run. Delete {folder} to run the cell again"):
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        always = {MAJORITY: summary["majority_class"]} if "majority_class" in summary else {}  # a cell of an older version has none
+        methods = {**summary["methods"], **always}
+        _ = [(float(row["accuracy"]), float(row["balanced_accuracy"]), row["ranked"]) for row in methods.values()]
     return {"seed": cell.seed, "target": cell.left_out, "settings": dict(cell.settings), "methods": methods}
 
 
-def _done(folder: Path, experiment: Experiment) -> bool:
-    """Whether the folder holds a finished run of this very scenario, on the images and weights that are there now."""
+def _done(cell: Cell, folder: Path, experiment: Experiment) -> bool:
+    """Whether the folder holds a finished run of this very scenario, on the images and weights that are there now.
+
+    One that cannot be read is none, and the cell runs again.
+    """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with reading(folder, "no run", "expected a finished one"):
+            manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            same = manifest["status"] == "done" and manifest["scenario_sha256"] == experiment.sha256()
+        if same:
+            _row(cell, folder)
+    except FolderError:
         return False
-    ended = manifest.get("status") == "done" and (folder / "summary.json").exists()
-    same = manifest.get("scenario_sha256") == experiment.sha256()
-    return bool(ended and same and manifest.get("inputs") == experiment.inputs())
+    return bool(same and manifest.get("inputs") == experiment.inputs())
 
 
 def _experts_key(experiment: Experiment) -> str:

@@ -410,6 +410,8 @@ class _Given:
         if not isinstance(self.model, nn.Module):
             raise CheckpointError(f"model: found {found_as(self.model)}; expected an nn.Module that every state dict fits")
         check_mapping("model", self.model.state_dict())
+        if not isinstance(self.flips, bool):
+            raise MethodError(f"flips: found {self.flips!r}; expected True or False")
         if self.device is not None:
             try:
                 torch.empty(0, device=self.device)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from fedmerge.errors import MethodError
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.coefficients import Coefficients, cap
 from fedmerge.merging.evidence import Evidence
@@ -215,6 +216,8 @@ def rows_of(methods: Sequence[Method], bank: Bank, most: float | None = None) ->
     ------
     CheckpointError
         If the bank lacks what a method needs.
+    MethodError
+        If a static method merges experts to numbers that are not finite.
 
     Examples
     --------
@@ -232,6 +235,9 @@ def rows_of(methods: Sequence[Method], bank: Bank, most: float | None = None) ->
         its = bank_of(row.method, bank)
         if (once := row.method.merged_once) is not None:
             row.theta, row.statistics = once.merge(its), once.statistics(its)
+            if not bool(torch.isfinite(row.theta).all()):
+                found = "NaN or infinity in the merged model; expected finite numbers"
+                raise MethodError(f"method {row.method.key}: found {found}. Choose hyper-parameters that are less extreme")
         elif isinstance(row.method, Stateful):
             row.state = row.method.start(its)
     return rows

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,9 @@ import yaml
 from numpy.typing import NDArray
 
 from fedmerge.errors import FolderError
+from fedmerge.report.metrics.decisions import kept_arrays
 from fedmerge.report.metrics.significance import Difference, holm, paired
+from fedmerge.system.files import reading
 
 SAME = "two runs of one target, one seed and one stream, so that both have predicted the same images in the same order"
 
@@ -27,6 +28,8 @@ SEEN = ("scanner", "shifts")
 
 RECORDED = ("backend", "versions", "machine", "device", "inputs", "experts", "absent", "per_sample", "bank", "initial_sha256")
 """Of a manifest, what may explain a difference."""
+
+FINISHED_RUN = "expected the folder of a finished run, e.g. runs/organs-0"
 
 LONGEST = 72
 """Characters of a value."""
@@ -88,21 +91,21 @@ class Comparison:
 
 def kept_run(path: Path) -> KeptRun:
     """The run of a folder. Raises FolderError if it is no finished one."""
-    expected = "expected the folder of a finished run, e.g. runs/organs-0"
-    try:
+    with reading(path, "no run", FINISHED_RUN):
         manifest, summary = (json.loads((path / f"{name}.json").read_text(encoding="utf-8")) for name in ("manifest", "summary"))
         scenario = yaml.safe_load((path / "scenario.yaml").read_text(encoding="utf-8"))
-        with np.load(path / "predictions.npz") as file:
-            stored = dict(file)
-        found = KeptRun(path, scenario, manifest, summary, stored)
-        _ = summary["stream"]["index_sha256"], scenario["target"]["name"], stored["labels"], stored["batch"], manifest["classes"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, yaml.YAMLError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FolderError(f"{path}: found no run ({reason}); {expected}") from None
+        found = KeptRun(path, scenario, manifest, summary, kept_arrays(path))
+        compared = found.stored["batch"], found.units, int(summary["seed"]), list(_of_the_stream(found, found)), _facts(found)
+        del compared  # all of it is there
+    refuse_unfinished(path, manifest)
+    return found
+
+
+def refuse_unfinished(path: Path, manifest: dict[str, Any]) -> None:
+    """Raises FolderError if the run of a folder is not done, by its manifest."""
     if manifest.get("status") != "done":
         mend = "Give its command again, with --resume"
-        raise FolderError(f"{path}: found a run that is {manifest.get('status', 'not finished')}; {expected}. {mend}")
-    return found
+        raise FolderError(f"{path}: found a run that is {manifest.get('status', 'not finished')}; {FINISHED_RUN}. {mend}")
 
 
 def compare(first: KeptRun, second: KeptRun) -> Comparison:

@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from fedmerge.errors import FolderError
+from pydantic import ValidationError
+
+from fedmerge.errors import FedmergeError, FolderError
 
 SECRET = 0o600
 FOR_ALL = 0o666
@@ -109,6 +111,32 @@ def see_that_writable(folder: Path, name: str) -> None:
     except OSError as error:
         found, mend = f"'{folder}', which cannot be written ({error.strerror})", "Choose another, or change its rights"
         raise FolderError(f"{name}: found {found}; expected a folder that this user may write. {mend}") from None
+
+
+@contextmanager
+def reading(place: Path, found: str, expected: str) -> Iterator[None]:
+    """Where a file of fedmerge's own is read, and nothing else is done: what breaks there is the file, however it was damaged.
+
+    Raises FolderError: `PLACE: found FOUND (why); EXPECTED`.
+    """
+    try:
+        yield
+    except FedmergeError:
+        raise
+    except Exception as error:  # whatever a torn file, or one of another program, breaks in there
+        raise FolderError(f"{place}: found {found} ({_why(error)}); {expected}") from None
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with content that was read."""
+    if isinstance(error, KeyError):
+        return f"without {error}"
+    if isinstance(error, TypeError | AttributeError | IndexError):
+        return "not in the form that fedmerge writes"
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _draft_of(path: Path) -> Path:

@@ -49,3 +49,13 @@ def test_a_plugin_is_known_by_its_older_name() -> None:
     assert old.source.kind() == "remote"
     assert SOURCES.aliases == {"elsewhere": "remote"}
     assert "elsewhere" not in SOURCES.names
+
+
+@pytest.mark.parametrize("key", ["seed", "training.epochs", "methods.ties.density", "target.max_bytes"])
+def test_a_truth_is_no_number(key: str, tmp_path: Path) -> None:
+    """YAML takes `yes` and `on` for true, which is 1 for Python."""
+    file = world(tmp_path / "here")
+    file.write_text(yaml.safe_dump(SCENARIO | {"methods": ["mean", "ties"]}))
+    with pytest.raises(ScenarioError, match="found True; expected a valid"):
+        load_experiment(file, Overrides(settings=((key, True),)))
+    load_experiment(file, Overrides(settings=(("methods.mean.with_theta_0", True),)))

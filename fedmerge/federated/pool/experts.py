@@ -100,7 +100,7 @@ class ExpertPool:
         """The digest of a task's expert as its manifest has it, or nothing."""
         try:
             return str(json.loads((self.entry(task) / "manifest.json").read_text(encoding="utf-8"))["sha256"])
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return ""
 
     def twin(self, sha256: str, tasks: Sequence[SiteTask]) -> str:

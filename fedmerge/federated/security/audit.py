@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedmerge.errors import UploadRefused
+from fedmerge.merging.bank.layout import negative_variances
 
 SCALARS = ("n", "validation_accuracy", "temperature")
 RUN_SCALARS = ("lr", "weight_decay", "dropout", "validation_accuracy")
@@ -188,6 +189,8 @@ def _array(site: str, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: 
     _same(site, f"dtype of {name}", tensor.dtype, dtype)
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise UploadRefused(f"site '{site}': {name}: found NaN or infinity; expected finite numbers")
+    if kind == "weights" and negative_variances({name: tensor}):
+        raise UploadRefused(f"site '{site}': {name}: found a negative variance; expected 0 or more")
     size = tensor.numel() * tensor.element_size()
     return Item(site, name, kind, shape, str(dtype).removeprefix("torch."), size, digest(tensor))
 

@@ -238,7 +238,7 @@ def check_mapping(owner: str, state: object) -> None:
 
 
 def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
-    """Check that a state dict fits the model, and that all its values are finite.
+    """Check that a state dict fits the model, that all its values are finite, and that no variance is negative.
 
     Parameters
     ----------
@@ -252,7 +252,7 @@ def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
     Raises
     ------
     CheckpointError
-        If it does not fit, or holds a NaN or an infinity; the message names the owner and every difference.
+        If it does not fit, or holds a NaN, an infinity or a negative variance; the message names the owner and every difference.
 
     Examples
     --------
@@ -276,8 +276,33 @@ def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
         for name, tensor in state.items()
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     ]
+    lines += [f"values of {name}: found a negative variance, expected 0 or more" for name in negative_variances(state)]
     if lines:
         raise CheckpointError("\n".join([f"{owner} does not fit the model:", *_shortened(lines)]))
+
+
+def negative_variances(state: StateDict) -> list[str]:
+    """Find BatchNorm variances below 0, of which a model takes the root.
+
+    Parameters
+    ----------
+    state : StateDict
+        A state dict, or a part of one.
+
+    Returns
+    -------
+    list[str]
+        Their names.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.layout import negative_variances
+    >>> negative_variances({"1.running_mean": torch.tensor([-1.0]), "1.running_var": torch.tensor([-1.0])})
+    ['1.running_var']
+    """
+    variances = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] == "running_var"}
+    return [name for name, tensor in variances.items() if bool((tensor < 0).any())]
 
 
 def tied(wanted: StateDict) -> dict[str, str]:

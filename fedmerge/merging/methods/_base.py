@@ -23,6 +23,9 @@ State = dict[str, Tensor]
 """What a method remembers between batches: named tensors only, so that it can be saved and restored."""
 
 
+LARGEST = 2**63 - 1
+
+
 class Method(Plugin):
     """Base of every method. `label` distinguishes two entries of the same method in one scenario.
 
@@ -59,6 +62,14 @@ class Method(Plugin):
     with_theta_0: bool = Field(
         False, description="theta_0 is one more expert of this row, the last one: for a CLIP the zero-shot model"
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _fits_into_64_bits(cls, value: Any) -> Any:
+        """Tensors and their generators take no larger whole number."""
+        if isinstance(value, int) and value > LARGEST:
+            raise ValueError(f"a whole number of at most {LARGEST}")
+        return value
 
     @property
     def key(self) -> str:

@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedmerge.report.metrics.classification import SMALLEST
+from fedmerge.system.files import reading
 
 Float = NDArray[np.float64]
 WHO = ((True, True), (True, False), (False, True), (False, False))
 MOST_SETTINGS = 12
 """Settings that a plot can tell apart."""
+
+FINISHED = "expected a finished run, e.g. runs/organs-0"
 
 
 @dataclass(frozen=True)
@@ -123,17 +126,37 @@ def entropies(rows: dict[str, NDArray[np.float32]], y: NDArray[np.int64], single
     return sorted(found, key=lambda row: row["entropy"])
 
 
+def kept_arrays(run: Path) -> dict[str, NDArray[Any]]:
+    """A run's `predictions.npz`: labels and other facts (samples,) by name, and rows of predictions (samples, C) below `p:`.
+
+    Raises ValueError, KeyError or OSError for a file that cannot be read, or whose arrays are not of one stream.
+    """
+    with np.load(run / "predictions.npz") as stored:
+        found = dict(stored)
+    y = found["labels"]
+    if y.ndim != 1 or not len(y) or y.dtype.kind not in "iu" or y.min() < 0:
+        raise ValueError(f"labels of shape {y.shape}, {y.dtype}")
+    for name, values in found.items():
+        own, kinds = ((len(y), *values.shape[1:2]), "f") if name.startswith("p:") else ((len(y),), "iu")
+        if values.shape != own or values.dtype.kind not in kinds:
+            raise ValueError(f"'{name}' of shape {values.shape}, {values.dtype}, beside {len(y)} labels")
+        if name.startswith("p:") and (values.ndim != 2 or values.shape[1] <= y.max()):
+            raise ValueError(f"'{name}' of shape {values.shape}, and the class {y.max()} among the labels")
+    return found
+
+
 def kept_rows(run: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64], NDArray[np.str_]]:
     """Every row's predictions, labels, and the setting of each image: its task, base or novel, the family of a shift, or a domain.
 
-    One setting for all where a run has no two, or more than can be told apart.
+    One setting for all where a run has no two, or more than can be told apart. Raises FolderError if it cannot be read.
     """
-    with np.load(run / "predictions.npz") as stored:
-        rows = {name.removeprefix("p:"): stored[name] for name in stored.files if name.startswith("p:")}
-        y, domains = stored["labels"], stored["domains"] if "domains" in stored.files else None
+    with reading(run, "no predictions", FINISHED):
+        stored = kept_arrays(run)
+    y, rows = stored["labels"], {name.removeprefix("p:"): values for name, values in stored.items() if name.startswith("p:")}
     file = run / "summary.json"
-    summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    found = _settings(summary, y, domains)
+    with reading(file, "a summary that cannot be read", "expected that of a finished run"):
+        summary = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        found = _settings(summary, y, stored.get("domains"))
     return rows, y, found if 1 < len(np.unique(found)) <= MOST_SETTINGS else np.full(len(y), "all")
 
 

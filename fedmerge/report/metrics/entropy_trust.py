@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from fedmerge.errors import FolderError
 from fedmerge.report.metrics.classification import SMALLEST
-from fedmerge.report.metrics.decisions import share_of
+from fedmerge.report.metrics.decisions import FINISHED, kept_arrays, share_of
+from fedmerge.system.files import reading
 
 Float = NDArray[np.float64]
 PREFIX = "p:expert:"
@@ -72,12 +72,9 @@ def kept_predictions(run: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray
 
     Raises FolderError if it has none, fewer than two experts, or no image that all experts saw.
     """
-    try:
-        with np.load(run / "predictions.npz") as stored:
-            p = {name.removeprefix(PREFIX): stored[name] for name in stored.files if name.startswith(PREFIX)}
-            y = stored["labels"]
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise FolderError(f"{run}: found no predictions ({error}); expected a finished run, e.g. runs/organs-0") from None
+    with reading(run, "no predictions", FINISHED):
+        stored = kept_arrays(run)
+    p, y = {name.removeprefix(PREFIX): rows for name, rows in stored.items() if name.startswith(PREFIX)}, stored["labels"]
     if len(p) < 2:
         raise FolderError(f"{run}: found predictions of {len(p)} experts; expected two or more: add 'expert' to the methods")
     seen = np.all(

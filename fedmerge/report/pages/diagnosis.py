@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedmerge.errors import FolderError
 from fedmerge.report.metrics.decisions import WHO, Signals, by_who, quadrants
 from fedmerge.report.metrics.entropy_trust import Trust, ratios
 from fedmerge.report.pages._render import fill
 from fedmerge.report.plots.svg import ON_BRIGHT, ON_DIM, PALETTE, QUIET, STYLE, as_source, as_svg
 from fedmerge.report.summary import influence
-from fedmerge.system.files import atomic_write
+from fedmerge.system.files import atomic_write, reading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,17 +86,17 @@ def kept_coefficients(run: Path) -> dict[str, dict[str, NDArray[np.float64]]]:
     if changes_of(run):
         return {}
     found: dict[str, dict[str, list[list[float]]]] = {}
+    filled: dict[str, dict[str, NDArray[np.float64]]] = {}
     file = run / "batches.jsonl"
-    try:
+    with reading(file, "lines that cannot be read", "expected those of a finished run"):
         for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
             line = json.loads(text)
             if line["encoder"] is not None:
                 parts = found.setdefault(line["method"], {"encoder": [], "head": []})
                 parts["encoder"].append(line["encoder"])
                 parts["head"].append(line["head"])
-    except (ValueError, KeyError) as error:
-        raise FolderError(f"{file}: found lines that cannot be read ({error}); expected those of a finished run") from None
-    return {name: {part: _filled(rows) for part, rows in parts.items()} for name, parts in found.items()}
+        filled |= {name: {part: _filled(rows) for part, rows in parts.items()} for name, parts in found.items()}
+    return filled
 
 
 def _filled(rows: list[list[float]]) -> NDArray[np.float64]:
@@ -107,10 +106,12 @@ def _filled(rows: list[list[float]]) -> NDArray[np.float64]:
 
 
 def changes_of(run: Path) -> list[str]:
-    """What happened among the experts while the run went on, in words."""
+    """What happened among the experts while the run went on, in words. Raises FolderError if it cannot be read."""
     file = run / "manifest.json"
-    course = json.loads(file.read_text(encoding="utf-8")).get("course", []) if file.exists() else []
-    return [f"before batch {one['start']}: {one['change']}" for one in course if one["change"]]
+    with reading(file, "a manifest that cannot be read", "expected that of a finished run"):
+        course = json.loads(file.read_text(encoding="utf-8")).get("course", []) if file.exists() else []
+        changes = [(one["start"], one["change"]) for one in course if one["change"]]
+    return [f"before batch {start}: {change}" for start, change in changes]
 
 
 def write_diagnosis(run: Path, d: Diagnosis) -> None:

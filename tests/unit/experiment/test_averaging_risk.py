@@ -56,9 +56,10 @@ def test_a_pool_without_a_federation_says_so(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="found 0 experts"):
         federations(tmp_path)
     (tmp_path / "experts" / "north-1").mkdir(parents=True)
-    (tmp_path / "experts" / "north-1" / "manifest.json").write_text("{}")
-    with pytest.raises(FolderError, match="north-1: found one that cannot be read"):
-        federations(tmp_path)
+    for content in ("{}", "[]", "null", '{"task": 7}', ""):
+        (tmp_path / "experts" / "north-1" / "manifest.json").write_text(content)
+        with pytest.raises(FolderError, match="north-1: found one that cannot be read"):
+            federations(tmp_path)
 
 
 def test_the_words_follow_the_agreement() -> None:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from fedmerge.errors import FolderError
-from fedmerge.experiment.sweep import Sweep, _claimed, run_sweep
+from fedmerge.experiment.experiment import load_experiment
+from fedmerge.experiment.run_dir import RunFolder
+from fedmerge.experiment.sweep import Cell, Sweep, _claimed, _done, run_sweep
 from fedmerge.system.process import free_lock
+from tests.front_door import world
 
 
 def sweep_in(out: Path) -> Sweep:
@@ -48,3 +51,19 @@ def test_the_folder_of_a_run_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match=r"--out: found '.*', the folder of a run; expected one for the sweep"):
         run_sweep(sweep_in(tmp_path), quiet=True)
     assert told(tmp_path) == {}
+
+
+def test_a_cell_whose_files_cannot_be_read_is_done_again(tmp_path: Path) -> None:
+    plan, folder, cell = load_experiment(world(tmp_path / "here")), tmp_path / "cell", Cell(3, (), None)
+    with RunFolder(folder, plan):
+        assert not _done(cell, folder, plan)
+    row = {"accuracy": 0.5, "balanced_accuracy": 0.5, "ranked": True}
+    whole = json.dumps({"methods": {"mean": row}})
+    for content in (whole[: len(whole) // 2], "null", "{}", '{"methods": {"mean": {}}}'):
+        (folder / "summary.json").write_text(content)
+        assert not _done(cell, folder, plan)
+    (folder / "summary.json").write_text(whole)
+    assert _done(cell, folder, plan)
+    for content in ("", "[]", "null", "{}"):
+        (folder / "manifest.json").write_text(content)
+        assert not _done(cell, folder, plan)

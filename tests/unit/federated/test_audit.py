@@ -13,7 +13,12 @@ import torch
 from fedmerge.errors import UploadRefused
 from fedmerge.federated.security.audit import Declaration, Upload, digest, inspect, state_digest, write_audit
 
-STATE = {"encoder.weight": torch.arange(6.0).reshape(2, 3), "steps": torch.tensor(3), "head.bias": torch.zeros(2)}
+STATE = {
+    "encoder.weight": torch.arange(6.0).reshape(2, 3),
+    "norm.running_var": torch.ones(2),
+    "steps": torch.tensor(3),
+    "head.bias": torch.zeros(2),
+}
 SCALARS = {"n": 40.0, "validation_accuracy": 0.5, "temperature": 1.2} | {
     f"runs.0.{name}": 0.1 for name in ("lr", "weight_decay", "dropout", "validation_accuracy")
 }
@@ -38,6 +43,10 @@ BAD = {
     "a missing array": (replace(GOOD, weights={"steps": STATE["steps"]}), "missing"),
     "a wrong shape": (replace(GOOD, weights={**STATE, "head.bias": torch.zeros(3)}), r"shape of head.bias: found \(3,\)"),
     "a wrong dtype": (replace(GOOD, weights={**STATE, "head.bias": torch.zeros(2).double()}), "dtype of head.bias"),
+    "a negative variance": (
+        replace(GOOD, weights={**STATE, "norm.running_var": torch.tensor([1.0, -0.1])}),
+        "norm.running_var: found a negative variance; expected 0 or more",
+    ),
     "a NaN": (replace(GOOD, weights={**STATE, "head.bias": torch.tensor([0.0, torch.nan])}), "head.bias: found NaN"),
     "an infinity": (replace(GOOD, weights={**STATE, "head.bias": torch.tensor([0.0, torch.inf])}), "infinity"),
     "an image as an array": (replace(GOOD, weights={**STATE, "image": SHOWN[0]}), "undeclared"),

@@ -224,10 +224,33 @@ def test_no_field_of_a_method_is_hidden_by_a_parameter() -> None:
 
 BOTH = [NORTH, SOUTH]
 WHOLE = {name: parameter.detach().abs() for name, parameter in Net().named_parameters()}
+NORMED = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
 WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "unknown method": (lambda: fedmerge.merge(Net(), BOTH, "meen"), MethodError, "found 'meen'.*did you mean 'mean'"),
     "unknown key": (lambda: fedmerge.merge(Net(), BOTH, "ties", START, kep=1), MethodError, "ties.kep: found 1.*'keep'"),
     "out of range": (lambda: fedmerge.Adapter(Net(), BOTH, gamma=-1), MethodError, "eam.gamma: found -1.*greater than"),
+    "a truth for a number": (lambda: fedmerge.Adapter(Net(), BOTH, gamma=True), MethodError, "eam.gamma: found True.*valid number"),
+    "no number": (lambda: fedmerge.Adapter(Net(), BOTH, gamma=float("nan")), MethodError, "eam.gamma: found nan"),
+    "more than 64 bits": (
+        lambda: fedmerge.Adapter(Net(), BOTH, "dawin", seed=2**63),
+        MethodError,
+        "dawin.seed: found 9223372036854775808; a whole number of at most 9223372036854775807",
+    ),
+    "an extreme number": (
+        lambda: fedmerge.merge(Net(), BOTH, "fisher", statistics={"fisher": [WHOLE, WHOLE]}, m=1e300),
+        MethodError,
+        "method fisher: found NaN or infinity in the merged model; expected finite numbers.*less extreme",
+    ),
+    "a word for a truth": (
+        lambda: fedmerge.Adapter(Net(), BOTH, flips="no"),
+        MethodError,
+        "flips: found 'no'; expected True or False",
+    ),
+    "a negative variance": (
+        lambda: fedmerge.merge(NORMED, [NORMED.state_dict(), {**NORMED.state_dict(), "0.running_var": torch.tensor([1.0, -1e-3])}]),
+        CheckpointError,
+        r"expert-1 does not fit the model:\n  values of 0.running_var: found a negative variance, expected 0 or more",
+    ),
     "no base": (lambda: fedmerge.merge(Net(), BOTH, "ties"), MethodError, "ties: found no theta_0; expected base="),
     "no counts": (lambda: fedmerge.merge(Net(), BOTH, "weighted_mean"), MethodError, "found no counts; expected counts="),
     "no statistic": (lambda: fedmerge.merge(Net(), BOTH, "fisher"), MethodError, "found no fisher; expected statistics="),

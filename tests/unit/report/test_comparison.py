@@ -154,7 +154,39 @@ def other_json(run: Path) -> None:
     (run / "summary.json").write_text("[]")
 
 
-@pytest.mark.parametrize("break_it", [no_summary, cut_off, still_running, other_json])
+def of_another_program(run: Path) -> None:
+    (run / "manifest.json").write_text("null")
+
+
+def with_arrays(run: Path, **changed: np.ndarray[Any, Any] | None) -> None:
+    with np.load(run / "predictions.npz") as stored:
+        arrays = {**stored, **changed}
+    np.savez(run / "predictions.npz", **{name: array for name, array in arrays.items() if array is not None})
+
+
+def without_batches(run: Path) -> None:
+    with_arrays(run, batch=None)
+
+
+def of_other_lengths(run: Path) -> None:
+    with_arrays(run, **{"p:mean": probabilities([])[:5]})
+
+
+def of_fewer_classes(run: Path) -> None:
+    with_arrays(run, labels=LABELS + 1)
+
+
+def of_words(run: Path) -> None:
+    with_arrays(run, labels=np.array(["a"] * len(LABELS)))
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        *(no_summary, cut_off, still_running, other_json, of_another_program),
+        *(without_batches, of_other_lengths, of_fewer_classes, of_words),
+    ],
+)
 def test_a_folder_that_is_no_finished_run(tmp_path: Path, break_it: Callable[[Path], None]) -> None:
     written(tmp_path / "a", {"mean": []})
     written(tmp_path / "b", {"mean": []})

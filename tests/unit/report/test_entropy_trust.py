@@ -67,3 +67,26 @@ def test_a_run_is_read_and_what_is_none_is_told(tmp_path: Path) -> None:
     diagnose_run(tmp_path, None)
     assert "Do entropies tell who is right?" in (tmp_path / "diagnose.html").read_text()
     assert len(json.loads((tmp_path / "diagnose.json").read_text())["trust"]) == 12
+
+
+TORN = ['{"methods": {"m', "[]", "null", '"x"', "7"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *[(name, content) for name in ("summary.json", "manifest.json", "batches.jsonl") for content in TORN],
+        ("summary.json", '{"methods": 7}'),
+        ("manifest.json", '{"course": [{"start": 0}]}'),
+        ("batches.jsonl", '{"method": "m", "encoder": [0.5, 0.5], "head": null}'),
+    ],
+)
+def test_a_file_that_is_torn_or_of_another_program_is_named(name: str, content: str, tmp_path: Path) -> None:
+    p, y = some()
+    np.savez(tmp_path / "predictions.npz", labels=y, **{f"p:expert:{site}": q for site, q in p.items()})
+    for written in (content.encode(), b"\xff\xfe\x00"):
+        (tmp_path / name).write_bytes(written)
+        with pytest.raises(
+            FolderError, match=rf"{name}: found .* that cannot be read \(.+\); expected th(at|ose) of a finished run$"
+        ):
+            diagnose_run(tmp_path, None)
