@@ -24,7 +24,7 @@ from fedmerge.system.process import Terminated, ending_as_interrupt
 A = ParamSpec("A")
 INTERRUPTED = 130
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-UNUSABLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE, errno.ENXIO)
+UNUSABLE = (errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.ESTALE, errno.ENXIO)
 """A path that nobody could use: too long, through a file, or on a disk that fails."""
 LONGEST = 160
 """Characters of a path in a message."""

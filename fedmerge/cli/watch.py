@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from fedmerge.errors import FolderError, UserError
-from fedmerge.report.pages.watch import Watched, script
+from fedmerge.report.pages.watch import EXPECTED, Watched, script
 from fedmerge.report.pages.watch_sweep import CELLS, WatchedSweep, is_sweep
+from fedmerge.system.files import reading
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")
@@ -45,6 +48,11 @@ class Server(ThreadingHTTPServer):
                 f"--port: found {port}, which cannot be used ({error.strerror}); expected a free port of this machine: {mend}"
             ) from None
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that goes away before it has its answer is no news."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
     @property
     def url(self) -> str:
         """Where the page is."""
@@ -53,7 +61,7 @@ class Server(ThreadingHTTPServer):
     def answer(self, path: str) -> Answered:
         """What is at a path: the page, its script, and the report as soon as it is written; of a sweep, also those of its runs."""
         try:
-            with self.one_at_a_time:
+            with self.one_at_a_time, reading(self.watched.run, "what cannot be read as a run", EXPECTED):
                 return self._answer(path)
         except FolderError as error:  # the folder was removed, or is being written by something else
             return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{error}\n".encode(), REPORT

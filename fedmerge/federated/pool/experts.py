@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -129,6 +130,9 @@ class ExpertPool:
             "signature": upload.seal.signature,
         }
         manifest["manifest_sha256"] = _digest(manifest)
+        if not self.has(task):  # entries appear whole: what lies there is left of one that somebody has spoiled
+            shutil.rmtree(self.entry(task), ignore_errors=True)
+            self.entry(task).unlink(missing_ok=True)
         with atomic_folder(self.entry(task)) as draft:
             save_file({name: tensor.contiguous() for name, tensor in upload.weights.items()}, draft / "expert.safetensors")
             if upload.samples is not None:

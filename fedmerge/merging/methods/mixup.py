@@ -31,7 +31,7 @@ class Mixup(Static):
 
     paper: ClassVar[str] = "Zhou et al., Mixup model merge (M3), 2025"
 
-    a: float = Field(0.5, gt=0, description="concentration of the Dirichlet distribution")
+    a: float = Field(0.5, gt=0, le=1e6, description="concentration of the Dirichlet distribution")
     seed: int = Field(0, ge=0, description="seed of the first draw")
     draws: int = Field(1, ge=1, le=100, description="number of draws, each with a row in the table")
 

@@ -138,8 +138,8 @@ class Posterior(Adaptive):
         ("ensemble", "mean", "wise_ft", "model_stock"), min_length=1, description="models whose mean prediction is the consensus"
     )
     evidence: Literal["cross", "agreement"] = Field("cross", description="s_ik as above, or log sum_c p_k(c | x_i) q(c | x_i)")
-    beta: float = Field(1.0, ge=0, description="sharpness of the evidence, per nat")
-    head_beta: float | None = Field(None, ge=0, description="that of the head; default beta")
+    beta: float = Field(1.0, ge=0, le=1e6, description="sharpness of the evidence, per nat")
+    head_beta: float | None = Field(None, ge=0, le=1e6, description="that of the head; default beta")
     em: bool = Field(True, description="learn the sites' shares from the batch; false: from the past alone")
     shrink: Literal["none", "half", "agreed"] = Field(
         "agreed",

@@ -25,6 +25,7 @@ from fedmerge.report.plots.layout import MOST_POINTS, largest
 from fedmerge.report.plots.live import lines, river, shades
 from fedmerge.report.records import ANCHORS
 from fedmerge.report.terminal import duration
+from fedmerge.system.files import reading
 from fedmerge.system.process import free_lock
 
 EXPECTED = "expected the folder of a run or of a sweep, e.g. runs/organs-0, as its command says it with --out"
@@ -128,19 +129,13 @@ class Watched:
 
     def look(self) -> None:
         """Read what is new. Raises FolderError if the run is no longer there, or cannot be read."""
-        try:
+        with reading(self.run, "what cannot be read as a run", EXPECTED):
             self.manifest = json.loads((self.run / "manifest.json").read_text(encoding="utf-8"))
             if self.manifest["started"] != self._of or not self.scenario:
                 self.scenario = yaml.safe_load((self.run / "scenario.yaml").read_text(encoding="utf-8"))
             _ = self.manifest["scenario"], self.scenario["target"]["name"], [site["name"] for site in self.scenario["sites"]]
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise FolderError(f"{self.run}: cannot be read as a run ({reason}); {EXPECTED}") from None
-        try:
-            self.status = json.loads((self.run / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # of an older version, or one that could not write it
-            self.status = {}
-        self._follow()
+            self.status = told_in(self.run)
+            self._follow()
 
     @property
     def batches(self) -> int:
@@ -300,6 +295,15 @@ class Watched:
 def script() -> bytes:
     """What the page runs: it asks for itself again, and shows what has changed."""
     return (resources.files("fedmerge.report.pages") / "templates" / "watch.js").read_bytes()
+
+
+def told_in(folder: Path) -> dict[str, Any]:
+    """What a run or a sweep says of itself; nothing of an older version, or one that could not write it."""
+    try:
+        told = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _refuse_no_run(run: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 from fedmerge.errors import FolderError
 from fedmerge.report.pages._render import fill
-from fedmerge.report.pages.watch import EXPECTED, FILTERS, Holder, Watched
+from fedmerge.report.pages.watch import EXPECTED, FILTERS, Holder, Watched, told_in
 from fedmerge.report.terminal import duration
 
 CELLS = "cells"
@@ -21,16 +20,7 @@ CELLS = "cells"
 
 def is_sweep(folder: Path) -> bool:
     """Whether a sweep writes here, or wrote here: a run has a manifest of its own."""
-    return not (folder / "manifest.json").exists() and (_told(folder).get("cells") is not None or (folder / CELLS).is_dir())
-
-
-def _told(folder: Path) -> dict[str, Any]:
-    """What the sweep says of itself; nothing of an older version, or one that could not write it."""
-    try:
-        told = json.loads((folder / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}
+    return not (folder / "manifest.json").exists() and (told_in(folder).get("cells") is not None or (folder / CELLS).is_dir())
 
 
 class WatchedSweep:
@@ -50,7 +40,7 @@ class WatchedSweep:
 
     def look(self) -> None:
         """Read what is new. Raises FolderError if the sweep is no longer there."""
-        self.status = _told(self.run)
+        self.status = told_in(self.run)
         names = self.status.get("cells") or sorted(cell.parent.name for cell in self.run.glob(f"{CELLS}/*/manifest.json"))
         if not names:
             raise FolderError(f"{self.run}: found no run of a sweep in it; {EXPECTED}")

@@ -28,6 +28,7 @@ def test_names_that_standard_output_cannot_encode(encoding: str, shown: str, mon
 
 PLACES: dict[str, tuple[Callable[[Path], object], str]] = {
     "too long": (lambda folder: (folder / ("n" * 300)).mkdir(), "File name too long"),
+    "a file": (lambda folder: (folder / "file").mkdir(), "File exists"),
     "below a file": (lambda folder: (folder / "file" / "run").mkdir(), "Not a directory"),
     "a folder": (lambda folder: folder.read_text(), "Is a directory"),
     "a circle": (lambda folder: (folder / "circle" / "x").read_text(), "Too many levels of symbolic links"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_adding_twice_keeps_the_first(kept: tuple[ExpertPool, SiteTask, Upload])
     pool.add(task, Upload("north", other, upload.scalars), [], 0)
     assert pool.load(task).sha256 == state_digest(upload.weights)
     assert len(list((pool.path / "experts").iterdir())) == 1
+
+
+def test_a_site_that_trains_again_replaces_what_is_left_of_its_entry(kept: tuple[ExpertPool, SiteTask, Upload]) -> None:
+    pool, task, upload = kept
+    entry = pool.entry(task)
+    audit = inspect(upload, declaration(task, upload.weights))
+    (entry / "manifest.json").unlink()
+    pool.add(task, upload, audit, 0)
+    assert pool.load(task).sha256 == state_digest(upload.weights)
+    shutil.rmtree(entry)
+    entry.write_text("a file in its place")
+    pool.add(task, upload, audit, 0)
+    assert pool.load(task).sha256 == state_digest(upload.weights)
 
 
 def test_damage_is_noticed_and_says_how_to_mend_it(kept: tuple[ExpertPool, SiteTask, Upload]) -> None:

@@ -231,6 +231,8 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "out of range": (lambda: fedmerge.Adapter(Net(), BOTH, gamma=-1), MethodError, "eam.gamma: found -1.*greater than"),
     "a truth for a number": (lambda: fedmerge.Adapter(Net(), BOTH, gamma=True), MethodError, "eam.gamma: found True.*valid number"),
     "no number": (lambda: fedmerge.Adapter(Net(), BOTH, gamma=float("nan")), MethodError, "eam.gamma: found nan"),
+    "a draw without end": (lambda: fedmerge.merge(Net(), BOTH, "mixup", a=1e308), MethodError, "mixup.a: found 1e.308.*less than"),
+    "too sharp": (lambda: fedmerge.Adapter(Net(), BOTH, "posterior", beta=1e308), MethodError, "posterior.beta: found 1e.308"),
     "more than 64 bits": (
         lambda: fedmerge.Adapter(Net(), BOTH, "dawin", seed=2**63),
         MethodError,

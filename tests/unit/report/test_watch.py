@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -372,3 +374,27 @@ def test_a_real_run_can_be_watched_when_it_is_over(first: tuple[Path, str]) -> N
     ended = front_door.fedmerge(here, "watch", "runs/none")
     assert ended.returncode == 2
     assert ended.stderr.startswith("fedmerge: runs/none: found nothing; expected the folder of a run or of a sweep")
+
+
+def test_a_folder_of_another_program_or_version_is_told_and_a_browser_that_goes_away_is_not(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = folder(tmp_path / "run")
+    for content in ("[]", "null", '"x"', "7", "{"):
+        (run / "status.json").write_text(content)
+        assert Watched(run).status == {}
+    for content in ("[]", "null", '"x"', "7", "{", ""):
+        (run / "manifest.json").write_text(content)
+        with pytest.raises(FolderError, match=r"found what cannot be read as a run \(.+\); expected the folder of a run"):
+            Watched(run)
+    folder(run)
+    with serving(run, 0) as server:
+        told(run, stream={"batches": "many", "course": 7})
+        status, _, said = asked(server, "/")
+        assert (status, said.count("cannot be read as a run")) == (503, 1)
+        told(run)
+        with socket.create_connection((HOST, server.server_port)) as gone:
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # as when a tab is closed
+            gone.sendall(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        assert asked(server, "/")[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
