@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fedmerge.errors import FolderError
+from fedmerge.errors import FolderError, first_line
 from fedmerge.federated.messages import SiteTask
 from fedmerge.federated.model import build
 from fedmerge.federated.pool.experts import Expert, ExpertPool
@@ -144,7 +144,5 @@ def _task(manifest: Path) -> SiteTask:
     try:
         return SiteTask.model_validate(json.loads(manifest.read_text(encoding="utf-8"))["task"])
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise FolderError(
-            f"{manifest.parent}: found one that cannot be read ({reason}); expected a whole one. Delete it: the site trains again"
-        ) from None
+        said, mend = first_line(error), "Delete it: the site trains again"
+        raise FolderError(f"{manifest.parent}: found one that cannot be read ({said}); expected a whole one. {mend}") from None

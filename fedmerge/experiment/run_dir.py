@@ -17,7 +17,7 @@ from typing import Any, Self
 import yaml
 from filelock import FileLock
 
-from fedmerge.errors import FolderError
+from fedmerge.errors import FolderError, first_line
 from fedmerge.experiment.experiment import WITHOUT_EFFECT, Experiment
 from fedmerge.experiment.scenario import LIMITS, Scenario
 from fedmerge.federated.site import Site
@@ -115,8 +115,8 @@ def reopened(path: Path) -> tuple[Experiment, dict[str, Any]]:
         classes = tuple(manifest["classes"])
         return Experiment(scenario, sites, target, classes, tuple(manifest.get("target_classes", classes))), manifest
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise FolderError(f"{path}: found no run ({reason}); expected the folder of a finished run, e.g. runs/organs-0") from None
+        said = first_line(error)
+        raise FolderError(f"{path}: found no run ({said}); expected the folder of a finished run, e.g. runs/organs-0") from None
 
 
 def _mend_last_line(file: Path) -> None:
