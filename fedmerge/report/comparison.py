@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from fedmerge.errors import FolderError
+from fedmerge.errors import FolderError, first_line
 from fedmerge.report.metrics.significance import Difference, holm, paired
 
 SAME = "two runs of one target, one seed and one stream, so that both have predicted the same images in the same order"
@@ -97,8 +97,7 @@ def kept_run(path: Path) -> KeptRun:
         found = KeptRun(path, scenario, manifest, summary, stored)
         _ = summary["stream"]["index_sha256"], scenario["target"]["name"], stored["labels"], stored["batch"], manifest["classes"]
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, yaml.YAMLError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FolderError(f"{path}: found no run ({reason}); {expected}") from None
+        raise FolderError(f"{path}: found no run ({first_line(error)}); {expected}") from None
     if manifest.get("status") != "done":
         mend = "Give its command again, with --resume"
         raise FolderError(f"{path}: found a run that is {manifest.get('status', 'not finished')}; {expected}. {mend}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,7 +19,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from fedmerge.errors import FolderError
+from fedmerge.errors import FolderError, first_line
 from fedmerge.report.batch_log import Step
 from fedmerge.report.pages._render import fill
 from fedmerge.report.plots.layout import MOST_POINTS, largest
@@ -45,16 +46,16 @@ FILTERS: dict[str, Callable[..., str]] = {
 class Course:
     """What one method did so far, in runs of batches (bins). shares: for encoder and head, the sum of coefficients by name."""
 
-    right: dict[int, int] = field(default_factory=dict)
-    seen: dict[int, int] = field(default_factory=dict)
-    steps: dict[int, int] = field(default_factory=dict)
+    right: Counter[int] = field(default_factory=Counter)
+    seen: Counter[int] = field(default_factory=Counter)
+    steps: Counter[int] = field(default_factory=Counter)
     shares: dict[str, dict[int, dict[str, float]]] = field(default_factory=lambda: {part: {} for part in PARTS})
 
     def add(self, place: int, step: Step, there: list[str]) -> None:
         """One step. there: names of the experts, in the order of coefficients."""
-        self.right[place] = self.right.get(place, 0) + step.correct
-        self.seen[place] = self.seen.get(place, 0) + step.n
-        self.steps[place] = self.steps.get(place, 0) + 1
+        self.right[place] += step.correct
+        self.seen[place] += step.n
+        self.steps[place] += 1
         for part, given in zip(PARTS, (step.encoder, step.head), strict=True):
             sums = self.shares[part].setdefault(place, {}) if given else {}
             names = [*there, *ANCHORS[: max(0, len(given or ()) - len(there))]]
@@ -134,8 +135,7 @@ class Watched:
                 self.scenario = yaml.safe_load((self.run / "scenario.yaml").read_text(encoding="utf-8"))
             _ = self.manifest["scenario"], self.scenario["target"]["name"], [site["name"] for site in self.scenario["sites"]]
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise FolderError(f"{self.run}: cannot be read as a run ({reason}); {EXPECTED}") from None
+            raise FolderError(f"{self.run}: cannot be read as a run ({first_line(error)}); {EXPECTED}") from None
         try:
             self.status = json.loads((self.run / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):  # of an older version, or one that could not write it
