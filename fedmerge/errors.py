@@ -4,6 +4,7 @@ FedmergeError
 ├── UserError                 the user can mend it: exit code 2, one message, no traceback
 │   ├── ScenarioError         a YAML says something that cannot be; carries all problems at once
 │   ├── DataError             images that are missing, truncated, or of the wrong kind
+│   │   └── SourceError       the same, as one problem of a source's keys
 │   ├── CheckpointError       weights that do not fit the model
 │   ├── MethodError           a merging method that cannot be used as asked, from the library
 │   ├── FolderError           a run folder or pool that cannot be used as asked
@@ -85,6 +86,10 @@ class UserError(FedmergeError):
 
     exit_code = 2
 
+    def __init__(self, text: str, told: str = "") -> None:
+        super().__init__(text)
+        self.told = told or self.told
+
 
 class ScenarioError(UserError):
     """All problems of a scenario and its sites, reported together."""
@@ -101,17 +106,22 @@ class ScenarioError(UserError):
 class DataError(UserError):
     """Images that cannot be used. text: for their owner, with names of files; told: for others, without."""
 
-    def __init__(self, text: str, told: str = "its images cannot be used") -> None:
-        super().__init__(text)
-        self.told = told
+    told = "its images cannot be used"
+
+
+class SourceError(DataError):
+    """Images that cannot be used, as one problem of their source."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem), f"source.{problem.key}: cannot be used; expected {problem.expected}")
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[SourceError], tuple[Problem]]:
+        return type(self), (self.problem,)
 
 
 class CheckpointError(UserError):
     """Weights that do not fit the model they are meant for. told: as of DataError."""
-
-    def __init__(self, text: str, told: str = "") -> None:
-        super().__init__(text)
-        self.told = told
 
 
 class PerSampleRefused(CheckpointError):
@@ -141,17 +151,13 @@ def extras_named() -> Iterator[None]:
         if extra is None:
             raise
         text = f"the package '{package}' is not installed; install it with: pip install 'fedmerge[{extra}]'"
-        missing = MissingExtra(text, name=package)
-        missing.told = text
+        missing = MissingExtra(text, text)
+        missing.name = package
         raise missing from error
 
 
 class SiteError(UserError):
     """A hospital failed, or did not answer in time. Experts of the other hospitals are kept. told: as of DataError."""
-
-    def __init__(self, text: str, told: str = "") -> None:
-        super().__init__(text)
-        self.told = told
 
 
 class UploadRefused(SiteError):
@@ -160,6 +166,11 @@ class UploadRefused(SiteError):
 
 class TargetError(FedmergeError):
     """The target's actor died, or a wait for it reached its deadline."""
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another package says, in one line; its name if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def folded(name: str) -> str:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 
 def seed_of(root: int, *names: str | int) -> int:
@@ -20,10 +16,3 @@ def seed_of(root: int, *names: str | int) -> int:
 def generator(root: int, *names: str | int) -> np.random.Generator:
     """The numpy generator of (root, names...)."""
     return np.random.Generator(np.random.PCG64(seed_of(root, *names)))
-
-
-def torch_generator(root: int, *names: str | int) -> torch.Generator:
-    """The CPU torch generator of (root, names...)."""
-    import torch
-
-    return torch.Generator().manual_seed(seed_of(root, *names))

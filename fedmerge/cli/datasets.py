@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 
-from rich.console import Console
 from rich.table import Table
 
 from fedmerge.cli.methods import fields_of
 from fedmerge.data.datasets._base import SOURCES
 from fedmerge.data.datasets._public import Published, published_by
+from fedmerge.report.terminal import console
 
 HEAD = """# Public data sets by name
 
@@ -42,9 +42,7 @@ def records() -> dict[str, dict[str, Published]]:
 
 def dataset_table() -> None:
     """Print one row for each data set: how YAML names it, its images, classes and domains, and its licence."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 160
+    out = console(width=160)
     shown = Table(title="Public data sets: one file each in fedmerge/data/datasets")
     for column in ("source", "images", "classes", "domains", "license"):
         shown.add_column(column, no_wrap=column == "source")
@@ -52,10 +50,8 @@ def dataset_table() -> None:
         for name, facts in every.items():
             domains = ", ".join(facts.images) or "each data set"
             shown.add_row(_written(kind, name), _count(facts), str(len(facts.classes) or "its own"), domains, facts.license)
-    console.print(shown)
-    console.print(
-        "`fedmerge datasets NAME` says where to get it, how it lies in its folder, and the keys of the source.", markup=False
-    )
+    out.print(shown)
+    out.print("`fedmerge datasets NAME` says where to get it, how it lies in its folder, and the keys of the source.", markup=False)
 
 
 def describe_dataset(kind: str) -> str:

@@ -7,11 +7,11 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from fedmerge.merging.methods._base import METHODS, Adaptive, Method, Online, Output, Static
 from fedmerge.registry import Plugin
+from fedmerge.report.terminal import console
 
 KINDS: dict[type[Method], str] = {Static: "once", Adaptive: "per batch", Online: "online", Output: "predictions"}
 """What is merged, and when."""
@@ -21,23 +21,17 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 
 def method_table() -> None:
     """Print one row for each method: when it merges, what it needs, whether it has gradients, forwards per batch, and the paper."""
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 160
+    out = console(width=160)
     shown = Table(title="Merging methods: one file each in fedmerge/merging/methods")
-    shown.add_column("method", no_wrap=True)
-    shown.add_column("merges", no_wrap=True)
-    shown.add_column("needs beyond weights")
-    shown.add_column("gradients")
-    shown.add_column("forwards per batch", no_wrap=True)
-    shown.add_column("paper")
+    for name in ("method", "merges", "needs beyond weights", "gradients", "forwards per batch", "paper"):
+        shown.add_column(name, no_wrap=name in ("method", "merges", "forwards per batch"))
     for name in METHODS.names:
         shown.add_row(*row(name))
-    console.print(shown)
-    console.print(
+    out.print(shown)
+    out.print(
         "K: experts. Forwards of a batch if the method runs alone; together, methods share the experts' logits.", markup=False
     )
-    console.print("`fedmerge methods NAME` shows a method's formula and its fields.", markup=False)
+    out.print("`fedmerge methods NAME` shows a method's formula and its fields.", markup=False)
 
 
 def row(name: str) -> tuple[str, ...]:

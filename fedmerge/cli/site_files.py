@@ -19,6 +19,7 @@ from ruamel.yaml.tokens import CommentToken
 from ruamel.yaml.util import load_yaml_guess_indent
 
 from fedmerge.errors import FolderError, Problem, ScenarioError
+from fedmerge.experiment.validation.problems import placed
 from fedmerge.federated.security.signing import key_file, make
 from fedmerge.federated.site import OwnExpert, Site
 from fedmerge.system.files import atomic
@@ -116,8 +117,7 @@ def site_outline(file: Path, seed: int) -> str:
     """
     site = read_as(Site, file)
     if problems := site.source.check():
-        wrong = [Problem(str(file), f"source.{p.key}".rstrip("."), p.found, p.expected, p.mend) for p in problems]
-        raise ScenarioError(lined(wrong, file))
+        raise ScenarioError(lined([placed(str(file), "source", problem) for problem in problems], file))
     known: dict[str, Any] = {
         "kind": "remote",
         "labels": list(site.source.classes()),

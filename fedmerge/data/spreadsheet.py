@@ -12,7 +12,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from fedmerge.errors import DataError, Problem, extras_named, quoted
+from fedmerge.errors import Problem, SourceError, extras_named, first_line, quoted
 
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 
@@ -29,12 +29,8 @@ STARTS = {
 """First bytes of what people take for a CSV."""
 
 
-class BadTableError(DataError):
-    """A table that cannot be used, as one problem of the source."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(f"table: {problem}", f"source.{problem.key}: cannot be used; expected {problem.expected}")
-        self.problem = problem
+def _wrong(key: str, found: str, expected: str, mend: str = "") -> SourceError:
+    return SourceError(Problem("table", key, found, expected, mend))
 
 
 @dataclass(frozen=True)
@@ -54,9 +50,9 @@ class Spreadsheet:
         return dict(zip(self.names, zip(*self.rows, strict=True), strict=True))
 
     def column(self, name: str) -> tuple[str, ...]:
-        """The cells of one column. Raises BadTableError if there is no such column."""
+        """The cells of one column. Raises SourceError if there is no such column."""
         if name not in self._columns:
-            raise BadTableError(Problem("", "columns", quoted(name), f"columns of the table: {', '.join(self.names)}"))
+            raise _wrong("columns", quoted(name), f"columns of the table: {', '.join(self.names)}")
         return self._columns[name]
 
 
@@ -69,7 +65,7 @@ def known_encoding(name: Any) -> Any:
 
 
 def read_spreadsheet(path: Path, encoding: str, hint: str = "") -> Spreadsheet:
-    """The table in a file, read once for as long as the file stays as it is. Raises BadTableError, and OSError."""
+    """The table in a file, read once for as long as the file stays as it is. Raises SourceError, and OSError."""
     try:
         facts = path.stat()
     except OSError as error:
@@ -77,12 +73,10 @@ def read_spreadsheet(path: Path, encoding: str, hint: str = "") -> Spreadsheet:
             where = "" if path.is_absolute() else f", looked for in {quoted(Path.cwd())}"
             unset = "; is its environment variable set?" if "$" in str(path) else ""
             mend = f"The data: {hint}" if hint else ""
-            raise BadTableError(
-                Problem("", "file", f"{quoted(path)}, which does not exist{where}{unset}", "a CSV or Parquet file", mend)
-            ) from None
+            raise _wrong("file", f"{quoted(path)}, which does not exist{where}{unset}", "a CSV or Parquet file", mend) from None
         raise
     if path.is_dir():
-        raise BadTableError(Problem("", "file", f"{quoted(path)}, which is a folder", "a CSV or Parquet file"))
+        raise _wrong("file", f"{quoted(path)}, which is a folder", "a CSV or Parquet file")
     return _read(path.absolute(), encoding, (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino))
 
 
@@ -92,18 +86,16 @@ def _read(path: Path, encoding: str, facts: tuple[int, ...]) -> Spreadsheet:
         start = file.read(4)
     cells = _parquet(path) if start == b"PAR1" else _csv(path, encoding)
     if twice := [name for name, times in Counter(cells.names).items() if times > 1]:
-        raise BadTableError(Problem("", "file", f"{len(twice)} names of columns twice, e.g. {quoted(twice[0])}", "every name once"))
+        raise _wrong("file", f"{len(twice)} names of columns twice, e.g. {quoted(twice[0])}", "every name once")
     if not cells.rows:
-        raise BadTableError(Problem("", "file", f"no row below the names of the columns in {quoted(path)}", "a row for each image"))
+        raise _wrong("file", f"no row below the names of the columns in {quoted(path)}", "a row for each image")
     return cells
 
 
 def _csv(path: Path, encoding: str) -> Spreadsheet:
     text, first = _text(path, encoding), 1
     if not text.strip():
-        raise BadTableError(
-            Problem("", "file", f"{quoted(path)}, which is empty", "a CSV or Parquet file with a row for each image")
-        )
+        raise _wrong("file", f"{quoted(path)}, which is empty", "a CSV or Parquet file with a row for each image")
     if text.startswith("sep="):  # Excel's own way to tell
         declared, _, text = text.partition("\n")
         first, separator = 2, declared.strip("\r")[4:5] or ","
@@ -120,7 +112,7 @@ def _csv(path: Path, encoding: str) -> Spreadsheet:
             begins = reader.line_num + first
     except csv.Error as error:
         found = f"a line that is no CSV in {quoted(path)}, line {begins} ({error})"
-        raise BadTableError(Problem("", "file", found, "cells in quotes that end, and no NUL bytes")) from None
+        raise _wrong("file", found, "cells in quotes that end, and no NUL bytes") from None
     _same_width(rows, lines, separator, path)
     return Spreadsheet(rows[0], tuple(rows[1:]), tuple(lines[1:]), "lines")
 
@@ -131,14 +123,14 @@ def _text(path: Path, encoding: str) -> str:
     kind = next((what for start, what in STARTS.items() if data.startswith(start)), None)
     if kind and not (kind == "text in UTF-16" and encoding.startswith("utf-16")):
         mend = "Set encoding: utf-16 in the source" if "UTF-16" in kind else "Save it as 'CSV UTF-8', or unpack it"
-        raise BadTableError(Problem("", "file", f"{quoted(path)}, which is {kind}", "a CSV or Parquet file", mend))
+        raise _wrong("file", f"{quoted(path)}, which is {kind}", "a CSV or Parquet file", mend)
     try:
         return codecs.decode(data, "utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         found = f"{quoted(path)}, which is not {encoding.upper()} (byte 0x{data[error.start]:02x} in line {line})"
         mend = "Save it as 'CSV UTF-8', or set encoding in the source: cp1252 or latin-1 for what Excel writes in Western Europe"
-        raise BadTableError(Problem("", "encoding", found, f"text in {encoding.upper()}", mend)) from None
+        raise _wrong("encoding", found, f"text in {encoding.upper()}", mend) from None
 
 
 def _separator(text: str, path: Path) -> str:
@@ -151,7 +143,7 @@ def _separator(text: str, path: Path) -> str:
         best = max(mixed, key=lambda sign: _narrowest(text, sign))
     if widths[best] < 2:
         found = f"one column only in the first line of {quoted(path)}"
-        raise BadTableError(Problem("", "file", found, f"columns parted by {', '.join(SEPARATORS.values())}"))
+        raise _wrong("file", found, f"columns parted by {', '.join(SEPARATORS.values())}")
     return best
 
 
@@ -162,7 +154,7 @@ def _narrowest(text: str, sign: str) -> int:
 
 
 def _same_width(rows: Sequence[tuple[str, ...]], lines: Sequence[int], separator: str, path: Path) -> None:
-    """Raises BadTableError for rows that have not as many cells as there are names, as where separators are mixed."""
+    """Raises SourceError for rows that have not as many cells as there are names, as where separators are mixed."""
     width = len(rows[0])
     odd = [at for at, row in enumerate(rows) if len(row) != width]
     if not odd:
@@ -172,9 +164,7 @@ def _same_width(rows: Sequence[tuple[str, ...]], lines: Sequence[int], separator
     mixed = f"; it holds a {others[0]}, as if separators were mixed" if others and len(first) < width else ""
     found = f"{len(odd)} rows of another number of cells in {quoted(path)}, e.g. {len(first)} in line {lines[odd[0]]}{mixed}"
     expected = f"{width} in each, as in the first line, which are parted by {SEPARATORS.get(separator, repr(separator))}"
-    raise BadTableError(
-        Problem("", "file", found, expected, "Put cells that hold the separator in quotes, or save the table again")
-    )
+    raise _wrong("file", found, expected, "Put cells that hold the separator in quotes, or save the table again")
 
 
 def _parquet(path: Path) -> Spreadsheet:
@@ -184,10 +174,8 @@ def _parquet(path: Path) -> Spreadsheet:
     try:
         frame = pd.read_parquet(path, engine="pyarrow")
     except (pa.ArrowException, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise BadTableError(
-            Problem("", "file", f"{quoted(path)}, a Parquet file that cannot be read ({reason})", "a whole one")
-        ) from None
+        reason = first_line(error)[:120]
+        raise _wrong("file", f"{quoted(path)}, a Parquet file that cannot be read ({reason})", "a whole one") from None
     if any(name is not None for name in frame.index.names):  # pandas keeps a named index as such
         frame = frame.reset_index()
     columns = [

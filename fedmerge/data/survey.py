@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from fedmerge.data.datasets._image_files import ENDS, PARTS, passed_over
 from fedmerge.data.datasets.table import MOST_CLASSES
-from fedmerge.data.spreadsheet import BadTableError, Spreadsheet, read_spreadsheet
-from fedmerge.errors import DataError, folded, quoted
+from fedmerge.data.spreadsheet import Spreadsheet, read_spreadsheet
+from fedmerge.errors import DataError, SourceError, folded, quoted
 
 KNOWN = (
     "ROOT/<hospital>/<class>/*, with folders of patients below or not",
@@ -330,7 +330,7 @@ def _spreadsheet(file: Path) -> tuple[Spreadsheet, str]:
     """The table, in UTF-8 or as Excel writes it in Western Europe."""
     try:
         return read_spreadsheet(file, "utf-8"), "utf-8"
-    except BadTableError as error:
+    except SourceError as error:
         if error.problem.key != "encoding":
             raise _unknown(file, error.problem.found) from None
     return read_spreadsheet(file, "cp1252"), "cp1252"

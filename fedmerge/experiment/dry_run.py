@@ -33,7 +33,7 @@ from fedmerge.federated.strategies._base import Strategy
 from fedmerge.report.terminal import Terminal
 from fedmerge.stream.events import past_end
 from fedmerge.stream.stream import Stream
-from fedmerge.system.process import owners
+from fedmerge.system.process import one_thread, owners
 
 WORKER_BYTES = 0.42 * 2**30
 """What a process with torch, Ray and Flower in it takes before it does anything, as measured on Linux."""
@@ -99,16 +99,12 @@ class Preview:
     rounds: tuple[Ahead, ...] = ()
 
 
-def preview(experiment: Experiment, pool: Path, cores: int) -> Preview:
+def previews(experiments: Sequence[Experiment], pool: Path, cores: int) -> list[Preview]:
     """Count, look, and time a few steps; nothing is trained, and nothing written but caches of images and an untrained theta_0.
 
-    Raises DataError if images cannot be used, and ScenarioError if an event comes after the end of the stream.
+    Of several experiments of one scenario, the images of a site are counted once. Raises DataError if images cannot be used, and
+    ScenarioError if an event comes after the end of the stream.
     """
-    return previews([experiment], pool, cores)[0]
-
-
-def previews(experiments: Sequence[Experiment], pool: Path, cores: int) -> list[Preview]:
-    """The same for several experiments of one scenario: the images of a site are counted once. Raises as `preview`."""
     trains = {site.name for one in experiments for site in one.sites}
     everyone = {(site.name, one.scenario.trains_on(site)): site for one in experiments for site in one.sites}
     everyone |= {(one.target.name, one.target_classes): one.target for one in experiments}
@@ -214,10 +210,9 @@ def estimate(experiment: Experiment, model: torch.nn.Module, sites: Sequence[Cen
     return Cost(left.first_steps * step, own, rounds, forwards * forward, peak, at_once)
 
 
+@one_thread()
 def _seconds(model: torch.nn.Module, batch: int, image: tuple[int, ...], backward: bool = True) -> float:
     """Least time of a few steps, or forwards, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     x, times = torch.randn(batch, *image), []
     for _ in range(TRIALS):
         began = time.perf_counter()
@@ -227,7 +222,6 @@ def _seconds(model: torch.nn.Module, batch: int, image: tuple[int, ...], backwar
                 logits.logsumexp(1).mean().backward()
                 model.zero_grad()
         times.append(time.perf_counter() - began)
-    torch.set_num_threads(threads)
     return min(times)
 
 

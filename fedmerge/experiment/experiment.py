@@ -100,11 +100,8 @@ class Experiment:
     def remarks(self) -> list[str]:
         """What is left out of the images, by site, what differs between sites, and classes that nobody shows, as seen from here."""
         everyone = [*self.sites, self.target]
-        said = (
-            [f"protocol '{self.scenario.protocol}' gives: {', '.join(self.filled)}"]
-            if self.scenario.protocol and self.filled
-            else []
-        )
+        protocol = self.scenario.protocol
+        said = [f"protocol '{protocol}' gives: {', '.join(self.filled)}"] if protocol and self.filled else []
         said += try_out(self.scenario.model, len(self.classes))
         said += unusable() if self.scenario.backend != "deployment" else []
         for name, done in brought_by(self.scenario, self.sites, self.classes).items():
@@ -121,15 +118,13 @@ class Experiment:
         sites = [_written(site) for site in self.sites]
         scenario = self.scenario.model_dump(mode="json")
         founders, joining = sites[: len(self.scenario.sites)], sites[len(self.scenario.sites) :]
+        given = {"classes": list(self.target_classes)} if self.scenario.target.classes else {}
         return {
             **{key: value for key, value in scenario.items() if key != "protocol" or value},
             "sites": founders,
             **({"joining": joining} if joining else {}),
-            "target": {**_written(self.target), **self.scenario.target.limits, **self._other_classes()},
+            "target": {**_written(self.target), **self.scenario.target.limits, **given},
         }
-
-    def _other_classes(self) -> dict[str, Any]:
-        return {"classes": list(self.target_classes)} if self.scenario.target.classes else {}
 
     def inputs(self) -> dict[str, str]:
         """A sha256 of every input that the scenario only names: all images, and the files of weights that can be read."""

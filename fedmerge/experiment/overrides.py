@@ -53,12 +53,7 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
         changed["methods"] = known["methods"]  # so that settings can name their fields
     for key, value in sorted(overrides.settings, key=lambda pair: not pair[0].endswith(".kind")):  # fields of a kind come after it
         changed = assign(changed, key, value)
-    if overrides.backend is not None:
-        changed["backend"] = overrides.backend
-    if overrides.jobs is not None:
-        changed["jobs"] = overrides.jobs
-    if overrides.seed is not None:
-        changed["seed"] = overrides.seed
+    changed |= {key: value for key in ("backend", "jobs", "seed") if (value := getattr(overrides, key)) is not None}
     if overrides.target is not None:
         has = changed.get("target")
         changed["target"] = {**has, "site": overrides.target} if isinstance(has, dict) else overrides.target

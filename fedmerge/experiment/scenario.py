@@ -297,26 +297,18 @@ class Scenario(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _begun_with_text(cls, value: Any) -> Any:
-        """A CLIP begins with its own weights and the head of its prompts, unless a scenario says otherwise."""
-        return _of_prompts(value)
-
-    @model_validator(mode="before")
-    @classmethod
     def _by_protocol(cls, value: Any) -> Any:
-        """What the protocol says of keys that are left out."""
-        return filled(_of_prompts(value))[0]
+        """What the protocol says of keys that are left out, and before and after it what a CLIP begins with."""
+        return _of_prompts(filled(_of_prompts(value))[0])
 
     @model_validator(mode="before")
     @classmethod
     def _flat_limits(cls, value: Any) -> Any:
         """`target_max_bytes` and its like, as they were written once, stand below `target` now."""
         flat = {f"target_{key}": key for key in LIMITS}
-        if (
-            not isinstance(value, dict)
-            or not flat.keys() & value.keys()
-            or not isinstance(target := _named(value.get("target")), dict)
-        ):
+        if not isinstance(value, dict) or not flat.keys() & value.keys():
+            return value
+        if not isinstance(target := _named(value.get("target")), dict):
             return value
         nested = {flat[key]: item for key, item in value.items() if key in flat and item is not None}
         return {key: item for key, item in value.items() if key not in flat} | {"target": nested | target}
@@ -325,6 +317,4 @@ class Scenario(Spec):
 def json_schema(kind: str) -> dict[str, Any]:
     """The JSON schema of a scenario or a site, for editors. kind: "scenario" or "site"."""
     models: dict[str, type[Spec]] = {"scenario": Scenario, "site": Site}
-    model = models[kind]
-    schema = model.model_json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **models[kind].model_json_schema()}

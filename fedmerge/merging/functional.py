@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from fedmerge.errors import CheckpointError, MethodError, nearest
+from fedmerge.errors import CheckpointError, MethodError, first_line, nearest
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.layout import StateDict, check_mapping, found_as
 from fedmerge.merging.coefficients import Coefficients
@@ -416,8 +416,7 @@ class _Given:
             try:
                 torch.empty(0, device=self.device)
             except (RuntimeError, AssertionError, TypeError) as error:
-                reason = str(error).splitlines()[0][:120]
-                found = f"'{self.device}' ({reason})"
+                found = f"'{self.device}' ({first_line(error)[:120]})"
                 raise MethodError(f"device: found {found}; expected one of this machine, such as 'cpu'") from None
         for what, state in (("base", self.base), ("generalist", self.generalist)):
             if state is not None:

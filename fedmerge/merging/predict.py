@@ -110,8 +110,8 @@ class Row:
     >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
     >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
     >>> row = rows_of([load_method("mean")], bank)["mean"]
-    >>> row.theta, row.transductive
-    (tensor([1., 1.]), False)
+    >>> row.theta
+    tensor([1., 1.])
     """
 
     method: Method
@@ -120,11 +120,6 @@ class Row:
     statistics: Tensor | None = None
     cap: float | None = None
     model: nn.Module | None = None
-
-    @property
-    def transductive(self) -> bool:
-        """Whether it must see the whole stream first."""
-        return self.method.transductive
 
     def info(self) -> RowInfo:
         """What the report says of it."""
@@ -363,7 +358,7 @@ def carry(rows: dict[str, Row], past: dict[str, Row], before: tuple[str, ...], b
     tensor([0.9000, 0.1000], dtype=torch.float64)
     """
     for key, row in rows.items():
-        if key not in past or row.transductive:
+        if key not in past or row.method.transductive:
             continue
         own, seen = _apart(past[key].state)
         there = (*before, "theta_0") if row.method.with_theta_0 else before

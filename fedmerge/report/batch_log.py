@@ -25,6 +25,9 @@ Mark = dict[str, Any]
 CELL = 4
 """Bytes of a probability."""
 
+WRITTEN = ("t", "method", "n", "correct", "encoder", "head", "entropy", "forwards", "seconds", "notes", "merge_bytes")
+"""What a line of `batches.jsonl` has of a step."""
+
 
 class Ledger:
     """Steps by method. lines: the file of lines. folder: of the probabilities; it must exist when something is appended."""
@@ -152,20 +155,7 @@ class Step:
 
     def line(self) -> str:
         """The line of `batches.jsonl`: everything but the probabilities."""
-        record: dict[str, Any] = {
-            "t": self.t,
-            "method": self.method,
-            "n": self.n,
-            "correct": self.correct,
-            "encoder": self.encoder,
-            "head": self.head,
-            "entropy": self.entropy,
-            "forwards": self.forwards,
-            "seconds": self.seconds,
-            "notes": self.notes,
-            "merge_bytes": self.merge_bytes,
-        }
-        return json.dumps(record)
+        return json.dumps({name: getattr(self, name) for name in WRITTEN})
 
     @staticmethod
     def parse(line: str, probabilities: NDArray[np.float32]) -> Step:

@@ -10,6 +10,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -111,8 +112,7 @@ class RunLog:
 
     def __init__(self, writers: Sequence[Writer]) -> None:
         self.writers = writers
-        self._right: dict[str, int] = {}
-        self._seen: dict[str, int] = {}
+        self._right, self._seen = Counter[str](), Counter[str]()
 
     def words(self, **values: str) -> None:
         """What the run is."""
@@ -129,8 +129,8 @@ class RunLog:
         """Batches of the stream. there: names of the experts, in the order of coefficients."""
         for step in steps if self.writers else ():
             name = step.method
-            self._right[name] = self._right.get(name, 0) + step.correct
-            self._seen[name] = self._seen.get(name, 0) + step.n
+            self._right[name] += step.correct
+            self._seen[name] += step.n
             values = {
                 f"accuracy so far/{name}": self._right[name] / self._seen[name],
                 f"accuracy of the batch/{name}": step.correct / step.n,

@@ -18,10 +18,13 @@ from fedmerge.report.metrics.classification import SMALLEST, by_group, err, gap_
 from fedmerge.report.metrics.communication_cost import costs
 from fedmerge.report.metrics.segments import halves, segments
 from fedmerge.report.metrics.significance import holm, interval, paired, per_unit
-from fedmerge.report.records import RunRecord, SiteRow
+from fedmerge.report.records import RunRecord
 from fedmerge.system.process import one_thread
 
 REFERENCE = "mean"
+
+OF_A_SITE = ("name", "trained", "brought", "expert_sha256", "n", "validation_accuracy", "temperature", "attack", "left_out")
+"""What the summary has of a hospital's row."""
 
 
 def summarize(record: RunRecord) -> dict[str, Any]:
@@ -50,7 +53,7 @@ def summarize(record: RunRecord) -> dict[str, Any]:
             "unused": stream.unused,
             "index_sha256": stream.index_sha256,
         },
-        "sites": [_site(site) for site in record.sites],
+        "sites": [{name: getattr(site, name) for name in OF_A_SITE} for site in record.sites],
         "changes": [asdict(one) for one in record.changes],
         **({"parts": {name: list(domains) for name, domains in record.parts.items()}} if record.parts else {}),
         **(
@@ -149,20 +152,6 @@ def _whole(record: RunRecord, name: str) -> NDArray[np.float32]:
     found = np.full((len(there), p.shape[1]), np.nan, dtype=np.float32)
     found[there] = p
     return found
-
-
-def _site(site: SiteRow) -> dict[str, Any]:
-    return {
-        "name": site.name,
-        "trained": site.trained,
-        "brought": site.brought,
-        "expert_sha256": site.expert_sha256,
-        "n": site.n,
-        "validation_accuracy": site.validation_accuracy,
-        "temperature": site.temperature,
-        "attack": site.attack,
-        "left_out": site.left_out,
-    }
 
 
 def _method(record: RunRecord, name: str) -> dict[str, Any]:

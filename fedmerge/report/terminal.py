@@ -68,9 +68,7 @@ class Terminal:
     def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic, status: Path | None = None) -> None:
         self.clock = clock
         self.status = StatusFile(status)
-        self.console = Console(quiet=quiet, highlight=False, markup=False)
-        if not self.console.is_terminal:
-            self.console.width = PLAIN_WIDTH
+        self.console = console(quiet)
         self.live = self.console.is_terminal and not quiet
         self._told: dict[str, int] = {}
 
@@ -304,9 +302,9 @@ def duration(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def console() -> Console:
-    """Plain and wide where there is no terminal."""
-    found = Console(highlight=False, markup=False)
+def console(quiet: bool = False, width: int = PLAIN_WIDTH) -> Console:
+    """Plain, and this wide where there is no terminal."""
+    found = Console(quiet=quiet, highlight=False, markup=False)
     if not found.is_terminal:
-        found.width = 120
+        found.width = width
     return found

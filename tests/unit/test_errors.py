@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import re
 from pathlib import Path
 
 import pytest
 
 from fedmerge import errors
-from fedmerge.errors import Problem, ScenarioError, UserError, nearest
+from fedmerge.errors import Problem, ScenarioError, SourceError, UserError, nearest
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "fedmerge").rglob("*.py"))
 MENDABLE = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, UserError)}
@@ -54,3 +55,10 @@ def test_a_problem_is_where_found_expected_and_mend() -> None:
     near = Problem("organs.yaml", "target", "'axail'", "a site", nearest("axail", ["axial", "coronal"]))
     assert str(near) == "organs.yaml: target: found 'axail'; expected a site; did you mean 'axial'?"
     assert str(ScenarioError([problem])).splitlines() == ["the scenario cannot run: 1 problem", f"  - {problem}"]
+
+
+def test_an_error_that_carries_problems_comes_through_to_another_process() -> None:
+    problem = Problem("table", "file", "'a.csv', which is empty", "a row for each image")
+    for error in (ScenarioError([problem]), SourceError(problem)):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again), again.told) == (type(error), str(error), error.told)

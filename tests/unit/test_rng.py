@@ -5,9 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import torch
-
-from fedmerge.rng import generator, seed_of, torch_generator
+from fedmerge.rng import generator, seed_of
 
 
 def test_every_name_matters_and_so_does_their_order() -> None:
@@ -20,10 +18,3 @@ def test_the_same_in_another_process() -> None:
     code = "from fedmerge.rng import generator; print(generator(3, 'site', 1).integers(1 << 40))"
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(there) == generator(3, "site", 1).integers(1 << 40)
-
-
-def test_torch_has_its_own() -> None:
-    before = torch.random.get_rng_state()
-    first = torch.rand(3, generator=torch_generator(0, "x"))
-    assert torch.equal(first, torch.rand(3, generator=torch_generator(0, "x")))
-    assert torch.equal(before, torch.random.get_rng_state())

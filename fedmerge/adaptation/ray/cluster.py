@@ -15,7 +15,7 @@ from typing import Any
 from fedmerge.adaptation.ray.placement import Nodes, Wanted
 from fedmerge.adaptation.ray.tls_check import disagreements
 from fedmerge.adaptation.ray.waiting import knock
-from fedmerge.errors import Problem, ScenarioError, TargetError
+from fedmerge.errors import Problem, ScenarioError, TargetError, first_line
 from fedmerge.system.offline import sealed
 from fedmerge.system.process import SOCKET_BYTES, cores, own_signals
 
@@ -110,7 +110,7 @@ def start_ray(ray: Any) -> None:
             return
         except Exception as error:  # a bare Exception is what Ray raises where its daemons are too slow to start
             ray.shutdown()
-            said = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+            said = first_line(error).partition(". ")[0]
             if outside:
                 expected = "a cluster that lets this command in"
                 raise ScenarioError([Problem("RAY_ADDRESS", "", f"'{outside}' ({said})", expected, TOKEN)]) from None

@@ -26,7 +26,7 @@ from fedmerge.data.datasets._decode import decode_all, shortened
 from fedmerge.data.datasets._formats import MOST_PIXELS, Reading
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
-from fedmerge.errors import DataError, Problem, folded, quoted
+from fedmerge.errors import DataError, Problem, SourceError, folded, quoted
 from fedmerge.registry import Spec
 from fedmerge.system.files import atomic_write
 
@@ -169,8 +169,8 @@ class FileSource(Source):
         return self
 
     @abstractmethod
-    def _root(self) -> Path:
-        """The folder that paths are relative to. Raises DataError."""
+    def _located(self) -> Path | Problem:
+        """The folder that paths are relative to, or what is wrong with it."""
 
     @abstractmethod
     def _found(self, root: Path) -> tuple[list[_image_files.ImageFile], list[str]]:
@@ -179,9 +179,9 @@ class FileSource(Source):
         Raises OSError for what cannot be read.
         """
 
-    @abstractmethod
     def _patient_of(self, item: _image_files.ImageFile) -> str | None:
         """The patient whose image it is, as the hospital calls her."""
+        return item.patient or None
 
     def _determined(self) -> list[Any]:
         """What determines the images beside the files, by the layout's keys."""
@@ -193,7 +193,7 @@ class FileSource(Source):
             return None
         secret = _secret(self.patient_key)
         if isinstance(secret, Problem):
-            raise DataError(f"{self.kind()}: {secret}", "source.patient_key: cannot be read; expected a file with a secret")
+            raise SourceError(replace(secret, where=self.kind()))
         with self._opened() as root:
             names = {self._patient_of(item) for item in self._items(root)} - {None}
         return Pseudonyms(_hashed(secret, "which secret"), frozenset(_hashed(secret, f"patient {folded(str(n))}") for n in names))
@@ -291,6 +291,13 @@ class FileSource(Source):
                 log.warning("site '%s': domain '%s' holds no image of %s", owner, domain, ", ".join(absent))
         groups = self._groups(good)
         return Images(decoded["pixels"], labels, sides, groups, classes, domains, flips=self.flips)
+
+    def _root(self) -> Path:
+        """The folder that paths are relative to. Raises SourceError."""
+        root = self._located()
+        if isinstance(root, Problem):
+            raise SourceError(replace(root, where=self.kind()))
+        return root
 
     def _reading(self) -> Reading:
         given, rule = self.gray_range, self.range

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from pydantic import AfterValidator, Field
 
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._file_source import FileSource
-from fedmerge.errors import DataError, Problem, quoted
+from fedmerge.errors import Problem, quoted
 
 ROOT = (
     "the folder; may begin with ~ and name environment variables as ${NAME}. "
@@ -54,7 +53,7 @@ class ImageFolder(FileSource):
 
     def check(self) -> list[Problem]:
         """A folder that is not there or may not be read, unknown domains, names that cannot be, and a part without two classes."""
-        root = _image_files.locate(self.root, self.hint)
+        root = self._located()
         if isinstance(root, Problem):
             return [root]
         try:
@@ -119,11 +118,8 @@ class ImageFolder(FileSource):
         """Where their names can be found."""
         return self.patient is not None
 
-    def _root(self) -> Path:
-        root = _image_files.locate(self.root, self.hint)
-        if isinstance(root, Problem):
-            raise DataError(str(replace(root, where="image_folder")), f"source.root: cannot be used; expected {root.expected}")
-        return root
+    def _located(self) -> Path | Problem:
+        return _image_files.locate(self.root, self.hint)
 
     def _found(self, root: Path) -> tuple[list[_image_files.ImageFile], list[str]]:
         found = [item for domain in self.folders or _image_files.domains_of(root) for item in _image_files.items_of(root, domain)]

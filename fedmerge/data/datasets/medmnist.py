@@ -22,10 +22,10 @@ from fedmerge.data.cache import Arrays, Rows, cached_rows, parts
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Source
 from fedmerge.data.datasets._contents import digests
-from fedmerge.data.datasets._public import COUNTS, PARTS, ROOT, BadLayoutError, Published, chosen
+from fedmerge.data.datasets._public import COUNTS, PARTS, ROOT, Published, chosen
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
-from fedmerge.errors import Problem, extras_named, quoted
+from fedmerge.errors import Problem, SourceError, extras_named, quoted
 
 VERSION = 1
 """Raise it whenever the same file would give other pixels."""
@@ -77,7 +77,7 @@ class Medmnist(Source):
             return [Problem("", "datasets", found, "data sets with the same classes")]
         try:
             self._labels_of()
-        except BadLayoutError as error:
+        except SourceError as error:
             return [error.problem]
         except OSError as error:
             return [_image_files.unreadable(error, Path(error.filename or self.root))]
@@ -137,7 +137,7 @@ class Medmnist(Source):
     def _root(self) -> Path:
         root = _image_files.locate(self.root, self.hint or WHERE)
         if isinstance(root, Problem):
-            raise BadLayoutError(replace(root, expected=f"the folder of MedMNIST: {LAYOUT}"))
+            raise SourceError(replace(root, where=self.kind(), expected=f"the folder of MedMNIST: {LAYOUT}"))
         return root
 
     def _files(self) -> dict[str, Path]:
@@ -148,18 +148,14 @@ class Medmnist(Source):
         return files
 
     def _digests(self, owner: str) -> tuple[str, ...]:
-        root, items = self._root(), []
-        for name, file in self._files().items():
-            there = file.stat()
-            facts = (there.st_size, there.st_mtime_ns, True, there.st_dev, there.st_ino, there.st_ctime_ns)
-            items.append(_image_files.ImageFile(name, "", file.name, *facts))
-        return digests(owner, root, items)
+        items = [_image_files.ImageFile(name, "", file.name).seen(file.stat()) for name, file in self._files().items()]
+        return digests(owner, self._root(), items)
 
     def _parts(self) -> tuple[str, ...]:
         return self.take or SPLITS
 
     def _labels_of(self) -> dict[str, dict[str, NDArray[np.int64]]]:
-        """Labels (n,) by data set and part. Raises BadLayoutError for arrays that are not as published."""
+        """Labels (n,) by data set and part. Raises SourceError for arrays that are not as published."""
         found: dict[str, dict[str, NDArray[np.int64]]] = {}
         for name, file in self._files().items():
             facts = file.stat()
@@ -186,12 +182,12 @@ class Medmnist(Source):
 UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
-def _unreadable(file: Path, error: Exception) -> BadLayoutError:
+def _unreadable(file: Path, error: Exception) -> SourceError:
     return _wrong(f"{quoted(file)}, which cannot be read ({error})", "an .npz of MedMNIST, whole")
 
 
-def _wrong(found: str, expected: str, mend: str = "") -> BadLayoutError:
-    return BadLayoutError(Problem("", "root", found, expected, mend or f"The data: {WHERE}"))
+def _wrong(found: str, expected: str, mend: str = "") -> SourceError:
+    return SourceError(Problem("medmnist", "root", found, expected, mend or f"The data: {WHERE}"))
 
 
 def _info(name: str) -> dict[str, Any]:
@@ -207,7 +203,7 @@ def _labels(name: str) -> tuple[str, ...]:
 
 
 def _arrays(file: Path, name: str) -> NDArray[Any]:
-    """One array of the file. Raises BadLayoutError if it is not there or cannot be read."""
+    """One array of the file. Raises SourceError if it is not there or cannot be read."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             if name not in arrays.files:
@@ -232,7 +228,7 @@ def _labels_in(file: Path, facts: tuple[int, int]) -> dict[str, NDArray[np.int64
 
 
 def _shape(file: Path, name: str) -> tuple[int, ...]:
-    """What the head of an array says of it. Raises BadLayoutError."""
+    """What the head of an array says of it. Raises SourceError."""
     try:
         with zipfile.ZipFile(file) as arrays, arrays.open(f"{name}.npy") as opened:
             return _head(opened)[0]
@@ -243,7 +239,7 @@ def _shape(file: Path, name: str) -> tuple[int, ...]:
 
 
 def _pictures(file: Path, name: str, places: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-    """Images (m, H, W) or (m, H, W, 3) at these places (n,), which rise, some at a time. Raises BadLayoutError.
+    """Images (m, H, W) or (m, H, W, 3) at these places (n,), which rise, some at a time. Raises SourceError.
 
     The file is unpacked as it is read: the largest holds more than the memory.
     """

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -16,8 +15,8 @@ from pydantic import BeforeValidator, Field
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Pseudonyms, same_names
 from fedmerge.data.datasets._file_source import FileSource
-from fedmerge.data.spreadsheet import BadTableError, Spreadsheet, known_encoding, read_spreadsheet
-from fedmerge.errors import DataError, Problem, nearest, quoted
+from fedmerge.data.spreadsheet import Spreadsheet, known_encoding, read_spreadsheet
+from fedmerge.errors import Problem, SourceError, nearest, quoted
 from fedmerge.registry import Spec
 
 HERE = "May begin with ~ and name environment variables as ${NAME}"
@@ -95,7 +94,7 @@ class Table(FileSource):
             cells = self._sheet()
             root = self._located()
             return [root] if isinstance(root, Problem) else self._faults(cells) or self._few(cells, root) or self.unkeyed()
-        except BadTableError as error:
+        except SourceError as error:
             return [error.problem]
         except OSError as error:
             return [_image_files.unreadable(error, Path(error.filename or self.file))]
@@ -137,20 +136,15 @@ class Table(FileSource):
         patients = np.unique([row.patient for row in rows], return_inverse=True)[1].tolist() if self.knows_patients else []
         return ["table", [(row.path, row.label, row.domain) for row in rows], patients]
 
-    def _root(self) -> Path:
-        root = self._located()
-        if isinstance(root, Problem):
-            raise DataError(f"{self.kind()}: {root}", f"source.{root.key}: cannot be used; expected {root.expected}")
-        return root
-
     def _located(self) -> Path | Problem:
         if self.root:
             root = _image_files.locate(self.root, self.hint)
-            return _expecting(root, "the folder that the table's paths are relative to")
+            wanted = "the folder that the table's paths are relative to"
+            return replace(root, expected=wanted) if isinstance(root, Problem) else root
         return _path(self.file).parent
 
     def _sheet(self) -> Spreadsheet:
-        """Raises BadTableError, a DataError."""
+        """Raises SourceError."""
         return read_spreadsheet(_path(self.file), self.encoding, self.hint)
 
     def pseudonyms(self) -> Pseudonyms | None:
@@ -181,29 +175,19 @@ class Table(FileSource):
         ):
             name = self._class(label)
             if name is not None and where in places and (not take or piece in take):
-                found.append(_image_files.ImageFile(where, name, _normal(path) + self.suffix, 0, 0, False, patient=who))
+                found.append(_image_files.ImageFile(where, name, _normal(path) + self.suffix, patient=who))
         return sorted(found, key=lambda row: (places[row.domain], row.path))
 
     def _found(self, root: Path) -> tuple[list[_image_files.ImageFile], list[str]]:
         """One item for each file: rows that repeat another count once."""
         held, odd = list[_image_files.ImageFile](), list[str]()
         for row in dict.fromkeys(self._rows()):
-            try:
-                there = os.stat(os.path.join(root, row.path))  # noqa: PTH116, PTH118 - half the time of a Path, for 100,000 rows
-            except OSError as error:
-                if error.errno not in (*_image_files.NOWHERE, errno.ENAMETOOLONG):
-                    raise
-                odd.append(f"{row.path} (missing)")
-                continue
-            if not stat.S_ISREG(there.st_mode):
-                odd.append(f"{row.path} (no regular file)")
-                continue
-            facts = (there.st_size, there.st_mtime_ns, True, there.st_dev, there.st_ino, there.st_ctime_ns)
-            held.append(_image_files.ImageFile(row.domain, row.label, row.path, *facts, patient=row.patient))
+            item = _image_files.looked_at(root, row)
+            if item.regular:
+                held.append(item)
+            else:
+                odd.append(f"{row.path} ({'missing' if item is row else 'no regular file'})")
         return held, odd
-
-    def _patient_of(self, item: _image_files.ImageFile) -> str | None:
-        return item.patient or None
 
     def _faults(self, cells: Spreadsheet) -> list[Problem]:
         """What no row may say, the first kind of it."""
@@ -313,10 +297,6 @@ class Table(FileSource):
 def _path(text: str) -> Path:
     """A path of a YAML file, with ~ and environment variables filled in."""
     return Path(os.path.expandvars(text)).expanduser()
-
-
-def _expecting(root: Path | Problem, what: str) -> Path | Problem:
-    return Problem("", root.key, root.found, what, root.mend) if isinstance(root, Problem) else root
 
 
 def _normal(path: str) -> str:

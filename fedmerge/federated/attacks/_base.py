@@ -5,12 +5,9 @@ It happens in the site's own process, so that server and target see what they wo
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from fedmerge.data.images import Images
+from fedmerge.federated.statistics._base import State
 from fedmerge.registry import Folder, Plugin
-
-State = dict[str, Tensor]
 
 
 class Attack(Plugin):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from fedmerge.federated.attacks._base import Attack, State
+from fedmerge.federated.attacks._base import Attack
+from fedmerge.federated.statistics._base import State
 
 
 class ScaleHead(Attack):

@@ -7,11 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from fedmerge.errors import FedmergeError
 from fedmerge.federated.flower.progress_files import begun
 from fedmerge.federated.messages import Backend, Initial, Job, SiteTask
+from fedmerge.federated.pool.tensor_file import save
 from fedmerge.federated.security.limits import Limits
 from fedmerge.system.files import atomic_write
 
@@ -24,7 +25,7 @@ TICKS = "ticks"
 def write_job(folder: Path, what: What, job: Job) -> None:
     """A job into an empty folder."""
     (folder / TICKS).mkdir()
-    save_file({key: tensor.contiguous() for key, tensor in job.initial.weights.items()}, folder / "initial.safetensors")
+    save(folder / "initial.safetensors", job.initial.weights)
     said = {
         "what": what,
         "tasks": [task.model_dump(mode="json") for task in job.tasks],
@@ -59,7 +60,7 @@ def carry_out(folder: Path, what: What, job: Job, backend: Backend) -> None:
             said["federated"] = backend.compete(job, lambda _: None)
         else:
             probed = backend.probe(job, lambda _: None)
-            save_file({name: tensor.contiguous() for name, tensor in probed.weights.items()}, folder / "probed.safetensors")
+            save(folder / "probed.safetensors", probed.weights)
             said["sha256"] = probed.sha256
     except FedmergeError as error:
         said["failure"] = str(error)

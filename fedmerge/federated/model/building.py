@@ -11,9 +11,9 @@ from pydantic import Discriminator, Tag, TypeAdapter
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fedmerge.errors import Problem, ScenarioError
+from fedmerge.errors import Problem, ScenarioError, first_line
 from fedmerge.federated.model.clip_classifier import ClipSpec, build_clip, clip_normalization
-from fedmerge.federated.model.timm_classifier import ModelSpec, build_timm, first_line, timm_normalization
+from fedmerge.federated.model.timm_classifier import ModelSpec, build_timm, timm_normalization
 from fedmerge.merging.bank.layout import tied
 
 

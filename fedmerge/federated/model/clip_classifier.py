@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from fedmerge.data.datasets._base import Geometry
-from fedmerge.errors import CheckpointError, Problem, ScenarioError, extras_named, nearest
-from fedmerge.federated.model.timm_classifier import ModelSpec, first_line
+from fedmerge.errors import CheckpointError, Problem, ScenarioError, extras_named, first_line, nearest
+from fedmerge.federated.model.timm_classifier import ModelSpec
 from fedmerge.rng import seed_of
 from fedmerge.system.offline import silence
 

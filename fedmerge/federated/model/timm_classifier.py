@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from fedmerge.data.datasets._base import Geometry
-from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.errors import Problem, ScenarioError, first_line, nearest
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
 from fedmerge.system.offline import silence
@@ -148,10 +148,6 @@ def _misfit(spec: ModelSpec, said: str) -> Problem:
         found = f"{spec.kwargs.get(unknown)} ({said})"
         return Problem("scenario", f"model.kwargs.{unknown}", found, f"arguments that {spec.name} accepts", mend)
     return Problem("scenario", "model.kwargs", f"{spec.kwargs} ({said})", f"arguments that {spec.name} accepts")
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def timm_normalization(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:

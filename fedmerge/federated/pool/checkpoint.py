@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fedmerge.errors import CheckpointError, nearest
 from fedmerge.federated.model import ModelSpec, build
-from fedmerge.federated.pool.tensor_file import State, kind_of, opened_file, read_safetensors
+from fedmerge.federated.pool.tensor_file import kind_of, opened_file, read_safetensors
 from fedmerge.federated.site import OwnExpert
+from fedmerge.federated.statistics._base import State
 from fedmerge.merging.bank.layout import StateDict, check_state, head_names, usual_prefix
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_state", "module", "net", "network", "weights", "params")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedmerge.errors import FolderError, UploadRefused
 from fedmerge.federated.messages import SiteTask
+from fedmerge.federated.pool.tensor_file import save
 from fedmerge.federated.security.audit import Item, Seal, Upload, digest, scalar_digest
 from fedmerge.federated.security.signing import signed_by
 from fedmerge.federated.security.statement import contents, parsed
@@ -116,8 +117,6 @@ class ExpertPool:
 
     def add(self, task: SiteTask, upload: Upload, items: list[Item], seconds: float) -> None:
         """Keep an upload that has passed the audit, and the audit's lines with it."""
-        from safetensors.torch import save_file
-
         manifest = {
             "site": upload.site,
             "fingerprint": fingerprint(task),
@@ -134,9 +133,9 @@ class ExpertPool:
             shutil.rmtree(self.entry(task), ignore_errors=True)
             self.entry(task).unlink(missing_ok=True)
         with atomic_folder(self.entry(task)) as draft:
-            save_file({name: tensor.contiguous() for name, tensor in upload.weights.items()}, draft / "expert.safetensors")
+            save(draft / "expert.safetensors", upload.weights)
             if upload.samples is not None:
-                save_file({"samples": upload.samples.contiguous()}, draft / "samples.safetensors")
+                save(draft / "samples.safetensors", {"samples": upload.samples})
             (draft / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
     def entry_of(self, site: str, sha256: str) -> Path | None:

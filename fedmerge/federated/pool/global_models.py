@@ -11,16 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from fedmerge.errors import FolderError
 from fedmerge.federated.messages import SiteTask
 from fedmerge.federated.pool.experts import fingerprint
+from fedmerge.federated.pool.tensor_file import save
 from fedmerge.federated.security.audit import Item, state_digest, write_audit
+from fedmerge.federated.statistics._base import State
 from fedmerge.federated.strategies._base import Strategy
 from fedmerge.system.files import atomic_folder
 
-State = dict[str, Tensor]
 THETA, MEMORY = "theta.", "memory."
 ROUND = re.compile(r"round-(\d{4})")
 STALE_S = 3600.0
@@ -119,8 +118,6 @@ class GlobalPool:
 
         The audit of all rounds stays in `audit.jsonl` beside them, since a run folder has that of its own rounds alone.
         """
-        from safetensors.torch import save_file
-
         entry = self.entry(strategy)
         entry.mkdir(parents=True, exist_ok=True)
         for left in entry.glob(".round-*"):
@@ -137,7 +134,7 @@ class GlobalPool:
             "absences": [asdict(absence) for absence in stand.absences],
         }
         with atomic_folder(entry / f"round-{stand.rounds:04d}") as draft:
-            save_file({name: tensor.contiguous() for name, tensor in whole.items()}, draft / "model.safetensors")
+            save(draft / "model.safetensors", whole)
             (draft / "manifest.json").write_text(json.dumps(told, indent=2), encoding="utf-8")
         for number, folder in self._rounds(entry):
             if number < stand.rounds:

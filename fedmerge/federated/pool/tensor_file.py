@@ -8,23 +8,24 @@ import os
 import zipfile
 from pathlib import Path
 
-from torch import Tensor
-
 from fedmerge.errors import CheckpointError, FolderError
 from fedmerge.federated.security.audit import state_digest
+from fedmerge.federated.statistics._base import State
 from fedmerge.system.files import atomic
 
-State = dict[str, Tensor]
+
+def save(file: Path, state: State, words: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, in place."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file, words)
 
 
 def put(file: Path, state: State, *, digest: str = "", **words: str) -> None:
     """Write a safetensors file, whole or not at all, with the digests of its arrays (`digest` if known) and of the words."""
-    from safetensors.torch import save_file
-
     file.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {name: tensor.contiguous() for name, tensor in state.items()}
     with atomic(file) as draft:
-        save_file(arrays, draft, {"digests": f"{digest or state_digest(state)} {_digest(words)}", **words})
+        save(draft, state, {"digests": f"{digest or state_digest(state)} {_digest(words)}", **words})
 
 
 def take(file: Path, mend: str) -> tuple[State, dict[str, str], str]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from fedmerge.errors import UploadRefused
+from fedmerge.federated.client.site_training import model_of
 from fedmerge.federated.client.worker import asked_of
-from fedmerge.federated.messages import Job, Reply, Request
+from fedmerge.federated.messages import Job, Reply, Request, SiteTask
 from fedmerge.federated.model import ties_of
 from fedmerge.federated.pool.experts import ExpertPool
-from fedmerge.federated.security.audit import Declaration, Item, Seal, Upload, inspect, write_audit
+from fedmerge.federated.security.audit import Declaration, DeclaredStatistic, Item, Seal, Upload, inspect, write_audit
 from fedmerge.federated.security.signing import signed_by
 from fedmerge.federated.security.statement import WORDS, Statement, contents, parsed, shown
+from fedmerge.federated.statistics._base import Statistic
 from fedmerge.merging.bank.layout import untied
 
 
@@ -37,6 +40,14 @@ def admit(reply: Reply, request: Request, declared: Declaration, job: Job, pool:
         raise
     write_audit(job.audit, items)
     return items
+
+
+def declared_statistics(task: SiteTask, asked: Sequence[Statistic]) -> dict[str, DeclaredStatistic]:
+    """What a site may send of these statistics."""
+    if not asked:
+        return {}
+    model = model_of(task)
+    return {one.kind(): DeclaredStatistic(one.layout(model), one.refuses) for one in asked}
 
 
 def refuse(job: Job, site: str, reason: str, upload: Upload | None = None) -> None:

@@ -19,15 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedmerge.data.images import Images, to_batch
-from fedmerge.errors import CheckpointError, Problem, ScenarioError, extras_named
+from fedmerge.errors import CheckpointError, Problem, ScenarioError, extras_named, first_line
 from fedmerge.federated.model import ClipSpec, normalization
 from fedmerge.federated.model.clip_classifier import configuration, context_length, embedded, tower
 from fedmerge.federated.pool.checkpoint import expected_of, read_weights
 from fedmerge.federated.pool.tensor_file import opened_file
+from fedmerge.federated.statistics._base import State
 from fedmerge.merging.bank.layout import check_state
 from fedmerge.rng import generator, seed_of
-
-State = dict[str, Tensor]
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "logit_bias", "text.transformer.embeddings.position_ids")
 """What files of some layouts hold beside weights, and a bias of all logits alike, which softmax does not see."""
@@ -79,8 +78,8 @@ def _tensors(spec: ClipSpec, path: str, key: str) -> State:
         try:
             return _in_file(open_clip.download_pretrained(known), key, spec)
         except (OSError, RuntimeError) as error:
-            said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{key}: found no way to '{path}' ({said}); expected a network, or a file in its place") from None
+            found = f"found no way to '{path}' ({first_line(error)})"
+            raise CheckpointError(f"{key}: {found}; expected a network, or a file in its place") from None
     if not file.exists() and tags and file.parent == Path():
         raise CheckpointError(f"{key}: found '{path}', no file here; expected a file, or a tag of {spec.name}: {', '.join(tags)}")
     return _in_file(path, key, spec)
@@ -97,9 +96,8 @@ def _in_file(path: str | Path, key: str, spec: ClipSpec) -> State:
         with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # torch would have no new archives made
             return dict(torch.jit.load(file, map_location="cpu").state_dict())  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{key}: {file}: found a damaged TorchScript archive ({said}); expected a whole one. Download it again"
+            f"{key}: {file}: found a damaged TorchScript archive ({first_line(error)}); expected a whole one. Download it again"
         ) from None
 
 
@@ -145,9 +143,8 @@ def tokens_of(spec: ClipSpec, texts: Sequence[str], seen_as: str) -> Tensor:
         read = open_clip.HFTokenizer(tokenizer, length) if tokenizer else open_clip.get_tokenizer(spec.name, context_length=length)
         tokens: Tensor = read(list(texts))
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{seen_as}: found no tokenizer of {spec.name} ({said}); expected it in the cache, or a network"
+            f"{seen_as}: found no tokenizer of {spec.name} ({first_line(error)}); expected it in the cache, or a network"
         ) from None
     vocabulary = configuration(spec)["text_cfg"].get("vocab_size", 49408)
     if not configuration(spec)["text_cfg"].get("hf_model_name") and int(tokens.max()) >= vocabulary:

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from fedmerge.errors import SiteError, UploadRefused
 from fedmerge.federated.client.linear_probe import ROUNDS, LinearProbe
-from fedmerge.federated.client.site_training import model_of
 from fedmerge.federated.messages import Ask, Initial, Job, Outcome, Reply, Request, SiteTask
 from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.pool.statistics import StatisticPool
-from fedmerge.federated.security.audit import Declaration, DeclaredStatistic, state_digest
-from fedmerge.federated.server.admission import admit, refuse
+from fedmerge.federated.security.audit import Declaration, state_digest
+from fedmerge.federated.server.admission import admit, declared_statistics, refuse
 from fedmerge.federated.server.statistics import gather_statistics
 
 
@@ -81,9 +80,7 @@ def declaration(task: SiteTask, weights: dict[str, Tensor]) -> Declaration:
     if task.privacy:
         return replace(expert, scalars=frozenset())
     asked = [statistic for statistic in task.uploads if statistic.starts_from != "rounds"]
-    model = model_of(task) if asked else None
-    declared = {one.kind(): DeclaredStatistic(one.layout(model), one.refuses) for one in asked if model is not None}
-    return replace(expert, statistics=declared)
+    return replace(expert, statistics=declared_statistics(task, asked))
 
 
 def _admit(reply: Reply, request: Request, job: Job, pool: ExpertPool) -> Outcome:

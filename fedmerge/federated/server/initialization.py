@@ -17,7 +17,7 @@ from torch import Tensor
 from fedmerge.data.datasets._base import SOURCES
 from fedmerge.data.images import Normalized
 from fedmerge.data.scanner import Scanner
-from fedmerge.errors import CheckpointError
+from fedmerge.errors import CheckpointError, first_line
 from fedmerge.federated.client.trainer import LabeledImages, Recipe, fit
 from fedmerge.federated.messages import HeadInit, Initial
 from fedmerge.federated.model import ClipSpec, ModelSpec, build, normalization, on_the_hub, renew_head
@@ -139,7 +139,8 @@ def initialize(  # noqa: PLR0913 - names and target are for prompts alone
             description = f"checkpoint {Path(os.path.expandvars(spec.path)).name}"
             description += ", matched by order" if spec.match == "order" else ""
         case Proxy():
-            weights = _kept(spec, model, seed, folder, on_progress, classes)
+            encoder = _kept(spec, model, seed, folder, lambda: _proxy_of(spec, model, seed, on_progress))
+            weights = {**build(model, classes, seed=seed).state_dict(), **encoder}
             description = f"proxy: {spec.epochs} epochs on public images of '{spec.source.kind()}'"
     heads = head_names(build(model, classes, seed=seed))
     how = "zero" if spec.head_init == "zero" else "random"
@@ -169,12 +170,7 @@ def _of_prompts(
             towers = read_towers(model, spec.path, "initialization.path")
             description = f"checkpoint {Path(spec.path).name}"
         case Proxy():
-            file = kept_proxy(spec, model, seed, folder)
-            if not file.exists():
-                see_that_writable(folder, "--pool")
-                with one_thread():  # as hospitals train
-                    tensor_file.put(file, _captioned(spec, model, seed, on_progress))
-            towers = tensor_file.take(file, "delete this file and the proxy is trained again")[0]
+            towers = _kept(spec, model, seed, folder, lambda: _captioned(spec, model, seed, on_progress))
             description = f"proxy: {spec.epochs} epochs on captions of public images of '{spec.source.kind()}'"
     weights = start_of(model, towers, names)
     whole = prompt_head(model, towers, target) if target and tuple(target) != tuple(names) else {}
@@ -199,13 +195,11 @@ def _captioned(spec: Proxy, model: ClipSpec, seed: int, on_progress: OnProgress)
 
 def keep_theta_0(initial: Initial, folder: Path) -> None:
     """Leave theta_0 in the pool, so that what experts have learned can be told from where they started."""
-    from safetensors.torch import save_file
-
     file = _file_of(initial.sha256, folder)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic(file) as draft:
-            save_file({name: tensor.contiguous() for name, tensor in initial.weights.items()}, draft)
+            tensor_file.save(draft, initial.weights)
 
 
 def kept_theta_0(sha256: str, folder: Path) -> dict[str, Tensor] | None:
@@ -243,7 +237,7 @@ def _pretrained(spec: Pretrained, model: ModelSpec, classes: int, seed: int) -> 
         return dict(build(model, classes, pretrained={"cache_dir": cache, **known}, seed=seed).state_dict())
     except (OSError, RuntimeError, ValueError) as error:
         where = f"'{cache}'" if cache else "the hub's cache"
-        said = (str(error).splitlines() or [type(error).__name__])[0]
+        said = first_line(error)
         fetch = f"fetch them where there is one{f' (hf download {hub})' if hub else ''}"
         raise CheckpointError(
             f"initialization: found no pretrained weights of '{model.name}' in {file or where} ({said}); expected them there, or a "
@@ -289,15 +283,14 @@ def _by_order(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], heads: 
     return dict(zip(wanted, found.values(), strict=True))
 
 
-def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, on_progress: OnProgress, classes: int) -> dict[str, Tensor]:
-    """The proxy's encoder from disk, or trained now, under a head of the target's number of classes."""
+def _kept(spec: Proxy, model: ModelSpec, seed: int, folder: Path, train: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The proxy's encoder, or towers, from disk, or trained now."""
     file = kept_proxy(spec, model, seed, folder)
     if not file.exists():
         see_that_writable(folder, "--pool")
         with one_thread():  # as hospitals train
-            tensor_file.put(file, _proxy_of(spec, model, seed, on_progress))
-    fresh = build(model, classes, seed=seed).state_dict()
-    return {**fresh, **tensor_file.take(file, "delete this file and the proxy is trained again")[0]}
+            tensor_file.put(file, train())
+    return tensor_file.take(file, "delete this file and the proxy is trained again")[0]
 
 
 def kept_proxy(spec: Proxy, model: ModelSpec, seed: int, folder: Path) -> Path:

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from fedmerge.errors import FolderError, SiteError, UploadRefused
 from fedmerge.federated.client.round import SCALARS
-from fedmerge.federated.client.site_training import model_of
 from fedmerge.federated.messages import Ask, Job, Request, SiteTask
 from fedmerge.federated.pool.global_models import Absence, GlobalPool, Stand, Turn
-from fedmerge.federated.security.audit import Declaration, DeclaredStatistic, Item, Upload
-from fedmerge.federated.server.admission import admit, refuse
+from fedmerge.federated.security.audit import Declaration, Item, Upload
+from fedmerge.federated.server.admission import admit, declared_statistics, refuse
 from fedmerge.federated.strategies._aggregation import Aggregation
 from fedmerge.federated.strategies._base import Strategy
 from fedmerge.rng import generator
@@ -114,9 +113,7 @@ def answers(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor],
 def declared(strategy: Strategy, task: SiteTask, theta: dict[str, Tensor]) -> Declaration:
     """What a hospital may send in a round."""
     arrays = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in theta.items()}
-    model = model_of(task) if strategy.statistics else None
-    asked = {one.kind(): DeclaredStatistic(one.layout(model), one.refuses) for one in strategy.statistics if model is not None}
-    return Declaration(task.site.name, arrays, SCALARS, statistics=asked)
+    return Declaration(task.site.name, arrays, SCALARS, statistics=declared_statistics(task, strategy.statistics))
 
 
 def turn(upload: Upload, number: int, items: list[Item], theta: dict[str, Tensor]) -> Turn:

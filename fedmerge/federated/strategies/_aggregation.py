@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fedmerge.errors import SiteError
 from fedmerge.federated.security.audit import Upload
+from fedmerge.federated.statistics._base import State
 from fedmerge.federated.strategies._base import Strategy
 
-State = dict[str, Tensor]
 MEMORY = ("m_t", "v_t", "momentum_vector")
 """What Flower's strategies keep from round to round, beside theta^r itself."""
 

@@ -254,9 +254,9 @@ class Bank:
         """Some columns of all experts (K, width)."""
         return self.theta[:, at]
 
-    def blank(self) -> Tensor:
-        """Room for one model (P,)."""
-        return self.like.new_empty(self.P)
+    def blank(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Room for one model (P,), by default in the dtype of the rows."""
+        return self.like.new_empty(self.P, dtype=dtype)
 
     @property
     def tau(self) -> Tensor:
@@ -283,7 +283,7 @@ class Bank:
 
     def each(self, rule: Rule) -> Tensor:
         """rule(name_k, tau_k) of every expert, stacked: (K,) for a rule that gives one number."""
-        found, room = [], self.like.new_empty(self.P, dtype=self.wide)
+        found, room = [], self.blank(self.wide)
         for k, name in enumerate(self.names):
             found.append(rule(name, self.task_vector(k, room)).clone())  # a rule may write over what it is given
             self.read(self.P * self.like.element_size())

@@ -144,7 +144,7 @@ def tensorwise(bank: Bank, rule: Callable[[str, Tensor, Tensor], None]) -> Tenso
     >>> tensorwise(bank, largest)
     tensor([4., 3.])
     """
-    out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
+    out = bank.blank(bank.wide)
     for name, columns in bank.slices.items():
         rows = bank.thetas(columns)
         rule(name, rows, out[columns])

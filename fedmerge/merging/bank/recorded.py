@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fedmerge.errors import first_line
+
 MOST = 64
 """Recordings that a bank keeps; what comes after them runs in the ordinary way."""
 
@@ -52,7 +54,7 @@ class Recorded:
             try:
                 self._kept[key] = self._record(function, inputs)
             except RuntimeError as error:
-                self.refusal = (str(error).splitlines() or [type(error).__name__])[0]
+                self.refusal = first_line(error)
                 _heal()
                 return function(*inputs)
         graph, places, found = self._kept[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ VECTORS = ("centroid",)
 """Kinds with one tensor under their own name, of one length for all sites."""
 
 KINDS = (*FLAT, *BY_LAYER, *VECTORS)
+T = TypeVar("T")
 
 
 class Statistics:
@@ -46,9 +48,8 @@ class Statistics:
 
     def __init__(self, names: Sequence[str], slices: Mapping[str, slice]) -> None:
         self._names, self._slices = tuple(names), dict(slices)
-        self._flat: dict[str, Tensor] = {}
+        self._rows: dict[str, Tensor] = {}
         self._layers: dict[str, dict[str, Tensor]] = {}
-        self._vectors: dict[str, Tensor] = {}
 
     def add(self, kind: str, given: Sequence[StateDict], like: Tensor) -> None:
         """Keep one mapping of tensors for each expert, in their order. Raises CheckpointError if something is missing."""
@@ -57,9 +58,9 @@ class Statistics:
         if len(given) != len(self._names):
             raise CheckpointError(f"statistic '{kind}': found {len(given)}; expected {len(self._names)}, one for each expert")
         if kind in FLAT:
-            self._flat[kind] = torch.stack([self._row(kind, name, one, like) for name, one in zip(self._names, given, strict=True)])
+            self._rows[kind] = torch.stack([self._row(kind, name, one, like) for name, one in zip(self._names, given, strict=True)])
         elif kind in VECTORS:
-            self._vectors[kind] = torch.stack(self._same_length(kind, given)).to(like.device)
+            self._rows[kind] = torch.stack(self._same_length(kind, given)).to(like.device)
         else:
             layers = given[0].keys()
             for name, one in zip(self._names, given, strict=True):
@@ -79,21 +80,15 @@ class Statistics:
 
     def flat(self, kind: str, method: str) -> Tensor:
         """(K, P). Raises CheckpointError, naming the method and what to add, if the sites did not upload it."""
-        if kind not in self._flat:
-            raise CheckpointError(_missing(kind, method))
-        return self._flat[kind]
+        return _uploaded(self._rows, kind, method)
 
     def layers(self, kind: str, method: str) -> dict[str, Tensor]:
         """Weight's name -> (K, d, d). Raises CheckpointError as `flat` does."""
-        if kind not in self._layers:
-            raise CheckpointError(_missing(kind, method))
-        return self._layers[kind]
+        return _uploaded(self._layers, kind, method)
 
     def vectors(self, kind: str, method: str) -> Tensor:
         """(K, D). Raises CheckpointError as `flat` does."""
-        if kind not in self._vectors:
-            raise CheckpointError(_missing(kind, method))
-        return self._vectors[kind]
+        return _uploaded(self._rows, kind, method)
 
     def _same_length(self, kind: str, given: Sequence[StateDict]) -> list[Tensor]:
         wanted = given[0][kind].shape if kind in given[0] else None
@@ -126,8 +121,10 @@ def _finite(kind: str, name: str, tensor: Tensor) -> None:
         raise CheckpointError(f"statistic '{kind}' of {name}: found NaN or infinity; expected finite numbers")
 
 
-def _missing(kind: str, method: str) -> str:
-    return (
-        f"{method}: needs the statistic '{kind}' of every site, and there is none; add '{kind}' to the scenario's uploads "
-        f"(uploads: [{kind}]), or as a library Bank.of(..., statistics={{'{kind}': [...]}})"
-    )
+def _uploaded(kept: Mapping[str, T], kind: str, method: str) -> T:
+    if kind not in kept:
+        raise CheckpointError(
+            f"{method}: needs the statistic '{kind}' of every site, and there is none; add '{kind}' to the scenario's uploads "
+            f"(uploads: [{kind}]), or as a library Bank.of(..., statistics={{'{kind}': [...]}})"
+        )
+    return kept[kind]

@@ -47,7 +47,7 @@ class Dare(Static):
         if self.then == "ties":
             floor = bank.each(self._least)
             return by_sign(bank, ((columns, above(tau, floor)) for columns, tau in self._thinned(bank)), "mean", scale)
-        theta_0, out = bank.anchor_row("theta_0"), torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
+        theta_0, out = bank.anchor_row("theta_0"), bank.blank(bank.wide)
         for columns, tau in self._thinned(bank):
             torch.add(theta_0[columns], tau.sum(0), alpha=scale, out=out[columns])
         return out

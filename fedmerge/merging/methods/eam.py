@@ -101,14 +101,11 @@ class Eam(Adaptive):
 
     def coefficients(self, evidence: Evidence) -> Coefficients:
         """Coefficients for this batch with no past: alpha^enc (K,) and alpha^head (K,) on the simplex."""
-        return self._step({}, evidence)[1]
+        return self.step({}, evidence)[1]
 
     def step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients]:
         """Coefficients for this batch after the moving average, and the averages as the next state."""
-        return self._step(state, evidence)
-
-    def _step(self, past: State, evidence: Evidence) -> tuple[State, Coefficients]:
-        state: State = {}
+        past, state = state, {}
         Hbar = self._smooth("entropy", evidence.batch_entropies(self.calibrated).double(), past, state)  # Eq. 3
         score = gap = None
         if self._decoupled:

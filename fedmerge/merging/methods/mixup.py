@@ -44,13 +44,9 @@ class Mixup(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """(P,)."""
-        return bank.mix(self.weights(bank), out=bank.blank())
+        return bank.mix(self.statistics(bank), out=bank.blank())
 
     def statistics(self, bank: Bank) -> Tensor:
-        """lambda (K,), as for the parameters."""
-        return self.weights(bank)
-
-    def weights(self, bank: Bank) -> Tensor:
         """lambda (K,) on the simplex: independent gamma draws, by the seed and the experts' names, normalized."""
         draws = [random.Random(f"mixup {self.seed} {name}").gammavariate(self.a, 1) for name in bank.names]
         gamma = torch.tensor(draws, dtype=torch.float64)

@@ -52,7 +52,7 @@ class Slerp(Static):
         """(P,)."""
         order = sorted(range(bank.K), key=lambda k: bank.names[k])  # by name, so that no order of sites matters
         theta_0 = bank.anchor_row("theta_0").to(bank.wide) if self.of == "tau" else None
-        out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
+        out = bank.blank(bank.wide)
         for names, rows, columns in neighbors(bank):
             at = [slice(bank.slices[name].start - columns.start, bank.slices[name].stop - columns.start) for name in names]
             start = None if theta_0 is None else theta_0[columns]

@@ -170,7 +170,7 @@ def by_sign(bank: Bank, parts: Iterable[tuple[slice, Tensor]], combine: str, sca
     tensor([4., 4.])
     """
     theta_0 = bank.anchor_row("theta_0")
-    out = torch.empty(bank.P, dtype=bank.wide, device=bank.like.device)
+    out = bank.blank(bank.wide)
     majority, undecided = 0, []
     for columns, tau in parts:
         gamma = tau.sum(0).sign()

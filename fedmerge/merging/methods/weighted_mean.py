@@ -31,14 +31,10 @@ class WeightedMean(Static):
 
     def rule(self, bank: Bank) -> Tensor:
         """The weighted mean of the rows (P,). Raises CheckpointError if the bank has no counts."""
-        return bank.mix(self.weights(bank), out=bank.blank())
+        return bank.mix(self.statistics(bank), out=bank.blank())
 
     def statistics(self, bank: Bank) -> Tensor:
         """n_k / n (K,), as for the parameters."""
-        return self.weights(bank)
-
-    def weights(self, bank: Bank) -> Tensor:
-        """n_k / n (K,)."""
         if bank.counts is None:
             raise CheckpointError("weighted_mean: found no image counts; expected one for each expert (Bank.of counts=...)")
         n = torch.tensor(bank.counts, dtype=torch.float64)

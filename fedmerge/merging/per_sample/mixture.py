@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import fedmerge.merging.per_sample.mixed_operations  # noqa: F401 - fills the table of operations
-from fedmerge.errors import PerSampleRefused
+from fedmerge.errors import PerSampleRefused, first_line
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.per_sample.mixed_tensor import Mixed
 
@@ -143,10 +143,9 @@ class Mixture:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError) as error:  # of the model: what is tried here, it was not written for
-            said = (str(error).splitlines() or [type(error).__name__])[0]
             raise PerSampleRefused(
-                f"per-sample merging: the model does something that has no exact form ({said}); use one merge per distinct row "
-                "instead (per_sample: rows)"
+                f"per-sample merging: the model does something that has no exact form ({first_line(error)}); use one merge per "
+                "distinct row instead (per_sample: rows)"
             ) from error
         bank.read(len(rows[0]) * bank.P * bank.like.element_size())
         return logits

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import resources
@@ -46,16 +47,16 @@ FILTERS: dict[str, Callable[..., str]] = {
 class Course:
     """What one method did so far, in runs of batches (bins). shares: for encoder and head, the sum of coefficients by name."""
 
-    right: dict[int, int] = field(default_factory=dict)
-    seen: dict[int, int] = field(default_factory=dict)
-    steps: dict[int, int] = field(default_factory=dict)
+    right: Counter[int] = field(default_factory=Counter)
+    seen: Counter[int] = field(default_factory=Counter)
+    steps: Counter[int] = field(default_factory=Counter)
     shares: dict[str, dict[int, dict[str, float]]] = field(default_factory=lambda: {part: {} for part in PARTS})
 
     def add(self, place: int, step: Step, there: list[str]) -> None:
         """One step. there: names of the experts, in the order of coefficients."""
-        self.right[place] = self.right.get(place, 0) + step.correct
-        self.seen[place] = self.seen.get(place, 0) + step.n
-        self.steps[place] = self.steps.get(place, 0) + 1
+        self.right[place] += step.correct
+        self.seen[place] += step.n
+        self.steps[place] += 1
         for part, given in zip(PARTS, (step.encoder, step.head), strict=True):
             sums = self.shares[part].setdefault(place, {}) if given else {}
             names = [*there, *ANCHORS[: max(0, len(given or ()) - len(there))]]

@@ -60,11 +60,11 @@ def site(task: TargetTask, *names: str) -> TargetSite:
 
 
 def test_who_joins_before_the_first_batch_has_always_been_there(target: Targets) -> None:
-    task = target(*FORGETFUL, *REMEMBERING)
+    task = target(*FORGETFUL, *REMEMBERING, images=72)
     early = site(task, "north", "south")
     early.change(("north", "south", "west"), [WEST])
-    same(early.advance(1000), site(task, "north", "south", "west").advance(1000))
     whole = site(task, "north", "south", "west").advance(1000)
+    same(early.advance(1000), whole)
     same(walked(site(task, "north", "south", "west"), ("north", "south"), Event(at=0, join="west")), whole)
 
 
@@ -88,7 +88,7 @@ def test_a_join_and_a_leave_with_no_batch_between_leave_no_trace(target: Targets
 
 
 def test_a_snapshot_between_changes_goes_on_as_if_nothing_had_happened(target: Targets) -> None:
-    task, events = target(*FORGETFUL, *REMEMBERING), (Event(at=3, join="west"), Event(at=7, leave="north"))
+    task, events = target(*FORGETFUL, *REMEMBERING, images=72), (Event(at=3, join="west"), Event(at=7, leave="north"))
     whole = walked(site(task, "north", "south"), ("north", "south"), *events)
     course = rosters(("north", "south"), events)
     first = Walk(site(task, "north", "south"), course, BY_NAME, Terminal(quiet=True))

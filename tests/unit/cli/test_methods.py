@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,7 +28,7 @@ def test_every_method_has_its_row_and_its_page(name: str) -> None:
 
 
 def test_the_verb_prints_them_and_helps_with_a_typo(tmp_path: Path) -> None:
-    whole = subprocess.run([sys.executable, "-m", "fedmerge", "methods"], capture_output=True, text=True, timeout=120)
+    whole = fedmerge(tmp_path, "methods")
     assert whole.returncode == 0, whole.stderr
     assert all(name in whole.stdout for name in METHODS.names)
     assert "did you mean 'dawin'?" in fedmerge(tmp_path, "methods", "dawn").stderr

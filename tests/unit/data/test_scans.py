@@ -26,7 +26,7 @@ from fedmerge.data.datasets._decode import decode_all, pixels_of
 from fedmerge.data.datasets._formats import Deep, Reading, pictures
 from fedmerge.data.datasets.image_folder import ImageFolder
 from fedmerge.data.partition import own_split
-from fedmerge.errors import DataError, MissingExtra
+from fedmerge.errors import DataError, MissingExtra, extras_named
 
 SIDE = 24
 GRAY = Geometry(SIDE, 1)
@@ -384,7 +384,7 @@ def test_slices_of_volumes_that_lie_in_every_way_fill_the_rows(tmp_path: Path, a
 
 
 def test_a_package_that_is_missing_is_named_by_processes_too() -> None:
-    error = MissingExtra("the package 'nibabel' is not installed", name="nibabel")
-    error.told = "said"
-    again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.name, again.told) == (str(error), "nibabel", "said")
+    with pytest.raises(MissingExtra) as missing, extras_named():
+        raise ModuleNotFoundError("No module named 'nibabel'", name="nibabel")
+    again = pickle.loads(pickle.dumps(missing.value))
+    assert (str(again), again.name, again.told) == (str(missing.value), "nibabel", str(missing.value))

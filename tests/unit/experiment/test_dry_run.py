@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 from fedmerge.cli.show_plan import show_preview
-from fedmerge.experiment.dry_run import Left, ahead, estimate, known_start, preview
+from fedmerge.experiment.dry_run import Left, ahead, estimate, known_start, previews
 from fedmerge.experiment.experiment import load_experiment
 from fedmerge.experiment.training_phase import site_task
 from fedmerge.federated.client.dataset_summary import census
@@ -24,7 +24,7 @@ from tests.front_door import SCENARIO, world
 
 def test_counts_are_those_of_the_images(tmp_path: Path) -> None:
     plan = load_experiment(world(tmp_path / "here"))
-    found = preview(plan, tmp_path / "pool", 2)
+    (found,) = previews([plan], tmp_path / "pool", 2)
     assert [one.site for one in found.sites] == ["north", "south"]
     for one in (*found.sites, found.target):
         assert one.images == sum(one.per_class.values()) == sum(one.per_domain.values()) == 80
@@ -60,7 +60,7 @@ def test_rounds_that_are_left_are_told_and_counted(tmp_path: Path, capsys: pytes
     known = GlobalPool(pool, [site_task(plan, number, initial) for number in range(2)])
     for strategy, done in zip(plan.scenario.federated, (2, 4), strict=False):
         known.keep(strategy, Stand(done, initial.weights, {}, ()))
-    found = preview(plan, pool, 2)
+    (found,) = previews([plan], pool, 2)
     assert [one.words for one in found.rounds] == ["2 of 3 rounds in the pool", "in the pool", "to train"]
     assert [one.asked for one in found.rounds] == [1, 0, 1]
     assert 0 < found.rounds[0].left["north"] < fedavg.left["north"]

@@ -124,7 +124,7 @@ def test_an_expert_that_joins_or_leaves_does_what_it_does_in_a_run(target: Targe
 
 
 def test_batch_norm_gives_the_bits_of_a_run_and_the_naive_merge(target: Targets) -> None:
-    spec = ModelSpec.model_validate({"name": "resnet18", "kwargs": {"in_chans": 1}, "size": 32})
+    spec = ModelSpec.model_validate({"name": "resnet18", "kwargs": {"in_chans": 1, "channels": [16, 32, 64, 128]}, "size": 32})
     model = build(spec, 11, seed=0)
     generator = torch.Generator().manual_seed(0)
 

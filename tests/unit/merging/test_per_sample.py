@@ -22,18 +22,19 @@ from tests.conftest import Net, expert_states
 
 SMALL_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
 SMALL_SWIN = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4)}
+SMALL_CONVNEXT = {"depths": (2, 1, 2, 1), "dims": (16, 32, 64, 128)}
 BACKBONES: dict[str, tuple[str, dict[str, Any], int]] = {
     "vit with LayerScale": ("vit_tiny_patch16_224", {**SMALL_VIT, "init_values": 0.1}, 32),
-    "convnext": ("convnext_atto", {}, 32),
-    "convnext v2": ("convnextv2_atto", {}, 32),
-    "resnet18": ("resnet18", {}, 32),
-    "resnet50": ("resnet50", {}, 32),
+    "convnext": ("convnext_atto", SMALL_CONVNEXT, 32),
+    "convnext v2": ("convnextv2_atto", SMALL_CONVNEXT, 32),
+    "resnet18": ("resnet18", {"channels": (16, 32, 64, 128)}, 32),
+    "resnet50": ("resnet50", {"layers": (2, 1, 1, 1), "channels": (16, 32, 64, 128)}, 32),
     "swin": ("swin_tiny_patch4_window7_224", {"img_size": 56, **SMALL_SWIN}, 56),
     "swin v2": ("swinv2_tiny_window8_256", {"img_size": 64, **SMALL_SWIN}, 64),
     "beit": ("beit_base_patch16_224", SMALL_VIT, 32),
-    "standardized convolutions": ("resnetv2_50x1_bit", {}, 32),
-    "squeeze and excite": ("mobilenetv3_small_100", {}, 32),
-    "tied weights": ("coat_lite_tiny", {"img_size": 32}, 32),
+    "standardized convolutions": ("resnetv2_50x1_bit", {"channels": (128, 128, 256, 256), "stem_chs": 32}, 32),
+    "squeeze and excite": ("mobilenetv3_small_050", {}, 32),
+    "tied weights": ("coat_lite_tiny", {"img_size": 32, "embed_dims": (16, 32, 64, 80)}, 32),
 }  # fmt: skip
 
 

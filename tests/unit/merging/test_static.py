@@ -260,11 +260,11 @@ def test_model_stock_by_rows_of_a_matrix() -> None:
 
 def test_mixup_is_a_draw_on_the_simplex_and_depends_on_the_seed_alone() -> None:
     bank = a_bank(STATES)
-    weights = torch.stack([load_method("mixup", seed=seed).weights(bank) for seed in range(3000)])
+    weights = torch.stack([load_method("mixup", seed=seed).statistics(bank) for seed in range(3000)])
     torch.testing.assert_close(weights.sum(1), torch.ones(3000, dtype=torch.float64))
     torch.testing.assert_close(weights.mean(0), torch.full((3,), 1 / 3, dtype=torch.float64), atol=0.03, rtol=0)
     assert abs(float(weights.var()) - (1 / 3 * 2 / 3) / 2.5) < 0.01  # Dir(a 1_K): m (1 - m) / (K a + 1)
-    w = load_method("mixup", seed=7).weights(bank).numpy()
+    w = load_method("mixup", seed=7).statistics(bank).numpy()
     assert alike(merged("mixup", seed=7), lambda n: sum(w[k] * EXPERTS[k][n] for k in range(3)))
     assert [one.key for one in load_method("mixup", draws=2).expand(bank.names)] == ["mixup:0", "mixup:1"]
 

@@ -36,6 +36,10 @@ def steps_of(method: str, labels: list[np.ndarray], accuracy: float, adaptive: b
 
 @pytest.fixture
 def record() -> RunRecord:
+    return a_record()
+
+
+def a_record() -> RunRecord:
     rng = np.random.default_rng(0)
     labels = [rng.integers(3, size=SIZE) for _ in range(BATCHES)]
     share = np.linspace(1, 0, BATCHES)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import subprocess
-import sys
+import resource
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedmerge.report.batch_log import Step
 from fedmerge.report.checkpoint import Progress
@@ -19,7 +19,7 @@ from fedmerge.report.pages.run import confusions, verdicts, write
 from fedmerge.report.records import RunRecord
 from fedmerge.report.summary import summarize
 from fedmerge.report.terminal import in_short
-from tests.unit.report.conftest import steps_of
+from tests.unit.report.conftest import a_record, steps_of
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -41,9 +41,15 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_needs_nothing_else(record: RunRecord, tmp_path: Path) -> None:
-    write(tmp_path, record)
-    page = (tmp_path / "report.html").read_text()
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `record` leaves behind, to be read."""
+    write(folder := tmp_path_factory.mktemp("written"), a_record())
+    return folder
+
+
+def test_the_page_needs_nothing_else(written: Path) -> None:
+    page = (written / "report.html").read_text()
     balance = Balance()
     balance.feed(page)
     assert balance.open == []
@@ -54,8 +60,8 @@ def test_the_page_needs_nothing_else(record: RunRecord, tmp_path: Path) -> None:
     assert "Circular block bootstrap".lower() in page.lower()
     assert page.count('src="data:image/png') == 3
     assert "This hospital shows no images" in page
-    assert {path.name for path in (tmp_path / "plots").iterdir()} >= {"accuracy.svg", "running.svg", "coefficients-0.svg"}
-    assert not list(tmp_path.rglob("*.draft"))
+    assert {path.name for path in (written / "plots").iterdir()} >= {"accuracy.svg", "running.svg", "coefficients-0.svg"}
+    assert not list(written.rglob("*.draft"))
 
 
 def test_a_round_that_went_on_without_a_hospital_is_told(record: RunRecord, tmp_path: Path) -> None:
@@ -69,18 +75,15 @@ def test_a_round_that_went_on_without_a_hospital_is_told(record: RunRecord, tmp_
     assert "what hospitals sent in rounds passed the same audit" in page
 
 
-def test_the_same_record_gives_the_same_files(record: RunRecord, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    for folder in ("a", "b"):
-        write(tmp_path / folder, record)
+def test_the_same_record_gives_the_same_files(record: RunRecord, written: Path, tmp_path: Path) -> None:
+    write(tmp_path, record)
     for name in ("summary.json", "report.html", "plots/accuracy.svg"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
 
 
-def test_the_predictions_give_the_numbers_again(record: RunRecord, tmp_path: Path) -> None:
-    summary = write(tmp_path, record)
-    with np.load(tmp_path / "predictions.npz") as kept:
+def test_the_predictions_give_the_numbers_again(written: Path) -> None:
+    summary = json.loads((written / "summary.json").read_text())
+    with np.load(written / "predictions.npz") as kept:
         for name, row in summary["methods"].items():
             assert (kept[f"p:{name}"].argmax(1) == kept["labels"]).mean() == row["accuracy"]
 
@@ -115,7 +118,7 @@ def test_in_short_the_best_method_with_its_cost_and_where_it_fails(record: RunRe
     assert "the class" not in in_short(summarize(alone))[1]  # one class cannot be the worst of several
 
 
-def test_the_best_method_is_set_against_the_mean_class_by_class(record: RunRecord, tmp_path: Path) -> None:
+def test_the_best_method_is_set_against_the_mean_class_by_class(record: RunRecord, written: Path, tmp_path: Path) -> None:
     found = confusions(record, summarize(record))
     assert found is not None
     assert found["method"] == "eam"
@@ -129,8 +132,7 @@ def test_the_best_method_is_set_against_the_mean_class_by_class(record: RunRecor
     assert true != taken
     only = replace(record, methods={"mean": record.methods["mean"]})
     assert confusions(only, summarize(only)) is None
-    write(tmp_path, record)
-    assert "Which class is taken for which?" in (tmp_path / "report.html").read_text()
+    assert "Which class is taken for which?" in (written / "report.html").read_text()
     many = replace(record, classes=tuple(f"class {n}" for n in range(14)))
     wide = [replace(s, probabilities=np.pad(s.probabilities, ((0, 0), (0, 11)))) for s in record.steps]
     write(tmp_path, replace(many, steps=wide))
@@ -195,48 +197,37 @@ def test_a_file_that_lost_its_end_costs_its_own_batches_too(record: RunRecord, t
     assert len((tmp_path / "batches.jsonl").read_text().splitlines()) == 8
 
 
-def test_a_report_from_disk_is_the_report_from_memory(record: RunRecord, tmp_path: Path) -> None:
+def test_a_report_from_disk_is_the_report_from_memory(record: RunRecord, written: Path, tmp_path: Path) -> None:
     progress = Progress.open(tmp_path, {}, resume=False)
     assert isinstance(record.steps, list)
     for t in range(record.stream.batches):
         own = [step for step in record.steps if step.t == t]
         progress.add(own, {"position": t + 1, "forwards_run": 0, "states": {}})
     assert len(list((tmp_path / "progress").iterdir())) == 3 + 2  # a file for each method, two snapshots
-    on_disk = replace(record, steps=progress.ledger)
-    for folder, one in (("a", record), ("b", on_disk)):
-        (tmp_path / folder).mkdir()
-        write(tmp_path / folder, one)
+    write(tmp_path, replace(record, steps=progress.ledger))
     for name in ("summary.json", "report.html"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    for one in (tmp_path / "a" / "predictions.npz", tmp_path / "b" / "predictions.npz"):
-        with np.load(one) as stored:
+        assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
+    for folder in (tmp_path, written):
+        with np.load(folder / "predictions.npz") as stored:
             np.testing.assert_array_equal(stored["p:eam"], record.probabilities("eam"))
 
 
-WRITE_LITTLE = """
-import pickle, resource, sys
-from pathlib import Path
-from fedmerge.report.pages.run import write
-record = pickle.loads(Path(sys.argv[1], "record").read_bytes())
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
-write(Path(sys.argv[1]), record)
-"""
-
-
-def test_a_disk_that_fills_up_leaves_whole_files(record: RunRecord, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_leaves_whole_files(record: RunRecord, written: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk; the system refuses to write in the same way."""
-    write(tmp_path, record)
-    before = {file.name: file.read_bytes() for file in tmp_path.iterdir() if file.is_file()}
-    (tmp_path / "record").write_bytes(pickle.dumps(replace(record, seed=1)))
-    command = [sys.executable, "-c", WRITE_LITTLE, str(tmp_path), "1000"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "File too large" in ended.stderr
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(tmp_path, replace(record, seed=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     json.loads((tmp_path / "summary.json").read_text())
     np.load(tmp_path / "predictions.npz")["labels"]
-    assert (tmp_path / "report.html").read_bytes() == before["report.html"]
+    assert (tmp_path / "report.html").read_bytes() == (written / "report.html").read_bytes()
 
 
-def test_the_page_says_what_noise_promises_and_what_is_withheld(record: RunRecord, tmp_path: Path) -> None:
+def test_the_page_says_what_noise_promises_and_what_is_withheld(record: RunRecord, written: Path, tmp_path: Path) -> None:
     sites = [replace(site, n=None, validation_accuracy=None, runs=[]) for site in record.sites]
     privacy = {"said": "noised: epsilon 4.38 at delta 1e-05 (clip 1, z 2)", "unit": "one upload"}
     summary = write(tmp_path, replace(record, sites=sites, manifest={**record.manifest, "privacy": privacy}))
@@ -244,5 +235,4 @@ def test_the_page_says_what_noise_promises_and_what_is_withheld(record: RunRecor
     assert "Uploads are noised: epsilon 4.38 at delta 1e-05" in page
     assert page.count("<td>withheld</td>") == 4
     assert [site["n"] for site in summary["sites"]] == [None, None]
-    write(tmp_path, record)
-    assert "epsilon" not in (tmp_path / "report.html").read_text()
+    assert "epsilon" not in (written / "report.html").read_text()

@@ -71,7 +71,7 @@ def test_a_stream_that_changes_with_every_batch_has_no_segments() -> None:
 
 
 def test_lines_have_no_more_points_than_can_be_seen(record: RunRecord) -> None:
-    times = 100
+    times = 40
     assert isinstance(record.steps, list)
     steps = [replace(step, t=step.t + 20 * i) for i in range(times) for step in record.steps]
     stream = replace(record.stream, batches=20 * times, truth=np.tile(record.stream.truth, (times, 1)))

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-import torch
 
 from fedmerge.system.process import (
     cores,
@@ -73,6 +72,8 @@ def test_threads_are_those_that_the_environment_asks_for(given: str, expected: i
 
 
 def test_one_thread_is_for_a_while() -> None:
+    import torch  # not above: this module is imported by processes, too, and torch takes a second
+
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
