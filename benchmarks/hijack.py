@@ -51,6 +51,7 @@ METHODS = (
     "t3_batch",
     "dawin",
     "eam",
+    "posterior",
 )
 HONEST = ("axial", "coronal", "sagittal")
 ATTACKERS = ("scaled_head", "shuffled", "backdoored")

@@ -20,9 +20,9 @@ experts give, models between experts and theta_0 are not what the experts are. T
 with even shares and evidence against the ensemble alone: merges have no say. The notes say so (`mixed_predictions`).
 
 Where the mean is nearer to theta_0 than a twentieth of theta_0's length, as after pretraining on many images, half-way does not
-tell how the experts mix: theta_0's head has not learned their classes. Experts so near one another often lie in one basin
-(Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020): predictions are mixed where the mean itself gives
-up 8 % of the surest answers. There t grows where half-way gives up 3 % of those that all experts give, and from 5 % on it is 1.
+tell how the experts mix: theta_0's head has not learned their classes, and t is 1. Experts so near one another often lie in one
+basin (Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020): predictions are mixed where the mean itself
+gives up 8 % of the surest answers.
 Where nobody can tell what half-way gives up, predictions are mixed where the mean gives up 5 % of the surest answers. More than ten
 experts give hardly any answer together: there half-way has to give up 8 % of the surest answers, and the mean 5 %.
 
@@ -91,9 +91,6 @@ BEHIND = (0.07, 0.09)
 APART = 1 / 20
 """Share of the surest answers that all experts give, which half-way may give up before weights are not mixed."""
 
-UNLIKE = (0.03, APART)
-"""The same share, up to which half-way near theta_0 is gone, and from which on not at all."""
-
 MANY = 10
 """Experts of whom more give hardly any answer together."""
 
@@ -133,7 +130,9 @@ class Posterior(Adaptive):
         "cost": "one forward less while the merge is not drawn towards theta_0, and K + 1 less where predictions are mixed"
     }
 
-    granularity: Literal["image", "batch"] = Field("image", description="one merge for each image, or one for the batch")
+    granularity: Literal["image", "batch"] = Field(
+        "image", description="one merge for each image, or one for the batch; mixed predictions have weights of each image in both"
+    )
     panel: tuple[Member, ...] = Field(
         ("ensemble", "mean", "wise_ft", "model_stock"), min_length=1, description="models whose mean prediction is the consensus"
     )
@@ -183,7 +182,7 @@ class Posterior(Adaptive):
         return 4 * sizes.parameters * len(merged) + max((method.working_bytes(sizes) for method in merged), default=0)
 
     def coefficients(self, evidence: Evidence) -> Coefficients:
-        """For this batch alone: (N, K), or (K,) with granularity batch."""
+        """For this batch alone: (N, K), or (K,) with granularity batch while weights are merged."""
         return self.step(self.start(evidence.bank), evidence)[1]
 
     def step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients]:
@@ -243,7 +242,7 @@ class Posterior(Adaptive):
         if apart:
             against = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, said["ensemble"]), -torch.inf)
             r = _weighed(against.double().cpu().T, self.beta).softmax(1)
-            return state, replace(self._given(r, r, r.mean(0), notes), of="predictions"), different
+            return state, Coefficients(r, r, notes, of="predictions"), different
         of_batch = pi / asked if bool(valid.all()) else torch.where(valid, pi, 0) / pi[valid].sum()
         found = self._given(r, head, of_batch, notes)
         if t < 1:  # theta_0 has a part of the encoder, and none of the head
@@ -289,17 +288,12 @@ class Posterior(Adaptive):
             return 0.5, False
         if not drawn or not {"ensemble", "mean", "wise_ft"} <= {*self.panel}:  # nobody tells what half-way gives up
             return 1.0, mixed and mean_gives_up
+        if _gone(bank) < BASIN:
+            return 1.0, mixed and mean > LOST[1] * (images + PRIOR_IMAGES)
         everywhere = answers.sum(0)
         lost = _part(half / (images + PRIOR_IMAGES), LOST)
         behind = _part(float((everywhere[2] - everywhere[1]) / (everywhere[0] + PRIOR_IMAGES)), BEHIND)
-        if bank.K > MANY:
-            apart = mean_gives_up and lost == 1
-        else:
-            by_half, by_mean = given_up > APART * (alike + PRIOR_ALIKE), mean > LOST[1] * (images + PRIOR_IMAGES)
-            unlike = _part(given_up / (alike + PRIOR_ALIKE), UNLIKE)
-            near = (unlike > 0 or by_mean) and _gone(bank) < BASIN
-            apart = by_mean if near else by_half
-            lost = max(lost, unlike) if near else lost
+        apart = mean_gives_up and lost == 1 if bank.K > MANY else given_up > APART * (alike + PRIOR_ALIKE)
         return 0.5 + 0.5 * max(lost, behind), mixed and apart
 
     def _members(self, bank: Bank) -> tuple[Member, ...]:

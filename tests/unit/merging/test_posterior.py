@@ -174,7 +174,7 @@ def test_how_far_from_theta_0_is_judged_by_what_the_ensemble_is_sure_of() -> Non
     """400 images, of half of which the ensemble is surer. Half-way gives up none of them, or each tenth, or many of the others.
 
     Predictions are mixed where it gives up each tenth of what all experts say; among many experts, where the mean does so, too;
-    near theta_0, where the mean does so.
+    near theta_0, where the mean does so, and the merge goes the whole way.
     """
     surely, barely = states_of({"all": [0] * 200})["all"], states_of({"all": [0] * 200})["all"] / 5
     ensemble = torch.cat([surely, barely.log_softmax(1)])
@@ -184,7 +184,7 @@ def test_how_far_from_theta_0_is_judged_by_what_the_ensemble_is_sure_of() -> Non
     method, bank, many = load_method("posterior"), a_bank(expert_states(2)), Bank.of(Net(), expert_states(11), expert_states(1)[0])
     start, *states = expert_states(3, spread=0.001)
     near = Bank.of(Net(), states, start)
-    for one in (bank, near):
+    for one in (bank, near, many):
         one.kept["wise_ft"] = HALF_WAY.merge(one)
     assert _gone(near) < BASIN < _gone(bank)
     cases = ((same, same, 0.5), (same, tenth, 1.0), (same, unsure, 1.0), (unsure, unsure, 0.5), (tenth, tenth, 1.0),
@@ -193,16 +193,13 @@ def test_how_far_from_theta_0_is_judged_by_what_the_ensemble_is_sure_of() -> Non
         said = {"ensemble": ensemble, **states_of({"mean": mean, "wise_ft": half})}
         assert method._judged(_answers(said, agree), bank) == (t, half in (tenth, none))  # type: ignore[attr-defined]
         assert method._judged(_answers(said, differ), bank) == (t, False)  # type: ignore[attr-defined]
-        assert method._judged(_answers(said, agree), near) == (t, mean in (tenth, none))  # type: ignore[attr-defined]
+        assert method._judged(_answers(said, agree), near) == (1, mean in (tenth, none))  # type: ignore[attr-defined]
         assert method._judged(_answers(said, differ), many) == (t, mean == half and half in (tenth, none))  # type: ignore[attr-defined]
         assert method._judged(_answers(said, some), bank) == (t, False)  # type: ignore[attr-defined]
         never = load_method("posterior", fallback="none")
         assert never._judged(_answers(said, agree), bank) == (t, False)  # type: ignore[attr-defined]
-    said = {"ensemble": ensemble, **states_of({"mean": same, "wise_ft": [1] * 9 + [0] * 391})}
-    part = 0.5 + 0.5 * (9 / (200 + 8) - 0.03) / 0.02  # near theta_0, of 9 of the 200
-    for one, t in ((near, part), (bank, 0.5)):
-        assert method._judged(_answers(said, agree), one) == (pytest.approx(t), False)  # type: ignore[attr-defined]
-    assert method._judged(torch.zeros(200, 5), bank) == (0.5, False)  # type: ignore[attr-defined]
+    for one, t in ((bank, 0.5), (near, 1.0)):
+        assert method._judged(torch.zeros(200, 5), one) == (t, False)  # type: ignore[attr-defined]
 
 
 def test_without_a_judge_the_mean_is_judged_alone() -> None:
@@ -281,6 +278,7 @@ def test_predictions_are_mixed_where_weights_cannot_be(granularity: str, fallbac
         expected = np.log(np.einsum("nk,knc->nc", alpha, logits.double().softmax(-1).numpy()))
         np.testing.assert_allclose(done.log_p.numpy(), expected, atol=1e-5)
         assert (done.forwards, done.merges, done.theta) == (0, 0, None)
+        assert len(np.unique(alpha, axis=0)) == N  # also where weights would be merged once for the batch
 
 
 def test_where_predictions_are_mixed_the_ensemble_tells_the_labels() -> None:
