@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from fedmerge.data.datasets._formats import DAMAGE, DICOM_ENDS, NIFTI_ENDS, Deep, Opened, Reading, Refused, pictures
+from fedmerge.data.datasets._formats import (
+    DAMAGE,
+    DICOM_ENDS,
+    MOST_PIXELS,
+    NIFTI_ENDS,
+    REFUSALS,
+    Deep,
+    Opened,
+    Reading,
+    Refused,
+    pictures,
+    reason_of,
+)
 from fedmerge.data.datasets._image_files import ENDS
 from fedmerge.errors import DataError, quoted
 
@@ -34,14 +46,14 @@ def look(paths: Sequence[Path]) -> Look:
     opened, why = list[Opened](), ""
     for path in paths:
         try:
-            opened += pictures(path)
+            found, framed = _pictures(path)
         except Refused as error:
-            if error.key != "frame":
-                raise DataError(f"--images: {quoted(path)}: found {error}; expected images that can be read as they are") from None
-            keys["frame"] = 1
-            opened += pictures(path, Reading(frame=1))
+            raise DataError(f"--images: {quoted(path)}: found {error}; expected {_mended(error)}") from None
         except DAMAGE as error:
-            why = f"{quoted(path)} ({error})"
+            why = f"{quoted(path)} ({reason_of(error, path)})"
+            continue
+        opened += found
+        keys |= {"frame": 1} if framed else {}
     if not opened:
         raise DataError(f"--images: found no image that can be read among {len(paths)}, e.g. {why}; expected PNG, JPEG, DICOM ...")
     sides = [_size(one) for one in opened]
@@ -58,6 +70,28 @@ def look(paths: Sequence[Path]) -> Look:
         keys["gray_range"] = bounds
         words += f", shown from {bounds[0]:g} (black) to {bounds[1]:g} (white)"
     return Look(side, channels, words, keys)
+
+
+def _pictures(path: Path) -> tuple[list[Opened], bool]:
+    """All pictures of a file, and whether they are of its first frame. Raises one of DAMAGE, or Refused."""
+    try:
+        return pictures(path), False
+    except MemoryError:
+        raise Refused("memory", REFUSALS["memory"][0]) from None
+    except Refused as error:
+        if error.key != "frame":
+            raise
+    return pictures(path, Reading(frame=1)), True
+
+
+def _mended(error: Refused) -> str:
+    """What is expected of a file, and how to mend it where no site file is there yet."""
+    if error.key != "max_pixels":
+        return REFUSALS[error.key][1]
+    mend = (
+        "Make such images smaller, or move them out of the folder; the key max_pixels of a source that you write yourself raises it"
+    )
+    return f"at most {MOST_PIXELS}, so that the memory holds them. {mend}"
 
 
 def _kind(path: Path) -> str:

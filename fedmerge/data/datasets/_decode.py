@@ -99,11 +99,11 @@ def _finite(deep: Deep) -> NDArray[Any]:
     return deep.values[np.isfinite(deep.values)] if deep.values.dtype.kind == "f" else deep.values.reshape(-1)
 
 
-def _extent(deep: Deep) -> Extent:
-    """Raises ValueError if no value is finite."""
+def _extent(deep: Deep) -> Extent | None:
+    """None if no value is finite, as in a slice beside the brain."""
     values = _finite(deep)
     if not values.size:
-        raise ValueError("no finite value")
+        return None
     return Extent(float(values.min()), float(values.max()), deep.values.dtype.kind == "f", deep.window)
 
 
@@ -159,6 +159,8 @@ class _Seen:
             yield
         except Refused as error:
             self.refused.setdefault(error.key, []).append(f"{name} ({error})")
+        except MemoryError:
+            self.refused.setdefault("memory", []).append(name)
         except DAMAGE as error:
             if failure := failure_to_read(path, error):
                 self.refused.setdefault("root", []).append(f"{name} ({os.strerror(failure)})")
@@ -178,8 +180,11 @@ class _Seen:
 
     def measure(self, at: int, deep: Sequence[Deep], sampled: int) -> None:
         """Extent of the deep images of one file, and `sampled` values of each."""
-        self.extents[at] = _values([_extent(one) for one in deep])
-        for values in map(_finite, deep) if sampled else ():
+        known = [extent for one in deep if (extent := _extent(one)) is not None]
+        if not known:
+            raise ValueError("no finite value")
+        self.extents[at] = _values(known)
+        for values in filter(len, map(_finite, deep)) if sampled else ():
             places = np.linspace(0, values.size - 1, min(sampled, values.size)).round().astype(np.int64)
             self.samples.append(values[places].astype(np.float32))
 
@@ -356,7 +361,7 @@ def _refuse(seen: _Seen, how: Reading, where: str, names: Sequence[str]) -> None
         limit = f" ({how.max_pixels})" if key == "max_pixels" else ""
         raise DataError(
             f"{where}: found {len(files)} {found}{limit}: {shortened(files)}; expected {expected}",
-            f"source.{'root' if key == 'codec' else key}: found {found}{limit}; expected {expected}",
+            f"source.{'root' if key in ('codec', 'memory') else key}: found {found}{limit}; expected {expected}",
         )
     if 2 * len(seen.nearly_lost) > len(seen.extents) > 0:
         mend = f"Set gray_range: [black, white] in the source, {ALIKE}"

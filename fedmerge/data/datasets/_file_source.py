@@ -30,7 +30,7 @@ from fedmerge.errors import DataError, Problem, SourceError, folded, quoted
 from fedmerge.registry import Spec
 from fedmerge.system.files import atomic_write
 
-VERSION = 2
+VERSION = 3
 """Raise it whenever the same files would give other pixels."""
 
 SHORTEST = 16

@@ -85,9 +85,16 @@ REFUSALS = {
         "DICOM files that are compressed in a way that no installed package reads",
         "a package that does, e.g. pip install python-gdcm; or save them uncompressed, e.g. with gdcmconv --raw",
     ),
+    "memory": (
+        "images that do not go into the memory of this machine",
+        "smaller ones. Make them smaller, or take a machine with more memory",
+    ),
     "page": ("files of several pages without the page asked for", "a page that all of them have. Set page in the source"),
 }
-"""What stops a source, by the key that it is about: what was found, what is expected, and how to mend it. codec: of root."""
+"""What stops a source, by the key that it is about: what was found, what is expected, and how to mend it.
+
+codec, memory: of root.
+"""
 
 
 class Refused(Exception):
@@ -158,6 +165,7 @@ def count_of(path: Path, how: Reading = PLAIN) -> int:
 def read(path: Path, how: Reading = PLAIN) -> Opened:
     """One picture of a file, at its full depth. Raises one of DAMAGE, or Refused."""
     with page_of(path, how) as (opened, pages):
+        _in_order_of_bytes(opened)
         if (raw := _raw_mode(opened)) in STEPS and "transparency" in opened.info:
             opened.info["transparency"] *= STEPS[raw]
         deep = _deep(path, how, opened, raw)
@@ -205,6 +213,10 @@ def _deep(path: Path, how: Reading, opened: Any, raw: str) -> Deep | None:
         return Deep(np.asarray(opened).view(np.int8), None, inverted)
     if opened.format == "PPM" and opened.mode == "RGB" and _declared_top(path) > 255:
         return Deep(_deep_ppm(path, opened), None, False)
+    if max(tags.get(258, (8,))) > 8 and tags.get(284) == 2:  # bits of a sample, and how colors lie
+        raise ValueError(
+            "16 bits a sample in a plane for each color, which cannot be read at its depth; save it with colors side by side"
+        )
     return _deep_color(path, how, opened, raw) if ";16" in raw else None
 
 
@@ -214,6 +226,14 @@ def _raw_mode(opened: Any) -> str:
         return ""
     args = opened.tile[0].args
     return str(args[0] if isinstance(args, tuple) and args else args or "")
+
+
+def _in_order_of_bytes(opened: Any) -> None:
+    """Take packed values of a TIFF in this machine's order of bytes, in which libtiff gives them; Pillow turns some kinds round."""
+    tiles = getattr(opened, "tile", None) or []
+    if any(tile.codec_name == "libtiff" for tile in tiles):
+        own = {f"{kind}B{end}": f"{kind}N{end}" for kind, end in (("I;16", "S"), ("I;32", "S"), ("F;32", "F"))}
+        opened.tile = [tile._replace(args=(own.get(tile.args[0], tile.args[0]), *tile.args[1:])) for tile in tiles]
 
 
 def _words(data: bytes) -> list[bytes]:
@@ -273,9 +293,12 @@ def _dicom(path: Path, how: Reading) -> Opened:
         header = pydicom.dcmread(path, force=True)
         with path.open("rb") as file:
             start = file.read(132)
-        if not any(name in header for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        if not any(header.get(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             marked = "SOPClassUID" in header or start[128:] == b"DICM"
             raise ValueError(f"DICOM without pixels ({header.get('Modality') or 'no modality'})" if marked else "no image")
+        missing = [name for name in ("Rows", "Columns", "PhotometricInterpretation") if not header.get(name)]
+        if missing:
+            raise ValueError(f"DICOM without {' and '.join(missing)}")
         frames, size = int(header.get("NumberOfFrames") or 1), int(header.Rows) * int(header.Columns)
         if size > how.max_pixels:
             raise Refused("max_pixels", f"{header.Columns} x {header.Rows} = {size} pixels")
@@ -285,8 +308,9 @@ def _dicom(path: Path, how: Reading) -> Opened:
         header.file_meta.TransferSyntaxUID = syntax
         if syntax.is_compressed and not syntax.is_deflated and not _decodes(get_decoder, syntax):
             raise Refused("codec", syntax.name)
-        raw = pixel_array(header, index=how.frame - 1 if frames > 1 and how.frame else (0 if frames > 1 else None))
-        picture = _dicom_picture(raw, header)
+        frame = how.frame - 1 if frames > 1 and how.frame else 0
+        raw = pixel_array(header, index=frame if frames > 1 else None)
+        picture = _dicom_picture(raw, header, frame)
     return Opened(picture, 1, 1, burned=str(header.get("BurnedInAnnotation") or ""))
 
 
@@ -328,27 +352,51 @@ def _decodes(get_decoder: Any, syntax: Any) -> bool:
         return False
 
 
-def _dicom_picture(raw: NDArray[Any], header: Any) -> Image.Image | Deep:
+def _dicom_picture(raw: NDArray[Any], header: Any, frame: int) -> Image.Image | Deep:
     """Gray values after the modality's rescaling, with the padding around a round picture in black; colors as they are."""
-    from pydicom.pixels import apply_color_lut, apply_modality_lut
+    from pydicom.pixels import apply_color_lut
 
     kind = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if kind == "PALETTE COLOR":
         raw = apply_color_lut(raw, header)
-        raw = (raw >> 8).astype(np.uint8) if raw.dtype == np.uint16 else raw
+        if raw.dtype == np.uint16:  # tables of 8 bits that say that they have 16 would be black
+            raw = (raw >> 8 if raw.max() > 255 else raw).astype(np.uint8)
     if raw.ndim == 3:
         colors = raw[..., :3]
         return Image.fromarray(colors) if colors.dtype == np.uint8 else Deep(colors, None, False)
-    inverted, window = kind == "MONOCHROME1", _window(header)
+    inverted, window = kind == "MONOCHROME1", _window(_of_frame(header, frame, "FrameVOILUTSequence"))
     padded = _padding(raw, header)
-    values = apply_modality_lut(raw, header)
+    values = _rescaled(raw, _of_frame(header, frame, "PixelValueTransformationSequence"))
+    top = 2 ** int(header.get("BitsStored") or 8) - 1
     if values is raw and raw.dtype == np.uint8 and window is None and padded is None:
-        return Image.fromarray(255 - raw if inverted else raw)
+        shown = raw if top >= 255 else np.rint(raw * (255 / top)).clip(0, 255).astype(np.uint8)  # masks have 1 bit
+        return Image.fromarray(255 - shown if inverted else shown)
     if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):
         values = values.astype(np.int64)
     if padded is not None:
         values = np.where(padded, np.inf if inverted else -np.inf, values)
     return Deep(values, None, inverted, window)
+
+
+def _of_frame(header: Any, frame: int, macro: str) -> Any:
+    """Where an enhanced file says something of one frame: in the frame's own group, else in that of all; otherwise its head."""
+    for name, at in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        groups = header.get(name) or ()
+        if at < len(groups) and (found := groups[at].get(macro)):
+            return found[0]
+    return header
+
+
+def _rescaled(raw: NDArray[Any], said: Any) -> NDArray[Any]:
+    """Values as the modality means them. A slope or an intercept may stand alone: the other is 1 or 0 then."""
+    from pydicom.pixels import apply_modality_lut
+
+    if said.get("ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(raw, said))
+    slope, intercept = said.get("RescaleSlope"), said.get("RescaleIntercept")
+    if slope is None and intercept is None:
+        return raw
+    return raw.astype(np.float64) * float(1 if slope is None else slope) + float(intercept or 0)
 
 
 def _padding(raw: NDArray[Any], header: Any) -> NDArray[np.bool_] | None:
@@ -361,13 +409,14 @@ def _padding(raw: NDArray[Any], header: Any) -> NDArray[np.bool_] | None:
     return padded if padded.any() and not padded.all() else None
 
 
-def _window(header: Any) -> tuple[float, float] | None:
-    """Least and greatest value of the file's first window (DICOM PS3.3, C.11.2.1.2), in values after rescaling."""
-    center, width = (header.get(name) for name in ("WindowCenter", "WindowWidth"))
+def _window(said: Any) -> tuple[float, float] | None:
+    """Least and greatest value of the first window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.2), in values after rescaling."""
+    center, width = (said.get(name) for name in ("WindowCenter", "WindowWidth"))
     center, width = (value[0] if isinstance(value, Sequence) and not isinstance(value, str) else value for value in (center, width))
-    if center is None or width is None or not float(width) > 1:
+    exact = said.get("VOILUTFunction") == "LINEAR_EXACT"
+    if center is None or width is None or not float(width) > (0 if exact else 1):
         return None
-    middle, reach = float(center) - 0.5, (float(width) - 1) / 2
+    middle, reach = (float(center), float(width) / 2) if exact else (float(center) - 0.5, (float(width) - 1) / 2)
     return middle - reach, middle + reach
 
 
@@ -434,7 +483,7 @@ def failure_to_read(path: Path, error: Exception) -> int | None:
 def reason_of(error: Exception, path: Path) -> str:
     """Why a file is no image that can be used."""
     if not isinstance(error, UnidentifiedImageError):
-        return str(error) or type(error).__name__
+        return " ".join(str(error).split()) or type(error).__name__
     with suppress(OSError), path.open("rb") as file:
         start = file.read(132)
         if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):

@@ -110,6 +110,26 @@ DEEP: dict[str, tuple[Any, NDArray[Any]]] = {
 }
 
 
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("predictor", [True, False])
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "<i2", ">i2", "<i4", ">i4", "<f4", ">f4"])
+def test_packed_values_are_those_of_the_file_in_both_orders_of_bytes(kind: str, predictor: bool, tile: Any, tmp_path: Path) -> None:
+    tifffile, values = pytest.importorskip("tifffile"), (RNG.standard_normal((SIDE, SIDE)) * 5000).astype(kind[1:])
+    predictor = predictor and kind[1] != "f"
+    tifffile.imwrite(tmp_path / "a.tif", values, byteorder=kind[0], compression="zlib", predictor=predictor, tile=tile)
+    picture = read(tmp_path / "a.tif").picture
+    assert isinstance(picture, Deep)
+    assert np.array_equal(picture.values, values)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_plane_of_16_bits_for_each_color_is_told(compression: str | None, tmp_path: Path) -> None:
+    tifffile, values = pytest.importorskip("tifffile"), COLOR_12.transpose(2, 0, 1).copy()
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", planarconfig="separate", compression=compression)
+    with pytest.raises(ValueError, match="a plane for each color, which cannot be read at its depth; save it with colors side by"):
+        read(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("name", DEEP)
 def test_deep_values_are_those_of_the_file(name: str, tmp_path: Path) -> None:
     write, values = DEEP[name]

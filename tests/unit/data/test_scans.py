@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import pickle
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 from pydicom.data import get_testdata_file
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.pixels import get_decoder
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLSLossless, generate_uid
 
@@ -25,6 +27,7 @@ from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets._decode import decode_all, pixels_of
 from fedmerge.data.datasets._formats import Deep, Reading, pictures
 from fedmerge.data.datasets.image_folder import ImageFolder
+from fedmerge.data.image_sample import look
 from fedmerge.data.partition import own_split
 from fedmerge.errors import DataError, MissingExtra, extras_named
 
@@ -90,6 +93,69 @@ def test_fractions_stay_fractions(tmp_path: Path) -> None:
     (opened,) = pictures(tmp_path / "a.dcm")
     assert isinstance(opened.picture, Deep)
     assert np.array_equal(opened.picture.values, HOUNSFIELD * 0.25)
+
+
+@pytest.mark.parametrize(
+    ("tags", "slope", "intercept"),
+    [
+        ({"RescaleIntercept": -500}, 1, -500),
+        ({"RescaleSlope": 2}, 2, 0),
+        ({"RescaleSlope": "", "RescaleIntercept": ""}, 1, 0),
+        ({"RescaleSlope": 2, "RescaleIntercept": ""}, 2, 0),
+    ],
+)
+def test_a_slope_or_an_intercept_may_stand_alone_or_be_empty(tmp_path: Path, tags: Any, slope: int, intercept: int) -> None:
+    dicom(tmp_path / "a.dcm", HOUNSFIELD, **tags)
+    found = decoded(tmp_path, gray_range=(-900, 900))["pixels"][0, ..., 0]
+    assert np.array_equal(found, by(HOUNSFIELD.astype(float) * slope + intercept, -900, 900))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_enhanced_file_is_rescaled_and_shown_as_its_frame_says(tmp_path: Path, shared: bool) -> None:
+    def group(number: int) -> Dataset:
+        values, window, found = Dataset(), Dataset(), Dataset()
+        values.RescaleSlope, values.RescaleIntercept = 1, -1024 - number
+        window.WindowCenter, window.WindowWidth = 40.5 + number, 401
+        found.PixelValueTransformationSequence, found.FrameVOILUTSequence = [values], [window]
+        return found
+
+    frames = np.stack([HOUNSFIELD.astype(int) + 1024] * 3).astype(np.uint16)
+    name, groups = ("Shared", [group(0)]) if shared else ("PerFrame", [group(number) for number in range(3)])
+    dicom(tmp_path / "a.dcm", frames, **{f"{name}FunctionalGroupsSequence": groups})
+    found, number = decoded(tmp_path, frame=3), 0 if shared else 2
+    assert found["range"].tolist() == [-160 + number, 240 + number]
+    assert np.array_equal(found["pixels"][0, ..., 0], by(HOUNSFIELD.astype(int) - number, -160 + number, 240 + number))
+
+
+def test_an_exact_window_has_no_half_step(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm", HOUNSFIELD, WindowCenter=40, WindowWidth=400, VOILUTFunction="LINEAR_EXACT")
+    assert decoded(tmp_path)["range"].tolist() == [-160, 240]
+
+
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("bits", [1, 6])
+def test_fewer_than_8_bits_are_as_bright_as_8(tmp_path: Path, bits: int, kind: str) -> None:
+    stored, top = RNG.integers(0, 2**bits, (SIDE, SIDE)).astype(np.uint8), 2**bits - 1
+    dicom(tmp_path / "a.dcm", stored, BitsStored=bits, HighBit=bits - 1, PhotometricInterpretation=kind)
+    packed = np.packbits(stored.ravel() & 1, bitorder="little")[None]
+    dicom(tmp_path / "b.dcm", packed, Rows=SIDE, Columns=SIDE, BitsAllocated=1, BitsStored=1, HighBit=0)
+    first, second = decoded(tmp_path)["pixels"][..., 0]
+    shown = by(stored, 0, top)
+    assert np.array_equal(first, 255 - shown if kind == "MONOCHROME1" else shown)
+    assert np.array_equal(second, 255 * (stored & 1))
+
+
+def test_a_palette_of_8_bits_that_says_16_is_not_black(tmp_path: Path) -> None:
+    stored, colors = RNG.integers(0, 4, (SIDE, SIDE)).astype(np.uint8), RNG.integers(0, 256, (4, 3)).astype(np.uint16)
+    path = tmp_path / "a.dcm"
+    for shift in (0, 8):
+        dicom(path, stored, PhotometricInterpretation="PALETTE COLOR")
+        file = pydicom.dcmread(path)
+        for tag, name, values in zip((0x00281101, 0x00281102, 0x00281103), ("Red", "Green", "Blue"), colors.T, strict=True):
+            file.add_new(tag, "US", [4, 0, 16])
+            setattr(file, f"{name}PaletteColorLookupTableData", (values << shift).tobytes())
+        file.save_as(path)
+        assert np.array_equal(all_of(tmp_path, ["a.dcm"], Geometry(SIDE, 3), Reading())["pixels"][0], colors[stored])
 
 
 def test_the_window_that_all_files_name_is_the_range(tmp_path: Path) -> None:
@@ -180,6 +246,12 @@ def test_a_codec_that_is_not_there_is_one_message(tmp_path: Path) -> None:
     )
     assert "pip install python-gdcm" in error.value.told
     assert "zorn" not in error.value.told
+    shutil.copy(str(get_testdata_file("MR_small_jpeg_ls_lossless.dcm")), tmp_path / "zorn.dcm")
+    header = pydicom.dcmread(tmp_path / "zorn.dcm")
+    header.NumberOfFrames = 2
+    header.save_as(tmp_path / "zorn.dcm")
+    with pytest.raises(DataError, match=r"found JPEG-LS Lossless Image Compression; expected a package that does"):
+        look([tmp_path / "zorn.dcm"])
 
 
 def test_files_without_pixels_and_no_dicom_at_all_are_told_apart(tmp_path: Path) -> None:
@@ -187,11 +259,15 @@ def test_files_without_pixels_and_no_dicom_at_all_are_told_apart(tmp_path: Path)
         (tmp_path / name).write_bytes(Path(str(get_testdata_file(name))).read_bytes())
     (tmp_path / "half.dcm").write_bytes(Path(str(get_testdata_file("MR_small.dcm"))).read_bytes()[:5000])
     (tmp_path / "notes.dcm").write_text("no image")
+    for name, key, value in (("empty", "PixelData", b""), ("flat", "Rows", None)):
+        dicom(tmp_path / f"{name}.dcm", HOUNSFIELD, **{key: value})
     found = decoded(tmp_path)
     reasons = dict(zip(sorted(file.name for file in tmp_path.iterdir()), found["reasons"], strict=True))
     assert reasons["test-SR.dcm"] == "DICOM without pixels (SR)"
     assert reasons["rtplan.dcm"] == "DICOM without pixels (RTPLAN)"
     assert reasons["notes.dcm"] == "no image"
+    assert reasons["empty.dcm"] == "DICOM without pixels (CT)"
+    assert reasons["flat.dcm"] == "DICOM without Rows"
     assert "pixel data" in reasons["half.dcm"]
 
 
@@ -267,6 +343,29 @@ def test_volumes_that_cannot_be_read_are_broken_files(tmp_path: Path) -> None:
     (tmp_path / "c.nii").write_bytes((tmp_path / "c.nii").read_bytes()[:500])
     nifti(tmp_path / "d.nii", VOLUME[0])
     assert decoded(tmp_path)["broken"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_slice_of_no_number_is_black_among_others(tmp_path: Path) -> None:
+    values = VOLUME.astype(np.float32)
+    values[..., 0] = np.nan
+    nifti(tmp_path / "a.nii", values)
+    for rule in ("auto", (1.0, 99.0)):
+        found = decoded(tmp_path, slices="all", rule=rule)
+        assert len(found["pixels"]) == VOLUME.shape[2]
+        assert not found["pixels"][0].any()
+    assert decoded(tmp_path, slices=(1,))["reasons"].tolist() == ["no finite value"]
+
+
+def test_a_volume_that_the_memory_does_not_hold_is_one_message(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii", VOLUME)
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    data[40:48] = np.array([3, 32767, 32767, 32767], "<i2").tobytes()
+    (tmp_path / "zorn.nii.gz").write_bytes(gzip.compress(bytes(data)))
+    with pytest.raises(DataError, match=r"1 images that do not go into the memory of this machine: zorn.nii.gz") as error:
+        decoded(tmp_path)
+    assert error.value.told.startswith("source.root: found images that do not go into the memory")
+    with pytest.raises(DataError, match="Make them smaller, or take a machine with more memory"):
+        look([tmp_path / "zorn.nii.gz"])
 
 
 @pytest.fixture
