@@ -12,6 +12,7 @@ from PIL import Image
 
 from fedmerge.experiment.dry_run import in_pool, known_start
 from fedmerge.experiment.experiment import load_experiment
+from fedmerge.experiment.sweep import Cell
 from fedmerge.experiment.sweep import _done as is_done
 from tests.front_door import SCENARIO, done, fedmerge, read
 
@@ -53,11 +54,11 @@ def experts(pool: Path) -> set[tuple[str, str]]:
 
 def test_a_hospital_whose_images_are_replaced_trains_again(folders: Path) -> None:
     done(folders, "--out", "first")
-    whole, pool = load_experiment(folders / "scenarios" / "tiny.yaml"), folders / "pool"
-    assert is_done(folders / "first", whole)
+    whole, pool, cell = load_experiment(folders / "scenarios" / "tiny.yaml"), folders / "pool", Cell(0, (), None)
+    assert is_done(cell, folders / "first", whole)
     assert in_pool(whole, pool, known_start(whole, pool)) == {"a": True, "b": True}
     replace(folders / "data" / "a")
-    assert not is_done(folders / "first", whole)
+    assert not is_done(cell, folders / "first", whole)
     assert in_pool(whole, pool, known_start(whole, pool)) == {"a": False, "b": True}
     old = experts(pool)
     done(folders, "--out", "second", "--experts-only")
