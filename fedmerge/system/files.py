@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from fedmerge.errors import FedmergeError, FolderError
+from fedmerge.errors import FedmergeError, FolderError, first_line
 
 SECRET = 0o600
 FOR_ALL = 0o666
@@ -136,7 +136,7 @@ def _why(error: Exception) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def _draft_of(path: Path) -> Path:

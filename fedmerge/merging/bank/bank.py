@@ -58,7 +58,7 @@ class Bank:
     Further attributes:
     counts: training images of each expert, or None. temperatures: (K,), 1 where none was fitted. flips: whether a horizontal
     flip preserves the label. shared_head: whether all experts started from one head. encoder, head: slices of the P columns.
-    kept: models (P,) that methods merge once for these experts, by name.
+    kept: models (P,) that methods merge once for these experts, and numbers that they measure once, by name.
     statistics: what sites uploaded beside weights, by kind. mapped: the file that holds the rows, or None. shards: who
     has the experts in place of this bank, or None. like: an empty tensor of the rows' kind and place.
 

@@ -336,10 +336,15 @@ def _weighed(s: Tensor, beta: float) -> Tensor:
 
 
 def _gone(bank: Bank) -> float:
-    """How far the mean of the encoders is from theta_0, in lengths of theta_0; `wise_ft` of the panel lies between them."""
-    start = bank.anchor_row("theta_0")[bank.encoder].float()
-    half = bank.kept["wise_ft"][bank.encoder].float()
-    return float((half - start).norm() / (HALF_WAY.a * start.norm()))
+    """How far the mean of the encoders is from theta_0, in lengths of theta_0; `wise_ft` of the panel lies between them.
+
+    Measured once for these experts, as the panel's merges are made once.
+    """
+    if "gone" not in bank.kept:
+        start = bank.anchor_row("theta_0")[bank.encoder].float()
+        half = bank.kept["wise_ft"][bank.encoder].float()
+        bank.kept["gone"] = (half - start).norm() / (HALF_WAY.a * start.norm())
+    return float(bank.kept["gone"])
 
 
 def _different(mixture: Tensor, said: dict[Member, Tensor]) -> int:
