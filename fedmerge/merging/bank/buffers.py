@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ POLICIES = ("linear", "moment")
 CONVEX = 1e-3
 """What rounding, also that of half precision, may take from a row of coefficients before it no longer counts as convex."""
 
+DEVIATIONS = 2**22
+"""Squared deviations (N, K, features) that are held at a time."""
+
 
 @dataclass(frozen=True)
 class Buffers:
@@ -25,8 +29,11 @@ class Buffers:
     ----------
     pairs : tuple[tuple[str, str], ...]
         Names of the mean and of the variance of every BatchNorm.
-    stacked : dict[str, Tensor]
-        Name -> (K + A, features), means and variances, experts first and then anchors.
+    moments : Tensor
+        (2, K + A, features): means and variances of all BatchNorms side by side, in the order of `pairs`; experts first and then
+        anchors. So a mixture takes as many operations for fifty layers as for one.
+    features : list[int]
+        How many features each BatchNorm has.
     fixed : dict[str, Tensor]
         Name -> tensor, the same for every mixture: tables, and theta_0's counts of batches.
     experts : int
@@ -49,7 +56,8 @@ class Buffers:
     """
 
     pairs: tuple[tuple[str, str], ...]
-    stacked: dict[str, Tensor]
+    moments: Tensor
+    features: list[int]
     fixed: dict[str, Tensor]
     experts: int
     counts: dict[str, Tensor]
@@ -60,7 +68,10 @@ class Buffers:
         """Collect the buffers of K experts' states and then of anchors'. Raises CheckpointError if a table differs."""
         if policy not in POLICIES:
             raise CheckpointError(f"BatchNorm variance policy: found '{policy}'; expected one of {', '.join(POLICIES)}")
-        stacked = {name: torch.stack([state[name].to(like) for state in states]) for pair in parts.statistics for name in pair}
+        features = [states[0][mean].numel() for mean, _ in parts.statistics]
+        none = like.new_empty(0)  # where no layer is a BatchNorm
+        rows = [[torch.cat([none, *(state[pair[i]].to(like) for pair in parts.statistics)]) for state in states] for i in (0, 1)]
+        moments = torch.stack([torch.stack(of_all) for of_all in rows])
         source = states[min(experts, len(states) - 1)]  # theta_0's where it is given
         counting = [name for name in parts.fixed if name.endswith("num_batches_tracked")]
         for name in parts.fixed:
@@ -68,7 +79,12 @@ class Buffers:
                 raise CheckpointError(f"buffer {name}: found a table that differs between experts; expected the same table in all")
         fixed = {name: _placed(source[name], like) for name in parts.fixed}
         counts = {name: torch.stack([_placed(state[name], like) for state in states]) for name in counting}
-        return Buffers(parts.statistics, stacked, fixed, experts, counts, policy)
+        return Buffers(parts.statistics, moments, features, fixed, experts, counts, policy)
+
+    @cached_property
+    def stacked(self) -> dict[str, Tensor]:
+        """Name -> (K + A, features), views of `moments`."""
+        return self._by_name(*self.moments)
 
     def of_row(self, k: int) -> dict[str, Tensor]:
         """The buffers of expert or anchor k, as views."""
@@ -85,18 +101,24 @@ class Buffers:
 
         None is 1/K for each expert, and so is a row that is not convex: a variance must never be extrapolated.
         """
-        state: dict[str, Tensor] = {}
-        for mean, variance in self.pairs:
-            mu, v = self.stacked[mean], self.stacked[variance]
-            a = self._convex(coefficients, mu)
-            used = torch.nonzero(a.reshape(-1, a.shape[-1]).any(0)).flatten()  # a broken expert must not spoil 0 times itself
-            a, mu, v = a[..., used], mu[used], v[used]
-            state[mean], found = a @ mu, a @ v
-            if self.policy == "moment":  # by deviations: squares of large means would leave nothing of a small variance, or less
-                found = found + (a[..., None] * (mu - state[mean][..., None, :]) ** 2).sum(-2)
-            alone = (a == 1).any(-1, keepdim=True)  # squares would cost such a row its last bits
-            state[variance] = torch.where(alone, v[a.argmax(-1)], found)
-        return state
+        if not self.pairs:
+            return {}
+        mu, v = self.moments
+        a = self._convex(coefficients, mu)
+        used = torch.nonzero(a.reshape(-1, a.shape[-1]).any(0)).flatten()  # a broken expert must not spoil 0 times itself
+        a, mu, v = a[..., used], mu[used], v[used]
+        mean, variance = a @ mu, a @ v
+        if self.policy == "moment":  # by deviations: squares of large means would leave nothing of a small variance, or less
+            width = max(1, DEVIATIONS // a.numel())
+            pieces = zip(torch.split(mu, width, -1), torch.split(mean, width, -1), strict=True)
+            variance = variance + torch.cat([(a[..., None] * (k - m[..., None, :]) ** 2).sum(-2) for k, m in pieces], -1)
+        alone = (a == 1).any(-1, keepdim=True)  # squares would cost such a row its last bits
+        return self._by_name(mean, torch.where(alone, v[a.argmax(-1)], variance))
+
+    def _by_name(self, means: Tensor, variances: Tensor) -> dict[str, Tensor]:
+        """Views of means and variances (..., features) by the names of `pairs`."""
+        split = (torch.split(values, self.features, -1) for values in (means, variances))
+        return {name: view for pair, *views in zip(self.pairs, *split, strict=True) for name, view in zip(pair, views, strict=True)}
 
     def _convex(self, a: Tensor | None, like: Tensor) -> Tensor:
         """Rows (..., K) as they are if they are convex, else, and for None, 1/K for each expert."""

@@ -23,7 +23,7 @@ from fedmerge.merging.per_sample.mixture import Mixture, alike, merged_once
 
 Way = Literal["auto", "mixture", "rows", "samples"]
 
-EQUAL = {"cpu": 20.0, "cuda": 200.0}
+EQUAL = {"cpu": 20.0, "cuda": 500.0}
 """Multiplications of a mixture, for each weight that merges by rows move, at which both took the same time: see below."""
 
 
@@ -38,9 +38,19 @@ def prefers_mixture(
 
         N min(T (K - 1), 5 (K + 1)) / (D (K + 1)) < 20.
 
-    On a GPU no layer is merged first, and the bound is 200, which is not timed: about 400 trillion multiplications of bfloat16 a
-    second against 1.7 trillion weights moved (H200). For a CPU it was measured in November 2026, on one core that others used
-    too. CPU milliseconds of (mixture, rows), N = 32, the better of two:
+    On a GPU no layer is merged first, and the bound is 500. Milliseconds of (mixture, rows) on an H200, bfloat16, K = 3, N = 32
+    (benchmarks/gpu.py --parts ways; the rows of networks with BatchNorm take less since then):
+
+        ViT-Tiny, 224 px            T = 227  D = 32: (7, 34)     D = 8: (7, 10)     D = 2: (7, 3)
+        ViT-B/32, 224 px            T = 50   D = 32: (8, 95)     D = 8: (8, 25)     D = 2: (8, 7)
+        ViT-B/16, 224 px            T = 204  D = 32: (21, 93)    D = 8: (21, 23)    D = 2: (20, 9)
+        ConvNeXt-Tiny, 224 px       T = 160  D = 32: (19, 62)    D = 8: (19, 17)    D = 2: (19, 7)
+        ResNet-18, 96 px            T = 30   D = 32: (17, 405)   D = 8: (18, 124)   D = 2: (19, 34)
+        ResNet-50, 224 px           T = 174  D = 32: (41, 1183)  D = 8: (56, 330)   D = 2: (58, 84)
+        EfficientNet-Lite0, 96 px   T = 21   D = 32: (29, 1059)  D = 8: (40, 224)   D = 2: (40, 69)
+
+    For a CPU it was measured in November 2026, on one core that others used too. CPU milliseconds of (mixture, rows), N = 32, the
+    better of two:
 
         shipped ViT, 32 px          T = 17   K = 2   D = 32: (25, 110)      D = 8: (26, 39)      D = 4: (25, 24)
         shipped ViT, 32 px          T = 17   K = 8   D = 32: (34, 148)      D = 8: (36, 49)      D = 4: (34, 30)
@@ -214,7 +224,7 @@ class PerSample:
     def _uses_of(self, batch: Tensor) -> float:
         """T, counted once in a forward of one sample."""
         if self._uses is None:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            with torch.no_grad(), self.bank.recorded.off(), FlopCounterMode(display=False) as counter:
                 self.bank.forward(torch.zeros_like(self.bank.blank()), batch[:1])
             self._uses = counter.get_total_flops() / (2 * self.bank.P)
         return self._uses

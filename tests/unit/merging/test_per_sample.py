@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, get_args
 
 import pytest
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fedmerge.errors import PerSampleRefused
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.layout import head_names
+from fedmerge.merging.bank.recorded import Recorded
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.methods._base import load_method
 from fedmerge.merging.per_sample.dispatch import PerSample, Way, prefers_mixture
@@ -184,13 +185,26 @@ def test_the_two_ways_agree_and_the_choice_follows_the_shapes() -> None:
     assert not prefers_mixture(uses=17, experts=3, samples=32, distinct=8)
     assert prefers_mixture(uses=197, experts=2, samples=32, distinct=32)  # weights of layers are merged first
     assert not prefers_mixture(uses=197, experts=2, samples=32, distinct=32, merges_layers=False)
-    assert not prefers_mixture(uses=700, experts=2, samples=32, distinct=32, device="cuda")
+    assert prefers_mixture(uses=227, experts=3, samples=32, distinct=8, device="cuda")
+    assert not prefers_mixture(uses=227, experts=3, samples=32, distinct=2, device="cuda")
 
 
 def test_the_uses_of_a_parameter_are_counted_by_shape() -> None:
     """A ViT of 32 px and patches of 8 has 16 tokens and one for the class; the table of positions is not multiplied."""
     bank, x, _, _ = a_world("vit with LayerScale")
     assert 14 < PerSample(bank)._uses_of(x) < 18
+
+
+def test_uses_are_counted_in_a_forward_that_runs_also_where_one_was_recorded() -> None:
+    """A replay names no operation, so that its count would be 0, and the mixture would always be taken."""
+
+    class Replayed(Recorded):
+        def __call__(self, key: Hashable, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+            return function(*inputs) if self.refusal else torch.zeros(len(inputs[0]), bank.C)
+
+    bank, x, _, _ = a_world("vit with LayerScale")
+    counted, bank.recorded = PerSample(bank)._uses_of(x), Replayed()
+    assert PerSample(bank)._uses_of(x) == counted
 
 
 def test_where_the_mixture_is_refused_rows_are_merged_and_the_reason_is_kept() -> None:
