@@ -50,7 +50,7 @@ class Problem:
     mend: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.where}: {self.key}" if self.key else self.where
+        place = ": ".join(filter(None, (self.where, self.key)))
         if not self.expected:
             return f"{place}: found {self.found}: {self.mend}"
         joint = "; " if self.mend[:1].islower() else ". "  # "did you mean" goes on with the sentence

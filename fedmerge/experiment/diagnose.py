@@ -97,7 +97,7 @@ def of_weights(run: Path, pool: Path, images: int, terminal: Terminal) -> Weight
         seen = manifest.get("inputs", {}).get(f"site {experiment.target.name}")
     base = kept_theta_0(sha256, pool)
     if base is None:
-        raise _missing(run, pool, "theta_0")
+        raise _missing(run, pool, "undamaged theta_0")
     head_init = scenario.initialization.head_init if scenario.initialization else "shared_random"
     initial = Initial(base, sha256, head_init, "")
     target = experiment.target

@@ -102,8 +102,8 @@ class Preview:
 def previews(experiments: Sequence[Experiment], pool: Path, cores: int) -> list[Preview]:
     """Count, look, and time a few steps; nothing is trained, and nothing written but caches of images and an untrained theta_0.
 
-    Of several experiments of one scenario, the images of a site are counted once. Raises DataError if images cannot be used, and
-    ScenarioError if an event comes after the end of the stream.
+    Of several experiments of one scenario, the images of a site are counted once. Raises DataError if images cannot be used,
+    FolderError if an expert in the pool is damaged, and ScenarioError if an event comes after the end of the stream.
     """
     trains = {site.name for one in experiments for site in one.sites}
     everyone = {(site.name, one.scenario.trains_on(site)): site for one in experiments for site in one.sites}
@@ -160,10 +160,20 @@ def known_start(experiment: Experiment, pool: Path) -> Initial | None:
 
 
 def in_pool(experiment: Experiment, pool: Path, initial: Initial | None) -> dict[str, bool | None]:
-    """Which experts are there. Which one a site needs depends on theta_0, so nobody knows while that has to be trained."""
+    """Which experts are there. Which one a site needs depends on theta_0, so nobody knows while that has to be trained.
+
+    Raises FolderError if one is damaged, as a run does.
+    """
     if initial is None:
-        return dict.fromkeys([site.name for site in experiment.sites])
-    return {site.name: ExpertPool(pool).has(site_task(experiment, number, initial)) for number, site in enumerate(experiment.sites)}
+        return dict.fromkeys(site.name for site in experiment.sites)
+    held = ExpertPool(pool)
+    found: dict[str, bool | None] = {}
+    for number, site in enumerate(experiment.sites):
+        task = site_task(experiment, number, initial)
+        found[site.name] = held.has(task)
+        if found[site.name]:
+            held.load(task)
+    return found
 
 
 def proxy_steps(experiment: Experiment, pool: Path) -> int:

@@ -147,7 +147,7 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
     """Experts first, one set after the other with all cores; then the streams side by side; then the tables.
 
     Raises ScenarioError before anything starts if any cell cannot run, FolderError if the folder is another's, and SiteError if
-    cells failed: the others' runs are kept.
+    cells failed: then the tables hold the others, and name what is missing.
     """
     plans = {cell.name: load_experiment(sweep.scenario, cell.overrides(sweep.methods)) for cell in sweep.cells}
     with _claimed(sweep, quiet) as terminal:
@@ -156,14 +156,20 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
         terminal.say(f"{len(sweep.cells)} cells, {len(sweep.cells) - len(left)} of them done before; {sweep.jobs} at a time")
         for remark in dict.fromkeys(remark for cell in left for remark in plans[cell.name].remarks()):
             terminal.say(remark)
-        failed = _experts(sweep, {_experts_key(plans[cell.name]): cell for cell in reversed(left)}, terminal, quiet)
-        needed = any(plans[cell.name].scenario.backend != "local" for cell in left)
-        if not failed:
-            failed = _streams(sweep, left, needed, terminal)
-        if failed:
-            raise SiteError("\n".join(f"cell {name}: {said}" for name, said in failed.items()) + "\nall other cells are kept")
-        grid = Grid.of([_row(cell, sweep.out / "cells" / cell.name) for cell in sweep.cells])
+        keys = {cell.name: _experts_key(plans[cell.name]) for cell in left}
+        first = {keys[cell.name]: cell for cell in reversed(left)}
+        broken = _experts(sweep, first, terminal, quiet)
+        failed = {cell.name: broken[key] for cell in left if (key := keys[cell.name]) in broken}
+        going = [cell for cell in left if cell.name not in failed]
+        failed |= _streams(sweep, going, any(plans[cell.name].scenario.backend != "local" for cell in going), terminal)
+        ended = [cell for cell in sweep.cells if cell.name not in failed]
+        if not ended:
+            raise SiteError(_reasons(failed))
+        grid = Grid.of([_row(cell, sweep.out / "cells" / cell.name) for cell in ended], missing=tuple(failed))
         write_grid(sweep.out, grid, sweep.scenario.stem)
+        if failed:
+            words = f"{len(ended)} of {len(sweep.cells)} cells are done, and in the tables ({shown_path(sweep.out / 'sweep.html')})"
+            raise SiteError(f"{_reasons(failed)}\n{words}. The same command runs the others again")
     if table := DomainTable.of(grid):
         terminal.table("accuracy on the domain left out of training, %", *table.cells())
     terminal.say(f"table and plots: {shown_path(sweep.out / 'sweep.html')}")
@@ -194,17 +200,25 @@ def _claimed(sweep: Sweep, quiet: bool) -> Iterator[Terminal]:
 
 
 def _experts(sweep: Sweep, sets: dict[str, Cell], terminal: Terminal, quiet: bool) -> dict[str, str]:
-    """Train every set of experts; what those cells said that failed."""
+    """Train every set of experts; by its key, what a set said that failed."""
     failed: dict[str, str] = {}
-    for number, cell in enumerate(sets.values()):
+    for number, (key, cell) in enumerate(sets.items()):
         words = f"experts {number + 1} of {len(sets)}: {cell.name}"
         terminal.status.put(phase=words)
         terminal.say(words)
         if said := _simulate(sweep, cell, "--experts-only", quiet=quiet):
-            failed[cell.name] = said
-            terminal.status.put(failed=failed)
+            failed[key] = said
+            terminal.status.put(failed={sets[key].name: said for key, said in failed.items()})
             terminal.say(f"  failed: {said}")
     return failed
+
+
+def _reasons(failed: dict[str, str]) -> str:
+    """A line for each reason, with the cells that it stopped."""
+    cells: dict[str, list[str]] = {}
+    for name, said in failed.items():
+        cells.setdefault(said, []).append(name)
+    return "\n".join(f"cell{'s' * (len(names) > 1)} {', '.join(names)}: {said}" for said, names in cells.items())
 
 
 def _streams(sweep: Sweep, left: list[Cell], needs_ray: bool, terminal: Terminal) -> dict[str, str]:

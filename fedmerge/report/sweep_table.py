@@ -42,14 +42,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Grid:
-    """All lines, by setting in the order of the sweep, and within it by falling accuracy. keys: what was swept."""
+    """All lines, by setting in the order of the sweep, and within it by falling accuracy.
+
+    keys: what was swept. missing: names of cells that failed, and that no line knows.
+    """
 
     lines: tuple[Line, ...]
     keys: tuple[str, ...]
     targets: bool
+    missing: tuple[str, ...] = ()
 
     @staticmethod
-    def of(rows: Sequence[Mapping[str, Any]]) -> Grid:
+    def of(rows: Sequence[Mapping[str, Any]], missing: tuple[str, ...] = ()) -> Grid:
         """From one row for each cell: seed, target, settings, and the methods of its summary."""
         groups: dict[str, list[Mapping[str, Any]]] = {}
         for row in rows:
@@ -59,7 +63,7 @@ class Grid:
             methods = [name for name in group[0]["methods"] if all(name in row["methods"] for row in group)]
             found = [_line(group, name) for name in methods]
             lines += sorted(found, key=lambda line: (not line.ranked, -line.accuracy))
-        return Grid(tuple(lines), tuple(rows[0]["settings"]), any(row["target"] for row in rows))
+        return Grid(tuple(lines), tuple(rows[0]["settings"]), any(row["target"] for row in rows), missing)
 
     def header(self) -> list[str]:
         """Names of the columns; low and high are the ends of 95% intervals over seeds."""
@@ -87,7 +91,8 @@ class DomainTable:
     """A row for each method, a column for each domain that was left out, and their mean: as papers on generalization print it.
 
     rows: what was swept and the method, then for each domain, and for all, the mean accuracy over seeds and its standard error.
-    None where a method has no row in a domain (an expert in its own), or where one seed has no error.
+    None where a method has no row in a domain (an expert in its own), or where one seed has no error; and no mean over domains
+    where a cell is missing.
     """
 
     header: tuple[str, ...]
@@ -107,7 +112,7 @@ class DomainTable:
         rows: list[Any] = []
         for swept, methods in found.items():
             named = [(_marked(next(iter(lines.values()))), lines) for lines in methods.values()]
-            these = [((*swept, name), _over_domains(lines, domains)) for name, lines in named]
+            these = [((*swept, name), _over_domains(lines, domains, whole=not grid.missing)) for name, lines in named]
             rows += sorted(these, key=lambda row: (row[1][-1] is None, "not ranked" in row[0][-1], -(row[1][-1] or (0,))[0]))
         return DomainTable((*grid.keys, "method"), domains, tuple(rows))
 
@@ -127,13 +132,14 @@ class DomainTable:
         return _comma_separated(rows)
 
 
-def _over_domains(lines: Mapping[str, Line], domains: Sequence[str]) -> tuple[tuple[float, float | None] | None, ...]:
-    """Mean and standard error over seeds for each domain, and of the means over domains if the method has a row in each."""
+def _over_domains(lines: Mapping[str, Line], domains: Sequence[str], whole: bool) -> tuple[tuple[float, float | None] | None, ...]:
+    """Mean and standard error over seeds for each domain, and if `whole` and each domain has a row, of the means over domains."""
     each = [lines[domain].accuracies if domain in lines else None for domain in domains]
     there = [one for one in each if one is not None]
     seeds = {lines[domain].seeds for domain in lines}
-    whole = [sum(of) / len(of) for of in zip(*there, strict=True)] if len(there) == len(domains) and len(seeds) == 1 else None
-    return tuple(None if one is None else (sum(one) / len(one), standard_error(one)) for one in [*each, whole])
+    whole = whole and len(there) == len(domains) and len(seeds) == 1
+    over_all = [sum(of) / len(of) for of in zip(*there, strict=True)] if whole else None
+    return tuple(None if one is None else (sum(one) / len(one), standard_error(one)) for one in [*each, over_all])
 
 
 def _with_error(value: tuple[float, float | None] | None, missing: str) -> str:

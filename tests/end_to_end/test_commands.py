@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,17 @@ def test_a_plan_tells_what_is_in_the_pool(first: tuple[Path, str]) -> None:
     assert told.stdout.count("in the pool") == 2
     assert "never trains" in told.stdout
     assert "nobody trains" in told.stdout
+
+
+def test_a_plan_names_a_damaged_expert(first: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "copied"
+    shutil.copytree(first[0], folder)
+    damaged = next((folder / "pool" / "experts").glob("south-*"))
+    (damaged / "expert.safetensors").write_bytes(b"torn")
+    told = fedmerge(folder, "plan", "scenarios/tiny.yaml")
+    assert told.returncode == 2
+    assert f"{damaged.name}: found an entry that cannot be read" in told.stderr
+    assert "Delete it, and the site trains again" in told.stderr
 
 
 def test_a_sweep_shares_experts_and_goes_on_where_it_stopped(first: tuple[Path, str]) -> None:
@@ -50,6 +62,22 @@ def test_a_sweep_shares_experts_and_goes_on_where_it_stopped(first: tuple[Path, 
     wrong = fedmerge(folder, "sweep", "scenarios/tiny.yaml", "--set", "methods.eam.gama=1")
     assert wrong.returncode == 2
     assert "did you mean 'gamma'?" in wrong.stderr
+
+
+def test_a_sweep_tells_what_failed_and_writes_the_tables_of_the_rest(first: tuple[Path, str]) -> None:
+    options = ("--set", "training.diversity.lr.draw=[2e-3],[1e30]", "--methods", "mean", "--out", "runs/in-part")
+    swept = fedmerge(first[0], "sweep", "scenarios/tiny.yaml", *options)
+    assert swept.returncode == 2
+    assert "cell draw=1e30-seed3: " in swept.stderr
+    assert "training diverged" in swept.stderr
+    assert (
+        "1 of 2 cells are done, and in the tables (runs/in-part/sweep.html). The same command runs the others again" in swept.stderr
+    )
+    out = first[0] / "runs" / "in-part"
+    table = (out / "sweep.md").read_text()
+    assert "| 2e-3 | mean |" in table
+    assert table.endswith("Missing, because they failed: draw=1e30-seed3.\n")
+    assert "draw=1e30-seed3" in (out / "sweep.html").read_text()
 
 
 def test_a_run_is_diagnosed_from_its_own_experts(first: tuple[Path, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,15 +21,20 @@ def write_grid(out: Path, grid: Grid, title: str) -> None:
     """`sweep.csv`, `.md`, `.tex`, and `sweep.html` with small multiples; over several targets `domains.csv`, `.md`, `.tex`, too."""
     out.mkdir(parents=True, exist_ok=True)
     whole = grid.header(), grid.cells()
+    note = f"\nMissing, because they failed: {', '.join(grid.missing)}.\n" if grid.missing else ""
     texts = {
         "sweep.csv": as_csv(grid),
-        "sweep.md": as_markdown(*whole),
+        "sweep.md": as_markdown(*whole) + note,
         "sweep.tex": as_latex(*whole),
         "sweep.html": page(grid, title),
     }
     if table := DomainTable.of(grid):
         header, *cells = table.cells()
-        texts |= {"domains.csv": table.as_csv(), "domains.md": as_markdown(header, cells), "domains.tex": as_latex(header, cells)}
+        texts |= {
+            "domains.csv": table.as_csv(),
+            "domains.md": as_markdown(header, cells) + note,
+            "domains.tex": as_latex(header, cells),
+        }
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8")
 
@@ -50,7 +55,8 @@ def page(grid: Grid, title: str) -> str:
     with mpl.rc_context(STYLE):
         picture = as_source(as_svg(multiples_plot(grid)))
     domains = table.cells() if table else []
-    return fill("grid", title=title, header=grid.header(), cells=grid.cells(), picture=picture, seeds=seeds, domains=domains)
+    more: dict[str, Any] = {"header": grid.header(), "cells": grid.cells(), "missing": grid.missing}
+    return fill("grid", title=title, picture=picture, seeds=seeds, domains=domains, **more)
 
 
 def multiples_plot(grid: Grid) -> Figure:
