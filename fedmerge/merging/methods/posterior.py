@@ -57,7 +57,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.merging.bank.bank import Bank
-from fedmerge.merging.bank.blockwise import Sizes
+from fedmerge.merging.bank.blockwise import Sizes, inner_products
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Adaptive, State
@@ -341,9 +341,8 @@ def _gone(bank: Bank) -> float:
     Measured once for these experts, as the panel's merges are made once.
     """
     if "gone" not in bank.kept:
-        start = bank.anchor_row("theta_0")[bank.encoder].float()
-        half = bank.kept["wise_ft"][bank.encoder].float()
-        bank.kept["gone"] = (half - start).norm() / (HALF_WAY.a * start.norm())
+        start, half = (row[None, None, bank.encoder] for row in (bank.anchor_row("theta_0"), bank.kept["wise_ft"]))
+        bank.kept["gone"] = (inner_products(half, start[0]) / inner_products(start)).sqrt() / HALF_WAY.a
     return float(bank.kept["gone"])
 
 
