@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from fedmerge.data.datasets._base import Geometry, Pseudonyms, Source
 from fedmerge.data.datasets._contents import digests
 from fedmerge.data.datasets._decode import decode_all, shortened
 from fedmerge.data.datasets._formats import MOST_PIXELS, Reading
+from fedmerge.data.datasets._image_files import PLAIN_ENDS
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
 from fedmerge.errors import DataError, Problem, SourceError, folded, quoted
@@ -32,6 +33,9 @@ from fedmerge.system.files import atomic_write
 
 VERSION = 3
 """Raise it whenever the same files would give other pixels."""
+
+SCANS_VERSION = 1
+"""Raise it instead where only DICOM or NIfTI files would."""
 
 SHORTEST = 16
 """Bytes of a secret."""
@@ -98,6 +102,11 @@ Slice = Annotated[int, Field(strict=True, ge=1)]
 Slices = Annotated[Literal["middle", "all"] | Annotated[tuple[Slice, ...], Field(min_length=1)], BeforeValidator(_numbers)]
 
 
+def _version(names: Iterable[str]) -> list[int]:
+    """What determines the pixels of these files by the code that reads them. DICOM may have any name but that of another image."""
+    return [VERSION] if all(name.casefold().endswith(PLAIN_ENDS) for name in names) else [VERSION, SCANS_VERSION]
+
+
 def _digest(determined: list[Any]) -> str:
     return hashlib.sha256(json.dumps(determined).encode()).hexdigest()
 
@@ -131,8 +140,8 @@ class FileSource(Source):
         description="rule for black and white in images of more than 8 bits; it is applied once for all images of a "
         "site, and the manifest has the result. auto: the window that all DICOM files name, otherwise "
         "the default of gray_range; full: least and greatest value; {window: [low, high]}: the same as "
-        "gray_range; {percentile: [1, 99]}: of all values; file: each DICOM file's own window, so that "
-        "one value may become different grays",
+        "gray_range; {percentile: [1, 99]}: of all values; file: each DICOM file's own window, or "
+        "curve (SIGMOID, VOI LUT), so that one value may become different grays",
     )
     frame: int | None = Field(
         None,
@@ -217,7 +226,7 @@ class FileSource(Source):
         """A sha256 of the files' names and contents and of the classes; the same files give the same images to any owner."""
         files = self._files(owner)
         determined = [
-            VERSION,
+            *_version(path for path, _ in files),
             self.domains(),
             self.classes(),
             self.flips,
@@ -235,7 +244,7 @@ class FileSource(Source):
 
     def _of(self, files: Sequence[tuple[str, str]]) -> str:
         """Digest of what gray ranges hang on."""
-        return _digest([VERSION, self._reading().determining(), files])
+        return _digest([*_version(path for path, _ in files), self._reading().determining(), files])
 
     def decided(self, owner: str) -> dict[str, Any]:
         """Black and white of deep images (`range`; None where each file has its own), how many, and by what rule."""
@@ -271,8 +280,8 @@ class FileSource(Source):
         with self._opened() as root:
             items, odd = self._listed(root)
             files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
-        key = _digest(["with its range", VERSION, str(root.resolve()), geometry, reading.determining(), files])
         names = [item.path for item in items]
+        key = _digest(["with its range", *_version(names), str(root.resolve()), geometry, reading.determining(), files])
         decoded = cached_rows(owner, key, lambda rows: decode_all(root, names, geometry, reading, owner, rows))
         _keep(owner, self._of(files), decoded["range"].tolist(), int(decoded["deep"]))
         for note in decoded["notes"]:

@@ -28,11 +28,11 @@ LEFTOVERS = frozenset(
 )
 """What operating systems, network disks and tools leave in folders, in small letters; no image of anybody's."""
 
-ENDS = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".avif", ".pgm", ".ppm", ".pnm"),
-    *(".dcm", ".dicom", ".nii", ".nii.gz", ".mha", ".nrrd", ".svs", ".ndpi"),
-)
-"""How names of images end, in small letters. Whether a file is one, only opening it tells."""
+PLAIN_ENDS = tuple(".png .jpg .jpeg .jpe .jfif .jp2 .tif .tiff .bmp .gif .webp .avif .pgm .ppm .pnm".split())  # noqa: SIM905
+"""How names of images end that Pillow reads, in small letters."""
+
+ENDS = (*PLAIN_ENDS, ".dcm", ".dicom", ".nii", ".nii.gz", ".mha", ".nrrd", ".svs", ".ndpi")
+"""How names of all images end. Whether a file is one, only opening it tells."""
 
 PARTS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout"))
 """Names of the parts of a data set, which are no classes."""
