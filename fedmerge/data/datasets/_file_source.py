@@ -102,6 +102,14 @@ Slice = Annotated[int, Field(strict=True, ge=1)]
 Slices = Annotated[Literal["middle", "all"] | Annotated[tuple[Slice, ...], Field(min_length=1)], BeforeValidator(_numbers)]
 
 
+def _alike(items: Sequence[_image_files.ImageFile], contents: Sequence[str]) -> list[list[_image_files.ImageFile]]:
+    """Items that have another's content, by that content, which is known and not empty."""
+    found: dict[str, list[_image_files.ImageFile]] = {}
+    for item, content in zip(items, contents, strict=True):
+        found.setdefault(content, []).append(item)
+    return [those for content, those in found.items() if content and those[0].size and len(those) > 1]
+
+
 def _version(names: Iterable[str]) -> list[int]:
     """What determines the pixels of these files by the code that reads them. DICOM may have any name but that of another image."""
     return [VERSION] if all(name.casefold().endswith(PLAIN_ENDS) for name in names) else [VERSION, SCANS_VERSION]
@@ -271,6 +279,13 @@ class FileSource(Source):
         with self._opened() as root:
             return frozenset(digests(owner, root, self._items(root))) - {""}
 
+    def copies(self, owner: str) -> tuple[int, int]:
+        """By digests of the files' bytes."""
+        with self._opened() as root:
+            items = self._items(root)
+            alike = _alike(items, digests(owner, root, items))
+        return sum(map(len, alike)), sum(len(those) for those in alike if len({item.label for item in those}) > 1)
+
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
         """Images (N, size, size, channels) uint8, sorted by path within each domain.
 
@@ -288,6 +303,10 @@ class FileSource(Source):
             log.warning("site '%s': %s: %s", owner, root, note)
         broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]
         self._report(owner, root, broken + odd)
+        for those in _alike(items, [digest for _, digest in files]):
+            if len({item.label for item in those}) > 1:
+                same = " = ".join(item.path for item in those[:NAMED])
+                log.warning("site '%s': %s: files of different classes with the same content: %s", owner, root, same)
         good = [items[at] for at in decoded["good"]]
         labels = np.array([classes.index(item.label) for item in good], np.int64)
         sides = np.array([domains.index(item.domain) for item in good], np.int64)
