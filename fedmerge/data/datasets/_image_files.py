@@ -199,8 +199,13 @@ def unfit_names(root: Path, folders: tuple[str, ...]) -> list[Problem]:
     )
 
 
+def writable(name: str) -> bool:
+    """Whether a name can be shown and written: not without letters, with control characters, or not UTF-8."""
+    return bool(name.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+
+
 def _unwritable(folders: Sequence[Path]) -> list[Problem]:
-    wrong = [folder for folder in folders if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in folder.name)]
+    wrong = [folder for folder in folders if not writable(folder.name)]
     if not wrong:
         return []
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""

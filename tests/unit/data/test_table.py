@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -77,7 +79,6 @@ def test_any_usual_way_to_write_it_is_the_same_table(archive: Path, separator: s
 
 
 def test_parquet_with_numbers_is_the_table_in_text(archive: Path) -> None:
-    import pandas as pd
 
     frame = pd.read_csv(archive / "cohort.csv")
     frame["dx"] = [0.0 if label == "nev" else 1.0 for label in frame["dx"]]
@@ -264,3 +265,44 @@ def test_what_programs_write_for_an_empty_cell_is_one(archive: Path, nothing: st
     )
     assert found == empty
     assert COLUMNS[key] in found
+
+
+@pytest.mark.parametrize(
+    ("encoding", "given"),
+    [("utf-8-sig", "cp1252"), ("utf-16", "utf-16-le"), ("utf-32", "utf-32"), ("utf-16-le", "utf-16-le"), ("utf-8", "utf-8-sig")],
+)
+def test_a_byte_order_mark_is_no_part_of_a_name(archive: Path, encoding: str, given: str) -> None:
+    name = written(archive, text_of(archive), encoding=encoding)
+    assert table(archive, name, encoding=given).check() == []
+
+
+@pytest.mark.parametrize("encoding", ["base64", "rot13", "undefined"])
+def test_an_encoding_of_no_text_is_unknown(archive: Path, encoding: str) -> None:
+    with pytest.raises(ValidationError, match=f"no encoding '{encoding}'"):
+        table(archive, encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("images/\0.png,mel,P1,north,train", "NUL characters in"),
+        ('images/2000/IM0000.png,"a\nb",P1,north,train', "'a\\nb' as the name of a class"),
+    ],
+)
+def test_cells_that_are_no_names_are_named(archive: Path, text: str, found: str) -> None:
+    assert found in problem(table(archive, written(archive, f"{HEADER}\n{text}\n")))
+    assert "Then set encoding: utf-16-le" in problem(table(archive, written(archive, text_of(archive), encoding="utf-16-le")))
+    assert "'' as the name of a class" in problem(table(archive, labels={"mel": "", "nev": "nevus"}))
+
+
+def test_keys_of_yaml_are_read_as_cells_are(archive: Path) -> None:
+    text = text_of(archive).replace(",mel,", ",1.0,").replace(",nev,", ",2020-01-02,").replace(",north,", ",7.0,")
+    source = table(archive, written(archive, text), labels={1.0: "mel", date(2020, 1, 2): "nev"}, folders=[7.0])
+    assert source.check() == []
+    assert source.classes() == ("mel", "nev")
+
+
+def test_a_parquet_index_named_as_a_column_is_named(archive: Path) -> None:
+    frame = pd.DataFrame({"file": ["a", "b"], "dx": ["x", "y"]}, index=pd.Index([0, 1], name="dx"))
+    frame.to_parquet(archive / "t.parquet")
+    assert "1 names of columns twice, e.g. 'dx'" in problem(table(archive, "t.parquet", columns={"path": "file", "label": "dx"}))
