@@ -124,6 +124,8 @@ def _bounds(deep: Sequence[Deep]) -> list[float]:
     if len(windows) == 1 and (own := windows.pop()):
         return list(own)
     values = np.concatenate([_some(one) for one in deep])
+    if not values.size:
+        return []
     plain = all(one.window is None for one in deep) and values.min() >= 0
     if plain and values.max() <= 65535:
         return []

@@ -367,6 +367,8 @@ def _dicom_picture(raw: NDArray[Any], header: Any, frame: int, how: Reading) -> 
         raw = apply_color_lut(raw, header)
         if raw.dtype == np.uint16:  # tables of 8 bits that say that they have 16 would be black
             raw = (raw >> 8 if raw.max() > 255 else raw).astype(np.uint8)
+    if raw.ndim != (3 if header.get("SamplesPerPixel") == 3 or kind == "PALETTE COLOR" else 2):
+        raise ValueError(f"pixels of {len(raw)} frames of the size that its head says, and one frame by its head")
     if raw.ndim == 3:
         colors = raw[..., :3]
         return Image.fromarray(colors) if colors.dtype == np.uint8 else Deep(colors, None, False)
@@ -382,7 +384,7 @@ def _dicom_picture(raw: NDArray[Any], header: Any, frame: int, how: Reading) -> 
     if values is raw and raw.dtype == np.uint8 and window is None and padded is None:
         shown = raw if top >= 255 else np.rint(raw * (255 / top)).clip(0, 255).astype(np.uint8)  # masks have 1 bit
         return Image.fromarray(255 - shown if inverted else shown)
-    if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):
+    if values.dtype.kind == "f" and np.isfinite(values).all() and np.array_equal(values, np.rint(values)):
         values = values.astype(np.int64)
     if padded is not None:
         values = np.where(padded, np.inf if inverted else -np.inf, values)
@@ -473,6 +475,8 @@ def _nifti(path: Path, how: Reading) -> list[Opened]:
         shape = volume.shape
         if len(shape) < 3 or len(shape) > 4:
             raise ValueError(f"{len(shape)} axes; expected a volume, or several over time")
+        if 0 in shape:
+            raise ValueError(f"no voxel in a volume of {' x '.join(map(str, shape))}")
         frames = shape[3] if len(shape) == 4 else 1
         if frames > 1 and (how.frame is None or how.frame > frames):
             raise Refused("frame", f"{frames} volumes" + (f", and no frame {how.frame}" if how.frame else ""))

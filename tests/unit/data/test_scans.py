@@ -215,6 +215,20 @@ def test_a_curve_is_each_files_own_and_needs_a_word(tmp_path: Path, kind: str) -
     assert look([tmp_path / "zorn.dcm"]).keys == {"range": "file"}
 
 
+def test_heads_that_do_not_fit_their_pixels_are_damage(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm", np.stack([HOUNSFIELD, HOUNSFIELD]), NumberOfFrames=1)
+    dicom(tmp_path / "b.dcm", HOUNSFIELD, RescaleSlope="1e400", RescaleIntercept=0)
+    nifti(tmp_path / "c.nii", np.zeros((0, 4, 4), np.float32))
+    found = decoded(tmp_path, gray_range=(-160, 240))
+    assert found["reasons"].tolist() == [
+        "pixels of 2 frames of the size that its head says, and one frame by its head",
+        "no finite value",
+        "no voxel in a volume of 0 x 4 x 4",
+    ]
+    nifti(tmp_path / "d.nii", np.full((4, 4, 4), np.nan, np.float32))
+    assert look([tmp_path / "d.nii"]).keys == {}
+
+
 def test_where_white_is_low_it_is_turned(tmp_path: Path) -> None:
     dicom(tmp_path / "a.dcm", HOUNSFIELD, PhotometricInterpretation="MONOCHROME1")
     small = RNG.integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
