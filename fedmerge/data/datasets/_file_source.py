@@ -115,6 +115,13 @@ def _version(names: Iterable[str]) -> list[int]:
     return [VERSION] if all(name.casefold().endswith(PLAIN_ENDS) for name in names) else [VERSION, SCANS_VERSION]
 
 
+def numbers_of(patients: Sequence[str]) -> NDArray[np.int64]:
+    """A number for the patient of each image (n,). Ways to write one name, which differ in case or blanks only, are one patient."""
+    ways, member = np.unique(patients, return_inverse=True)
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(folded(way), at) for at, way in enumerate(ways.tolist())], np.int64)[member]
+
+
 def _digest(determined: list[Any]) -> str:
     return hashlib.sha256(json.dumps(determined).encode()).hexdigest()
 
@@ -370,8 +377,7 @@ class FileSource(Source):
         if not self.knows_patients:
             places = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
             return np.array([places[item.path] for item in items], np.int64)
-        names = [self._patient_of(item) or item.path for item in items]
-        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+        return numbers_of([self._patient_of(item) or item.path for item in items])
 
     def _report(self, owner: str, root: Path, broken: list[str]) -> None:
         if not broken:

@@ -10,12 +10,11 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 from pydantic import BeforeValidator, Field
 
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Pseudonyms, same_names
-from fedmerge.data.datasets._file_source import FileSource
+from fedmerge.data.datasets._file_source import FileSource, numbers_of
 from fedmerge.data.spreadsheet import Spreadsheet, known_encoding, plain, read_spreadsheet
 from fedmerge.errors import Problem, SourceError, nearest, quoted
 from fedmerge.registry import Spec
@@ -140,7 +139,7 @@ class Table(FileSource):
     def _determined(self) -> list[Any]:
         """Labels and patients are no part of files: patients as numbers, for their names may not be guessed from a digest."""
         rows = self._rows()
-        patients = np.unique([row.patient for row in rows], return_inverse=True)[1].tolist() if self.knows_patients else []
+        patients = numbers_of([row.patient for row in rows]).tolist() if self.knows_patients else []
         return ["table", [(row.path, row.label, row.domain) for row in rows], patients]
 
     def _located(self) -> Path | Problem:

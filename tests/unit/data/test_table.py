@@ -306,3 +306,10 @@ def test_a_parquet_index_named_as_a_column_is_named(archive: Path) -> None:
     frame = pd.DataFrame({"file": ["a", "b"], "dx": ["x", "y"]}, index=pd.Index([0, 1], name="dx"))
     frame.to_parquet(archive / "t.parquet")
     assert "1 names of columns twice, e.g. 'dx'" in problem(table(archive, "t.parquet", columns={"path": "file", "label": "dx"}))
+
+
+def test_a_patient_written_in_two_ways_is_one(archive: Path) -> None:
+    lines = text_of(archive).splitlines()
+    written(archive, "\n".join(line.replace(",P1,", ",p1 ,") if at % 3 else line for at, line in enumerate(lines)))
+    groups = table(archive, "other.csv").load(GEOMETRY, "x", 0).groups
+    assert np.array_equal(groups, table(archive).load(GEOMETRY, "x", 0).groups)
