@@ -327,13 +327,18 @@ def survey_table(file: Path) -> Survey:
 
 
 def _spreadsheet(file: Path) -> tuple[Spreadsheet, str]:
-    """The table, in UTF-8 or as Excel writes it in Western Europe."""
-    try:
-        return read_spreadsheet(file, "utf-8"), "utf-8"
-    except SourceError as error:
-        if error.problem.key != "encoding":
-            raise _unknown(file, error.problem.found) from None
-    return read_spreadsheet(file, "cp1252"), "cp1252"
+    """The table, in UTF-8 or UTF-16 or as Excel writes it in Western Europe. Raises DataError."""
+    encoding = "utf-8"
+    while True:
+        try:
+            return read_spreadsheet(file, encoding), encoding
+        except SourceError as error:
+            problem, before = error.problem, encoding
+            encoding = "utf-16" if "in UTF-16" in problem.found else "cp1252" if problem.key == "encoding" else before
+            if encoding == before or before != "utf-8":
+                raise DataError(
+                    f"--images: found {problem.found}; expected {problem.expected}. {problem.mend}".strip(". ")
+                ) from None
 
 
 def _columns(file: Path, cells: Spreadsheet) -> dict[str, str]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets.table import Table
 from fedmerge.data.partition import own_split
+from fedmerge.data.survey import survey
 from fedmerge.errors import DataError, MissingExtra
 
 GEOMETRY = Geometry(8, 1)
@@ -313,3 +314,10 @@ def test_a_patient_written_in_two_ways_is_one(archive: Path) -> None:
     written(archive, "\n".join(line.replace(",P1,", ",p1 ,") if at % 3 else line for at, line in enumerate(lines)))
     groups = table(archive, "other.csv").load(GEOMETRY, "x", 0).groups
     assert np.array_equal(groups, table(archive).load(GEOMETRY, "x", 0).groups)
+
+
+def test_init_reads_a_table_in_utf_16_and_says_what_is_wrong_with_another(archive: Path) -> None:
+    found = survey(archive / written(archive, text_of(archive), encoding="utf-16"))
+    assert (len(found.rows), found.source["encoding"]) == (24, "utf-16")
+    with pytest.raises(DataError, match=r"found one column only in the first line of .*; expected columns parted by comma"):
+        survey(archive / written(archive, text_of(archive).replace(",", "|")))
