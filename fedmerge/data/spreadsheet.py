@@ -165,8 +165,7 @@ def _without_nul(rows: Sequence[tuple[str, ...]], lines: Sequence[int], counted:
     """Raises SourceError for cells that no file can have for a name."""
     if nul := [line for line, row in zip(lines, rows, strict=True) if "\0" in "".join(row)]:
         found = f"NUL characters in {len(nul)} {counted} of {quoted(path)}, e.g. {nul[0]}"
-        mend = "Is it UTF-16? Then set encoding: utf-16-le (or utf-16-be) in the source"
-        raise _wrong("file", found, "text without them", mend)
+        raise _wrong("file", found, "text without them", "Is it UTF-16? Then set encoding: utf-16-le, or utf-16-be, in the source")
 
 
 def _same_width(rows: Sequence[tuple[str, ...]], lines: Sequence[int], separator: str, path: Path) -> None:

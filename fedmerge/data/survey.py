@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedmerge.data.datasets._image_files import ENDS, PARTS, passed_over
+from fedmerge.data.datasets._image_files import ENDS, PARTS, passed_over, writable
 from fedmerge.data.datasets.table import MOST_CLASSES
 from fedmerge.data.spreadsheet import Spreadsheet, read_spreadsheet
 from fedmerge.errors import DataError, SourceError, folded, quoted
@@ -184,6 +184,10 @@ def _by_folders(root: Path, images: list[str], others: list[str]) -> Survey:
     if plain and not left and not others and top == {row.site for row in rows}:
         known = {"patient": patient} if patient else {}
         return Survey(root, rows, {"kind": "image_folder", "root": str(root), **known}, said=said)
+    named = tuple(row for row in rows if "\\" not in row.path and row.path == row.path.strip() and writable("".join(row)))
+    if len(named) < len(rows):
+        said.append(f"images left out, for their names cannot stand in a table: {len(rows) - len(named)}")
+        rows = named
     columns = {"path": "path", "label": "label"} | {
         key: name
         for key, name in (("patient", "patient"), ("domain", "site"), ("split", "split"))

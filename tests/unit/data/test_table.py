@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import date
 from pathlib import Path
@@ -321,3 +322,15 @@ def test_init_reads_a_table_in_utf_16_and_says_what_is_wrong_with_another(archiv
     assert (len(found.rows), found.source["encoding"]) == (24, "utf-16")
     with pytest.raises(DataError, match=r"found one column only in the first line of .*; expected columns parted by comma"):
         survey(archive / written(archive, text_of(archive).replace(",", "|")))
+
+
+def test_init_leaves_out_files_whose_names_cannot_stand_in_a_table(tmp_path: Path) -> None:
+    for number, (site, label) in enumerate([("a", "mel"), ("a", "nev"), ("b", "mel"), ("b", "nev")]):
+        (tmp_path / site / label).mkdir(parents=True)
+        Image.new("L", (10, 10), number).save(tmp_path / site / label / "1.png")
+    (tmp_path / "a" / "readme.txt").touch()  # so that a table has to be written
+    for name in (b"\xff.png", b" 2.png", b"a\\3.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "a" / "mel") + b"/" + name)).touch()
+    found = survey(tmp_path)
+    assert (len(found.rows), found.listed) == (5, True)
+    assert "images left out, for their names cannot stand in a table: 2" in found.said
