@@ -28,6 +28,9 @@ from fedmerge.errors import DataError, quoted
 SAMPLE = 48
 """Images that are opened."""
 
+WITHOUT = {"frame": 1, "range": "file"}
+"""Keys without which some files are refused, and what is taken for them."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -46,14 +49,14 @@ def look(paths: Sequence[Path]) -> Look:
     opened, why = list[Opened](), ""
     for path in paths:
         try:
-            found, framed = _pictures(path)
+            found, needed = _pictures(path)
         except Refused as error:
             raise DataError(f"--images: {quoted(path)}: found {error}; expected {_mended(error)}") from None
         except DAMAGE as error:
             why = f"{quoted(path)} ({reason_of(error, path)})"
             continue
         opened += found
-        keys |= {"frame": 1} if framed else {}
+        keys |= needed
     if not opened:
         raise DataError(f"--images: found no image that can be read among {len(paths)}, e.g. {why}; expected PNG, JPEG, DICOM ...")
     sides = [_size(one) for one in opened]
@@ -66,22 +69,24 @@ def look(paths: Sequence[Path]) -> Look:
         f"{', '.join(kinds)} of {height} x {width} pixels (median of {len(opened)} images), {'color' if channels == 3 else 'gray'}"
     )
     words += ", more than 8 bits" if deep else ""
-    if deep and (bounds := _bounds(deep)):
+    if deep and "range" not in keys and (bounds := _bounds(deep)):
         keys["gray_range"] = bounds
         words += f", shown from {bounds[0]:g} (black) to {bounds[1]:g} (white)"
     return Look(side, channels, words, keys)
 
 
-def _pictures(path: Path) -> tuple[list[Opened], bool]:
-    """All pictures of a file, and whether they are of its first frame. Raises one of DAMAGE, or Refused."""
-    try:
-        return pictures(path), False
-    except MemoryError:
-        raise Refused("memory", REFUSALS["memory"][0]) from None
-    except Refused as error:
-        if error.key != "frame":
-            raise
-    return pictures(path, Reading(frame=1)), True
+def _pictures(path: Path) -> tuple[list[Opened], dict[str, Any]]:
+    """All pictures of a file, and the keys that a source needs for it. Raises one of DAMAGE, or Refused."""
+    keys: dict[str, Any] = {}
+    while True:
+        try:
+            return pictures(path, Reading(frame=keys.get("frame"), rule=keys.get("range", "auto"))), keys
+        except MemoryError:
+            raise Refused("memory", REFUSALS["memory"][0]) from None
+        except Refused as error:
+            if error.key not in WITHOUT or error.key in keys:
+                raise
+            keys[error.key] = WITHOUT[error.key]
 
 
 def _mended(error: Refused) -> str:
@@ -119,6 +124,8 @@ def _bounds(deep: Sequence[Deep]) -> list[float]:
     if len(windows) == 1 and (own := windows.pop()):
         return list(own)
     values = np.concatenate([_some(one) for one in deep])
+    if not values.size:
+        return []
     plain = all(one.window is None for one in deep) and values.min() >= 0
     if plain and values.max() <= 65535:
         return []

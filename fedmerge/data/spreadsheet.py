@@ -20,6 +20,7 @@ NOTHING = frozenset({"nan", "NaN", "NaT", "<NA>"})
 """What programs write for a cell that is empty. NA and None are left alone: they may be the name of a class."""
 
 STARTS = {
+    b"\xff\xfe\0\0": "text in UTF-32",
     b"PK\x03\x04": "an Excel workbook or another zip archive",
     b"\xd0\xcf\x11\xe0": "an Excel workbook of the old kind",
     b"\x1f\x8b": "a gzip archive",
@@ -57,10 +58,13 @@ class Spreadsheet:
 
 
 def known_encoding(name: Any) -> Any:
-    """The name of an encoding. Raises ValueError if Python has no such one."""
+    """The name of an encoding. Raises ValueError if Python has no such one, or it is none of text, as base64."""
     try:
-        return codecs.lookup(name).name if isinstance(name, str) else name
-    except LookupError:
+        "".encode(name)
+        return codecs.lookup(name).name
+    except TypeError:
+        return name
+    except (LookupError, ValueError):
         raise ValueError(f"no encoding '{name}'; known: utf-8, latin-1, cp1252, utf-16 and others of Python") from None
 
 
@@ -107,12 +111,13 @@ def _csv(path: Path, encoding: str) -> Spreadsheet:
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
-                rows.append(tuple(_plain(cell) for cell in row))
+                rows.append(tuple(plain(cell) for cell in row))
                 lines.append(begins)
             begins = reader.line_num + first
     except csv.Error as error:
         found = f"a line that is no CSV in {quoted(path)}, line {begins} ({error})"
         raise _wrong("file", found, "cells in quotes that end, and no NUL bytes") from None
+    _without_nul(rows, lines, "lines", path)
     _same_width(rows, lines, separator, path)
     return Spreadsheet(rows[0], tuple(rows[1:]), tuple(lines[1:]), "lines")
 
@@ -121,14 +126,17 @@ def _text(path: Path, encoding: str) -> str:
     """The whole file as text, without a byte order mark."""
     data = path.read_bytes()
     kind = next((what for start, what in STARTS.items() if data.startswith(start)), None)
-    if kind and not (kind == "text in UTF-16" and encoding.startswith("utf-16")):
-        mend = "Set encoding: utf-16 in the source" if "UTF-16" in kind else "Save it as 'CSV UTF-8', or unpack it"
+    told = kind and kind.startswith("text in") and kind[8:].lower()
+    if kind and not (told and encoding.startswith(told)):
+        mend = f"Set encoding: {told} in the source" if told else "Save it as 'CSV UTF-8', or unpack it"
         raise _wrong("file", f"{quoted(path)}, which is {kind}", "a CSV or Parquet file", mend)
     try:
-        return codecs.decode(data, "utf-8-sig" if encoding == "utf-8" else encoding)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        found = f"{quoted(path)}, which is not {encoding.upper()} (byte 0x{data[error.start]:02x} in line {line})"
+        marked = data.startswith(codecs.BOM_UTF8)  # then it is UTF-8, whatever the source says
+        return codecs.decode(data, "utf-8-sig" if marked else encoding).removeprefix("\ufeff")
+    except UnicodeError as error:
+        start = getattr(error, "start", 0)  # some codecs do not say where
+        line = data[:start].count(b"\n") + 1
+        found = f"{quoted(path)}, which is not {encoding.upper()} (byte 0x{data[start]:02x} in line {line})"
         mend = "Save it as 'CSV UTF-8', or set encoding in the source: cp1252 or latin-1 for what Excel writes in Western Europe"
         raise _wrong("encoding", found, f"text in {encoding.upper()}", mend) from None
 
@@ -151,6 +159,13 @@ def _narrowest(text: str, sign: str) -> int:
     """Spreadsheet of the narrowest of the first lines."""
     lines = [line for line in text.splitlines()[:50] if line.strip()]
     return min(len(next(csv.reader([line], delimiter=sign), [])) for line in lines)
+
+
+def _without_nul(rows: Sequence[tuple[str, ...]], lines: Sequence[int], counted: str, path: Path) -> None:
+    """Raises SourceError for cells that no file can have for a name."""
+    if nul := [line for line, row in zip(lines, rows, strict=True) if "\0" in "".join(row)]:
+        found = f"NUL characters in {len(nul)} {counted} of {quoted(path)}, e.g. {nul[0]}"
+        raise _wrong("file", found, "text without them", "Is it UTF-16? Then set encoding: utf-16-le, or utf-16-be, in the source")
 
 
 def _same_width(rows: Sequence[tuple[str, ...]], lines: Sequence[int], separator: str, path: Path) -> None:
@@ -177,13 +192,14 @@ def _parquet(path: Path) -> Spreadsheet:
         reason = first_line(error)[:120]
         raise _wrong("file", f"{quoted(path)}, a Parquet file that cannot be read ({reason})", "a whole one") from None
     if any(name is not None for name in frame.index.names):  # pandas keeps a named index as such
-        frame = frame.reset_index()
+        frame = frame.reset_index(allow_duplicates=True)
     columns = [
-        [_plain("" if missing else _as_text(cell)) for cell, missing in zip(frame[name], frame[name].isna(), strict=True)]
-        for name in frame
+        [plain("" if missing else _as_text(cell)) for cell, missing in zip(cells, cells.isna(), strict=True)]
+        for _, cells in frame.items()
     ]
     rows = tuple(zip(*columns, strict=True))
-    return Spreadsheet(tuple(map(str, frame)), rows, tuple(range(1, len(rows) + 1)), "rows")
+    _without_nul(rows, lines := tuple(range(1, len(rows) + 1)), "rows", path)
+    return Spreadsheet(tuple(map(str, frame)), rows, lines, "rows")
 
 
 def _as_text(cell: Any) -> str:
@@ -193,7 +209,7 @@ def _as_text(cell: Any) -> str:
     return str(cell).lower() if type(cell).__name__ in ("bool", "bool_") else str(cell)
 
 
-def _plain(cell: str) -> str:
+def plain(cell: str) -> str:
     """Without blanks at its ends; a whole number in one way, since tables with gaps write 3 as 3.0; NaN as the empty cell it is."""
     cell = cell.strip()
     if cell in NOTHING:

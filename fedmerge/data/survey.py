@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedmerge.data.datasets._image_files import ENDS, PARTS, passed_over
+from fedmerge.data.datasets._image_files import ENDS, PARTS, passed_over, writable
 from fedmerge.data.datasets.table import MOST_CLASSES
 from fedmerge.data.spreadsheet import Spreadsheet, read_spreadsheet
 from fedmerge.errors import DataError, SourceError, folded, quoted
@@ -184,6 +184,10 @@ def _by_folders(root: Path, images: list[str], others: list[str]) -> Survey:
     if plain and not left and not others and top == {row.site for row in rows}:
         known = {"patient": patient} if patient else {}
         return Survey(root, rows, {"kind": "image_folder", "root": str(root), **known}, said=said)
+    named = tuple(row for row in rows if "\\" not in row.path and row.path == row.path.strip() and writable("".join(row)))
+    if len(named) < len(rows):
+        said.append(f"images left out, for their names cannot stand in a table: {len(rows) - len(named)}")
+        rows = named
     columns = {"path": "path", "label": "label"} | {
         key: name
         for key, name in (("patient", "patient"), ("domain", "site"), ("split", "split"))
@@ -327,13 +331,18 @@ def survey_table(file: Path) -> Survey:
 
 
 def _spreadsheet(file: Path) -> tuple[Spreadsheet, str]:
-    """The table, in UTF-8 or as Excel writes it in Western Europe."""
-    try:
-        return read_spreadsheet(file, "utf-8"), "utf-8"
-    except SourceError as error:
-        if error.problem.key != "encoding":
-            raise _unknown(file, error.problem.found) from None
-    return read_spreadsheet(file, "cp1252"), "cp1252"
+    """The table, in UTF-8 or UTF-16 or as Excel writes it in Western Europe. Raises DataError."""
+    encoding = "utf-8"
+    while True:
+        try:
+            return read_spreadsheet(file, encoding), encoding
+        except SourceError as error:
+            problem, before = error.problem, encoding
+            encoding = "utf-16" if "in UTF-16" in problem.found else "cp1252" if problem.key == "encoding" else before
+            if encoding == before or before != "utf-8":
+                raise DataError(
+                    f"--images: found {problem.found}; expected {problem.expected}. {problem.mend}".strip(". ")
+                ) from None
 
 
 def _columns(file: Path, cells: Spreadsheet) -> dict[str, str]:

@@ -96,6 +96,10 @@ class Source(Plugin):
         """Digests of the files held, to tell that two sites have copies of one; none where that cannot be told."""
         return frozenset()
 
+    def copies(self, owner: str) -> tuple[int, int]:
+        """How many of the files held have another's content, and how many have that of another class; 0 where nobody can tell."""
+        return 0, 0
+
     @property
     def knows_patients(self) -> bool:
         """Whether images of one patient are known as such."""

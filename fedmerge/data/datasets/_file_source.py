@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from fedmerge.data.datasets._base import Geometry, Pseudonyms, Source
 from fedmerge.data.datasets._contents import digests
 from fedmerge.data.datasets._decode import decode_all, shortened
 from fedmerge.data.datasets._formats import MOST_PIXELS, Reading
+from fedmerge.data.datasets._image_files import PLAIN_ENDS
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
 from fedmerge.errors import DataError, Problem, SourceError, folded, quoted
@@ -32,6 +33,9 @@ from fedmerge.system.files import atomic_write
 
 VERSION = 3
 """Raise it whenever the same files would give other pixels."""
+
+SCANS_VERSION = 1
+"""Raise it instead where only DICOM or NIfTI files would."""
 
 SHORTEST = 16
 """Bytes of a secret."""
@@ -98,6 +102,26 @@ Slice = Annotated[int, Field(strict=True, ge=1)]
 Slices = Annotated[Literal["middle", "all"] | Annotated[tuple[Slice, ...], Field(min_length=1)], BeforeValidator(_numbers)]
 
 
+def _alike(items: Sequence[_image_files.ImageFile], contents: Sequence[str]) -> list[list[_image_files.ImageFile]]:
+    """Items that have another's content, by that content, which is known and not empty."""
+    found: dict[str, list[_image_files.ImageFile]] = {}
+    for item, content in zip(items, contents, strict=True):
+        found.setdefault(content, []).append(item)
+    return [those for content, those in found.items() if content and those[0].size and len(those) > 1]
+
+
+def _version(names: Iterable[str]) -> list[int]:
+    """What determines the pixels of these files by the code that reads them. DICOM may have any name but that of another image."""
+    return [VERSION] if all(name.casefold().endswith(PLAIN_ENDS) for name in names) else [VERSION, SCANS_VERSION]
+
+
+def numbers_of(patients: Sequence[str]) -> NDArray[np.int64]:
+    """A number for the patient of each image (n,). Ways to write one name, which differ in case or blanks only, are one patient."""
+    ways, member = np.unique(patients, return_inverse=True)
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(folded(way), at) for at, way in enumerate(ways.tolist())], np.int64)[member]
+
+
 def _digest(determined: list[Any]) -> str:
     return hashlib.sha256(json.dumps(determined).encode()).hexdigest()
 
@@ -131,8 +155,8 @@ class FileSource(Source):
         description="rule for black and white in images of more than 8 bits; it is applied once for all images of a "
         "site, and the manifest has the result. auto: the window that all DICOM files name, otherwise "
         "the default of gray_range; full: least and greatest value; {window: [low, high]}: the same as "
-        "gray_range; {percentile: [1, 99]}: of all values; file: each DICOM file's own window, so that "
-        "one value may become different grays",
+        "gray_range; {percentile: [1, 99]}: of all values; file: each DICOM file's own window, or "
+        "curve (SIGMOID, VOI LUT), so that one value may become different grays",
     )
     frame: int | None = Field(
         None,
@@ -217,7 +241,7 @@ class FileSource(Source):
         """A sha256 of the files' names and contents and of the classes; the same files give the same images to any owner."""
         files = self._files(owner)
         determined = [
-            VERSION,
+            *_version(path for path, _ in files),
             self.domains(),
             self.classes(),
             self.flips,
@@ -235,7 +259,7 @@ class FileSource(Source):
 
     def _of(self, files: Sequence[tuple[str, str]]) -> str:
         """Digest of what gray ranges hang on."""
-        return _digest([VERSION, self._reading().determining(), files])
+        return _digest([*_version(path for path, _ in files), self._reading().determining(), files])
 
     def decided(self, owner: str) -> dict[str, Any]:
         """Black and white of deep images (`range`; None where each file has its own), how many, and by what rule."""
@@ -262,6 +286,13 @@ class FileSource(Source):
         with self._opened() as root:
             return frozenset(digests(owner, root, self._items(root))) - {""}
 
+    def copies(self, owner: str) -> tuple[int, int]:
+        """By digests of the files' bytes."""
+        with self._opened() as root:
+            items = self._items(root)
+            alike = _alike(items, digests(owner, root, items))
+        return sum(map(len, alike)), sum(len(those) for those in alike if len({item.label for item in those}) > 1)
+
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
         """Images (N, size, size, channels) uint8, sorted by path within each domain.
 
@@ -271,14 +302,18 @@ class FileSource(Source):
         with self._opened() as root:
             items, odd = self._listed(root)
             files = list(zip([item.path for item in items], digests(owner, root, items), strict=True))
-        key = _digest(["with its range", VERSION, str(root.resolve()), geometry, reading.determining(), files])
         names = [item.path for item in items]
+        key = _digest(["with its range", *_version(names), str(root.resolve()), geometry, reading.determining(), files])
         decoded = cached_rows(owner, key, lambda rows: decode_all(root, names, geometry, reading, owner, rows))
         _keep(owner, self._of(files), decoded["range"].tolist(), int(decoded["deep"]))
         for note in decoded["notes"]:
             log.warning("site '%s': %s: %s", owner, root, note)
         broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]
         self._report(owner, root, broken + odd)
+        for those in _alike(items, [digest for _, digest in files]):
+            if len({item.label for item in those}) > 1:
+                same = " = ".join(item.path for item in those[:NAMED])
+                log.warning("site '%s': %s: files of different classes with the same content: %s", owner, root, same)
         good = [items[at] for at in decoded["good"]]
         labels = np.array([classes.index(item.label) for item in good], np.int64)
         sides = np.array([domains.index(item.domain) for item in good], np.int64)
@@ -342,8 +377,7 @@ class FileSource(Source):
         if not self.knows_patients:
             places = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
             return np.array([places[item.path] for item in items], np.int64)
-        names = [self._patient_of(item) or item.path for item in items]
-        return np.unique(names, return_inverse=True)[1].astype(np.int64)
+        return numbers_of([self._patient_of(item) or item.path for item in items])
 
     def _report(self, owner: str, root: Path, broken: list[str]) -> None:
         if not broken:

@@ -7,6 +7,7 @@ property of the file, which may be left out and remembered.
 from __future__ import annotations
 
 import errno
+import gzip
 import logging
 import struct
 import sys
@@ -88,6 +89,11 @@ REFUSALS = {
     "memory": (
         "images that do not go into the memory of this machine",
         "smaller ones. Make them smaller, or take a machine with more memory",
+    ),
+    "range": (
+        "DICOM files that show their values by a curve (SIGMOID, or a table in their VOI LUT sequence)",
+        "one range for all images of the source. Set range in the source: file shows each by its own curve, "
+        "{window: [black, white]}, {percentile: [1, 99]} and full show values without it",
     ),
     "page": ("files of several pages without the page asked for", "a page that all of them have. Set page in the source"),
 }
@@ -310,7 +316,7 @@ def _dicom(path: Path, how: Reading) -> Opened:
             raise Refused("codec", syntax.name)
         frame = how.frame - 1 if frames > 1 and how.frame else 0
         raw = pixel_array(header, index=frame if frames > 1 else None)
-        picture = _dicom_picture(raw, header, frame)
+        picture = _dicom_picture(raw, header, frame, how)
     return Opened(picture, 1, 1, burned=str(header.get("BurnedInAnnotation") or ""))
 
 
@@ -352,7 +358,7 @@ def _decodes(get_decoder: Any, syntax: Any) -> bool:
         return False
 
 
-def _dicom_picture(raw: NDArray[Any], header: Any, frame: int) -> Image.Image | Deep:
+def _dicom_picture(raw: NDArray[Any], header: Any, frame: int, how: Reading) -> Image.Image | Deep:
     """Gray values after the modality's rescaling, with the padding around a round picture in black; colors as they are."""
     from pydicom.pixels import apply_color_lut
 
@@ -361,17 +367,24 @@ def _dicom_picture(raw: NDArray[Any], header: Any, frame: int) -> Image.Image | 
         raw = apply_color_lut(raw, header)
         if raw.dtype == np.uint16:  # tables of 8 bits that say that they have 16 would be black
             raw = (raw >> 8 if raw.max() > 255 else raw).astype(np.uint8)
+    if raw.ndim != (3 if header.get("SamplesPerPixel") == 3 or kind == "PALETTE COLOR" else 2):
+        raise ValueError(f"pixels of {len(raw)} frames of the size that its head says, and one frame by its head")
     if raw.ndim == 3:
         colors = raw[..., :3]
         return Image.fromarray(colors) if colors.dtype == np.uint8 else Deep(colors, None, False)
-    inverted, window = kind == "MONOCHROME1", _window(_of_frame(header, frame, "FrameVOILUTSequence"))
+    shown_by = _of_frame(header, frame, "FrameVOILUTSequence")
+    inverted, window = kind == "MONOCHROME1", _window(shown_by)
     padded = _padding(raw, header)
     values = _rescaled(raw, _of_frame(header, frame, "PixelValueTransformationSequence"))
+    if how.gray_range is None and how.rule in ("auto", "file") and (curve := _curve(shown_by, window)):
+        if how.rule == "auto":
+            raise Refused("range", curve)
+        values, window = _curved(values, shown_by, curve, header.file_meta.TransferSyntaxUID.is_little_endian)
     top = 2 ** int(header.get("BitsStored") or 8) - 1
     if values is raw and raw.dtype == np.uint8 and window is None and padded is None:
         shown = raw if top >= 255 else np.rint(raw * (255 / top)).clip(0, 255).astype(np.uint8)  # masks have 1 bit
         return Image.fromarray(255 - shown if inverted else shown)
-    if values.dtype.kind == "f" and np.array_equal(values, np.rint(values)):
+    if values.dtype.kind == "f" and np.isfinite(values).all() and np.array_equal(values, np.rint(values)):
         values = values.astype(np.int64)
     if padded is not None:
         values = np.where(padded, np.inf if inverted else -np.inf, values)
@@ -410,14 +423,37 @@ def _padding(raw: NDArray[Any], header: Any) -> NDArray[np.bool_] | None:
 
 
 def _window(said: Any) -> tuple[float, float] | None:
-    """Least and greatest value of the first window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.2), in values after rescaling."""
+    """Least and greatest value of the first window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3), in values after rescaling."""
     center, width = (said.get(name) for name in ("WindowCenter", "WindowWidth"))
     center, width = (value[0] if isinstance(value, Sequence) and not isinstance(value, str) else value for value in (center, width))
-    exact = said.get("VOILUTFunction") == "LINEAR_EXACT"
+    exact = said.get("VOILUTFunction") in ("LINEAR_EXACT", "SIGMOID")
     if center is None or width is None or not float(width) > (0 if exact else 1):
         return None
     middle, reach = (float(center), float(width) / 2) if exact else (float(center) - 0.5, (float(width) - 1) / 2)
     return middle - reach, middle + reach
+
+
+def _curve(said: Any, window: tuple[float, float] | None) -> str:
+    """By what a file shows its values where that is no straight line; a window is preferred to a table."""
+    if window is not None:
+        return "SIGMOID" if said.get("VOILUTFunction") == "SIGMOID" else ""
+    return "VOI LUT sequence" if said.get("VOILUTSequence") else ""
+
+
+def _curved(values: NDArray[Any], said: Any, curve: str, little: bool) -> tuple[NDArray[Any], tuple[float, float]]:
+    """Values as a file shows them, and its black and white (DICOM PS3.3, C.11.1.1 and C.11.2.1.3.1)."""
+    if curve == "SIGMOID":
+        low, high = _window(said) or (0, 1)
+        return 1 / (1 + np.exp((-4 / (high - low) * (values.astype(np.float64) - (low + high) / 2)).clip(-500, 500))), (0, 1)
+    item = said.VOILUTSequence[0]
+    (count, first, bits), data = item.LUTDescriptor, item.LUTData
+    count = count or 2**16
+    if isinstance(data, bytes):
+        data = np.frombuffer(data, np.uint8 if len(data) < 2 * count else "<u2" if little else ">u2")
+    if len(data) < count:
+        raise ValueError(f"a VOI LUT of {len(data)} entries, not the {count} that it declares")
+    at = (np.rint(values).astype(np.int64) - first).clip(0, count - 1)
+    return np.asarray(data, np.float64)[at], (0, 2**bits - 1)
 
 
 @contextmanager
@@ -439,10 +475,16 @@ def _nifti(path: Path, how: Reading) -> list[Opened]:
         shape = volume.shape
         if len(shape) < 3 or len(shape) > 4:
             raise ValueError(f"{len(shape)} axes; expected a volume, or several over time")
+        if 0 in shape:
+            raise ValueError(f"no voxel in a volume of {' x '.join(map(str, shape))}")
         frames = shape[3] if len(shape) == 4 else 1
         if frames > 1 and (how.frame is None or how.frame > frames):
             raise Refused("frame", f"{frames} volumes" + (f", and no frame {how.frame}" if how.frame else ""))
         values = np.asanyarray(nibabel.as_closest_canonical(volume).dataobj)
+        if path.name.casefold().endswith(".gz"):  # the checksum stands behind the voxels, where nibabel does not look
+            with gzip.open(path) as unpacked:
+                while unpacked.read(1 << 24):
+                    pass
     if values.dtype.names or values.dtype.kind not in "iuf":
         raise ValueError(f"voxels of type {values.dtype}, which are no gray values")
     axis = AXES[how.axis]

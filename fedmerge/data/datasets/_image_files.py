@@ -28,11 +28,11 @@ LEFTOVERS = frozenset(
 )
 """What operating systems, network disks and tools leave in folders, in small letters; no image of anybody's."""
 
-ENDS = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".avif", ".pgm", ".ppm", ".pnm"),
-    *(".dcm", ".dicom", ".nii", ".nii.gz", ".mha", ".nrrd", ".svs", ".ndpi"),
-)
-"""How names of images end, in small letters. Whether a file is one, only opening it tells."""
+PLAIN_ENDS = tuple(".png .jpg .jpeg .jpe .jfif .jp2 .tif .tiff .bmp .gif .webp .avif .pgm .ppm .pnm".split())  # noqa: SIM905
+"""How names of images end that Pillow reads, in small letters."""
+
+ENDS = (*PLAIN_ENDS, ".dcm", ".dicom", ".nii", ".nii.gz", ".mha", ".nrrd", ".svs", ".ndpi")
+"""How names of all images end. Whether a file is one, only opening it tells."""
 
 PARTS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "holdout"))
 """Names of the parts of a data set, which are no classes."""
@@ -199,8 +199,13 @@ def unfit_names(root: Path, folders: tuple[str, ...]) -> list[Problem]:
     )
 
 
+def writable(name: str) -> bool:
+    """Whether a name can be shown and written: not without letters, with control characters, or not UTF-8."""
+    return bool(name.strip()) and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
+
+
 def _unwritable(folders: Sequence[Path]) -> list[Problem]:
-    wrong = [folder for folder in folders if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in folder.name)]
+    wrong = [folder for folder in folders if not writable(folder.name)]
     if not wrong:
         return []
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""

@@ -91,7 +91,7 @@ class ImageFolder(FileSource):
         for item in items:
             below[item.label].add(item.path.split("/", 3)[2] if item.path.count("/") > 2 else "")
         first = next(iter(below.values()), {""})
-        if len(below) > 1 and "" not in first and all(those == first for those in below.values()):
+        if self.patient != 1 and len(below) > 1 and "" not in first and all(those == first for those in below.values()):
             said.append(
                 f"images of all classes ({', '.join(below)}) lie in the same folders below: is the root one folder too high?"
             )

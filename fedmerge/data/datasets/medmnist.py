@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -76,7 +77,12 @@ class Medmnist(Source):
             found = "; ".join(f"{name}: {', '.join(_labels(name))}" for name in self.datasets)
             return [Problem("", "datasets", found, "data sets with the same classes")]
         try:
-            self._labels_of()
+            labels = self._labels_of()
+            held = [labels[name][part][places] for name in self.datasets for part, places in self._indices(name).items()]
+            if len(classes := np.unique(np.concatenate(held))) < 2:
+                key = "split" if self.split else "take" if self.take else "root"
+                found = f"{sum(map(len, held))} images, of {len(classes)} class{'es' * (len(classes) != 1)}"
+                return [Problem("", key, found, "images of two classes or more")]
         except SourceError as error:
             return [error.problem]
         except OSError as error:
@@ -179,7 +185,7 @@ class Medmnist(Source):
         return {part: self.split.indices(given, f"{name} {part}") for part, given in labels.items()}
 
 
-UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)
 
 
 def _unreadable(file: Path, error: Exception) -> SourceError:
@@ -219,21 +225,28 @@ def _arrays(file: Path, name: str) -> NDArray[Any]:
 @cache
 def _labels_in(file: Path, facts: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
     """Labels of all parts; the file is read anew when its facts change. Images are not unpacked: a head tells their shape."""
-    labels = {part: _arrays(file, f"{part}_labels").astype(np.int64).reshape(-1) for part in SPLITS}
+    labels = {part: _arrays(file, f"{part}_labels") for part in SPLITS}
     for part, given in labels.items():
-        shape = _shape(file, f"{part}_images")
-        if shape[:1] != given.shape or len(shape) not in (3, 4):
+        shape, dtype = _facts(file, f"{part}_images")
+        if given.dtype.kind not in "iu" or given.ndim not in (1, 2) or given.shape[1:] not in ((), (1,)):
+            raise _wrong(f"{part}_labels of type {given.dtype} and shape {given.shape} in {quoted(file)}", "one whole number each")
+        if shape[:1] != given.shape[:1]:
             raise _wrong(f"{part}_images of shape {shape} for {len(given)} labels in {quoted(file)}", "one image for each label")
-    return labels
+        if dtype != np.uint8 or len(shape) not in (3, 4) or shape[3:] not in ((), (3,)) or 0 in shape[1:]:
+            found = f"{part}_images of type {dtype} and shape {shape} in {quoted(file)}"
+            raise _wrong(found, "uint8 of shape (n, height, width) or (n, height, width, 3)")
+    return {part: given.astype(np.int64).reshape(-1) for part, given in labels.items()}
 
 
-def _shape(file: Path, name: str) -> tuple[int, ...]:
-    """What the head of an array says of it. Raises SourceError."""
+def _facts(file: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """What the head of an array says of its shape and type. Raises SourceError."""
     try:
         with zipfile.ZipFile(file) as arrays, arrays.open(f"{name}.npy") as opened:
-            return _head(opened)[0]
+            shape, _, dtype = _head(opened)
+            return shape, dtype
     except KeyError:
-        return _arrays(file, name).shape  # says what there is
+        array = _arrays(file, name)  # says what there is
+        return array.shape, array.dtype
     except UNREADABLE as error:
         raise _unreadable(file, error) from None
 
@@ -246,7 +259,7 @@ def _pictures(file: Path, name: str, places: NDArray[np.int64]) -> Iterator[NDAr
     try:
         with zipfile.ZipFile(file) as arrays, arrays.open(f"{name}.npy") as opened:
             shape, by_columns, dtype = _head(opened)
-            if by_columns or dtype.hasobject:
+            if by_columns:
                 yield _arrays(file, name)[places]
                 return
             for start, stop in parts(shape):

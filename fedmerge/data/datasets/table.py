@@ -6,16 +6,16 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 from pydantic import BeforeValidator, Field
 
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Pseudonyms, same_names
-from fedmerge.data.datasets._file_source import FileSource
-from fedmerge.data.spreadsheet import Spreadsheet, known_encoding, read_spreadsheet
+from fedmerge.data.datasets._file_source import FileSource, numbers_of
+from fedmerge.data.spreadsheet import Spreadsheet, known_encoding, plain, read_spreadsheet
 from fedmerge.errors import Problem, SourceError, nearest, quoted
 from fedmerge.registry import Spec
 
@@ -44,17 +44,23 @@ def _texts(value: Any) -> Any:
     """Keys and values of YAML that look like numbers or truth values, as a table has them."""
     if not isinstance(value, dict):
         return value
-    return {_text(key): None if name is None else _text(name) for key, name in value.items()}
+    return {_cell(key): None if name is None else _text(name) for key, name in value.items()}
 
 
 def _text(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, int | float) else value
+    return str(value) if isinstance(value, int | float | date) else value
+
+
+def _cell(value: Any) -> Any:
+    """As the table's cells are read: 1.0 is 1 there."""
+    text = _text(value)
+    return plain(text) if isinstance(text, str) else text
 
 
 def _list_of_texts(value: Any) -> Any:
-    return [_text(item) for item in value] if isinstance(value, list | tuple) else value
+    return [_cell(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 Labels = Annotated[dict[str, str | None], BeforeValidator(_texts)]
@@ -133,7 +139,7 @@ class Table(FileSource):
     def _determined(self) -> list[Any]:
         """Labels and patients are no part of files: patients as numbers, for their names may not be guessed from a digest."""
         rows = self._rows()
-        patients = np.unique([row.patient for row in rows], return_inverse=True)[1].tolist() if self.knows_patients else []
+        patients = numbers_of([row.patient for row in rows]).tolist() if self.knows_patients else []
         return ["table", [(row.path, row.label, row.domain) for row in rows], patients]
 
     def _located(self) -> Path | Problem:
@@ -203,6 +209,7 @@ class Table(FileSource):
             self._choices(cells)
             or self._empty(cells)
             or self._unknown_labels(cells)
+            or self._unwritable()
             or same_names("labels", "class", {name: name for name in self.classes()}, "Make them one with `labels`")
             or same_names("columns.domain", "domain", {name: name for name in self.domains()}, "Write it in one way in all rows")
             or self._contradictions(cells)
@@ -257,6 +264,14 @@ class Table(FileSource):
             first = ", ".join(f"{label}: NAME" for label in sorted(counts, key=float)[:3])
             found = f"numbers {of_labels} ({_counted(counts)}) and no names for them"
             return [Problem("", "labels", found, "the class that each number stands for", f"Add labels: {{{first}, ...}}")]
+        return []
+
+    def _unwritable(self) -> list[Problem]:
+        """Names of classes and domains that cannot be shown."""
+        for key, kind, names in (("labels", "class", self.classes()), ("columns.domain", "domain", self.domains())):
+            if wrong := [name for name in names if not _image_files.writable(name)]:
+                expected = "names with letters, in UTF-8, and without control characters such as line ends"
+                return [Problem("", key, f"{quoted(wrong[0])} as the name of a {kind}", expected)]
         return []
 
     def _contradictions(self, cells: Spreadsheet) -> list[Problem]:

@@ -85,8 +85,13 @@ def _renewed(name: str, other: str, events: tuple[Event, ...]) -> bool:
 
 
 def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
-    """Lines about files of the same content at two sites. Blank slices are alike by chance, so it is told, and not refused."""
+    """Lines about files of one content at a site or at two. Blank slices are alike by chance, so it is told, and not refused."""
     said = []
+    for site in sites:
+        alike, across = site.source.copies(site.name)
+        if alike:
+            wrong = f"; {across} of them are in different classes, as their own log says" if across else ""
+            said.append(f"site '{site.name}': files with the same content as another, which validation may hold: {alike}{wrong}")
     held = [(site.name, site.source.contents(site.name)) for site in sites]
     for index, earlier in _sharing([items for _, items in held]):
         (name, items), (other, theirs) = held[index], held[earlier]

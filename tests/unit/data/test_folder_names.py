@@ -214,6 +214,7 @@ def test_a_root_that_is_one_folder_too_high_is_asked_about(tmp_path: Path) -> No
     root = album(tmp_path / "root" / "data", "lab/mel", "lab/nev", "ward/mel", "ward/nev").parent
     (said,) = ImageFolder(root=str(root)).remarks()
     assert "(lab, ward)" in said
+    assert ImageFolder(root=str(root), patient=1).remarks() == []  # they are said to be patients
     assert "one folder too high?" in said
 
 

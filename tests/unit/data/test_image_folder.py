@@ -15,6 +15,8 @@ from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets.image_folder import ImageFolder
 from fedmerge.data.partition import own_split
 from fedmerge.errors import DataError
+from fedmerge.experiment.validation.sites import copied
+from fedmerge.federated.site import Site
 
 GEOMETRY = Geometry(16, 3)
 
@@ -185,6 +187,21 @@ def test_links_are_the_files_that_they_lead_to(album: Path, tmp_path_factory: py
     mine, theirs = folder(album, folders=["lab"]), folder(other)
     assert len(mine.holdings("x").keys() & theirs.holdings("y").keys()) == 12
     assert len(mine.contents("x") & theirs.contents("y")) == 13
+
+
+def test_copies_are_counted_and_those_of_two_classes_named_in_the_log(album: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = folder(album, folders=["lab"])
+    assert source.copies("x") == (0, 0)
+    (album / "lab/cat/copy.png").write_bytes((album / "lab/cat/0.png").read_bytes())
+    (album / "lab/cat/wrong.png").write_bytes((album / "lab/dog/0.png").read_bytes())
+    assert source.copies("x") == (4, 2)
+    source.load(GEOMETRY, "x", 0)
+    assert "files of different classes with the same content: lab/cat/wrong.png = lab/dog/0.png" in caplog.text
+    assert "copy.png" not in caplog.text
+    site = Site.model_validate({"name": "x", "source": {"kind": "image_folder", "root": str(album), "folders": ["lab"]}})
+    (line,) = copied([site], ())
+    assert line.endswith("which validation may hold: 4; 2 of them are in different classes, as their own log says")
+    assert "png" not in line
 
 
 def test_a_folder_level_is_the_patient(wards: Path) -> None:

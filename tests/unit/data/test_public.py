@@ -438,6 +438,25 @@ def test_files_that_are_no_medmnist(tmp_path: Path) -> None:
     assert "which cannot be read" in said("medmnist", tmp_path, datasets=["organamnist"])
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "found"),
+    [
+        (np.ones((4, 28, 28)), [0, 1, 2, 3], "train_images of type float64 and shape (4, 28, 28)"),
+        (np.ones((4, 28, 28), np.uint16), [0, 1, 2, 3], "train_images of type uint16"),
+        (np.ones((4, 28, 28, 4), np.uint8), [0, 1, 2, 3], "train_images of type uint8 and shape (4, 28, 28, 4)"),
+        (np.ones((4, 0, 28), np.uint8), [0, 1, 2, 3], "shape (4, 0, 28)"),
+        (np.ones((4, 28, 28), np.uint8), [[0, 1], [1, 0], [0, 1], [0, 1]], "train_labels of type int64 and shape (4, 2)"),
+        (np.ones((4, 28, 28), np.uint8), [0.5, 1, 2, 3], "train_labels of type float64"),
+        (np.ones((4, 28, 28), np.uint8), ["a", "b", "a", "b"], "train_labels of type <U1"),
+        (np.ones((4, 28, 28), np.uint8), [3, 3, 3, 3], "12 images, of 1 class;"),
+    ],
+)
+def test_arrays_that_are_not_as_published_are_refused(tmp_path: Path, images: Any, labels: Any, found: str) -> None:
+    arrays = {f"{part}_{what}": of for part in ("train", "val", "test") for what, of in (("images", images), ("labels", labels))}
+    medmnist(tmp_path, **arrays)
+    assert found in said("medmnist", tmp_path, datasets=["organamnist"])
+
+
 def test_what_is_no_part_domain_or_class(tmp_path: Path) -> None:
     domainbed(tmp_path)
     assert "did you mean 'sketch'?" in said("domainbed", tmp_path, dataset="pacs", folders=["sketches"])

@@ -182,6 +182,53 @@ def test_windows_that_differ_need_a_word(tmp_path: Path) -> None:
         decoded(tmp_path, rule="file")
 
 
+def lut(count: int, bits: int, first: int, data: Any) -> Dataset:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "SS", [count, first, bits])
+    item.add_new("LUTData", "OW" if isinstance(data, bytes) else "US", data)
+    return item
+
+
+CURVES = {
+    "SIGMOID": {"WindowCenter": 40, "WindowWidth": 400, "VOILUTFunction": "SIGMOID"},
+    "VOI LUT sequence": {"VOILUTSequence": [lut(101, 12, -50, [40 * n for n in range(50)] + [4095] * 51)]},
+    "VOI LUT sequence of bytes": {
+        "VOILUTSequence": [lut(101, 8, -50, np.array([2 * n for n in range(50)] + [255] * 51, "<u2").tobytes())]
+    },
+}
+
+
+@pytest.mark.parametrize("kind", CURVES)
+def test_a_curve_is_each_files_own_and_needs_a_word(tmp_path: Path, kind: str) -> None:
+    dicom(tmp_path / "zorn.dcm", HOUNSFIELD, **CURVES[kind])
+    with pytest.raises(DataError, match=r"zorn.dcm \((SIGMOID|VOI LUT sequence)\); expected one range") as error:
+        decoded(tmp_path)
+    assert error.value.told.startswith("source.range: found DICOM files that show their values by a curve")
+    x = HOUNSFIELD.astype(float)
+    if kind == "SIGMOID":
+        shown = 255 / (1 + np.exp(-4 * (x - 40) / 400))
+    else:
+        step, top = (2, 255) if "bytes" in kind else (40, 4095)
+        shown = np.where(x >= 0, top, step * (x + 50).clip(0)) * 255 / top
+    assert np.array_equal(decoded(tmp_path, rule="file")["pixels"][0, ..., 0], np.rint(shown))
+    assert np.array_equal(decoded(tmp_path, gray_range=(-160, 240))["pixels"][0, ..., 0], by(HOUNSFIELD, -160, 240))
+    assert look([tmp_path / "zorn.dcm"]).keys == {"range": "file"}
+
+
+def test_heads_that_do_not_fit_their_pixels_are_damage(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm", np.stack([HOUNSFIELD, HOUNSFIELD]), NumberOfFrames=1)
+    dicom(tmp_path / "b.dcm", HOUNSFIELD, RescaleSlope="1e400", RescaleIntercept=0)
+    nifti(tmp_path / "c.nii", np.zeros((0, 4, 4), np.float32))
+    found = decoded(tmp_path, gray_range=(-160, 240))
+    assert found["reasons"].tolist() == [
+        "pixels of 2 frames of the size that its head says, and one frame by its head",
+        "no finite value",
+        "no voxel in a volume of 0 x 4 x 4",
+    ]
+    nifti(tmp_path / "d.nii", np.full((4, 4, 4), np.nan, np.float32))
+    assert look([tmp_path / "d.nii"]).keys == {}
+
+
 def test_where_white_is_low_it_is_turned(tmp_path: Path) -> None:
     dicom(tmp_path / "a.dcm", HOUNSFIELD, PhotometricInterpretation="MONOCHROME1")
     small = RNG.integers(0, 256, (SIDE, SIDE)).astype(np.uint8)
@@ -334,6 +381,16 @@ def test_volumes_over_time_need_one(tmp_path: Path) -> None:
     (opened,) = pictures(tmp_path / "a.nii", Reading(frame=2))
     assert isinstance(opened.picture, Deep)
     assert np.array_equal(opened.picture.values, VOLUME[::-1, ::-1, 5].T + 1)
+
+
+def test_a_checksum_behind_a_volume_that_is_wrong_is_damage(tmp_path: Path) -> None:
+    nifti(tmp_path / "a.nii.gz", VOLUME)
+    data = bytearray((tmp_path / "a.nii.gz").read_bytes())
+    data[-6] ^= 1
+    (tmp_path / "b.nii.gz").write_bytes(data)
+    found = decoded(tmp_path)
+    assert found["good"].tolist() == [0]
+    assert found["reasons"][0].startswith("CRC check failed")
 
 
 def test_volumes_that_cannot_be_read_are_broken_files(tmp_path: Path) -> None:

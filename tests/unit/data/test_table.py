@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -14,6 +17,7 @@ from pydantic import ValidationError
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets.table import Table
 from fedmerge.data.partition import own_split
+from fedmerge.data.survey import survey
 from fedmerge.errors import DataError, MissingExtra
 
 GEOMETRY = Geometry(8, 1)
@@ -77,7 +81,6 @@ def test_any_usual_way_to_write_it_is_the_same_table(archive: Path, separator: s
 
 
 def test_parquet_with_numbers_is_the_table_in_text(archive: Path) -> None:
-    import pandas as pd
 
     frame = pd.read_csv(archive / "cohort.csv")
     frame["dx"] = [0.0 if label == "nev" else 1.0 for label in frame["dx"]]
@@ -264,3 +267,70 @@ def test_what_programs_write_for_an_empty_cell_is_one(archive: Path, nothing: st
     )
     assert found == empty
     assert COLUMNS[key] in found
+
+
+@pytest.mark.parametrize(
+    ("encoding", "given"),
+    [("utf-8-sig", "cp1252"), ("utf-16", "utf-16-le"), ("utf-32", "utf-32"), ("utf-16-le", "utf-16-le"), ("utf-8", "utf-8-sig")],
+)
+def test_a_byte_order_mark_is_no_part_of_a_name(archive: Path, encoding: str, given: str) -> None:
+    name = written(archive, text_of(archive), encoding=encoding)
+    assert table(archive, name, encoding=given).check() == []
+
+
+@pytest.mark.parametrize("encoding", ["base64", "rot13", "undefined"])
+def test_an_encoding_of_no_text_is_unknown(archive: Path, encoding: str) -> None:
+    with pytest.raises(ValidationError, match=f"no encoding '{encoding}'"):
+        table(archive, encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("images/\0.png,mel,P1,north,train", "NUL characters in"),
+        ('images/2000/IM0000.png,"a\nb",P1,north,train', "'a\\nb' as the name of a class"),
+    ],
+)
+def test_cells_that_are_no_names_are_named(archive: Path, text: str, found: str) -> None:
+    assert found in problem(table(archive, written(archive, f"{HEADER}\n{text}\n")))
+    assert "Then set encoding: utf-16-le" in problem(table(archive, written(archive, text_of(archive), encoding="utf-16-le")))
+    assert "'' as the name of a class" in problem(table(archive, labels={"mel": "", "nev": "nevus"}))
+
+
+def test_keys_of_yaml_are_read_as_cells_are(archive: Path) -> None:
+    text = text_of(archive).replace(",mel,", ",1.0,").replace(",nev,", ",2020-01-02,").replace(",north,", ",7.0,")
+    source = table(archive, written(archive, text), labels={1.0: "mel", date(2020, 1, 2): "nev"}, folders=[7.0])
+    assert source.check() == []
+    assert source.classes() == ("mel", "nev")
+
+
+def test_a_parquet_index_named_as_a_column_is_named(archive: Path) -> None:
+    frame = pd.DataFrame({"file": ["a", "b"], "dx": ["x", "y"]}, index=pd.Index([0, 1], name="dx"))
+    frame.to_parquet(archive / "t.parquet")
+    assert "1 names of columns twice, e.g. 'dx'" in problem(table(archive, "t.parquet", columns={"path": "file", "label": "dx"}))
+
+
+def test_a_patient_written_in_two_ways_is_one(archive: Path) -> None:
+    lines = text_of(archive).splitlines()
+    written(archive, "\n".join(line.replace(",P1,", ",p1 ,") if at % 3 else line for at, line in enumerate(lines)))
+    groups = table(archive, "other.csv").load(GEOMETRY, "x", 0).groups
+    assert np.array_equal(groups, table(archive).load(GEOMETRY, "x", 0).groups)
+
+
+def test_init_reads_a_table_in_utf_16_and_says_what_is_wrong_with_another(archive: Path) -> None:
+    found = survey(archive / written(archive, text_of(archive), encoding="utf-16"))
+    assert (len(found.rows), found.source["encoding"]) == (24, "utf-16")
+    with pytest.raises(DataError, match=r"found one column only in the first line of .*; expected columns parted by comma"):
+        survey(archive / written(archive, text_of(archive).replace(",", "|")))
+
+
+def test_init_leaves_out_files_whose_names_cannot_stand_in_a_table(tmp_path: Path) -> None:
+    for number, (site, label) in enumerate([("a", "mel"), ("a", "nev"), ("b", "mel"), ("b", "nev")]):
+        (tmp_path / site / label).mkdir(parents=True)
+        Image.new("L", (10, 10), number).save(tmp_path / site / label / "1.png")
+    (tmp_path / "a" / "readme.txt").touch()  # so that a table has to be written
+    for name in (b"\xff.png", b" 2.png", b"a\\3.png"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "a" / "mel") + b"/" + name)).touch()
+    found = survey(tmp_path)
+    assert (len(found.rows), found.listed) == (5, True)
+    assert "images left out, for their names cannot stand in a table: 2" in found.said
