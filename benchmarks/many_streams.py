@@ -63,7 +63,7 @@ class Streams:
         self.fixed = [method for method in alone if isinstance(method, Static) or method.kind() in OF_ONE_IMAGE]
         self.fixed += [method for method in rows if method.kind() == "oracle" and not method.transductive]
         self.others = [method for method in rows if method not in self.fixed]
-        self.forwards: dict[str, float] = {}  # of the last batch, for each method alone
+        self.forwards: dict[str, float] = {}  # of the dearest batch, for each method alone
         self.right = self._right_of_each_image()
 
     def accuracies(self, schedule: Schedule, without: Collection[str] = ()) -> dict[str, float]:
@@ -75,7 +75,7 @@ class Streams:
         while steps := self.site.advance(CHUNK):
             for step in steps:
                 hits[step.method] = hits.get(step.method, 0) + step.correct
-                self.forwards[step.method] = step.forwards
+                self.forwards[step.method] = max(self.forwards.get(step.method, 0), step.forwards)
         return found | {key: count / len(order) for key, count in hits.items()}
 
     def _right_of_each_image(self) -> dict[str, NDArray[np.bool_]]:
@@ -86,7 +86,7 @@ class Streams:
             for step in steps:
                 batch = self.site.stream.batches[step.t]
                 found[step.method][batch] = step.probabilities.argmax(1) == labels[batch]
-                self.forwards[step.method] = step.forwards
+                self.forwards[step.method] = max(self.forwards.get(step.method, 0), step.forwards)
         return found
 
 
