@@ -74,6 +74,8 @@ def _machine() -> Iterator[Checked]:
         yield Checked("warn", "python", text, "It is tried on Linux with Python 3.11 to 3.13 alone")
     else:
         yield Checked("ok", "python", text)
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":
+        yield Checked("warn", "locale", f"names of files are read as {encoding}", "Set PYTHONUTF8=1, or a locale of UTF-8")
     count = cores()
     yield Checked("ok", "cores", f"{count}") if count > 1 else Checked("warn", "cores", "1", "Hospitals train one after the other")
     free = (free_memory() or LEAST_MEMORY * GIB) / GIB

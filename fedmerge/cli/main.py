@@ -204,17 +204,15 @@ def compare_runs(
     html: Annotated[Path | None, typer.Option(help="HTML file for the comparison as a page")] = None,
 ) -> None:
     """Compare two runs: every method's accuracy, the paired difference with its interval, and the settings that differ."""
-    from fedmerge.errors import FolderError
     from fedmerge.report.comparison import compare, kept_run
     from fedmerge.report.pages.comparison import comparison_page, show_comparison
-    from fedmerge.system.files import atomic_write, see_that_writable
+    from fedmerge.system.files import atomic_write, see_that_file_writable
 
+    if html:
+        see_that_file_writable(html, "--html", "compare.html")
     found = compare(kept_run(first), kept_run(second))
     show_comparison(found)
     if html:
-        if html.is_dir():
-            raise FolderError(f"--html: found the folder '{html}'; expected a file, e.g. {html / 'compare.html'}")
-        see_that_writable(html.parent, "--html")
         atomic_write(html, comparison_page(found))
         typer.echo(f"page: {html}")
 
@@ -244,11 +242,14 @@ def mirage(
 ) -> None:
     """Estimate from the weights in POOL alone whether averaging is at risk in this federation, and at which layers."""
     from fedmerge.experiment.averaging_risk import as_json, federations, show_risk
+    from fedmerge.system.files import atomic_write, see_that_file_writable
 
+    if out:
+        see_that_file_writable(out, "--out", "mirage.json")
     found = federations(pool)
     show_risk(found)
     if out:
-        out.write_text(json.dumps(as_json(found), indent=2), encoding="utf-8")
+        atomic_write(out, json.dumps(as_json(found), indent=2))
 
 
 @app.command()

@@ -79,7 +79,7 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
             with extras_named(), ending_as_interrupt():
                 verb(*args, **kwargs)
         except FedmergeError as error:
-            typer.echo(f"fedmerge: {error}", err=True)
+            typer.echo(f"fedmerge: {error}{_of_locale(str(error))}", err=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as ended:
             said = str(ended) or "interrupted"
@@ -101,6 +101,14 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
             raise typer.Exit(2) from None
 
     return run
+
+
+def _of_locale(said: str) -> str:
+    """A line for whoever has names of files that this locale reads otherwise than they were written: no other advice helps."""
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8" or said.isascii():
+        return ""
+    return f"\nthis locale reads names of files as {encoding}, not as UTF-8: if a name is there and not found, set PYTHONUTF8=1"
 
 
 def _shortened(path: str) -> str:

@@ -25,7 +25,7 @@ from fedmerge.report.metrics.decisions import entropies, kept_rows, signals
 from fedmerge.report.metrics.entropy_trust import PREFIX, Trust, as_rows, how_many_right, kept_predictions, trust
 from fedmerge.report.pages.diagnosis import Decisions, Diagnosis, changes_of, kept_coefficients, write_diagnosis
 from fedmerge.report.terminal import Terminal, console, shown_path
-from fedmerge.system.files import reading
+from fedmerge.system.files import atomic_write, reading, see_that_writable
 from fedmerge.system.process import threads
 
 VERDICTS = (
@@ -57,6 +57,7 @@ def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = 
     Raises FolderError if it is no finished run, or if an expert of it is not in the pool.
     """
     p, y = kept_predictions(run)
+    see_that_writable(run, "RUN")
     found, right = trust(p, y), how_many_right(p, y)
     said = diagnosis_words(found, right)
     if changes := changes_of(run):
@@ -80,7 +81,7 @@ def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = 
     content = {"experts": list(p), "right_experts": right, "trust": as_rows(found), "words": said, **decided.as_row()}
     if weights:
         content["barriers"] = [one.as_row() for one in weights.landscapes]
-    (run / "diagnose.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    atomic_write(run / "diagnose.json", json.dumps(content, indent=2))
     drifts = (weights.raw, weights.learned) if weights else None
     paths = [one.as_row() for one in weights.landscapes] if weights else []
     write_diagnosis(run, Diagnosis(run.name, said, p, y, found, right, kept_coefficients(run), drifts, paths, decided))

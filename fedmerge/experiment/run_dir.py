@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
@@ -63,6 +64,15 @@ class RunFolder:
             raise FolderError(
                 f"{self.path}: found another process that writes here; expected a folder for this run alone. Choose another --out"
             )
+        try:
+            self._begin()
+        except BaseException:
+            self._release()
+            raise
+        return self
+
+    def _begin(self) -> None:
+        """The files of a run that has just begun."""
         if not self.keep:
             (self.path / "audit.jsonl").unlink(missing_ok=True)
         (self.path / "audit.jsonl").touch()
@@ -71,7 +81,10 @@ class RunFolder:
         atomic_write(self.path / "scenario.yaml", text)
         self.status.unlink(missing_ok=True)
         self._write()
-        return self
+
+    def _release(self) -> None:
+        if self._lock:
+            self._lock.release()
 
     @property
     def status(self) -> Path:
@@ -83,9 +96,10 @@ class RunFolder:
         if error is not None:
             self.manifest["reason"] = str(error) or type(error).__name__
         self.manifest["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-        self._write()
-        if self._lock:
-            self._lock.release()
+        try:
+            self._write()
+        finally:  # on a full disk, too: a notebook may try again
+            self._release()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -123,7 +137,7 @@ def _mend_last_line(file: Path) -> None:
     """Cut off a line that a killed run has begun and not ended: what it told of was not admitted."""
     content = file.read_bytes()
     if content and not content.endswith(b"\n"):
-        file.write_bytes(content[: content.rfind(b"\n") + 1])
+        os.truncate(file, content.rfind(b"\n") + 1)  # which no kill leaves half done
 
 
 def _refuse_other_scenario(path: Path, experiment: Experiment) -> None:

@@ -124,7 +124,12 @@ def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targ
         chosen = [(target, one) for one in combinations for target in _targets(scenario, content, one, targets)]
     order = list(dict.fromkeys(target for target, _ in chosen))
     chosen.sort(key=lambda pair: order.index(pair[0]))
-    return tuple(Cell(seed, one, *target) for target, one in chosen for seed in seeds)
+    cells = tuple(Cell(seed, one, *target) for target, one in chosen for seed in seeds)
+    names = [cell.name for cell in cells]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        found, mend = f"two cells with the folder '{twice[0]}'", "Give every value and every target once"
+        raise ScenarioError([Problem("--set, --targets", "", found, "a folder of its own for each", mend)])
+    return cells
 
 
 def _targets(

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedmerge.system.files import naming
+
 Mark = dict[str, Any]
 """How much the ledger held at some moment: bytes of lines, classes, and bytes of probabilities by method."""
 
@@ -55,10 +57,11 @@ class Ledger:
         for method, found in fresh.items():
             content = np.concatenate(found).astype("<f4", copy=False).tobytes()
             self._bytes.setdefault(method, 0)
-            with self._file(method).open("ab") as file:
+            probabilities = self._file(method)
+            with naming(probabilities, probabilities), probabilities.open("ab") as file:
                 file.write(content)
             self._bytes[method] += len(content)
-        with self.lines.open("a", encoding="utf-8") as file_of_lines:
+        with naming(self.lines, self.lines), self.lines.open("a", encoding="utf-8") as file_of_lines:
             file_of_lines.writelines(text)
         self._forget()
 

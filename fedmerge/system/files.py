@@ -57,15 +57,21 @@ def atomic(file: Path, mode: int = FOR_ALL) -> Iterator[Path]:
     """A draft beside `file`, which takes its place when the block ends, and is removed if anything fails.
 
     mode: of the draft from its first byte on, less what the umask takes; a library that writes it anew does not change it. No two
-    drafts have the same name, so that threads and processes may write the same file: one of them wins.
+    drafts have the same name, so that threads and processes may write the same file: one of them wins. A device or a pipe is
+    written as it is. An OSError names `file`.
     """
+    if _is_device(file):
+        with naming(file, file):
+            yield file
+        return
     draft = _draft_of(file)
     try:
-        draft.touch(mode, exist_ok=False)
-        allowed = stat.S_IMODE(draft.stat().st_mode)
-        yield draft
-        draft.chmod(allowed)
-        draft.replace(file)
+        with naming(file, draft):
+            draft.touch(mode, exist_ok=False)
+            allowed = stat.S_IMODE(draft.stat().st_mode)
+            yield draft
+            draft.chmod(allowed)
+            draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
 
@@ -84,12 +90,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = _draft_of(folder)
-    draft.mkdir()
     try:
-        yield draft
-        allowed = stat.S_IMODE(draft.stat().st_mode) & FOR_ALL
-        for file in draft.iterdir():
-            file.chmod(allowed)
+        with naming(folder, draft):
+            draft.mkdir()
+            yield draft
+            allowed = stat.S_IMODE(draft.stat().st_mode) & FOR_ALL
+            for file in draft.iterdir():
+                file.chmod(allowed)
         try:
             draft.rename(folder)
         except OSError:
@@ -111,6 +118,14 @@ def see_that_writable(folder: Path, name: str) -> None:
     except OSError as error:
         found, mend = f"'{folder}', which cannot be written ({error.strerror})", "Choose another, or change its rights"
         raise FolderError(f"{name}: found {found}; expected a folder that this user may write. {mend}") from None
+
+
+def see_that_file_writable(file: Path, name: str, example: str) -> None:
+    """The same of the folder of a file that a user names. Raises FolderError, which gives an `example` in place of a folder."""
+    if file.is_dir():
+        raise FolderError(f"{name}: found the folder '{file}'; expected a file, e.g. {file / example}")
+    if not _is_device(file):
+        see_that_writable(file.parent, name)
 
 
 @contextmanager
@@ -137,6 +152,22 @@ def _why(error: Exception) -> str:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return first_line(error)
+
+
+def _is_device(file: Path) -> bool:
+    """Whether it is something like /dev/stdout, whose place no file may take."""
+    return file.exists() and not (file.is_file() or file.is_dir())
+
+
+@contextmanager
+def naming(place: Path, draft: Path) -> Iterator[None]:
+    """An OSError names a place that users know: of its own it names the draft, or nothing where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(error.filename or place).replace(str(draft), str(place))
+        raise
 
 
 def _draft_of(path: Path) -> Path:

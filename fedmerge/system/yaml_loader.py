@@ -288,7 +288,13 @@ def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:
             return Problem(file, key, found, "a mapping of keys to values")
         case "value_error":
             return Problem(file, key, found, "", detail["msg"].removeprefix("Value error, "))
-    return Problem(file, key, found, detail["msg"].removeprefix("Input should be "))
+    expected = detail["msg"].removeprefix("Input should be ").replace(" after validation", "")
+    return Problem(file, key, found, SHOULD.sub(lambda start: f"{ASKED[start[1]]} that should ", expected))
+
+
+ASKED = {"String": "text", "Tuple": "a list", "List": "a list", "Dictionary": "a mapping"}
+SHOULD = re.compile(rf"^({'|'.join(ASKED)}) should ")
+"""How pydantic begins to say what a value of the right type lacks."""
 
 
 def _taken_for(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -135,3 +136,31 @@ def test_a_full_disk_is_one_message(first: tuple[Path, str]) -> None:
     assert ended.returncode == 2
     assert "the disk is full" in ended.stderr
     assert "Traceback" not in ended.stderr
+    assert "/dev/full" in ended.stderr
+
+
+@pytest.mark.parametrize("words", [("mirage", "pool", "--out"), ("compare", "runs/tiny-3", "runs/tiny-3", "--html")])
+def test_a_file_that_a_user_names_is_looked_at_first(first: tuple[Path, str], words: tuple[str, ...]) -> None:
+    folder, _ = first
+    for where, said in {
+        "pool": "found the folder 'pool'; expected a file, e.g. pool/",
+        "tiny/x/y": "which cannot be written",
+    }.items():
+        (folder / "tiny").touch()
+        ended = fedmerge(folder, *words, where)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert said in ended.stderr
+    assert fedmerge(folder, *words, "made/here/file").returncode == 0
+    assert (folder / "made" / "here" / "file").is_file()
+
+
+def test_a_locale_that_reads_other_names_of_files_is_named(tmp_path: Path) -> None:
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+    def said(*words: str) -> str:
+        ended = subprocess.run([sys.executable, "-m", "fedmerge", *words], cwd=tmp_path, capture_output=True, env=ascii_only)
+        return (ended.stdout + ended.stderr).decode()
+
+    assert "reads names of files as ascii, not as UTF-8" in said("plan", "gr\u00f6\u00dfe.yaml")
+    assert "PYTHONUTF8" not in said("plan", "plain.yaml")
+    assert "names of files are read as ascii. Set PYTHONUTF8=1" in said("doctor")

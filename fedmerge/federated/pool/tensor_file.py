@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
@@ -15,10 +16,16 @@ from fedmerge.system.files import atomic
 
 
 def save(file: Path, state: State, words: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, in place."""
+    """Write a safetensors file, in place. Raises OSError, which safetensors tells in words alone."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file, words)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, file, words)
+    except SafetensorError as error:
+        if not (number := re.search(r"os error (\d+)", str(error))):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
 
 
 def put(file: Path, state: State, *, digest: str = "", **words: str) -> None:

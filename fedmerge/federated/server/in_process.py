@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -162,6 +163,7 @@ _ticks: Any = None
 def _begin(ticks: Any) -> None:
     global _ticks
     _ticks = ticks
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
 
 
 def _answered(request: Request, runs: Sequence[Run] | None = None) -> Reply:

@@ -134,7 +134,7 @@ def write_diagnosis(run: Path, d: Diagnosis) -> None:
         plots = {name: as_svg(draw(d)) for name, draw in drawn.items()}
     (run / "plots").mkdir(exist_ok=True)
     for name, svg in plots.items():
-        (run / "plots" / f"diagnose-{name}.svg").write_text(svg, encoding="utf-8")
+        atomic_write(run / "plots" / f"diagnose-{name}.svg", svg)
     inline = {name: as_source(svg) for name, svg in plots.items()}
     effective = {name: {part: influence(rows).effective for part, rows in of.items()} for name, of in d.coefficients.items()}
     page = fill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,11 +11,11 @@ from fedmerge.report.metrics.significance import over_seeds
 from fedmerge.report.pages._render import fill
 from fedmerge.report.plots.svg import PALETTE, QUIET, STYLE, as_source, as_svg
 from fedmerge.report.sweep_table import REFERENCE, DomainTable, Grid, Line, as_csv, as_latex, as_markdown, plainly
+from fedmerge.system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-from pathlib import Path
 
 
 def write_grid(out: Path, grid: Grid, title: str) -> None:
@@ -36,7 +37,7 @@ def write_grid(out: Path, grid: Grid, title: str) -> None:
             "domains.tex": as_latex(header, cells),
         }
     for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8")
+        atomic_write(out / name, text)
 
 
 COLUMNS = 4

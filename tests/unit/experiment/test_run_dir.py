@@ -24,6 +24,23 @@ def test_a_torn_line_of_the_audit_is_cut_off(tmp_path: Path) -> None:
         assert (run / "audit.jsonl").read_text() == ""
 
 
+def test_a_run_that_cannot_write_its_end_may_be_tried_again(tmp_path: Path) -> None:
+    """In a notebook, where the error, and with it the run, is still held."""
+    plan, run = load_experiment(world(tmp_path / "here")), tmp_path / "run"
+    with pytest.raises(OSError, match=r"manifest\.json") as held, RunFolder(run, plan):
+        (run / "manifest.json").unlink()
+        (run / "manifest.json").mkdir()
+    (run / "manifest.json").rmdir()
+    (run / "audit.jsonl").unlink()
+    (run / "audit.jsonl").mkdir()
+    with pytest.raises(OSError, match=r"audit\.jsonl") as also, RunFolder(run, plan):
+        pass
+    (run / "audit.jsonl").rmdir()
+    with RunFolder(run, plan):
+        assert held.value.errno
+        assert also.value.errno
+
+
 def test_a_run_with_events_is_read_again_as_it_was(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     file.write_text(file.read_text() + "events: [{at: 1, join: east}, {at: 2, replace: north, by: north_new}]\nmin_sites: 2\n")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fedmerge.errors import FolderError
+from fedmerge.errors import FolderError, ScenarioError
 from fedmerge.experiment.experiment import load_experiment
 from fedmerge.experiment.run_dir import RunFolder
-from fedmerge.experiment.sweep import Cell, Sweep, _claimed, _done, run_sweep
+from fedmerge.experiment.sweep import Cell, Sweep, _claimed, _done, cells_of, run_sweep
 from fedmerge.system.process import free_lock
 from tests.front_door import world
 
@@ -67,3 +67,17 @@ def test_a_cell_whose_files_cannot_be_read_is_done_again(tmp_path: Path) -> None
     for content in ("", "[]", "null", "{}"):
         (folder / "manifest.json").write_text(content)
         assert not _done(cell, folder, plan)
+
+
+@pytest.mark.parametrize(
+    ("settings", "targets", "folder"),
+    [
+        (["methods.eam.gamma=1,1"], "", "gamma=1-seed3"),
+        (["stream.batch_size=8,'8'"], "", "batch_size=8-seed3"),
+        ([], "east,sites/east.yaml", "east-seed3"),
+    ],
+)
+def test_cells_of_one_folder_are_refused(settings: list[str], targets: str, folder: str, tmp_path: Path) -> None:
+    """They would run beside each other, and each would take the other for another program."""
+    with pytest.raises(ScenarioError, match=f"found two cells with the folder '{folder}'; expected a folder of its own for each"):
+        cells_of(world(tmp_path / "here"), (), settings, targets)

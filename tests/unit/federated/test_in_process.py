@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing import active_children
 from pathlib import Path
 
+import pytest
 import torch
 
 from fedmerge.data.datasets.organ_phantom import ORGANS
@@ -56,6 +59,22 @@ def test_a_killed_worker_is_a_reason_and_never_a_hang(hospital: Hospital, job: J
     killer.join()
     assert "process is gone" in outcomes["north"].reason
     assert not active_children()
+
+
+def test_workers_leave_ctrl_c_to_their_parent(hospital: Hospital, job: Jobs, capfd: pytest.CaptureFixture[str]) -> None:
+    """A terminal sends it to all processes. Above one half, both have begun."""
+    pressed: list[int] = []
+
+    def press(tick: Tick) -> None:
+        if tick.done > 50 and not pressed:
+            pressed.extend(process.pid for process in active_children() if process.pid)
+            for number in pressed:
+                os.kill(number, signal.SIGINT)
+
+    outcomes = LocalBackend(jobs=2).gather(job(hospital("north", runs=2, epochs=8), folder="pressed"), press)
+    assert len(pressed) == 2
+    assert outcomes["north"].trained
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
 
 
 def test_who_is_late_is_told_and_ended(hospital: Hospital, job: Jobs) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from fedmerge.system.files import atomic, atomic_folder, atomic_write, write_secret
+from fedmerge.federated.pool.tensor_file import save
+from fedmerge.system.files import atomic, atomic_folder, atomic_write, see_that_file_writable, write_secret
 
 
 def names(folder: Path) -> list[str]:
@@ -84,3 +88,36 @@ def test_modes_follow_the_umask_whoever_writes(tmp_path: Path, umask: int, files
     assert stat.S_IMODE((tmp_path / "expert").stat().st_mode) == folder
     for file in (tmp_path / "theta_0.safetensors", tmp_path / "expert" / "expert.safetensors"):
         assert stat.S_IMODE(file.stat().st_mode) == files
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """As on a full disk, for this process: no file may grow beyond some bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_what_a_disk_has_no_room_for_is_named(tmp_path: Path) -> None:
+    file, entry = tmp_path / "summary.json", tmp_path / "entry"
+    with pytest.raises(OSError, match=re.escape(f"'{file}'")):
+        atomic_write(file, "x" * 2000)
+    with pytest.raises(OSError, match=re.escape(f"'{entry / 'expert.safetensors'}'")), atomic_folder(entry) as draft:
+        save(draft / "expert.safetensors", {"weight": torch.zeros(2000)})
+    with pytest.raises(OSError, match=re.escape(f"'{tmp_path / 'gone' / 'file'}'")):
+        atomic_write(tmp_path / "gone" / "file", "")
+    assert names(tmp_path) == []
+
+
+def test_a_device_is_written_as_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    heard: list[str] = []
+    reader = threading.Thread(target=lambda: heard.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    see_that_file_writable(tmp_path / "pipe", "--out", "mirage.json")
+    atomic_write(tmp_path / "pipe", "said")
+    reader.join()
+    assert heard == ["said"]
+    assert names(tmp_path) == ["pipe"]

@@ -70,7 +70,7 @@ class Either(Spec):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [("long", "found 'long'; expected String should have"), (0, "found 0; expected greater")]
+    ("value", "said"), [("long", "found 'long'; expected text that should have"), (0, "found 0; expected greater")]
 )
 def test_a_key_of_several_types_has_one_problem_without_their_names(value: object, said: str) -> None:
     with pytest.raises(ScenarioError) as caught:
