@@ -4,8 +4,9 @@
     python benchmarks/posterior.py --out runs/posterior --set development --table runs/posterior/tables.md
 
 The development set is the phantom, seeds from 100 on, in the federations of `WORLDS`, on the streams of `STREAMS`; those that begin
-with ImageNet weights (`--set pretrained`, FEDMERGE_WEIGHTS as scenarios/wbc-pretrained.yaml says) have fewer streams and rows. The
-test set is the scenarios of `REAL` as they are shipped, seeds from 0 on.
+with ImageNet weights (`--set pretrained`, FEDMERGE_WEIGHTS as scenarios/wbc-pretrained.yaml says) have fewer streams and rows. On
+the streams of `CHANGES` (`--set changes`) experts or images change on the way, and whole runs go through them. The test set is the
+scenarios of `REAL` as they are shipped, seeds from 0 on.
 
 A block is a federation's kind and a stream; regret is the best ranked row of the block less a row, in points, each the mean over
 seeds. Started again, it goes on where it stopped. Rows named `+labels` are under the label prior of their batches, and are ranked
@@ -163,6 +164,13 @@ PRETRAINED = {
     "ImageNet, skewed priors": World(skew=0.3, pretrained=True),
 }
 STREAMS_OF_PRETRAINED = ("i.i.d.", "Dirichlet 0.01", "sorted by class")
+CHANGES: dict[str, dict[str, Any]] = {
+    "a hospital joins, another leaves": {"stream": STREAMS["smooth drift"]},
+    "corrupted images": {"stream": {"kind": "corruption", "images": 240}},
+}
+JOINS_AT, LEAVES_AT = 4, 8
+"""Batches, of 12: the last hospital of the list joins before one, the first leaves before the other."""
+OF_CHANGES = [*PLAIN, "posterior", {"posterior": {"granularity": "batch", "label": "posterior-batch"}}]
 REAL = ("organs", "wbc", "brain-mri")
 
 
@@ -193,6 +201,31 @@ def measure(out: Path, which: str, kind: str, seed: int, ablations: bool, priors
     domains = plan.target.source.domains()  # of one domain, some streams cannot be made
     rows = {name: streams.accuracies(schedule) for name, schedule in schedules.items() if not schedule.check(domains)}
     (place / "forwards.json").write_text(json.dumps(streams.forwards, indent=2), encoding="utf-8")
+    done.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+
+
+def measure_changes(out: Path, which: str, kind: str, seed: int) -> None:
+    """The same on the streams of `CHANGES`, by whole runs."""
+    place = out / which / kind.replace(" ", "_")
+    done = place / f"seed{seed}.json"
+    if done.exists():
+        return
+    file = scenario_of(place / f"world{seed}", kind, seed)
+    common = {"methods": OF_CHANGES, "defenses": [], "limits": {"growth": 1000}}
+    rows: dict[str, dict[str, float]] = {}
+    for name, change in CHANGES.items():
+        asked = {**common, "stream": {"batch_size": 32, **change["stream"]}}
+        if "joins" in name:
+            first, *others, last = _read(file)["sites"]
+            if not others:
+                continue
+            events = [{"at": JOINS_AT, "join": last}, {"at": LEAVES_AT, "leave": first}]
+            asked |= {"sites": [first, *others], "events": events}
+        folder = place / f"seed{seed}-{name.split()[0]}"
+        ended = fedmerge.run(file, seed=seed, backend="local", settings=asked, pool=out / "pool", out=folder, quiet=True, threads=1)
+        rows[name] = {row["method"]: row["accuracy"] for row in ended.table}
+        costs = {row["method"]: row["forwards_per_batch"] for row in ended.table}
+    (place / "forwards.json").write_text(json.dumps(costs, indent=2), encoding="utf-8")
     done.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 
 
@@ -358,7 +391,7 @@ def clock(rounds: int = 12, K: int = 3, N: int = 32) -> str:
 def main(  # noqa: PLR0913 - a command line
     out: Annotated[Path, typer.Option(help="folder of worlds, pool and results")] = Path("runs/posterior"),
     which: Annotated[
-        str, typer.Option("--set", help="development, pretrained, test, or clock: seconds of a batch")
+        str, typer.Option("--set", help="development, pretrained, changes, test, or clock: seconds of a batch")
     ] = "development",
     seeds: Annotated[int, typer.Option(help="how many")] = 5,
     jobs: Annotated[int, typer.Option(help="federations at a time")] = 2,
@@ -374,14 +407,19 @@ def main(  # noqa: PLR0913 - a command line
     if which == "clock":
         terminal.say(clock())
         return
-    known = {"development": [*WORLDS], "pretrained": [*PRETRAINED]}.get(which, [*REAL])
+    known = {"development": [*WORLDS], "changes": [*WORLDS], "pretrained": [*PRETRAINED]}.get(which, [*REAL])
     kinds = [kind for kind in known if only is None or kind in only]
-    first = 100 if which in ("development", "pretrained") else 0
+    first = 0 if known == [*REAL] else 100
     which += "" if priors == "as_trained" else f"-{priors}"
     if table is None:
         with owners(jobs) as processes:
             cells = [(kind, seed) for seed in range(first, first + seeds) for kind in kinds]
-            running = [processes.submit(measure, out, which, kind, seed, ablations, priors) for kind, seed in cells]
+            running = [
+                processes.submit(measure_changes, out, which, kind, seed)
+                if which == "changes"
+                else processes.submit(measure, out, which, kind, seed, ablations, priors)
+                for kind, seed in cells
+            ]
             for number, (cell, one) in enumerate(zip(cells, running, strict=True), 1):
                 one.result()
                 terminal.say(f"{number}/{len(cells)}: {cell[0]}, seed {cell[1]}")
