@@ -163,7 +163,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
         "patient/back": "..",
     }.items():
         (nev / name).symlink_to(to)
-    assert problem(root).startswith(": max_broken: found 6 entries that are no files")
+    assert problem(root).startswith("max_broken: found 6 entries that are no files")
     (nev / "elsewhere").symlink_to(other)
     images = ImageFolder(root=str(root), max_broken=6).load(Geometry(8, 1), "x", 0)
     assert np.bincount(images.labels).tolist() == [1, 3]
