@@ -337,6 +337,8 @@ def page(found: dict[tuple[str, str, str], dict[str, float]], ablations: bool, f
     good = {block: row for block, row in of.items() if "poor theta_0" not in block[0]}
     lines = []
     for title, names in zip(("without label prior", "with label prior"), rows_of_page(of, ablations), strict=True):
+        if not names:
+            continue
         kinds = {kind: [row for (other, _), row in of.items() if other == kind] for kind, _ in of}
         means = {kind: [float(np.mean([row[name] for row in rows])) for name in names] for kind, rows in kinds.items()}
         lines += [f"### Accuracy by kind of federation, {title}, the mean over streams", "", *table_of("federation", names, means)]
