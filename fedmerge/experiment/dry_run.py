@@ -117,11 +117,12 @@ def previews(experiments: Sequence[Experiment], pool: Path, cores: int) -> list[
         }
         found = {key: one.result() for key, one in counted.items()}
         mixes = [one.result() for one in mixed]
-    return [_preview(one, pool, cores, found, mix) for one, mix in zip(experiments, mixes, strict=True)]
+    sound: set[Path] = set()
+    return [_preview(one, pool, cores, found, mix, sound) for one, mix in zip(experiments, mixes, strict=True)]
 
 
 def _preview(
-    experiment: Experiment, pool: Path, cores: int, counted: dict[tuple[str, tuple[str, ...]], Census], mix: Mix
+    experiment: Experiment, pool: Path, cores: int, counted: dict[tuple[str, tuple[str, ...]], Census], mix: Mix, sound: set[Path]
 ) -> Preview:
     scenario = experiment.scenario
     if late := past_end(scenario.events, len(mix.classes), f"scenario '{scenario.name}'"):
@@ -130,7 +131,7 @@ def _preview(
     streamed = counted[experiment.target.name, experiment.target_classes]
     target = replace(streamed, train=0, validation=0)
     initial = known_start(experiment, pool)
-    trained = in_pool(experiment, pool, initial)
+    trained = in_pool(experiment, pool, initial, sound)
     rounds = ahead(experiment, pool, initial, found)
     model = build(scenario.model, len(experiment.classes), seed=scenario.seed)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -159,10 +160,11 @@ def known_start(experiment: Experiment, pool: Path) -> Initial | None:
     return make_theta_0(experiment, RunOptions(out=pool, pool=pool), Terminal(quiet=True))
 
 
-def in_pool(experiment: Experiment, pool: Path, initial: Initial | None) -> dict[str, bool | None]:
+def in_pool(experiment: Experiment, pool: Path, initial: Initial | None, sound: set[Path]) -> dict[str, bool | None]:
     """Which experts are there. Which one a site needs depends on theta_0, so nobody knows while that has to be trained.
 
-    Raises FolderError if one is damaged, as a run does.
+    sound: entries that were read whole before, to which those of this experiment are added. Raises FolderError if one is damaged,
+    as a run does.
     """
     if initial is None:
         return dict.fromkeys(site.name for site in experiment.sites)
@@ -171,8 +173,9 @@ def in_pool(experiment: Experiment, pool: Path, initial: Initial | None) -> dict
     for number, site in enumerate(experiment.sites):
         task = site_task(experiment, number, initial)
         found[site.name] = held.has(task)
-        if found[site.name]:
+        if found[site.name] and (entry := held.entry(task)) not in sound:
             held.load(task)
+            sound.add(entry)
     return found
 
 

@@ -56,10 +56,10 @@ def test_a_hospital_whose_images_are_replaced_trains_again(folders: Path) -> Non
     done(folders, "--out", "first")
     whole, pool, cell = load_experiment(folders / "scenarios" / "tiny.yaml"), folders / "pool", Cell(0, (), None)
     assert is_done(cell, folders / "first", whole)
-    assert in_pool(whole, pool, known_start(whole, pool)) == {"a": True, "b": True}
+    assert in_pool(whole, pool, known_start(whole, pool), set()) == {"a": True, "b": True}
     replace(folders / "data" / "a")
     assert not is_done(cell, folders / "first", whole)
-    assert in_pool(whole, pool, known_start(whole, pool)) == {"a": False, "b": True}
+    assert in_pool(whole, pool, known_start(whole, pool), set()) == {"a": False, "b": True}
     old = experts(pool)
     done(folders, "--out", "second", "--experts-only")
     done(folders, "--out", "fresh", "--experts-only", "--pool", "fresh_pool")

@@ -109,7 +109,7 @@ class Buffers:
         a, mu, v = a[..., used], mu[used], v[used]
         mean, variance = a @ mu, a @ v
         if self.policy == "moment":  # by deviations: squares of large means would leave nothing of a small variance, or less
-            width = max(1, DEVIATIONS // a.numel())
+            width = max(1, DEVIATIONS // max(1, a.numel()))
             pieces = zip(torch.split(mu, width, -1), torch.split(mean, width, -1), strict=True)
             variance = variance + torch.cat([(a[..., None] * (k - m[..., None, :]) ** 2).sum(-2) for k, m in pieces], -1)
         alone = (a == 1).any(-1, keepdim=True)  # squares would cost such a row its last bits

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedmerge.errors import CheckpointError
+from fedmerge.merging.bank import buffers
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.layout import Parts, head_names
 from fedmerge.merging.bank.row_storage import weighted_sum
@@ -95,6 +96,30 @@ def test_the_moment_policy_is_the_variance_of_the_mixture() -> None:
     mean = 0.25 * mu[0] + 0.75 * mu[1]
     spread = 0.25 * (v[0] + (mu[0] - mean) ** 2) + 0.75 * (v[1] + (mu[1] - mean) ** 2)
     torch.testing.assert_close(bank.buffers.merged(a)["norm.running_var"], spread, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", ["linear", "moment"])
+@pytest.mark.parametrize("shape", [(3,), (6, 3)])
+@pytest.mark.parametrize("held", [1, 40, 2**22])
+def test_norms_of_several_widths_are_mixed_each_by_itself(
+    policy: str, shape: tuple[int, ...], held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All are mixed at once, some of their features at a time."""
+    monkeypatch.setattr(buffers, "DEVIATIONS", held)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(5), torch.nn.Linear(5, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    states = [
+        {name: torch.rand(x.shape) if x.is_floating_point() else x for name, x in model.state_dict().items()} for _ in range(3)
+    ]
+    a = torch.rand(shape, dtype=torch.float64).softmax(-1)
+    found = Bank.of(model, states, dtype=torch.float64, variance=policy).buffers.statistics(a)
+    assert list(found) == ["0.running_mean", "0.running_var", "2.running_mean", "2.running_var"]
+    for norm in ("0", "2"):
+        mu, v = (torch.stack([state[f"{norm}.running_{kind}"].double() for state in states]) for kind in ("mean", "var"))
+        mean = torch.einsum("...k,kf->...f", a, mu)
+        variance = torch.einsum("...k,kf->...f", a, v + mu**2 * (policy == "moment")) - mean**2 * (policy == "moment")
+        torch.testing.assert_close(found[f"{norm}.running_mean"], mean, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found[f"{norm}.running_var"], variance, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("rows", [(0.25, 0.75), ((0.25, 0.75), (1.0, 0.0), (0.5, 0.5))])
