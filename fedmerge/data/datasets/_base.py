@@ -92,13 +92,9 @@ class Source(Plugin):
     def holdings(self, owner: str) -> Mapping[str, str] | None:
         """Names of the items held, by what they are, to tell that two sites share some; None if they cannot."""
 
-    def contents(self, owner: str) -> frozenset[str]:
-        """Digests of the files held, to tell that two sites have copies of one; none where that cannot be told."""
-        return frozenset()
-
-    def copies(self, owner: str) -> tuple[int, int]:
-        """How many of the files held have another's content, and how many have that of another class; 0 where nobody can tell."""
-        return 0, 0
+    def contents(self, owner: str) -> Mapping[str, tuple[str, ...]]:
+        """Classes of the files of each content, by its digest, to tell copies; none where that cannot be told."""
+        return {}
 
     @property
     def knows_patients(self) -> bool:

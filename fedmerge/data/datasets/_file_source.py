@@ -102,12 +102,13 @@ Slice = Annotated[int, Field(strict=True, ge=1)]
 Slices = Annotated[Literal["middle", "all"] | Annotated[tuple[Slice, ...], Field(min_length=1)], BeforeValidator(_numbers)]
 
 
-def _alike(items: Sequence[_image_files.ImageFile], contents: Sequence[str]) -> list[list[_image_files.ImageFile]]:
-    """Items that have another's content, by that content, which is known and not empty."""
+def _by_content(items: Sequence[_image_files.ImageFile], contents: Sequence[str]) -> dict[str, list[_image_files.ImageFile]]:
+    """Items by their content, where that is known and not empty."""
     found: dict[str, list[_image_files.ImageFile]] = {}
     for item, content in zip(items, contents, strict=True):
-        found.setdefault(content, []).append(item)
-    return [those for content, those in found.items() if content and those[0].size and len(those) > 1]
+        if content and item.size:
+            found.setdefault(content, []).append(item)
+    return found
 
 
 def _version(names: Iterable[str]) -> list[int]:
@@ -281,17 +282,12 @@ class FileSource(Source):
             paths = {item: str(at / item.path) for item in self._items(root)}
         return {f"{item.device}:{item.inode}" if item.inode else path: path for item, path in paths.items()}
 
-    def contents(self, owner: str) -> frozenset[str]:
-        """Of all files of this part, once each."""
-        with self._opened() as root:
-            return frozenset(digests(owner, root, self._items(root))) - {""}
-
-    def copies(self, owner: str) -> tuple[int, int]:
-        """By digests of the files' bytes."""
+    def contents(self, owner: str) -> dict[str, tuple[str, ...]]:
+        """Of all files of this part that are not empty, by digests of their bytes."""
         with self._opened() as root:
             items = self._items(root)
-            alike = _alike(items, digests(owner, root, items))
-        return sum(map(len, alike)), sum(len(those) for those in alike if len({item.label for item in those}) > 1)
+            held = _by_content(items, digests(owner, root, items))
+        return {content: tuple(item.label for item in those) for content, those in held.items()}
 
     def load(self, geometry: Geometry, owner: str, seed: int) -> Images:
         """Images (N, size, size, channels) uint8, sorted by path within each domain.
@@ -310,7 +306,7 @@ class FileSource(Source):
             log.warning("site '%s': %s: %s", owner, root, note)
         broken = [f"{items[at].path} ({why})" for at, why in zip(decoded["broken"], decoded["reasons"], strict=True)]
         self._report(owner, root, broken + odd)
-        for those in _alike(items, [digest for _, digest in files]):
+        for those in _by_content(items, [digest for _, digest in files]).values():
             if len({item.label for item in those}) > 1:
                 same = " = ".join(item.path for item in those[:NAMED])
                 log.warning("site '%s': %s: files of different classes with the same content: %s", owner, root, same)

@@ -87,16 +87,18 @@ def _renewed(name: str, other: str, events: tuple[Event, ...]) -> bool:
 def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
     """Lines about files of one content at a site or at two. Blank slices are alike by chance, so it is told, and not refused."""
     said = []
-    for site in sites:
-        alike, across = site.source.copies(site.name)
-        if alike:
-            wrong = f"; {across} of them are in different classes, as their own log says" if across else ""
-            said.append(f"site '{site.name}': files with the same content as another, which validation may hold: {alike}{wrong}")
     held = [(site.name, site.source.contents(site.name)) for site in sites]
+    for name, items in held:
+        alike = [classes for classes in items.values() if len(classes) > 1]
+        if alike:
+            across = sum(len(classes) for classes in alike if len(set(classes)) > 1)
+            wrong = f"; {across} of them are in different classes, as their own log says" if across else ""
+            told = f"files with the same content as another, which validation may hold: {sum(map(len, alike))}"
+            said.append(f"site '{name}': {told}{wrong}")
     for index, earlier in _sharing([items for _, items in held]):
         (name, items), (other, theirs) = held[index], held[earlier]
         if name != other and not _renewed(name, other, events):
-            said.append(f"sites '{other}' and '{name}' have {len(items & theirs)} files with the same content")
+            said.append(f"sites '{other}' and '{name}' have {len(items.keys() & theirs.keys())} files with the same content")
     return said
 
 
