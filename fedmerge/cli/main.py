@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fedmerge.cli.simulate import Tools, guarded, names_of, simulate
+from fedmerge.cli.simulate import Tools, guarded, kept_when_ended, names_of, simulate
 from fedmerge.system.process import cores
 
 app = typer.Typer(
@@ -148,7 +148,8 @@ def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     cells = cells_of(scenario, range(seeds) if seeds else (), setting or [], targets)
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
     folder = out or Path("runs") / f"{scenario.stem}-sweep"
-    run_sweep(Sweep(scenario, cells, names, folder, pool, jobs or cores(), names_of(log)), quiet)
+    with kept_when_ended("what is done is kept; the same command goes on from there"):
+        run_sweep(Sweep(scenario, cells, names, folder, pool, jobs or cores(), names_of(log)), quiet)
 
 
 @app.command()

@@ -10,7 +10,8 @@ import errno
 import functools
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -82,8 +83,8 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
             typer.echo(f"fedmerge: {error}{_of_locale(str(error))}", err=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt as ended:
-            said = str(ended) or "interrupted"
-            typer.echo(f"fedmerge: {said}; experts that have arrived are in the pool", err=True)
+            said = [str(ended) or "interrupted", *getattr(ended, "__notes__", [])]
+            typer.echo(f"fedmerge: {'; '.join(said)}", err=True)
             raise typer.Exit(ended.exit_code if isinstance(ended, Terminated) else INTERRUPTED) from None
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FORBIDDEN and error.filename:
@@ -101,6 +102,16 @@ def guarded(verb: Callable[A, None]) -> Callable[A, None]:
             raise typer.Exit(2) from None
 
     return run
+
+
+@contextmanager
+def kept_when_ended(told: str) -> Iterator[None]:
+    """Say what is kept where Ctrl-C or a signal ends a command half-way, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as ended:
+        ended.add_note(told)
+        raise
 
 
 def _of_locale(said: str) -> str:
@@ -170,10 +181,12 @@ def simulate(  # noqa: PLR0913 - one parameter per option of the command line
     experiment = load_experiment(scenario, overrides)
     folder = out or experiment.run_dir
     options = RunOptions(out=folder, pool=pool, resume=resume, quiet=quiet, threads=threads, log=names_of(log))
-    if experts_only:
-        prepare(experiment, options)
-    else:
-        run_experiment(experiment, options)
+    again = "" if experts_only else "; the same command with --resume goes on from there"
+    with kept_when_ended(f"experts that have arrived are in the pool{again}"):
+        if experts_only:
+            prepare(experiment, options)
+        else:
+            run_experiment(experiment, options)
 
 
 def simulate_alone() -> None:

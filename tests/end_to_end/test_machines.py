@@ -68,7 +68,8 @@ def test_a_run_that_is_ended_from_outside_leaves_nothing_behind(tmp_path: Path, 
             assert run.poll() is None
         run.send_signal(signal.SIGTERM)
         said = run.communicate()[1]
-    assert (run.returncode, said) == (143, "fedmerge: ended by SIGTERM; experts that have arrived are in the pool\n")
+    kept = "experts that have arrived are in the pool; the same command with --resume goes on from there"
+    assert (run.returncode, said) == (143, f"fedmerge: ended by SIGTERM; {kept}\n")
     manifest = read(tmp_path / "run" / "manifest.json")
     assert (manifest["status"], manifest["reason"]) == ("failed", "ended by SIGTERM")
     left = {file.name for file in scratch.iterdir()}
