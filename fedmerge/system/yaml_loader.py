@@ -174,15 +174,19 @@ def lines_named(path: Path, same: Callable[[str], bool] = lambda key: True) -> I
 def lined(problems: Sequence[Problem], path: Path, same: Callable[[str], bool] = lambda key: True) -> list[Problem]:
     """The problems; those of this file, with the line of their key. A key that is missing has its parent's line, if that has one.
 
-    same: whether a key has the value that stands in the file, and not one of the command line, which has no line.
+    same: whether a key has the value that stands in the file. Another is of the command line, which has no line.
     """
-    mine = [problem.where == str(path) and same(problem.key) for problem in problems]
+    named = [
+        replace(p, where=f"{path}, as the command line changes it") if p.where == str(path) and not same(p.key) else p
+        for p in problems
+    ]
+    mine = [problem.where == str(path) for problem in named]
     try:
         tree = _positions(path.read_text(encoding=ENCODING)) if any(mine) else None
     except (OSError, UnicodeDecodeError, YAMLError):  # gone or changed since it was read
         tree = None
-    lines = [_line(tree, problem.key) if known else None for problem, known in zip(problems, mine, strict=True)]
-    told = [_as_written(p, tree) if known and tree else p for p, known in zip(problems, mine, strict=True)]
+    lines = [_line(tree, problem.key) if known else None for problem, known in zip(named, mine, strict=True)]
+    told = [_as_written(p, tree) if known and tree else p for p, known in zip(named, mine, strict=True)]
     return [replace(p, where=f"{p.where}, line {line}") if line else p for p, line in zip(told, lines, strict=True)]
 
 

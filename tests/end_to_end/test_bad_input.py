@@ -202,7 +202,7 @@ def test_what_a_target_has_is_found_where_it_stands(text: str, where: str, tmp_p
     file.write_text(text + rest)
     with pytest.raises(ScenarioError, match=rf"tiny\.yaml{where}: target\.max_bytes: found 'wrong'"):
         load_experiment(file)
-    with pytest.raises(ScenarioError, match=r"tiny\.yaml: target\.max_bytes: found 'bad'"):
+    with pytest.raises(ScenarioError, match=r"tiny\.yaml, as the command line changes it: target\.max_bytes: found 'bad'"):
         load_experiment(file, Overrides(settings=(("target.max_bytes", "bad"),)))
 
 

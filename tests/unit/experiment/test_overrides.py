@@ -125,7 +125,7 @@ def test_an_unknown_key_is_told_like_any_mistake(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     with pytest.raises(ScenarioError, match=r"stream.batchsize.*did you mean 'batch_size'"):
         load_experiment(file, Overrides(settings=(("stream.batchsize", 3),)))
-    with pytest.raises(ScenarioError, match=r"tiny\.yaml: seed: found 'x'"):  # no line says so
+    with pytest.raises(ScenarioError, match=r"tiny\.yaml, as the command line changes it: seed: found 'x'"):
         load_experiment(file, Overrides(settings=(("seed", "x"),)))
     plan = load_experiment(file, Overrides(settings=(("stream", {"kind": "iid", "batch_size": 3}),), target="north"))
     assert plan.scenario.stream.kind() == "iid"
