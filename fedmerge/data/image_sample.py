@@ -9,20 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from fedmerge.data.datasets._formats import (
-    DAMAGE,
-    DICOM_ENDS,
-    MOST_PIXELS,
-    NIFTI_ENDS,
-    REFUSALS,
-    Deep,
-    Opened,
-    Reading,
-    Refused,
-    pictures,
-    reason_of,
-)
+from fedmerge.data.datasets._formats import DICOM_ENDS, NIFTI_ENDS, pictures, reason_of
 from fedmerge.data.datasets._image_files import ENDS
+from fedmerge.data.datasets._picture import DAMAGE, MOST_PIXELS, REFUSALS, Deep, Opened, Reading, Refused
 from fedmerge.errors import DataError, quoted
 
 SAMPLE = 48

@@ -16,21 +16,8 @@ from PIL import Image, ImageOps
 
 from fedmerge.data.cache import Rows
 from fedmerge.data.datasets._base import Geometry
-from fedmerge.data.datasets._formats import (
-    DAMAGE,
-    DICOM_ENDS,
-    NIFTI_ENDS,
-    REFUSALS,
-    Deep,
-    Opened,
-    Reading,
-    Refused,
-    count_of,
-    failure_to_read,
-    page_of,
-    pictures,
-    reason_of,
-)
+from fedmerge.data.datasets._formats import DICOM_ENDS, NIFTI_ENDS, count_of, failure_to_read, page_of, pictures, reason_of
+from fedmerge.data.datasets._picture import DAMAGE, REFUSALS, Deep, Opened, Reading, Refused
 from fedmerge.errors import DataError
 from fedmerge.system.process import cores, spread
 

@@ -23,8 +23,8 @@ from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Pseudonyms, Source
 from fedmerge.data.datasets._contents import digests
 from fedmerge.data.datasets._decode import decode_all, shortened
-from fedmerge.data.datasets._formats import MOST_PIXELS, Reading
 from fedmerge.data.datasets._image_files import PLAIN_ENDS
+from fedmerge.data.datasets._picture import MOST_PIXELS, Reading
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
 from fedmerge.errors import DataError, Problem, SourceError, folded, quoted

@@ -1,4 +1,4 @@
-"""One file as pictures, at their full depth: what Pillow reads, and DICOM and NIfTI.
+"""One file as pictures, at their full depth: what Pillow reads here, DICOM and NIfTI by files of their own.
 
 A file that cannot be read now (no permission, a disk that fails) is told from one that is no image: only the latter is a
 property of the file, which may be left out and remembered.
@@ -7,31 +7,19 @@ property of the file, which may be left out and remembered.
 from __future__ import annotations
 
 import errno
-import gzip
-import logging
-import struct
 import sys
-import warnings
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from fedmerge.errors import extras_named, first_line
-
-DAMAGE = (
-    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error),
-    *(RuntimeError, SystemError),  # of decoders in C
-)
-"""What Pillow raises for a file that is truncated or no image."""
-
-MOST_PIXELS = 178_956_970
-"""Where Pillow, too, suspects a file that was made to fill the memory."""
+from fedmerge.data.datasets._dicom import dicom
+from fedmerge.data.datasets._nifti import nifti, slices_across
+from fedmerge.data.datasets._picture import DAMAGE, PLAIN, Deep, Opened, Reading, Refused
 
 ONE_PICTURE = ("MPO", "PSD")
 """Formats whose further frames are previews or layers of the first."""
@@ -39,103 +27,8 @@ ONE_PICTURE = ("MPO", "PSD")
 STEPS = {"L;2": 85, "L;4": 17}
 """Step between gray levels of 2 and 4 bits, by which Pillow stretches pixels but not the level that is transparent."""
 
-
 DICOM_ENDS = (".dcm", ".dicom")
 NIFTI_ENDS = (".nii", ".nii.gz")
-
-AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
-"""Number of the axis that slices are across, in a volume whose axes lead to the patient's right, front and head."""
-
-
-class Reading(NamedTuple):
-    """How files become pixels: fields of the source. gray_range: None finds one, by `rule`; page: from 1, None takes the first.
-
-    rule: `auto`, `full`, `file`, or two percentiles. frame: of DICOM and NIfTI, from 1. axis, slices: of NIfTI volumes.
-    """
-
-    gray_range: tuple[float, float] | None = None
-    background: str = "black"
-    page: int | None = None
-    max_pixels: int = MOST_PIXELS
-    rule: str | tuple[float, float] = "auto"
-    frame: int | None = None
-    axis: str = "axial"
-    slices: str | tuple[int, ...] = "middle"
-
-    def determining(self) -> list[Any]:
-        """What determines pixels, by its names where it is not as it always was: new keys change no digest of other sources."""
-        given = {key: value for key, value in zip(self._fields[4:], self[4:], strict=True) if value != self._field_defaults[key]}
-        return [*self[:3], *([given] if given else [])]
-
-
-REFUSALS = {
-    "root": (
-        "files that cannot be read",
-        "files that may be read. Mend that (permissions, the disk, the network) and run it again",
-    ),
-    "max_pixels": (
-        "images of more pixels than max_pixels",
-        "smaller ones. Make them smaller, or raise max_pixels in the source if the memory holds them",
-    ),
-    "frame": (
-        "DICOM or NIfTI files of several frames without the frame asked for",
-        "files of one frame, or a frame that all of them have. Set frame in the source, from 1",
-    ),
-    "slices": ("volumes without a slice asked for", "slices that all of them have. Set slices in the source, from 1, or all"),
-    "codec": (
-        "DICOM files that are compressed in a way that no installed package reads",
-        "a package that does, e.g. pip install python-gdcm; or save them uncompressed, e.g. with gdcmconv --raw",
-    ),
-    "memory": (
-        "images that do not go into the memory of this machine",
-        "smaller ones. Make them smaller, or take a machine with more memory",
-    ),
-    "range": (
-        "DICOM files that show their values by a curve (SIGMOID, or a table in their VOI LUT sequence)",
-        "one range for all images of the source. Set range in the source: file shows each by its own curve, "
-        "{window: [black, white]}, {percentile: [1, 99]} and full show values without it",
-    ),
-    "page": ("files of several pages without the page asked for", "a page that all of them have. Set page in the source"),
-}
-"""What stops a source, by the key that it is about: what was found, what is expected, and how to mend it.
-
-codec, memory: of root.
-"""
-
-
-class Refused(Exception):
-    """One file that stops the whole source. key: of REFUSALS."""
-
-    def __init__(self, key: str, why: str) -> None:
-        super().__init__(why)
-        self.key = key
-
-
-class Deep(NamedTuple):
-    """An image of more than 8 bits. values: (H, W) or (H, W, 3) as in the file; alpha: (H, W) uint8; inverted: 0 is white.
-
-    window: the least value that is shown as white, or black, by the file itself.
-    """
-
-    values: NDArray[Any]
-    alpha: NDArray[np.uint8] | None
-    inverted: bool
-    window: tuple[float, float] | None = None
-
-
-class Opened(NamedTuple):
-    """One picture of a file, upright. pages: how many the file holds, of which this is one.
-
-    burned: what a DICOM file says of text in its pixels: YES, NO or nothing; None of any other file.
-    """
-
-    picture: Image.Image | Deep
-    orientation: int
-    pages: int
-    burned: str | None = None
-
-
-PLAIN = Reading()
 
 
 def pictures(path: Path, how: Reading = PLAIN) -> list[Opened]:
@@ -145,16 +38,16 @@ def pictures(path: Path, how: Reading = PLAIN) -> list[Opened]:
     """
     name = path.name.casefold()
     if name.endswith(NIFTI_ENDS):
-        return _nifti(path, how)
+        return nifti(path, how)
     if name.endswith(DICOM_ENDS):
-        return [_dicom(path, how)]
+        return [dicom(path, how)]
     try:
         return [read(path, how)]
     except UnidentifiedImageError:
         with path.open("rb") as file:
             if file.read(132)[128:] != b"DICM":
                 raise
-    return [_dicom(path, how)]
+    return [dicom(path, how)]
 
 
 def count_of(path: Path, how: Reading = PLAIN) -> int:
@@ -163,8 +56,8 @@ def count_of(path: Path, how: Reading = PLAIN) -> int:
         return 1
     if not isinstance(how.slices, str):
         return len(how.slices)
-    with suppress(*DAMAGE), _volume(path) as (volume, nibabel):
-        return int(volume.shape[nibabel.io_orientation(volume.affine)[:, 0].tolist().index(AXES[how.axis])])
+    with suppress(*DAMAGE):
+        return slices_across(path, how.axis)
     return 0
 
 
@@ -288,221 +181,6 @@ def _unpacked(path: Path, how: Reading, raw: str) -> NDArray[np.uint8]:
         image: Any = opened
         image.tile = [tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile]
         return np.asarray(image)
-
-
-def _dicom(path: Path, how: Reading) -> Opened:
-    """The picture of a DICOM file. Values are those that the file means, e.g. Hounsfield units; a window is its first."""
-    with extras_named():
-        import pydicom
-        from pydicom.pixels import get_decoder, pixel_array
-    with _quiet("pydicom"), _as_damage(pydicom.errors.InvalidDicomError, AttributeError):
-        header = pydicom.dcmread(path, force=True)
-        with path.open("rb") as file:
-            start = file.read(132)
-        if not any(header.get(name) for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
-            marked = "SOPClassUID" in header or start[128:] == b"DICM"
-            raise ValueError(f"DICOM without pixels ({header.get('Modality') or 'no modality'})" if marked else "no image")
-        missing = [name for name in ("Rows", "Columns", "PhotometricInterpretation") if not header.get(name)]
-        if missing:
-            raise ValueError(f"DICOM without {' and '.join(missing)}")
-        frames, size = int(header.get("NumberOfFrames") or 1), int(header.Rows) * int(header.Columns)
-        if size > how.max_pixels:
-            raise Refused("max_pixels", f"{header.Columns} x {header.Rows} = {size} pixels")
-        if frames > 1 and (how.frame is None or how.frame > frames):
-            raise Refused("frame", f"{frames} frames" + (f", and no frame {how.frame}" if how.frame else ""))
-        syntax = header.file_meta.get("TransferSyntaxUID") or _plain_syntax(header)
-        header.file_meta.TransferSyntaxUID = syntax
-        if syntax.is_compressed and not syntax.is_deflated and not _decodes(get_decoder, syntax):
-            raise Refused("codec", syntax.name)
-        frame = how.frame - 1 if frames > 1 and how.frame else 0
-        raw = pixel_array(header, index=frame if frames > 1 else None)
-        picture = _dicom_picture(raw, header, frame, how)
-    return Opened(picture, 1, 1, burned=str(header.get("BurnedInAnnotation") or ""))
-
-
-@contextmanager
-def _quiet(package: str) -> Iterator[None]:
-    """Without what a package says of headers that are a little wrong, which may hold names, to standard error."""
-    log = logging.getLogger(package)
-    before = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(before)
-
-
-@contextmanager
-def _as_damage(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of a package that are its own, as one of DAMAGE."""
-    try:
-        yield
-    except kinds as error:
-        raise ValueError(first_line(error)) from None
-
-
-def _plain_syntax(header: Any) -> Any:
-    """How a file without a header of its own is written: as it was read."""
-    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-
-    implicit, little = header.original_encoding
-    return ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
-
-
-def _decodes(get_decoder: Any, syntax: Any) -> bool:
-    try:
-        return bool(get_decoder(syntax).is_available)
-    except NotImplementedError:
-        return False
-
-
-def _dicom_picture(raw: NDArray[Any], header: Any, frame: int, how: Reading) -> Image.Image | Deep:
-    """Gray values after the modality's rescaling, with the padding around a round picture in black; colors as they are."""
-    from pydicom.pixels import apply_color_lut
-
-    kind = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-    if kind == "PALETTE COLOR":
-        raw = apply_color_lut(raw, header)
-        if raw.dtype == np.uint16:  # tables of 8 bits that say that they have 16 would be black
-            raw = (raw >> 8 if raw.max() > 255 else raw).astype(np.uint8)
-    if raw.ndim != (3 if header.get("SamplesPerPixel") == 3 or kind == "PALETTE COLOR" else 2):
-        raise ValueError(f"pixels of {len(raw)} frames of the size that its head says, and one frame by its head")
-    if raw.ndim == 3:
-        colors = raw[..., :3]
-        return Image.fromarray(colors) if colors.dtype == np.uint8 else Deep(colors, None, False)
-    shown_by = _of_frame(header, frame, "FrameVOILUTSequence")
-    inverted, window = kind == "MONOCHROME1", _window(shown_by)
-    padded = _padding(raw, header)
-    values = _rescaled(raw, _of_frame(header, frame, "PixelValueTransformationSequence"))
-    if how.gray_range is None and how.rule in ("auto", "file") and (curve := _curve(shown_by, window)):
-        if how.rule == "auto":
-            raise Refused("range", curve)
-        values, window = _curved(values, shown_by, curve, header.file_meta.TransferSyntaxUID.is_little_endian)
-    top = 2 ** int(header.get("BitsStored") or 8) - 1
-    if values is raw and raw.dtype == np.uint8 and window is None and padded is None:
-        shown = raw if top >= 255 else np.rint(raw * (255 / top)).clip(0, 255).astype(np.uint8)  # masks have 1 bit
-        return Image.fromarray(255 - shown if inverted else shown)
-    if values.dtype.kind == "f" and np.isfinite(values).all() and np.array_equal(values, np.rint(values)):
-        values = values.astype(np.int64)
-    if padded is not None:
-        values = np.where(padded, np.inf if inverted else -np.inf, values)
-    return Deep(values, None, inverted, window)
-
-
-def _of_frame(header: Any, frame: int, macro: str) -> Any:
-    """Where an enhanced file says something of one frame: in the frame's own group, else in that of all; otherwise its head."""
-    for name, at in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-        groups = header.get(name) or ()
-        if at < len(groups) and (found := groups[at].get(macro)):
-            return found[0]
-    return header
-
-
-def _rescaled(raw: NDArray[Any], said: Any) -> NDArray[Any]:
-    """Values as the modality means them. A slope or an intercept may stand alone: the other is 1 or 0 then."""
-    from pydicom.pixels import apply_modality_lut
-
-    if said.get("ModalityLUTSequence"):
-        return np.asarray(apply_modality_lut(raw, said))
-    slope, intercept = said.get("RescaleSlope"), said.get("RescaleIntercept")
-    if slope is None and intercept is None:
-        return raw
-    return raw.astype(np.float64) * float(1 if slope is None else slope) + float(intercept or 0)
-
-
-def _padding(raw: NDArray[Any], header: Any) -> NDArray[np.bool_] | None:
-    """Where the file says that there is no image; None where it says so of nothing, or of everything."""
-    first = header.get("PixelPaddingValue")
-    if first is None:
-        return None
-    last = header.get("PixelPaddingRangeLimit", first)
-    padded: NDArray[np.bool_] = (raw >= min(first, last)) & (raw <= max(first, last))
-    return padded if padded.any() and not padded.all() else None
-
-
-def _window(said: Any) -> tuple[float, float] | None:
-    """Least and greatest value of the first window (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3), in values after rescaling."""
-    center, width = (said.get(name) for name in ("WindowCenter", "WindowWidth"))
-    center, width = (value[0] if isinstance(value, Sequence) and not isinstance(value, str) else value for value in (center, width))
-    exact = said.get("VOILUTFunction") in ("LINEAR_EXACT", "SIGMOID")
-    if center is None or width is None or not float(width) > (0 if exact else 1):
-        return None
-    middle, reach = (float(center), float(width) / 2) if exact else (float(center) - 0.5, (float(width) - 1) / 2)
-    return middle - reach, middle + reach
-
-
-def _curve(said: Any, window: tuple[float, float] | None) -> str:
-    """By what a file shows its values where that is no straight line; a window is preferred to a table."""
-    if window is not None:
-        return "SIGMOID" if said.get("VOILUTFunction") == "SIGMOID" else ""
-    return "VOI LUT sequence" if said.get("VOILUTSequence") else ""
-
-
-def _curved(values: NDArray[Any], said: Any, curve: str, little: bool) -> tuple[NDArray[Any], tuple[float, float]]:
-    """Values as a file shows them, and its black and white (DICOM PS3.3, C.11.1.1 and C.11.2.1.3.1)."""
-    if curve == "SIGMOID":
-        low, high = _window(said) or (0, 1)
-        return 1 / (1 + np.exp((-4 / (high - low) * (values.astype(np.float64) - (low + high) / 2)).clip(-500, 500))), (0, 1)
-    item = said.VOILUTSequence[0]
-    (count, first, bits), data = item.LUTDescriptor, item.LUTData
-    count = count or 2**16
-    if isinstance(data, bytes):
-        data = np.frombuffer(data, np.uint8 if len(data) < 2 * count else "<u2" if little else ">u2")
-    if len(data) < count:
-        raise ValueError(f"a VOI LUT of {len(data)} entries, not the {count} that it declares")
-    at = (np.rint(values).astype(np.int64) - first).clip(0, count - 1)
-    return np.asarray(data, np.float64)[at], (0, 2**bits - 1)
-
-
-@contextmanager
-def _volume(path: Path) -> Iterator[tuple[Any, Any]]:
-    """A volume whose voxels are read as they are needed, and the package. Raises one of DAMAGE, here and while it is read."""
-    with extras_named():
-        import nibabel
-        from nibabel.filebasedimages import ImageFileError
-        from nibabel.orientations import OrientationError
-        from nibabel.spatialimages import HeaderDataError
-        from nibabel.wrapstruct import WrapStructError
-    with _quiet("nibabel"), _as_damage(ImageFileError, OrientationError, HeaderDataError, WrapStructError):
-        yield nibabel.load(path), nibabel
-
-
-def _nifti(path: Path, how: Reading) -> list[Opened]:
-    """Slices of a volume, as radiologists look at them: the patient's right, or front, is on the left."""
-    with _volume(path) as (volume, nibabel):
-        shape = volume.shape
-        if len(shape) < 3 or len(shape) > 4:
-            raise ValueError(f"{len(shape)} axes; expected a volume, or several over time")
-        if 0 in shape:
-            raise ValueError(f"no voxel in a volume of {' x '.join(map(str, shape))}")
-        frames = shape[3] if len(shape) == 4 else 1
-        if frames > 1 and (how.frame is None or how.frame > frames):
-            raise Refused("frame", f"{frames} volumes" + (f", and no frame {how.frame}" if how.frame else ""))
-        values = np.asanyarray(nibabel.as_closest_canonical(volume).dataobj)
-        if path.name.casefold().endswith(".gz"):  # the checksum stands behind the voxels, where nibabel does not look
-            with gzip.open(path) as unpacked:
-                while unpacked.read(1 << 24):
-                    pass
-    if values.dtype.names or values.dtype.kind not in "iuf":
-        raise ValueError(f"voxels of type {values.dtype}, which are no gray values")
-    axis = AXES[how.axis]
-    values = np.moveaxis(values[..., (how.frame or 1) - 1 if frames > 1 else 0] if len(shape) == 4 else values, axis, 0)
-    size = values.shape[1] * values.shape[2]
-    if size > how.max_pixels:
-        raise Refused("max_pixels", f"{values.shape[1]} x {values.shape[2]} = {size} pixels")
-    turned = values[:, ::-1, ::-1].transpose(0, 2, 1)  # rows from head to foot, or front to back
-    return [Opened(Deep(turned[at], None, False), 1, 1) for at in _chosen(how.slices, len(turned))]
-
-
-def _chosen(slices: str | tuple[int, ...], count: int) -> list[int]:
-    """Numbers of the slices, from 0. Raises Refused where there are not as many."""
-    if isinstance(slices, str):
-        return list(range(count)) if slices == "all" else [count // 2]
-    if max(slices) > count:
-        raise Refused("slices", f"{count} slices, and no slice {max(slices)}")
-    return [number - 1 for number in slices]
 
 
 def failure_to_read(path: Path, error: Exception) -> int | None:

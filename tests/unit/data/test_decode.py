@@ -18,7 +18,8 @@ from fedmerge.data.cache import Rows
 from fedmerge.data.datasets import _decode
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets._decode import MANY, decode_all, pixels_of
-from fedmerge.data.datasets._formats import Deep, Reading, read
+from fedmerge.data.datasets._formats import read
+from fedmerge.data.datasets._picture import Deep, Reading
 from fedmerge.data.datasets.image_folder import ImageFolder
 from fedmerge.errors import DataError
 

@@ -25,7 +25,8 @@ from fedmerge.data.cache import Rows
 from fedmerge.data.datasets import _decode
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets._decode import decode_all, pixels_of
-from fedmerge.data.datasets._formats import Deep, Reading, pictures
+from fedmerge.data.datasets._formats import pictures
+from fedmerge.data.datasets._picture import Deep, Reading
 from fedmerge.data.datasets.image_folder import ImageFolder
 from fedmerge.data.image_sample import look
 from fedmerge.data.partition import own_split
