@@ -174,15 +174,19 @@ class Table(FileSource):
         domain = cells.column(of.domain) if of.domain else self.domains() * len(cells)
         part = cells.column(of.split) if of.split else [""] * len(cells)
         patient = cells.column(of.patient) if of.patient else [""] * len(cells)
-        own, take = self.domains(), frozenset(self.take)
+        own, take, top = self.domains(), frozenset(self.take), self._top()
         places = {name: number for number, name in enumerate(own)}
         for path, label, where, piece, who in zip(
             cells.column(of.path), cells.column(of.label), domain, part, patient, strict=True
         ):
             name = self._class(label)
             if name is not None and where in places and (not take or piece in take):
-                found.append(_image_files.ImageFile(where, name, _normal(path) + self.suffix, patient=who))
+                found.append(_image_files.ImageFile(where, name, _normal(path, top) + self.suffix, patient=who))
         return sorted(found, key=lambda row: (places[row.domain], row.path))
+
+    def _top(self) -> str:
+        """How full paths of files below the root begin."""
+        return f"{self._root().absolute().as_posix()}/"
 
     def _found(self, root: Path) -> tuple[list[_image_files.ImageFile], list[str]]:
         """One item for each file: rows that repeat another count once."""
@@ -276,13 +280,13 @@ class Table(FileSource):
 
     def _contradictions(self, cells: Spreadsheet) -> list[Problem]:
         """Rows of one file that say different things of it."""
-        of = self.columns
+        of, top = self.columns, self._top()
         for key, column in (("label", of.label), ("patient", of.patient), ("domain", of.domain), ("split", of.split)):
             said: dict[str, tuple[str | None, int]] = {}
             lines: list[int] = []
             for at, (path, value) in enumerate(zip(cells.column(of.path), cells.column(column), strict=True) if column else ()):
                 value_or_class = self._class(value) if key == "label" else value
-                first, line = said.setdefault(_normal(path), (value_or_class, cells.lines[at]))
+                first, line = said.setdefault(_normal(path, top), (value_or_class, cells.lines[at]))
                 if first != value_or_class:
                     lines += [line, cells.lines[at]]
             if lines:
@@ -314,10 +318,11 @@ def _path(text: str) -> Path:
     return Path(os.path.expandvars(text)).expanduser()
 
 
-def _normal(path: str) -> str:
-    """A path in one way: without ./ and //, and with slashes where Windows has the other ones."""
+def _normal(path: str, top: str) -> str:
+    """A path in one way: from the root on where it begins with its `top`, without ./ and //, with slashes for those of Windows."""
     path = path.replace("\\", "/")
-    return os.path.normpath(path) if "//" in path or "./" in path or path.endswith("/") else path
+    path = os.path.normpath(path) if "//" in path or "./" in path or path.endswith("/") else path
+    return path.removeprefix(top)
 
 
 def _is_number(text: str) -> bool:

@@ -157,6 +157,18 @@ def test_rows_that_repeat_count_once_and_rows_that_contradict_are_named(archive:
         assert f"one {key} for each file" in said
 
 
+def test_a_full_path_below_the_root_is_the_same_file(archive: Path) -> None:
+    """So one file is not counted twice, no two labels of it pass, and the expert stays the same where the folder moves."""
+    lines = text_of(archive).splitlines()
+    full = f"{archive}/{lines[2]}"
+    twice = table(archive, written(archive, "\n".join([*lines, full])))
+    assert twice.remarks() == ["rows that repeat another, and count once: 1"]
+    wrong = table(archive, written(archive, "\n".join([*lines, full.replace(",mel,", ",nev,")]), "wrong.csv"))
+    assert "2 rows (lines 3, 26)" in problem(wrong)
+    whole = table(archive, written(archive, "\n".join([lines[0], *(f"{archive}/{line}" for line in lines[1:])]), "whole.csv"))
+    assert whole.identity("x", 0) == table(archive).identity("x", 0)
+
+
 def test_labels_that_are_numbers_need_names(archive: Path) -> None:
     text = text_of(archive).replace("mel", "1").replace("nev", "0.0")
     said = problem(table(archive, written(archive, text)))
