@@ -206,7 +206,7 @@ def end_with_parent() -> None:
 def process_context(*modules: str) -> SpawnContext | ForkServerContext:
     """How processes are made that share nothing with this one.
 
-    On Linux they are forked from a server that has imported what this process has by now, once for all of them, where each would
+    On Linux they are forked from a server that begins now to import what this process has, once for all of them, where each would
     take seconds for torch and timm; it ends with this process. Elsewhere a fork is not safe, and each imports for itself.
     modules: what such processes import beside, unless the server has begun. Raises ScenarioError if the folder for temporary files
     leaves no room for multiprocessing's sockets.
@@ -221,15 +221,15 @@ def process_context(*modules: str) -> SpawnContext | ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     here = [name for name in sys.modules if name == "timm" or name.startswith("fedmerge.")]
     context.set_forkserver_preload([*here, *modules])
-    return context
+    from multiprocessing import forkserver, resource_tracker  # Windows has neither
 
-
-def import_ahead() -> None:
-    """The server of `process_context` imports what it needs while this process goes on, so that its first processes wait less."""
-    if process_context().get_start_method() == "forkserver":
-        from multiprocessing import forkserver  # Windows has none
-
+    resource_tracker.ensure_running()  # which the server starts otherwise, and which blocks and unblocks signals itself
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C is for this process: a server that imports
+    try:  # would show a traceback
         forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
 def owners(
@@ -312,12 +312,14 @@ def _work() -> None:
 
 
 def begin_apart(environment: dict[str, str], ending: int | None = None) -> None:
-    """First of all in a process of `process_context`: a fork has the environment of the time when its server began.
+    """First of all in a process of `process_context`: a fork has the environment of the time when its server began, and no Ctrl-C.
 
     When who asked for this process is gone, however that ended, it ends: at once, or by the signal `ending`.
     """
     os.environ.clear()
     os.environ.update(environment)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     threading.Thread(target=_follow, args=(ending,), name="lifeline", daemon=True).start()
 
 

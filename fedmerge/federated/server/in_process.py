@@ -20,7 +20,7 @@ from fedmerge.federated.client.worker import answer, one_run
 from fedmerge.federated.messages import Initial, Job, OnTick, Outcome, Reply, Request, Tick
 from fedmerge.federated.server.collect import collect, probe_head
 from fedmerge.federated.server.rounds import compete
-from fedmerge.system.process import import_ahead, owners, process_context
+from fedmerge.system.process import owners, process_context
 
 GLANCE_S = 0.2
 """Between two looks at the progress of worker processes, seconds."""
@@ -59,7 +59,7 @@ class LocalBackend:
     def import_ahead(self) -> None:
         """Before theta_0 is trained, which needs one core: what workers import, meanwhile on another."""
         if self.jobs > 1:
-            import_ahead()
+            process_context()
 
     @contextmanager
     def _workers(self, on_tick: OnTick) -> Iterator[Any]:

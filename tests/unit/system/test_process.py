@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import operator
 import os
+import signal
 import subprocess
 import sys
 import time
 from itertools import islice
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,9 @@ import pytest
 from fedmerge.system.process import (
     cores,
     free_memory,
-    import_ahead,
     one_thread,
     owners,
+    process_context,
     spread,
     threads,
     wait_briefly,
@@ -154,8 +156,13 @@ def test_commands_wait_briefly_before_torch_is_there() -> None:
         assert ended.stdout.splitlines()[-1] == "1000 False"
 
 
-def test_what_processes_import_can_be_begun_ahead() -> None:
-    import_ahead()
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every process imports for itself")
+def test_ctrl_c_does_not_reach_what_processes_are_forked_from() -> None:
+    """From its very beginning, when it imports; the processes themselves hear it."""
+    process_context()
+    server = Path(f"/proc/{forkserver._forkserver._forkserver_pid}/status").read_text()  # type: ignore[attr-defined]
+    (blocked,) = (line for line in server.splitlines() if line.startswith("SigBlk"))
+    assert int(blocked.split()[1], 16) >> (signal.SIGINT - 1) & 1
     with owners(1) as executor:
-        assert executor.submit(operator.neg, 1).result(60) == -1
-    import_ahead()
+        assert executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result(60) == set()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
