@@ -41,8 +41,8 @@ Every method has its defaults; rows `eam-...` change one field of `eam`. Made by
 SCORERS = ("raw_diff", "product", "ratio", "entropy_only", "rank_sum")
 DEAR, DEAR_ON = ("fisher-target",), ("i.i.d.",)
 """What takes minutes for each stream, and the streams on which it is measured."""
-POSTERIOR = ("posterior", {"posterior": {"granularity": "batch", "label": "posterior-batch"}})
-"""Rows that the scenario of all methods leaves out."""
+BATCH = {"posterior": {"granularity": "batch", "label": "posterior-batch"}}
+"""A row beside those of the scenario of all methods."""
 HEADS = ("shared_random", "zero", "fed_lp", "per_site_random")
 OF_HEADS = ("mean", "eam", "eam-one-alpha", "ensemble", "model_stock", "dcs")
 STREAMS_OF_HEADS = ("i.i.d.", "Dirichlet 0.01", "smooth drift")
@@ -72,7 +72,7 @@ def honest(name: str, folder: Path, head_init: str) -> Path:
     """
     scenario = yaml.safe_load((ROOT / "scenarios" / f"{name}.yaml").read_text(encoding="utf-8"))
     everything = yaml.safe_load((ROOT / "scenarios" / "organs-all.yaml").read_text(encoding="utf-8"))
-    scenario |= {"uploads": everything["uploads"], "methods": [*everything["methods"], *POSTERIOR, *variants()]}
+    scenario |= {"uploads": everything["uploads"], "methods": [*everything["methods"], BATCH, *variants()]}
     if head_init:
         kept = [entry for entry in scenario["methods"] if label(entry) in OF_HEADS]
         scenario |= {"uploads": [], "methods": kept, "training": {**scenario["training"], "runs": 1}}

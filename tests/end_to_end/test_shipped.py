@@ -17,6 +17,7 @@ from fedmerge.errors import ScenarioError
 from fedmerge.experiment.experiment import Overrides, load_experiment
 from fedmerge.experiment.scenario import Scenario, json_schema
 from fedmerge.federated.site import Site
+from fedmerge.merging.methods._base import METHODS
 from fedmerge.system.yaml_loader import check, read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,11 @@ def test_every_scenario_loads_and_nobody_shares_an_image(file: Path, data: Path)
     assert plan.scenario.name == file.stem
     assert plan.scenario.question
     assert len(plan.sites) >= (1 if plan.scenario.model.reads_text else 2)  # a zero-shot model is the other of two
+
+
+def test_organs_all_has_every_method() -> None:
+    held = {method.kind() for method in load_experiment(ROOT / "scenarios" / "organs-all.yaml").scenario.methods}
+    assert held == set(METHODS.names)
 
 
 @pytest.mark.parametrize("name", ["wbc-pretrained", "brain-mri-pretrained"])
