@@ -221,11 +221,12 @@ def process_context(*modules: str) -> SpawnContext | ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     here = [name for name in sys.modules if name == "timm" or name.startswith("fedmerge.")]
     context.set_forkserver_preload([*here, *modules])
-    from multiprocessing import forkserver, resource_tracker  # Windows has neither
+    from multiprocessing import forkserver, resource_tracker  # here, for not every system has them
 
-    resource_tracker.ensure_running()  # which the server starts otherwise, and which blocks and unblocks signals itself
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # Ctrl-C is for this process: a server that imports
-    try:  # would show a traceback
+    # Ctrl-C is for this process: while the server imports, it would show a traceback. The tracker begins first, for it unblocks.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -83,12 +83,14 @@ def test_no_cell_outlives_its_sweep(tmp_path: Path, number: int) -> None:
     """Also where the sweep can do nothing more for it: the cell ends as if it had been asked to."""
     world(tmp_path)
     words = [sys.executable, "-m", "fedmerge", "sweep", "scenarios/tiny.yaml", "--set", "training.epochs=100000", "--out", "swept"]
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as run:
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=(tmp_path / "err").open("w"), text=True) as run:
         assert run.stdout is not None
         while "hospitals: north, south train" not in run.stdout.readline():
             assert run.poll() is None
         run.send_signal(number)
         run.wait()
+    kept = "fedmerge: ended by SIGTERM; what is done is kept; the same command goes on from there\n"
+    assert (tmp_path / "err").read_text() == (kept if number == signal.SIGTERM else "")
     (manifest,) = tmp_path.glob("swept/cells/*/manifest.json")
     began = time.monotonic()
     while read(manifest)["status"] == "running" and time.monotonic() - began < 60:

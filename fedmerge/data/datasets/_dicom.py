@@ -40,7 +40,7 @@ def dicom(path: Path, how: Reading) -> Opened:
             raise Refused("codec", syntax.name)
         frame = how.frame - 1 if frames > 1 and how.frame else 0
         raw = pixel_array(header, index=frame if frames > 1 else None)
-        picture = _picture(raw, header, frame, how)
+        picture = _shown(raw, header, frame, how)
     return Opened(picture, 1, 1, burned=str(header.get("BurnedInAnnotation") or ""))
 
 
@@ -59,7 +59,7 @@ def _decodes(get_decoder: Any, syntax: Any) -> bool:
         return False
 
 
-def _picture(raw: NDArray[Any], header: Any, frame: int, how: Reading) -> Image.Image | Deep:
+def _shown(raw: NDArray[Any], header: Any, frame: int, how: Reading) -> Image.Image | Deep:
     """Gray values after the modality's rescaling, with the padding around a round picture in black; colors as they are."""
     from pydicom.pixels import apply_color_lut
 

@@ -319,7 +319,7 @@ def _path(text: str) -> Path:
 
 
 def _normal(path: str, top: str) -> str:
-    """A path in one way: from the root on where it begins with its `top`, without ./ and //, with slashes for those of Windows."""
+    """A path from the root on, without ./ and //, and with slashes; one that does not begin with `top` stays as full as it is."""
     path = path.replace("\\", "/")
     path = os.path.normpath(path) if "//" in path or "./" in path or path.endswith("/") else path
     return path.removeprefix(top)
