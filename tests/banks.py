@@ -74,7 +74,7 @@ def outcome(method: Method, bank: Bank, batch: torch.Tensor) -> torch.Tensor:
     if isinstance(method, Online):
         return bank.forward(method.step(method.start(bank), evidence)[1], batch).softmax(-1)
     assert isinstance(method, Adaptive)
-    c = coefficients(method, evidence)
+    c = coefficients(method, evidence).on_one_scale()
     if c.encoder.ndim == 2:
         each = [bank.forward(bank.mix(e, h), x[None], e) for e, h, x in zip(c.encoder, c.head, batch, strict=True)]
         return torch.cat(each).softmax(-1)

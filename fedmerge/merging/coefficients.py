@@ -25,6 +25,8 @@ class Coefficients:
         What the method saw on the way (entropies in nats, chosen expert), for the run folder.
     of : Literal['weights', 'predictions'], default 'weights'
         What they weigh; with "predictions", the experts' probabilities are mixed by `encoder`, and no model is merged.
+    scale : Tensor, optional
+        (K,), what each expert's head, and so its logits, is divided by before it is mixed; None for 1.
 
     Examples
     --------
@@ -40,6 +42,14 @@ class Coefficients:
     head: Tensor
     notes: dict[str, list[float]] = field(default_factory=dict)
     of: Literal["weights", "predictions"] = "weights"
+    scale: Tensor | None = None
+
+    def on_one_scale(self) -> Coefficients:
+        """The same with the head's coefficients divided by the scale, so that rows of the head need not sum to 1."""
+        if self.scale is None:
+            return self
+        anchors = self.scale.new_ones(self.head.shape[-1] - len(self.scale))
+        return replace(self, head=self.head / torch.cat([self.scale, anchors]), scale=None)
 
 
 SLACK = 1 + 1e-6

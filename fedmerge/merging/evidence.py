@@ -185,6 +185,11 @@ class Evidence:
         return self.bank.K if self._rows is None else len(self._rows)
 
     @property
+    def asked(self) -> list[int]:
+        """Rows of the experts that are asked."""
+        return [*(range(self.bank.K) if self._rows is None else self._rows)]
+
+    @property
     def logits(self) -> Tensor:
         """Logits (K, N, C) of the batch as it is."""
         return self.view_logits("none")
@@ -288,6 +293,10 @@ class Evidence:
         key = f"log p, {view}{', calibrated' if calibrated else ''}"
         return self._once(key, self.view_logits(view), lambda logits: log_probabilities(logits, temperatures))
 
+    def scaled_log_p(self, scale: Tensor | None) -> Tensor:
+        """log p_k (K, N, C) with each expert's logits divided by `scale` (K,) first; None for 1."""
+        return self.log_p() if scale is None else log_probabilities(self.logits, scale.to(self.logits)[:, None, None])
+
     def entropies(self, calibrated: bool = False) -> Tensor:
         """H_k(x_i) (K, N) in [0, ln C] nats; infinite for an expert that is not valid."""
         h = entropy(self.log_p(calibrated=calibrated))
@@ -297,13 +306,13 @@ class Evidence:
         """Hbar_k (K,) = (1/N) sum_i H_k(x_i): the mean of entropies, never the entropy of the mean prediction."""
         return self.entropies(calibrated).mean(1)
 
-    def mixture(self, alpha: Tensor) -> Tensor:
+    def mixture(self, alpha: Tensor, scale: Tensor | None = None) -> Tensor:
         """log p (N, C) = log sum_k alpha_ik p_k(. | x_i): the experts' predictions, mixed by alpha (N, K) or (K,).
 
-        Where not all experts have been asked of this batch, only those with a coefficient are.
+        Where not all experts have been asked of this batch, only those with a coefficient are. Logits are divided by `scale` (K,).
         """
         used = torch.nonzero(alpha.reshape(-1, self.K).any(0)).flatten().tolist()
         if self._rows is None and "none" not in self._logits and len(used) < self.K:
-            return self.only(used).mixture(alpha[..., used])
-        p = self.log_p().double().cpu().exp()
+            return self.only(used).mixture(alpha[..., used], None if scale is None else scale[used])
+        p = self.scaled_log_p(scale).double().cpu().exp()
         return torch.einsum("...k,k...c->...c", alpha.double().cpu().expand(p.shape[1], -1), p.nan_to_num()).log()

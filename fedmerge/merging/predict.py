@@ -449,8 +449,10 @@ def _merged(
 def _mixed(found: Coefficients, evidence: Evidence, per_sample: PerSample) -> Prediction:
     """One merge for the batch, or as `PerSample` does it where samples have coefficients of their own, or no merge at all."""
     if found.of == "predictions":
-        return Prediction.of(evidence.mixture(found.encoder).to(evidence.bank.like.device, evidence.bank.wide), found)
+        mixed = evidence.mixture(found.encoder, found.scale)
+        return Prediction.of(mixed.to(evidence.bank.like.device, evidence.bank.wide), found)
     if found.encoder.ndim == 1:
-        return _merged(evidence.bank.mix(found.encoder, found.head), evidence, found.encoder, 1, found)
-    done = per_sample.predict(evidence.batch, found)
+        theta = evidence.bank.mix(found.encoder, found.on_one_scale().head)
+        return _merged(theta, evidence, found.encoder, 1, found)
+    done = per_sample.predict(evidence.batch, found.on_one_scale())
     return Prediction.of(torch.log_softmax(done.logits.float(), -1), found, done.forwards, done.merges)

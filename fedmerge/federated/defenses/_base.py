@@ -161,19 +161,3 @@ class Defense(Plugin):
 
 
 DEFENSES: Folder[Defense] = Folder("fedmerge.federated.defenses", Defense, "defense")  # type: ignore[type-abstract]
-
-
-def others_median(values: Tensor) -> Tensor:
-    """The median of all the others, for each of K values (K,); of two in the middle, their mean."""
-    rest = [torch.cat([values[:k], values[k + 1 :]]).double() for k in range(len(values))]
-    return torch.stack([torch.quantile(one, 0.5) for one in rest]).to(values)
-
-
-def over_others(values: Tensor) -> Tensor:
-    """Each of K positive values over the others' median, (K,), at most `MUCH`, which also stands for what has overflowed."""
-    finite = values.double().nan_to_num(nan=MUCH, posinf=MUCH).clamp(max=MUCH)
-    return (finite / others_median(finite)).clamp(max=MUCH)
-
-
-MUCH = 1e9
-"""More than any bound."""

@@ -10,9 +10,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedmerge.federated.defenses._base import Defense, Exhibit, Finding, others_median
+from fedmerge.federated.defenses._base import Defense, Exhibit, Finding
 from fedmerge.federated.defenses.calibration import scales
 from fedmerge.merging.scoring.divergence import jsd
+from fedmerge.merging.scoring.outliers import others_median
 
 
 class Agreement(Defense):

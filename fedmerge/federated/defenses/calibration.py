@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from fedmerge.federated.defenses._base import Defense, Exhibit, Finding, over_others
+from fedmerge.federated.defenses._base import Defense, Exhibit, Finding
 from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.security.audit import HIGHEST, LOWEST, state_digest
+from fedmerge.merging.scoring.outliers import over_others
 
 
 class Calibration(Defense):

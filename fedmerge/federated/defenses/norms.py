@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from fedmerge.federated.defenses._base import Defense, Exhibit, Finding, over_others
+from fedmerge.federated.defenses._base import Defense, Exhibit, Finding
+from fedmerge.merging.scoring.outliers import over_others
 
 
 class Norms(Defense):

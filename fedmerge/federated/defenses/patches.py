@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from fedmerge.data.corruptions.patch import TONES, Corner, Patch
-from fedmerge.federated.defenses._base import Defense, Exhibit, Finding, others_median
+from fedmerge.federated.defenses._base import Defense, Exhibit, Finding
+from fedmerge.merging.scoring.outliers import others_median
 
 IMAGES = 96
 """Of the probe: each is run twelve times more."""

@@ -219,6 +219,15 @@ class Bank:
         twin.recorded = Recorded()
         return twin
 
+    def heads(self, scale: Tensor) -> Bank:
+        """The heads alone, each expert's divided by `scale` (K,): a bank of their parameters, for rules that merge them apart."""
+        experts = self.columns(self.head) / scale.to(self.like)[:, None]
+        anchors = [self.anchor_row(name)[None, self.head] for name in self.anchors]
+        of_heads = replace(self.parts, encoder=())
+        apart = Bank(self.model, of_heads, torch.cat([experts, *anchors]), self.buffers, self.names, self.anchors)
+        apart.shared_head = self.shared_head
+        return apart
+
     def anchor(self, name: str) -> int:
         """The row of an anchor. Raises CheckpointError if the bank was made without it."""
         if name not in self.anchors:

@@ -11,6 +11,10 @@ such images is sure of them, and right; being right cannot be seen, but agreeing
 
 and its head is sum_k r_ik of the experts' heads: theta_0's head has learned least, and half of it would make answers unsure.
 
+Heads are first brought to one scale: one that is more than twice as long as the others' median is divided by that multiple, in p_k
+and in all merges. Who multiplies a head answers as before, but as surely as it likes, and outweighs the others in every sum.
+Of two experts nobody can tell which is odd.
+
 What the experts say together tells how far to go from theta_0, and whether to merge weights at all: a merge may say otherwise
 than their ensemble where they disagree, and not where they are sure. t is 1/2 where the mean, drawn half-way to theta_0, keeps the
 ensemble's answers for the surest half of the stream's images: experts of one site each have gone further than a hospital that
@@ -30,7 +34,7 @@ b is what the consensus says of the batch (where predictions are mixed, what the
 and even otherwise. Either is taken to be as sure as the panel agrees with it (`agreement.temperature`).
 
 What an assumption costs when it is wrong. Sites that are alike: all s_ik are alike, r is even, and the merge is the mean's.
-Evidence fooled by a sure expert (a head scaled up): the consensus disagrees, and its cross entropy grows with its sureness. A crowd
+Evidence fooled by a sure expert: the consensus disagrees, and its cross entropy grows with its sureness. A crowd
 of bad experts: the panel's models that are drawn towards theta_0 disagree with them. Batches without shared sites: pi is even, and
 each image's evidence decides alone. Many experts, and few images of each: one image more of every expert keeps shares near even
 ones. Label shares that are even: they do not pay for their parameters, and stay even. Experts that are all bad: their evidence is
@@ -50,6 +54,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -60,7 +65,7 @@ from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.blockwise import Sizes, inner_products
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Evidence
-from fedmerge.merging.methods._base import Adaptive, State
+from fedmerge.merging.methods._base import Adaptive, State, Static
 from fedmerge.merging.methods.mean import Mean
 from fedmerge.merging.methods.model_stock import ModelStock
 from fedmerge.merging.methods.wise_ft import WiseFt
@@ -76,6 +81,7 @@ from fedmerge.merging.scoring.agreement import (
 )
 from fedmerge.merging.scoring.divergence import entropy
 from fedmerge.merging.scoring.latent import label_shares, site_shares, under
+from fedmerge.merging.scoring.outliers import over_others
 from fedmerge.merging.state import carried_rows
 
 Member = Literal["ensemble", "mean", "wise_ft", "model_stock"]
@@ -96,6 +102,10 @@ MANY = 10
 
 BASIN = 1 / 20
 """Distance of the mean from theta_0, in lengths of theta_0, below which half-way between them tells nothing of the experts."""
+
+PAIR = 2
+ODD = 2.0
+"""Length of an expert's head, as a multiple of the others' median, above which it is brought to theirs."""
 
 PRIOR_IMAGES = 32
 """Images on which no answer was given up that count as seen before the first batch."""
@@ -187,6 +197,12 @@ class Posterior(Adaptive):
 
     def step(self, state: State, evidence: Evidence) -> tuple[State, Coefficients]:
         """Posteriors given the past, and the shares that the batch leaves."""
+        state, found = self._of_all(state, evidence)
+        scale = _head_scale(evidence.bank)
+        return state, found if scale is None else replace(found, scale=scale, notes=dict(found.notes) | {"scale": scale.tolist()})
+
+    def _of_all(self, state: State, evidence: Evidence) -> tuple[State, Coefficients]:
+        """The same, with heads of one scale."""
         if not self._selects(evidence.bank):
             return self._step(state, evidence)[:2]
         bank, pi = evidence.bank, state["pi"]
@@ -214,9 +230,11 @@ class Posterior(Adaptive):
     ) -> tuple[State, Coefficients, int]:
         """For the experts of the evidence: shares, coefficients, and images on which the mixture answers otherwise than the panel's
         merges. rest: the shares of all others together, of whom some of the experts are a sample (R,)."""
-        members = self._members(evidence.bank)
-        said = {member: _said(evidence, member) for member in members}
-        log_p, log_q = evidence.log_p(), _consensus([*said.values()])
+        members, scale = self._members(evidence.bank), _head_scale(evidence.bank)
+        scale = None if scale is None else scale[evidence.asked]
+        log_p = evidence.scaled_log_p(scale)
+        said = {member: _said(evidence, member, log_p) for member in members}
+        log_q = _consensus([*said.values()])
         s = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, log_q), -torch.inf).double().cpu().T  # (N, K)
         notes = {"panel": [float(member in members) for member in ("ensemble", "mean", "wise_ft", "model_stock")]}
         if not bool(evidence.valid.any()):
@@ -238,7 +256,7 @@ class Posterior(Adaptive):
         notes |= {"shares": pi.tolist(), "ahead": [float(evidences.max() - evidences.mean())], "towards_theta_0": [1 - t]}
         notes |= {"mixed_predictions": [float(apart)]}
         state |= {"pi": kept, "answers": answers}
-        different = _different(evidence.mixture(r), said) if self._selects(evidence.bank) else 0
+        different = _different(evidence.mixture(r, scale), said) if self._selects(evidence.bank) else 0
         if apart:
             against = torch.where(evidence.valid[:, None], _scores(self.evidence, log_p, said["ensemble"]), -torch.inf)
             r = _weighed(against.double().cpu().T, self.beta).softmax(1)
@@ -303,17 +321,39 @@ class Posterior(Adaptive):
         return Coefficients(pi, pi, notes) if self.granularity == "batch" else Coefficients(r, head, notes)
 
 
-def _said(evidence: Evidence, member: Member) -> Tensor:
-    """log p (N, C) of one member of the panel."""
+def _said(evidence: Evidence, member: Member, log_p: Tensor) -> Tensor:
+    """log p (N, C) of one member of the panel; log_p (K, N, C) is that of the experts."""
     if member == "ensemble":
-        p = evidence.log_p().exp()
+        p = log_p.exp()
         valid = evidence.valid if bool(evidence.valid.any()) else torch.ones_like(evidence.valid)
         p = torch.where(evidence.valid[:, None, None], p, 1 / evidence.classes)
         return p[valid].mean(0).log()
-    if member == "mean":
-        some = evidence.K < evidence.bank.K
-        return evidence.merged_log_p("mean of all", Mean().merge) if some else evidence.anchor_log_p("mean")
-    return evidence.merged_log_p(member, ABOUT_THETA_0[member].merge)
+    if member != "mean":
+        return evidence.merged_log_p(member, partial(_merged, ABOUT_THETA_0[member]))
+    if evidence.K == evidence.bank.K and _head_scale(evidence.bank) is None:
+        return evidence.anchor_log_p("mean")
+    return evidence.merged_log_p("mean of all", partial(_merged, Mean()))
+
+
+def _merged(method: Static, bank: Bank) -> Tensor:
+    """The merge (P,) of experts whose heads have one scale."""
+    theta, scale = method.merge(bank), _head_scale(bank)
+    if scale is not None:
+        theta[bank.head] = method.merge(bank.heads(scale))
+    return theta
+
+
+def _head_scale(bank: Bank) -> Tensor | None:
+    """What experts' heads are divided by (K,), 1 for most; None if that is so for all. Of two nobody can tell which is odd.
+
+    Measured once for these experts.
+    """
+    if "head scale" not in bank.kept:
+        lengths = torch.linalg.vector_norm(bank.columns(bank.head).double(), dim=1).cpu()
+        multiples = over_others(lengths) if bank.K > PAIR else torch.ones_like(lengths)
+        bank.kept["head scale"] = torch.where(multiples > ODD, multiples, 1.0)
+    scale = bank.kept["head scale"]
+    return scale if bool((scale > 1).any()) else None
 
 
 def _answers(said: dict[Member, Tensor], log_p: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from fedmerge.data.corruptions.patch import Patch
 from fedmerge.data.images import to_batch
 from fedmerge.experiment.scenario import CHECKS
 from fedmerge.federated.client.temperature import HIGHEST
-from fedmerge.federated.defenses._base import DEFENSES, Probe, others_median, over_others
+from fedmerge.federated.defenses._base import DEFENSES, Probe
 from fedmerge.federated.defenses.agreement import agreement, best_class, level
 from fedmerge.federated.defenses.calibration import Calibration
 from fedmerge.federated.defenses.norms import distances
@@ -25,6 +25,7 @@ from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.security.audit import state_digest
 from fedmerge.federated.server.screening import Vetting, vet
 from fedmerge.merging.scoring.divergence import jsd
+from fedmerge.merging.scoring.outliers import others_median, over_others
 
 CLASSES, SIDE = 4, 8
 NAMES = ("north", "south", "east", "west", "center")

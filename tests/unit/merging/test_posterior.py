@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from fedmerge.merging.per_sample.dispatch import PerSample
 from fedmerge.merging.predict import carry, predict, rows_of
 from fedmerge.merging.scoring.agreement import answers_alike, confidences, of_the_surest, other_answers, temperature
 from fedmerge.merging.scoring.latent import ITERATIONS, label_shares, pays, site_shares, under
-from tests.banks import a_bank, a_batch
+from tests.banks import a_bank, a_batch, coefficients, outcome
 from tests.conftest import Net, expert_states
 
 
@@ -294,6 +295,55 @@ def test_where_predictions_are_mixed_the_ensemble_tells_the_labels() -> None:
     assert done.coefficients is not None and done.coefficients.notes["mixed_predictions"] == [1.0]
     assert row.state["b"].argmax() == 0
     assert bool((done.log_p.argmax(1) == 0).all())  # also the five that were unsure
+
+
+def with_head(state: dict[str, Tensor], factor: float) -> dict[str, Tensor]:
+    return {name: factor * tensor if name.startswith("head.") else tensor for name, tensor in state.items()}
+
+
+def lengths_of_heads(states: list[dict[str, Tensor]]) -> Tensor:
+    return torch.stack([torch.cat([state["head.weight"].flatten(), state["head.bias"]]).double().norm() for state in states])
+
+
+@pytest.mark.parametrize("fields", [{}, {"granularity": "batch"}, {"shrink": "none"}, {"shrink": "half", "panel": ["wise_ft"]}])
+@pytest.mark.parametrize("factor", [20.0, 1000.0])
+def test_a_head_that_is_scaled_counts_as_one_of_the_others_length(fields: dict[str, Any], factor: float) -> None:
+    states = expert_states(4)
+    others = lengths_of_heads(states[1:]).quantile(0.5)
+    by_hand = [with_head(states[0], float(others / lengths_of_heads(states[:1]))), *states[1:]]
+    attacked = [with_head(states[0], factor), *states[1:]]
+    method = load_method("posterior", **fields)
+    torch.testing.assert_close(outcome(method, a_bank(attacked), a_batch()), outcome(method, a_bank(by_hand), a_batch()))
+    with torch.no_grad():
+        found = coefficients(method, Evidence(a_bank(attacked), a_batch()))  # type: ignore[arg-type]
+    assert found.scale is not None
+    np.testing.assert_allclose(found.scale, [float(factor * lengths_of_heads(states[:1]) / others), 1, 1, 1])
+    assert found.notes["scale"] == found.scale.tolist()
+
+
+def test_predictions_are_mixed_with_heads_of_one_scale() -> None:
+    """Logits as of `test_predictions_are_mixed_where_weights_cannot_be`; those of a scaled head are as many times as large."""
+    N, states = 60, expert_states(3)
+    logits = torch.randn(3, N, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    said = []
+    for factor in (20.0, 1000.0):
+        bank = Bank.of(Net(), [with_head(states[0], factor), *states[1:]], dtype=torch.float64)
+        (row,) = rows_of([load_method("posterior")], bank).values()
+        evidence = Evidence(bank, a_batch(N))
+        evidence.recall({"none": torch.cat([factor * logits[:1], logits[1:]])})
+        with torch.no_grad():
+            done = predict(row, evidence, PerSample(bank))
+        assert done.coefficients is not None and done.coefficients.notes["mixed_predictions"] == [1.0]
+        said.append(done.log_p)
+    torch.testing.assert_close(*said)
+
+
+def test_heads_of_about_one_length_and_those_of_two_hospitals_are_left_as_they_are() -> None:
+    states = expert_states(3)
+    for some in ([with_head(states[0], 1.5), *states[1:]], [with_head(states[0], 20), states[1]]):
+        with torch.no_grad():
+            found = coefficients(load_method("posterior"), Evidence(a_bank(some), a_batch()))  # type: ignore[arg-type]
+        assert found.scale is None and "scale" not in found.notes
 
 
 @pytest.mark.parametrize("prior", ["batch", "stream"])

@@ -20,12 +20,12 @@ ANCHORS = {"theta_0": expert_states(1, 99)[0], "generalist": expert_states(1, 98
 SPREADABLE = [name for name in METHODS.names if not METHODS.load(name)().whole and name != "expert"]
 
 
-def a_spread_bank(*sizes: int) -> SpreadBank:
+def a_spread_bank(*sizes: int, states: list[dict[str, torch.Tensor]] = STATES) -> SpreadBank:
     ends = [sum(sizes[: number + 1]) for number in range(len(sizes))]
     groups = [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    banks = [Bank.of(Net(), {f"site-{k}": STATES[k] for k in group}, ANCHORS["theta_0"], dtype=torch.float64) for group in groups]
+    banks = [Bank.of(Net(), {f"site-{k}": states[k] for k in group}, ANCHORS["theta_0"], dtype=torch.float64) for group in groups]
     shelf = Shelf(Net(), len(ANCHORS), dtype=torch.float64)
-    for state in STATES[: sum(sizes)]:
+    for state in states[: sum(sizes)]:
         shelf.add_beside(state)
     for name, state in ANCHORS.items():
         shelf.add(name, state)
@@ -43,6 +43,13 @@ def test_a_method_predicts_the_same_from_shards(name: str, sizes: tuple[int, ...
     monkeypatch.setattr(sharded, "BLOCK_BYTES", 4 * 8 * 6 * 5)
     batch = a_batch()
     found, wanted = outcome(load_method(name), a_spread_bank(*sizes), batch), outcome(load_method(name), a_bank(STATES), batch)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_scaled_head_is_brought_to_scale_from_shards() -> None:
+    states = [{name: 20 * x if name.startswith("head.") else x for name, x in STATES[0].items()}, *STATES[1:]]
+    method, batch = load_method("posterior"), a_batch()
+    found, wanted = outcome(method, a_spread_bank(2, 2, states=states), batch), outcome(method, a_bank(states), batch)
     torch.testing.assert_close(found, wanted)
 
 
