@@ -22,7 +22,7 @@ from fedmerge.adaptation.tasks import TargetTask
 from fedmerge.data.corrupted_images import Gallery
 from fedmerge.data.images import to_batch
 from fedmerge.experiment.experiment import Experiment, RunOptions
-from fedmerge.experiment.stream_phase import contributions
+from fedmerge.experiment.stream_phase import contributions, usable
 from fedmerge.experiment.training_phase import job_of, load_experts, make_theta_0, site_task
 from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.merging.evidence import Evidence
@@ -55,10 +55,11 @@ class Streams:
             raise RuntimeError("; ".join(f"site '{one.site}': {one.reason}" for one in failed))
         self.experts = load_experts(tasks, request)
         given, base = contributions(plan, initial, self.experts)
-        task = TargetTask(plan.target, plan.scenario.model, plan.classes, plan.scenario.stream, plan.scenario.methods[:1],
+        methods = usable(plan, self.experts)  # under the stream's shares of labels, where the scenario estimates them
+        task = TargetTask(plan.target, plan.scenario.model, plan.classes, plan.scenario.stream, methods[:1],
                           plan.scenario.seed, threads, shared_head=initial.head_init != "per_site_random")  # fmt: skip
         self.site = _Remembering(task, list(given.values()), base)
-        rows = [single for method in plan.scenario.methods for single in method.expand(self.site.bank.names)]
+        rows = [single for method in methods for single in method.expand(self.site.bank.names)]
         alone = [method for method in rows if method.label_prior == "none"]
         self.fixed = [method for method in alone if isinstance(method, Static) or method.kind() in OF_ONE_IMAGE]
         self.fixed += [method for method in rows if method.kind() == "oracle" and not method.transductive]

@@ -396,6 +396,7 @@ def main(  # noqa: PLR0913 - a command line
         str, typer.Option("--set", help="development, pretrained, changes, test, or clock: seconds of a batch")
     ] = "development",
     seeds: Annotated[int, typer.Option(help="how many")] = 5,
+    first: Annotated[int | None, typer.Option(help="the first of them; default: 0 for the test set, else 100")] = None,
     jobs: Annotated[int, typer.Option(help="federations at a time")] = 2,
     ablations: Annotated[bool, typer.Option("--ablations", help="also with every part left out")] = False,
     only: Annotated[list[str] | None, typer.Option(help="this kind of federation; once for each")] = None,
@@ -411,7 +412,7 @@ def main(  # noqa: PLR0913 - a command line
         return
     known = {"development": [*WORLDS], "changes": [*WORLDS], "pretrained": [*PRETRAINED]}.get(which, [*REAL])
     kinds = [kind for kind in known if only is None or kind in only]
-    first = 0 if known == [*REAL] else 100
+    first = (0 if known == [*REAL] else 100) if first is None else first
     which += "" if priors == "as_trained" else f"-{priors}"
     if table is None:
         with owners(jobs) as processes:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from fedmerge.errors import EXTRAS, FedmergeError
+from fedmerge.system.files import at_home
 from fedmerge.system.process import cores, free_memory
 
 PYTHONS = ((3, 11), (3, 13))
@@ -173,7 +174,7 @@ def _folders(named: dict[str, Path]) -> Iterator[Checked]:
         named = {**named, "cache": folder()}
     for what, path in {**named, "temporary": Path(tempfile.gettempdir())}.items():
         yield _folder(what, path)
-    if (given := os.environ.get("FEDMERGE_DATA")) and not Path(given).expanduser().is_dir():
+    if (given := os.environ.get("FEDMERGE_DATA")) and not at_home(given).is_dir():
         yield Checked("warn", "FEDMERGE_DATA", f"'{given}', which is no folder", "Set it to the folder that holds your data sets")
 
 

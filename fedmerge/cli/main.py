@@ -115,7 +115,12 @@ def plan(
 def sweep(  # noqa: PLR0913 - one parameter per option of the command line
     scenario: Annotated[Path, typer.Argument(help="YAML file of the scenario, e.g. scenarios/organs.yaml")],
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="number of seeds: 3 runs seeds 0, 1 and 2", show_default="the scenario's own seed")
+        int | None,
+        typer.Option(
+            min=1,
+            help="number of seeds: 3 runs seeds 0, 1 and 2; --set seed=3,5 names them",
+            show_default="the scenario's own seed",
+        ),
     ] = None,
     setting: Annotated[
         list[str] | None,
@@ -212,9 +217,10 @@ def compare_runs(
     if html:
         see_that_file_writable(html, "--html", "compare.html")
     found = compare(kept_run(first), kept_run(second))
+    if html:  # before anything is printed: whoever reads it may stop reading
+        atomic_write(html, comparison_page(found))
     show_comparison(found)
     if html:
-        atomic_write(html, comparison_page(found))
         typer.echo(f"page: {html}")
 
 
@@ -248,9 +254,9 @@ def mirage(
     if out:
         see_that_file_writable(out, "--out", "mirage.json")
     found = federations(pool)
-    show_risk(found)
     if out:
         atomic_write(out, json.dumps(as_json(found), indent=2))
+    show_risk(found)
 
 
 @app.command()

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from fedmerge.errors import quoted
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.pool.checkpoint import Brought, fitted, read_weights
-from fedmerge.system.files import file_digest
+from fedmerge.merging.bank.layout import all_finite, check_mapping
+from fedmerge.system.files import at_home, file_digest
 
 SHOWN = 3
 """Names that a line lists."""
@@ -20,13 +19,14 @@ SHOWN = 3
 def told_of(file: Path, model: str | None, scenario: Path | None) -> Iterator[str]:
     """Lines about a file, one by one. model: a name of timm. Raises CheckpointError if it holds no weights, or does not fit."""
     found = read_weights(file, "inspect")
+    check_mapping(f"inspect: {file}", found.state)
     numbers = sum(tensor.numel() for tensor in found.state.values())
     kinds = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in found.state.values())
-    yield f"{file}: {found.form}, {file.expanduser().stat().st_size:,} bytes, sha256 {file_digest(file.expanduser())}"
+    yield f"{file}: {found.form}, {at_home(file).stat().st_size:,} bytes, sha256 {file_digest(at_home(file))}"
     yield from found.done
     each = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     yield f"{len(found.state)} tensors of {numbers:,} numbers: {each}"
-    if broken := [n for n, t in found.state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]:
+    if broken := [name for name, tensor in found.state.items() if not all_finite(tensor)]:
         more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         yield f"NaN or infinity in {', '.join(map(quoted, broken[:SHOWN]))}{more}"
     head = head_of(found)
@@ -53,7 +53,7 @@ def _in_scenario(file: Path, found: Brought, path: Path) -> str:
     from fedmerge.experiment.experiment import Overrides, load_each
 
     experiment = load_each(path, Overrides())[0]
-    named = [site for site in experiment.sites if site.expert and site.expert.file.resolve() == file.expanduser().resolve()]
+    named = [site for site in experiment.sites if site.expert and site.expert.file.resolve() == at_home(file).resolve()]
     outputs = named[0].expert.classes if named and named[0].expert else None
     spec, classes = experiment.scenario.model, experiment.classes
     fit = fitted(

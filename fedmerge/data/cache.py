@@ -28,7 +28,7 @@ from numpy.typing import DTypeLike, NDArray
 from platformdirs import user_cache_path
 
 from fedmerge.errors import DataError, FolderError
-from fedmerge.system.files import atomic, atomic_write, see_that_writable
+from fedmerge.system.files import at_home, atomic, atomic_write, see_that_writable
 from fedmerge.system.process import free_memory
 
 Arrays = dict[str, NDArray[Any]]
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 def folder() -> Path:
     """`FEDMERGE_CACHE`, else `fedmerge` in the user's cache folder."""
     given = os.environ.get("FEDMERGE_CACHE")
-    return Path(given).expanduser() if given else user_cache_path("fedmerge", appauthor=False)
+    return at_home(given) if given else user_cache_path("fedmerge", appauthor=False)
 
 
 def unusable() -> list[str]:

@@ -21,6 +21,7 @@ from fedmerge.federated.pool.experts import ExpertPool
 from fedmerge.federated.server.initialization import kept_theta_0
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.geometry.drift import Drift, drift
+from fedmerge.report.comparison import FINISHED_RUN, refuse_unfinished
 from fedmerge.report.metrics.decisions import entropies, kept_rows, signals
 from fedmerge.report.metrics.entropy_trust import PREFIX, Trust, as_rows, how_many_right, kept_predictions, trust
 from fedmerge.report.pages.diagnosis import Decisions, Diagnosis, changes_of, kept_coefficients, write_diagnosis
@@ -56,6 +57,9 @@ def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = 
     losses between experts.
     Raises FolderError if it is no finished run, or if an expert of it is not in the pool.
     """
+    if (file := run / "manifest.json").is_file() and not (run / "predictions.npz").exists():
+        with reading(run, "no run", FINISHED_RUN):
+            refuse_unfinished(run, json.loads(file.read_text(encoding="utf-8")))
     p, y = kept_predictions(run)
     see_that_writable(run, "RUN")
     found, right = trust(p, y), how_many_right(p, y)
@@ -67,12 +71,6 @@ def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = 
         said.append("One hospital has an expert: there is no angle and no hill between experts to look at.")
     if weights:
         said += hills(weights.landscapes)
-    out = console()
-    out.print(diagnosis_table(found))
-    if weights:
-        out.print(barrier_table(weights.landscapes))
-    for line in said:
-        out.print(line, markup=False)
     rows, labels, settings = kept_rows(run)
     pairs = signals(p, y)
     seen = np.all([np.isfinite(rows[PREFIX.removeprefix("p:") + name]).all(1) for name in p], axis=0)
@@ -85,6 +83,12 @@ def diagnose_run(run: Path, pool: Path | None, images: int = 256, quiet: bool = 
     drifts = (weights.raw, weights.learned) if weights else None
     paths = [one.as_row() for one in weights.landscapes] if weights else []
     write_diagnosis(run, Diagnosis(run.name, said, p, y, found, right, kept_coefficients(run), drifts, paths, decided))
+    out = console()
+    out.print(diagnosis_table(found))
+    if weights:
+        out.print(barrier_table(weights.landscapes))
+    for line in said:
+        out.print(line, markup=False)
     out.print(f"page: {shown_path(run / 'diagnose.html')}", markup=False)
 
 

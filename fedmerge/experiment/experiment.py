@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from fedmerge.experiment.validation.training import (
 from fedmerge.federated.model import try_out
 from fedmerge.federated.server.initialization import PUBLIC
 from fedmerge.federated.site import Site
-from fedmerge.system.files import file_digest, is_there
+from fedmerge.system.files import at_home, file_digest, is_there
 from fedmerge.system.yaml_loader import check, lined, lines_named, read_as, read_yaml, value_at
 
 
@@ -136,11 +135,7 @@ class Experiment:
         files = {"initialization": getattr(start, "path", None), "generalist": scenario.generalist}
         files["model"] = getattr(scenario.model, "weights", None)
         found |= {f"expert of {site.name}": site.expert.digest for site in self.sites if site.expert}
-        return found | {
-            key: digest
-            for key, path in files.items()
-            if path and (digest := file_digest(Path(os.path.expandvars(path)).expanduser()))
-        }
+        return found | {key: digest for key, path in files.items() if path and (digest := file_digest(at_home(path)))}
 
     def sha256(self) -> str:
         """Digest of the resolved scenario, without what does not change a result."""
@@ -196,6 +191,8 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
     if target_name == EACH:
         problems += one_of_each(str(path), names)
         target_name = None
+    if target_name == "":
+        problems.append(Problem(str(path), "target", "an empty name", "the hospital at which models are merged"))
     joining = _joining(content.get("events"), names)
     sites = {name: _read_site(name, path, problems) for name in dict.fromkeys([*names, *joining])}
     target = _read_site(target_name, path, problems) if target_name else None

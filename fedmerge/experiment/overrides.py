@@ -48,6 +48,7 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
 
     Raises ScenarioError for a site to leave out that the scenario does not have, and for a federated row among the methods.
     """
+    _refuse_twice(overrides)
     changed = content | {key: value for key, value in overrides.settings if key == "protocol"}
     if changed.get("methods") is None and (known := PROTOCOLS.get(str(changed.get("protocol")))):
         changed["methods"] = known["methods"]  # so that settings can name their fields
@@ -67,6 +68,21 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     if overrides.methods:
         changed["methods"] = _only(changed, overrides.methods)
     return changed
+
+
+def _refuse_twice(overrides: Overrides) -> None:
+    """Raises ScenarioError for a key that an option and `--set` both change: one of them would be lost."""
+    options = {"backend": overrides.backend, "jobs": overrides.jobs, "seed": overrides.seed, "methods": overrides.methods or None}
+    if overrides.target != EACH:
+        options["target"] = overrides.target
+    settings = {key: value for key, value in overrides.settings if not (key == "target" and value == EACH)}
+    problems = [
+        Problem(WHERE, key, f"{settings[key]!r}, and --{key}, which changes the same key", "one of them")
+        for key, given in options.items()
+        if given is not None and key in settings
+    ]
+    if problems:
+        raise ScenarioError(problems)
 
 
 def target_named(content: dict[str, Any]) -> str | None:

@@ -118,7 +118,9 @@ def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targ
         raise ScenarioError(
             [Problem("--set", ", ".join(keys), "a key twice", "every key once, its values with commas between them")]
         )
-    combinations = list(itertools.product(*[[(key, value) for value in values] for key, values in axes]))
+    if "seed" in keys:
+        seeds = _seeds_of(dict(axes)["seed"], seeds)
+    combinations = list(itertools.product(*[[(key, value) for value in values] for key, values in axes if key != "seed"]))
     seeds = seeds or [content.get("seed") or 0]
     with lines_named(scenario):
         chosen = [(target, one) for one in combinations for target in _targets(scenario, content, one, targets)]
@@ -130,6 +132,15 @@ def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targ
         found, mend = f"two cells with the folder '{twice[0]}'", "Give every value and every target once"
         raise ScenarioError([Problem("--set, --targets", "", found, "a folder of its own for each", mend)])
     return cells
+
+
+def _seeds_of(values: Sequence[Any], counted: Sequence[int]) -> Sequence[int]:
+    """The seeds that `--set seed=3,5` names. Raises ScenarioError for what is none, and where `--seeds` counts them, too."""
+    if counted:
+        raise ScenarioError([Problem("--set", "seed", f"{len(values)} seeds, and --seeds {len(counted)}", "one of them")])
+    if odd := [value for value in values if type(value) is not int or value < 0]:
+        raise ScenarioError([Problem("--set", "seed", repr(odd[0]), "whole numbers, 0 or greater")])
+    return values
 
 
 def _targets(

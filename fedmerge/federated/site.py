@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from fedmerge.data.images import Images
 from fedmerge.data.scanner import Scanner
 from fedmerge.federated.attacks._base import ATTACKS, Attack
 from fedmerge.registry import Spec, as_written, by_name
-from fedmerge.system.files import settled_digest
+from fedmerge.system.files import at_home, settled_digest
 
 VERSION = 1
 """Raise it whenever a scanner or a shift would show the same images otherwise."""
@@ -82,7 +81,7 @@ class OwnExpert(Spec):
     @property
     def file(self) -> Path:
         """Where its weights are."""
-        return Path(os.path.expandvars(self.checkpoint)).expanduser()
+        return at_home(self.checkpoint)
 
     def found_anywhere(self) -> OwnExpert:
         """The same for a process with another working folder."""

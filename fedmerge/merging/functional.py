@@ -246,7 +246,7 @@ class Adapter:
             self._last = None
             try:
                 self._last = predict(self._row, evidence, self._per_sample)
-            except (RuntimeError, ValueError, AssertionError):
+            except (RuntimeError, ValueError, AssertionError, TypeError):
                 self._check_shape(evidence.batch)
                 raise
         self._began = True
@@ -308,6 +308,7 @@ class Adapter:
         CheckpointError
             For weights that do not fit the model. The adapter stays as it was.
         """
+        _check_name(name)
         if name in self._experts:
             raise MethodError(f"expert '{name}': found one of this name already; expected a new name, or leave('{name}') first")
         check_mapping(f"expert '{name}'", state)
@@ -329,6 +330,7 @@ class Adapter:
         MethodError
             For an unknown name, the last expert, or one that the method cannot do without. The adapter stays as it was.
         """
+        _check_name(name)
         if name not in self._experts:
             raise MethodError(
                 f"expert '{name}': found no expert of this name; expected one that is here: {nearest(str(name), self._experts)}"
@@ -361,7 +363,7 @@ class Adapter:
             bank.forward(bank.rows[0], batch)
         except torch.OutOfMemoryError:
             return
-        except (RuntimeError, ValueError, AssertionError) as error:
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             found = f"{found_as(batch)}, which the model cannot take ({str(error).splitlines()[0] if str(error) else error!r})"
             raise MethodError(f"batch: found {found}; expected (N, channels, H, W) as in the experts' training") from error
 
@@ -412,6 +414,8 @@ class _Given:
         check_mapping("model", self.model.state_dict())
         if not isinstance(self.flips, bool):
             raise MethodError(f"flips: found {self.flips!r}; expected True or False")
+        if self.head is not None and not isinstance(self.head, Sequence):
+            raise MethodError(f"head: found {self.head!r}; expected a list of the names of the classifier's parameters")
         if self.device is not None:
             try:
                 torch.empty(0, device=self.device)
@@ -474,6 +478,7 @@ def _experts(
     if not named:
         raise CheckpointError("experts: found none; expected at least one state dict")
     for name, state in named.items():
+        _check_name(name)
         check_mapping(f"expert '{name}'", state)
     found = {name: _Expert(state) for name, state in named.items()}
     for name, count in _by_name("counts", counts, named).items():
@@ -489,6 +494,12 @@ def _experts(
             check_mapping(f"statistics['{kind}'] of expert '{name}'", one)
             found[name].statistics[kind] = one
     return found
+
+
+def _check_name(name: object) -> None:
+    """Raises MethodError for what is no name of an expert."""
+    if not isinstance(name, str) or not name.strip():
+        raise MethodError(f"experts: found {name!r} as the name of one; expected a text")
 
 
 def _check_numbers(name: str, count: Any, temperature: Any) -> None:

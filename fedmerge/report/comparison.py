@@ -92,12 +92,13 @@ class Comparison:
 def kept_run(path: Path) -> KeptRun:
     """The run of a folder. Raises FolderError if it is no finished one."""
     with reading(path, "no run", FINISHED_RUN):
-        manifest, summary = (json.loads((path / f"{name}.json").read_text(encoding="utf-8")) for name in ("manifest", "summary"))
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        refuse_unfinished(path, manifest)
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         scenario = yaml.safe_load((path / "scenario.yaml").read_text(encoding="utf-8"))
         found = KeptRun(path, scenario, manifest, summary, kept_arrays(path))
         compared = found.stored["batch"], found.units, int(summary["seed"]), list(_of_the_stream(found, found)), _facts(found)
         del compared  # all of it is there
-    refuse_unfinished(path, manifest)
     return found
 
 

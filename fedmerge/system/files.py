@@ -23,12 +23,21 @@ FOR_ALL = 0o666
 """Modes of files, of which the umask takes its share."""
 
 
+def at_home(path: str | Path) -> Path:
+    """A path with ~ and environment variables filled in; what this machine does not know of them stays, as in a shell."""
+    filled = Path(os.path.expandvars(path))
+    try:
+        return filled.expanduser()
+    except RuntimeError:  # ~name, of whom there is no home
+        return filled
+
+
 def file_digest(file: Path) -> str:
     """A sha256 of the file's bytes, or nothing if it cannot be read."""
     try:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError:
+    except (OSError, ValueError):
         return ""
 
 
@@ -40,7 +49,7 @@ def settled_digest(file: Path) -> str:
     """The same, of a large file that is asked for often: its bytes are read once, for as long as it stays as it is."""
     try:
         facts = file.stat()
-    except OSError:
+    except (OSError, ValueError):  # a NUL in its name
         return ""
     if facts.st_ctime_ns + SETTLED_NS > time.time_ns():
         return file_digest(file)
@@ -58,12 +67,14 @@ def atomic(file: Path, mode: int = FOR_ALL) -> Iterator[Path]:
 
     mode: of the draft from its first byte on, less what the umask takes; a library that writes it anew does not change it. No two
     drafts have the same name, so that threads and processes may write the same file: one of them wins. A device or a pipe is
-    written as it is. An OSError names `file`.
+    written as it is, and a link stays one: what it leads to is written. An OSError names `file`.
     """
     if _is_device(file):
         with naming(file, file):
             yield file
         return
+    if file.is_symlink():
+        file = Path(os.path.realpath(file))
     draft = _draft_of(file)
     try:
         with naming(file, draft):

@@ -21,7 +21,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.resolver import VersionedResolver
 
-from fedmerge.errors import Problem, ScenarioError, nearest
+from fedmerge.errors import Problem, ScenarioError, nearest, quoted
 from fedmerge.system.files import is_there
 
 S = TypeVar("S", bound=BaseModel)
@@ -131,7 +131,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         found = f"a byte that is no UTF-8 text (0x{error.object[error.start]:02x} in line {line})"
         raise ScenarioError([Problem(str(path), "", found, "a YAML file in UTF-8", "Save it as UTF-8")]) from None
     except OSError as error:
-        raise ScenarioError([Problem(str(path), "", str(error.strerror), "a readable YAML file", _neighbors(path))]) from None
+        near = _neighbors(path) if isinstance(error, FileNotFoundError | PermissionError) else ""
+        raise ScenarioError([Problem(str(path), "", str(error.strerror), "a readable YAML file", near)]) from None
+    except ValueError as error:  # a NUL in its name
+        raise ScenarioError([Problem(quoted(path), "", f"no name of a file ({error})", "a readable YAML file")]) from None
     try:
         content = load_yaml(text)
         _positions(text)
@@ -350,5 +353,5 @@ def _syntax(error: Exception, text: str, file: str) -> Problem:
 def _neighbors(path: Path) -> str:
     if not os.access(path.parent, os.R_OK | os.X_OK) and is_there(path.parent):
         return f"Give this user the right to read {path.parent}"
-    siblings = [item.name for item in path.parent.glob("*.yaml")] if is_there(path.parent) else []
+    siblings = [item.name for item in path.parent.glob("*.yaml") if item != path] if is_there(path.parent) else []
     return nearest(path.name, siblings) if siblings else f"the folder {path.parent} has no YAML file"

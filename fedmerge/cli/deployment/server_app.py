@@ -10,6 +10,7 @@ from fedmerge.errors import FedmergeError, Problem, ScenarioError
 from fedmerge.experiment.experiment import RunOptions, load_experiment
 from fedmerge.experiment.run import prepare
 from fedmerge.federated.flower.coordinator import GridBackend
+from fedmerge.system.files import at_home
 
 APP = Path(__file__).resolve().parents[3]
 """The folder of the app as Flower has unpacked it; scenarios and sites travel with it."""
@@ -36,7 +37,7 @@ def server_app() -> Any:
 
 def conduct(grid: Any, config: Mapping[str, Any], simulated: bool) -> None:
     """Read the scenario, ask the hospitals, fill the pool. Raises FedmergeError."""
-    root = Path(str(config["root"])).expanduser() if config["root"] else None
+    root = at_home(str(config["root"])) if config["root"] else None
     if root and not root.is_absolute():
         raise ScenarioError([Problem("--run-config", "root", f"'{root}'", "an absolute folder, or nothing")])
     experiment = load_experiment(

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,7 +28,7 @@ from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
 from fedmerge.errors import DataError, Problem, SourceError, folded, quoted
 from fedmerge.registry import Spec
-from fedmerge.system.files import atomic_write
+from fedmerge.system.files import at_home, atomic_write
 
 VERSION = 3
 """Raise it whenever the same files would give other pixels."""
@@ -61,7 +60,7 @@ Bounds = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_rising)]
 
 def _secret(file: str) -> bytes | Problem:
     """What a file holds, without blanks and line ends around it."""
-    path = Path(os.path.expandvars(file)).expanduser()
+    path = at_home(file)
     expected = f"a file with a secret of {SHORTEST} bytes or more"
     try:
         secret = path.read_bytes().strip()

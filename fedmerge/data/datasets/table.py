@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,9 +19,13 @@ from fedmerge.data.datasets._file_source import FileSource, numbers_of
 from fedmerge.data.spreadsheet import Spreadsheet, known_encoding, plain, read_spreadsheet
 from fedmerge.errors import Problem, SourceError, nearest, quoted
 from fedmerge.registry import Spec
+from fedmerge.system.files import at_home
 
 HERE = "May begin with ~ and name environment variables as ${NAME}"
 TRUTH = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+
+ROUNDED = re.compile(r"-?\d+([.,]\d+)?e\+\d+", re.IGNORECASE)
+"""What Excel makes of a long number, and pandas of one beside empty cells: 1.23E+11."""
 
 MOST_CLASSES = 1000
 """Labels beyond this number are measurements or names, and no classes."""
@@ -212,6 +217,7 @@ class Table(FileSource):
         return (
             self._choices(cells)
             or self._empty(cells)
+            or self._rounded(cells)
             or self._unknown_labels(cells)
             or self._unwritable()
             or same_names("labels", "class", {name: name for name in self.classes()}, "Make them one with `labels`")
@@ -249,6 +255,17 @@ class Table(FileSource):
                 found = f"column {quoted(column)} empty in {_in_lines(lines, cells)}"
                 problems.append(Problem("", f"columns.{key}", found, "a value in every row", mend))
         return problems
+
+    def _rounded(self, cells: Spreadsheet) -> list[Problem]:
+        """Patients by numbers that a spreadsheet has cut off: several of them would be one."""
+        column = self.columns.patient
+        at = [number for number, cell in enumerate(cells.column(column)) if ROUNDED.fullmatch(cell)] if column else []
+        if not at:
+            return []
+        lines = _in_lines([cells.lines[number] for number in at], cells)
+        found = f"numbers of rounded digits in column {quoted(str(column))}, such as {cells.column(str(column))[at[0]]}: {lines}"
+        mend = "Different patients may have become one. Export the table again with this column as text"
+        return [Problem("", "columns.patient", found, "every patient's whole number or name", mend)]
 
     def _unknown_labels(self, cells: Spreadsheet) -> list[Problem]:
         """Labels that `labels` does not name; numbers that nobody has given a name; and what is no label at all."""
@@ -315,7 +332,7 @@ class Table(FileSource):
 
 def _path(text: str) -> Path:
     """A path of a YAML file, with ~ and environment variables filled in."""
-    return Path(os.path.expandvars(text)).expanduser()
+    return at_home(text)
 
 
 def _normal(path: str, top: str) -> str:

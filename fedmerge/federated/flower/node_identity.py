@@ -13,6 +13,7 @@ from fedmerge.federated.flower.client import Said
 from fedmerge.federated.messages import SiteTask
 from fedmerge.federated.pool.experts import fingerprint
 from fedmerge.federated.site import Site, public_bytes
+from fedmerge.system.files import at_home
 from fedmerge.system.yaml_loader import read_as
 
 KEY = "site"
@@ -33,7 +34,7 @@ class OwnFile:
     def site(self, said: Said, node: Said) -> Site:
         """The hospital's own site file; in a simulation the hospital that the node is to play."""
         if file := node.get(KEY):
-            return _read(Path(str(file)).expanduser())
+            return _read(at_home(str(file)))
         if SIMULATED in node and KEY in said:
             return Site.model_validate_json(str(said[KEY]))
         wrong = "its SuperNode does not say which hospital it is; expected --node-config 'site=\"/path/of/its/site.yaml\"'"

@@ -26,10 +26,16 @@ def _side(value: Any) -> Any:
     return value[0]
 
 
+MOST_BLOCKS = 200
+"""Of a model; the deepest vision transformers have about 50."""
+
+
 def _blocks(value: Any) -> Any:
-    """A model without blocks, timm builds without a word."""
+    """A model without blocks, timm builds without a word, and one of thousands for minutes."""
     if isinstance(value, int) and value < 1:
         raise ValueError("expected at least 1")
+    if isinstance(value, int) and value > MOST_BLOCKS:
+        raise ValueError(f"expected at most {MOST_BLOCKS}")
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,9 @@ def read_weights(path: str | Path, key: str, expected: str = "expected weights: 
         return Brought(SORTED, state)
     form = "PyTorch, zip" if head.startswith(b"PK") else "PyTorch, pickle"
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # what torch warns of there, the one error below says
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a stranger's bytes break in there
         raise CheckpointError(f"{key}: {file}: found {_refused(file, head, error)}; {expected}") from None
     state, done = _unwrapped(content, f"{key}: {file}", expected)

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedmerge.errors import CheckpointError, FolderError
 from fedmerge.federated.security.audit import state_digest
 from fedmerge.federated.statistics._base import State
-from fedmerge.system.files import atomic
+from fedmerge.system.files import at_home, atomic
 
 
 def save(file: Path, state: State, words: dict[str, str] | None = None) -> None:
@@ -66,7 +66,7 @@ def _digest(words: dict[str, str]) -> str:
 
 def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]:
     """A file of weights, found, and its first bytes. Raises CheckpointError, naming the key."""
-    file = Path(os.path.expandvars(path)).expanduser()
+    file = at_home(path)
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):  # a pipe would be waited for
             raise CheckpointError(f"{key}: {file}: found a pipe or a device; {expected}")
@@ -85,13 +85,22 @@ def opened_file(path: str | Path, key: str, expected: str) -> tuple[Path, bytes]
 def read_safetensors(file: Path, head: bytes, key: str, expected: str) -> State:
     """All tensors of a file that begins so. Raises CheckpointError that says what else the file is."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load, load_file
 
     try:
-        return dict(load_file(file))
+        return dict(load_file(file) if _in_utf8(file) else load(file.read_bytes()))
     except (OSError, SafetensorError) as error:
         said = kind_of(file, head) or f"a damaged file ({error})"
         raise CheckpointError(f"{key}: {file}: found {said}; {expected}") from None
+
+
+def _in_utf8(file: Path) -> bool:
+    """Whether safetensors can open a file by its name."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 KINDS = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedmerge.errors import FolderError, SiteError
 from fedmerge.federated.site import Site, public_bytes
-from fedmerge.system.files import write_secret
+from fedmerge.system.files import at_home, write_secret
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,7 +24,7 @@ VARIABLE = "FEDMERGE_KEYS"
 
 def keys_folder() -> Path:
     """Where this site's process keeps private keys."""
-    return Path(os.environ.get(VARIABLE) or "keys").expanduser()
+    return at_home(os.environ.get(VARIABLE) or "keys")
 
 
 def key_file(site: str, folder: Path | None = None) -> Path:

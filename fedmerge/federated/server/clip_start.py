@@ -6,7 +6,6 @@ Text is read here, at the server, and nowhere else: hospitals and the target are
 from __future__ import annotations
 
 import math
-import os
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from fedmerge.federated.pool.tensor_file import opened_file
 from fedmerge.federated.statistics._base import State
 from fedmerge.merging.bank.layout import check_state
 from fedmerge.rng import generator, seed_of
+from fedmerge.system.files import at_home
 
 NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "logit_bias", "text.transformer.embeddings.position_ids")
 """What files of some layouts hold beside weights, and a bias of all logits alike, which softmax does not see."""
@@ -70,7 +70,7 @@ def read_towers(spec: ClipSpec, path: str, key: str) -> State:
 def _tensors(spec: ClipSpec, path: str, key: str) -> State:
     with extras_named():
         import open_clip
-    file = Path(os.path.expandvars(path)).expanduser()
+    file = at_home(path)
     tags = [] if ":" in spec.name else open_clip.list_pretrained_tags_by_model(spec.name)
     if path in tags and not file.exists():
         known = open_clip.get_pretrained_cfg(spec.name, path)

@@ -29,7 +29,7 @@ from fedmerge.federated.site import Site
 from fedmerge.merging.bank.layout import check_state, head_names
 from fedmerge.registry import Spec
 from fedmerge.rng import seed_of
-from fedmerge.system.files import atomic, see_that_writable
+from fedmerge.system.files import at_home, atomic, see_that_writable
 from fedmerge.system.offline import cached_weights, hub_is_found
 from fedmerge.system.process import one_thread
 
@@ -227,7 +227,7 @@ def _pretrained(spec: Pretrained, model: ModelSpec, classes: int, seed: int) -> 
             f"initialization: found no pretrained weights of '{model.name}' in timm; expected a model that has some "
             "(python -c 'import timm; print(timm.list_pretrained())'), or {kind: checkpoint, path: FILE}"
         )
-    cache = Path(os.path.expandvars(spec.cache)).expanduser() if spec.cache else None
+    cache = at_home(spec.cache) if spec.cache else None
     hub, name = at
     file = cached_weights(hub, name, cache)
     try:

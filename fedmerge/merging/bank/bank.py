@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.buffers import Buffers
-from fedmerge.merging.bank.layout import Parts, StateDict
+from fedmerge.merging.bank.layout import Parts, StateDict, found_as
 from fedmerge.merging.bank.patches import WindowProducts
 from fedmerge.merging.bank.recorded import Recorded
 from fedmerge.merging.bank.row_storage import Mapped, Shelf, weighted_sum
@@ -419,7 +419,10 @@ class Bank:
 
     def _run(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:
         with WindowProducts() if batch.is_cuda else nullcontext():
-            return self.call(state, batch.to(self.like.dtype))  # type: ignore[no-any-return]
+            logits = self.call(state, batch.to(self.like.dtype))
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
+            raise CheckpointError(f"model: found {found_as(logits)} as its output; expected logits (N, C) of two classes or more")
+        return logits
 
 
 def merged_by(theta: Tensor, coefficients: Tensor | None) -> Tensor:

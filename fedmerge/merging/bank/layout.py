@@ -227,6 +227,8 @@ def check_mapping(owner: str, state: object) -> None:
         mend = "Give module.state_dict()" if isinstance(state, nn.Module) else "Give several experts in a list, or by name"
         raise CheckpointError(f"{owner}: found {found_as(state)}; expected a state dict. {mend}")
     for name, value in state.items():
+        if not isinstance(name, str):
+            raise CheckpointError(f"{owner}: found the key {name!r}; expected names of tensors. Give module.state_dict()")
         if not isinstance(value, Tensor):
             mend = f"Give the state dict inside, checkpoint['{name}']" if isinstance(value, Mapping) else "Give tensors alone"
             raise CheckpointError(f"{owner}: found {found_as(value)} under '{name}'; expected a tensor. {mend}")
@@ -274,11 +276,35 @@ def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:
     lines += [
         f"values of {name}: found NaN or infinity, expected finite numbers"
         for name, tensor in state.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        if not all_finite(tensor)
     ]
     lines += [f"values of {name}: found a negative variance, expected 0 or more" for name in negative_variances(state)]
     if lines:
         raise CheckpointError("\n".join([f"{owner} does not fit the model:", *_shortened(lines)]))
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Tell whether a tensor holds neither NaN nor infinity.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        (...), of any dtype.
+
+    Returns
+    -------
+    bool
+        True for whole numbers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.layout import all_finite
+    >>> all_finite(torch.tensor([0.0, torch.inf])), all_finite(torch.ones(2).to(torch.float8_e4m3fn))
+    (False, True)
+    """
+    narrow = tensor.is_floating_point() and tensor.element_size() == 1  # torch has no isfinite for these
+    return bool(torch.isfinite(tensor.float() if narrow else tensor).all())
 
 
 def negative_variances(state: StateDict) -> list[str]:

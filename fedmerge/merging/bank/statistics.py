@@ -113,6 +113,8 @@ class Statistics:
                 raise CheckpointError(f"statistic '{kind}' of {name}: found {found} for {parameter}; expected {expected}")
         row = torch.cat([one[parameter].reshape(-1) for parameter in self._slices]).to(like)
         _finite(kind, name, row)
+        if kind == "fisher" and bool((row < 0).any()):
+            raise CheckpointError(f"statistic '{kind}' of {name}: found a negative number; expected means of squares, 0 or more")
         return row
 
 

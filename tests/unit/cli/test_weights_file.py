@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedmerge.cli.weights_file import told_of
 from fedmerge.data.datasets.organ_phantom import ORGANS
 from fedmerge.federated.model import ModelSpec, build
 from tests.front_door import fedmerge, world
@@ -70,3 +71,22 @@ def test_a_model_by_its_name(tmp_path: Path) -> None:
     unknown = fedmerge(tmp_path, "inspect", "w.safetensors", "--model", "resnet10")
     assert unknown.returncode == 2
     assert "did you mean" in unknown.stderr
+
+
+def test_tensors_of_eight_bits_and_sparse_ones(tmp_path: Path) -> None:
+    save_file({"w.weight": torch.ones(2, 2).to(torch.float8_e4m3fn)}, tmp_path / "w.safetensors")
+    said = fedmerge(tmp_path, "inspect", "w.safetensors")
+    assert "1 tensors of 4 numbers: 1 float8_e4m3fn" in said.stdout, said.stderr
+    torch.save({"w": torch.eye(2).to_sparse()}, tmp_path / "w.pth")
+    said = fedmerge(tmp_path, "inspect", "w.pth")
+    assert (said.returncode, said.stdout) == (2, "")
+    assert "inspect: w.pth: found w as a sparse tensor" in said.stderr
+
+
+def test_a_name_that_is_not_utf_8_and_a_home_of_nobody(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
+    odd = tmp_path / "w\udcff.safetensors"
+    odd.write_bytes((tmp_path / "w.safetensors").read_bytes())
+    assert "1 tensors of 2 numbers" in "\n".join(told_of(odd, None, None))
+    said = fedmerge(tmp_path, "inspect", "~nobody-of-that-name/x.pth")
+    assert (said.returncode, "found nothing that can be opened" in said.stderr) == (2, True)

@@ -206,6 +206,8 @@ def test_labels_must_be_mapped_and_may_be_left_out(archive: Path) -> None:
         (lambda text: text.replace("file,", "mrn,", 1), "1 names of columns twice, e.g. 'mrn'"),
         (lambda text: text.replace("file,", "File,", 1), "columns.path: found 'file', which the table has not"),
         (lambda text: text.replace(",P1,", ",,", 1), "column 'mrn' empty in 1 rows (lines 3)"),
+        (lambda text: text.replace(",P1,", ",1.23E+11,"), "column 'mrn', such as 1.23E+11: 3 rows (lines 3, 11, 19)"),
+        (lambda text: text.replace(",P1,", ",1.2345678901234568e+16,", 1), "such as 1.2345678901234568e+16: 1 rows (lines 3)"),
         (lambda text: text.replace("images/2001/IM0001.png", "", 1), "column 'file' empty in 1 rows (lines 3)"),
         (lambda text: text.replace("mel", "Nev ", 3), "which differ in case only"),
         (lambda text: text.splitlines()[0], "no row below the names of the columns"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -142,6 +143,33 @@ def test_cells_are_all_combinations(tmp_path: Path) -> None:
     assert named.name == "north-stream=domain_seq_within_temporal_order_sorted-seed3"
     with pytest.raises(ScenarioError, match="a key twice"):
         cells_of(file, range(1), ["seed=1", "seed=2"], "")
+
+
+def test_seeds_may_be_named_or_counted_and_not_both(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    assert [cell.name for cell in cells_of(file, (), ["seed=5,2"], "")] == ["seed5", "seed2"]
+    with pytest.raises(ScenarioError, match="--set: seed: found 2 seeds, and --seeds 3; expected one of them"):
+        cells_of(file, range(3), ["seed=1,2"], "")
+    for odd in ("-1", "a", "true", "1.0"):
+        with pytest.raises(ScenarioError, match=r"--set: seed: found .*; expected whole numbers, 0 or greater"):
+            cells_of(file, (), [f"seed=3,{odd}"], "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "given"),
+    [("seed", 7, {"seed": 5}), ("methods", ["mean"], {"methods": ("dcs",)}), ("target", "south", {"target": "north"})],
+)
+def test_a_key_and_the_option_of_it_are_not_both_given(key: str, value: object, given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(
+        ScenarioError, match=f"--set: {key}: found .*, and --{key}, which changes the same key; expected one of them"
+    ):
+        load_experiment(world(tmp_path / "here"), Overrides(settings=((key, value),), **given))
+
+
+@pytest.mark.parametrize("target", ["", {"site": ""}])
+def test_a_target_without_a_name(target: object, tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="target: found an empty name; expected the hospital at which models are merged"):
+        load_experiment(world(tmp_path / "here"), Overrides(settings=(("target", target),)))
 
 
 def test_tables_of_a_grid() -> None:

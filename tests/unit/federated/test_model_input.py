@@ -78,6 +78,7 @@ def test_two_equal_sides_are_one() -> None:
         ({"img_size": 0}, "model.kwargs.img_size: found 0; expected greater than or equal to 8"),
         ({"img_size": [16, 32]}, "model.kwargs.img_size: found [16, 32]: expected one number, as images are squares"),
         ({"depth": 0}, "model.kwargs.depth: found 0: expected at least 1"),
+        ({"depth": 3000}, "model.kwargs.depth: found 3000: expected at most 200"),
         ({"in_chans": 4}, "model.kwargs.in_chans: found 4; expected 1 or 3"),
         ({"in_chans": 2}, "model.kwargs.in_chans: found 2; expected 1 or 3"),
         ({"num_heads": 3}, "dim should be divisible by num_heads"),

@@ -225,6 +225,27 @@ def test_no_field_of_a_method_is_hidden_by_a_parameter() -> None:
 BOTH = [NORTH, SOUTH]
 WHOLE = {name: parameter.detach().abs() for name, parameter in Net().named_parameters()}
 NORMED = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+
+
+class Probe(torch.nn.Module):
+    """What is no classifier: one logit, no axis of classes, logits in a mapping, a second input."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.fc = kind, torch.nn.Linear(4, 1 if kind == "one" else 2)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if self.kind == "two" and len(inputs) < 2:
+            raise TypeError("forward() missing 1 required positional argument: 'mask'")
+        logits = self.fc(inputs[0])
+        return {"one": logits, "none": logits[:, 0], "dict": {"logits": logits}}[self.kind]
+
+
+def probed(kind: str, method: str) -> Tensor:
+    model = Probe(kind)
+    return fedmerge.Adapter(model, [model.state_dict(), model.state_dict()], method)(torch.ones(5, 4))
+
+
 WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "unknown method": (lambda: fedmerge.merge(Net(), BOTH, "meen"), MethodError, "found 'meen'.*did you mean 'mean'"),
     "unknown key": (lambda: fedmerge.merge(Net(), BOTH, "ties", START, kep=1), MethodError, "ties.kep: found 1.*'keep'"),
@@ -252,6 +273,31 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
         lambda: fedmerge.merge(NORMED, [NORMED.state_dict(), {**NORMED.state_dict(), "0.running_var": torch.tensor([1.0, -1e-3])}]),
         CheckpointError,
         r"expert-1 does not fit the model:\n  values of 0.running_var: found a negative variance, expected 0 or more",
+    ),
+    "a negative square": (
+        lambda: fedmerge.merge(Net(), BOTH, "fisher", statistics={"fisher": [WHOLE, {n: -0.9 * x for n, x in WHOLE.items()}]}),
+        CheckpointError,
+        "statistic 'fisher' of expert-1: found a negative number; expected means of squares, 0 or more",
+    ),
+    "one logit": (lambda: probed("one", "mean"), CheckpointError, r"found a tensor of shape \(5, 1\)"),
+    "no classes": (lambda: probed("none", "posterior"), CheckpointError, r"of shape \(5,\)"),
+    "a mapping": (lambda: probed("dict", "dcs"), CheckpointError, "found dict as its output"),
+    "two inputs": (lambda: probed("two", "eam"), MethodError, "cannot take .*missing 1 required"),
+    "no text": (
+        lambda: fedmerge.merge(Net(), [{1: torch.zeros(1)}]),
+        CheckpointError,
+        "found the key 1; expected names",
+    ),
+    "a name of a number": (
+        lambda: fedmerge.Adapter(Net(), {1: NORTH, 2: NORTH}),
+        MethodError,
+        "experts: found 1 as the name of one; expected a text",
+    ),
+    "no list of names": (lambda: fedmerge.Adapter(Net(), BOTH, head=3), MethodError, "head: found 3; expected a list of the names"),
+    "eight bits with a NaN": (
+        lambda: fedmerge.merge(Net(), [NORTH | {"head.bias": torch.full((3,), torch.nan).to(torch.float8_e4m3fn)}]),
+        CheckpointError,
+        "values of head.bias: found NaN or infinity",
     ),
     "no base": (lambda: fedmerge.merge(Net(), BOTH, "ties"), MethodError, "ties: found no theta_0; expected base="),
     "no counts": (lambda: fedmerge.merge(Net(), BOTH, "weighted_mean"), MethodError, "found no counts; expected counts="),

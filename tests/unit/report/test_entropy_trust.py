@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from fedmerge.errors import FolderError
 from fedmerge.experiment.diagnose import diagnose_run, diagnosis_words
+from fedmerge.report.comparison import kept_run
 from fedmerge.report.metrics.entropy_trust import how_many_right, kept_predictions, trust
 
 
@@ -90,3 +91,15 @@ def test_a_file_that_is_torn_or_of_another_program_is_named(name: str, content: 
             FolderError, match=rf"{name}: found .* that cannot be read \(.+\); expected th(at|ose) of a finished run$"
         ):
             diagnose_run(tmp_path, None)
+
+
+def test_a_run_that_has_not_ended_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"status": "running"}')
+    with pytest.raises(
+        FolderError, match=r"found a run that is running; expected .* finished run.*Give its command again, with --resume"
+    ):
+        diagnose_run(tmp_path, None)
+    with pytest.raises(
+        FolderError, match=r"found a run that is running; expected .* finished run.*Give its command again, with --resume"
+    ):
+        kept_run(tmp_path)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from fedmerge.federated.pool.tensor_file import save
-from fedmerge.system.files import atomic, atomic_folder, atomic_write, see_that_file_writable, write_secret
+from fedmerge.system.files import at_home, atomic, atomic_folder, atomic_write, see_that_file_writable, write_secret
 
 
 def names(folder: Path) -> list[str]:
@@ -28,6 +28,23 @@ def test_a_file_is_replaced_and_text_keeps_its_line_ends(tmp_path: Path) -> None
     atomic_write(file, "n\u00f6rth\r\n")
     assert file.read_bytes() == "n\u00f6rth\r\n".encode()
     assert names(tmp_path) == ["site.yaml"]
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    real, link = tmp_path / "real" / "site.yaml", tmp_path / "site.yaml"
+    real.write_text("old")
+    link.symlink_to(real)
+    atomic_write(link, "new")
+    assert link.is_symlink() and real.read_text() == "new"
+    assert names(real.parent) == ["site.yaml"]
+
+
+def test_a_home_of_nobody_stays_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert at_home("~/x") == tmp_path / "x"
+    assert at_home("${HOME}/x") == tmp_path / "x"
+    assert at_home("~nobody-of-that-name/x") == Path("~nobody-of-that-name/x")
 
 
 def test_what_fails_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
