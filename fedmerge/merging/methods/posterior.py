@@ -104,6 +104,8 @@ BASIN = 1 / 20
 """Distance of the mean from theta_0, in lengths of theta_0, below which half-way between them tells nothing of the experts."""
 
 PAIR = 2
+"""Experts of whom nobody can tell which is odd."""
+
 ODD = 2.0
 """Length of an expert's head, as a multiple of the others' median, above which it is brought to theirs."""
 
