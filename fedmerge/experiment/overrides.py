@@ -72,14 +72,11 @@ def overridden(content: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
 
 def _refuse_twice(overrides: Overrides) -> None:
     """Raises ScenarioError for a key that an option and `--set` both change: one of them would be lost."""
-    options = {"backend": overrides.backend, "jobs": overrides.jobs, "seed": overrides.seed, "methods": overrides.methods or None}
-    if overrides.target != EACH:
-        options["target"] = overrides.target
-    settings = {key: value for key, value in overrides.settings if not (key == "target" and value == EACH)}
+    options = {key: getattr(overrides, key) for key in ("backend", "jobs", "seed", "methods", "target")}
     problems = [
-        Problem(WHERE, key, f"{settings[key]!r}, and --{key}, which changes the same key", "one of them")
-        for key, given in options.items()
-        if given is not None and key in settings
+        Problem(WHERE, key, f"{value!r}, and --{option}, which changes the same key", "one of them")
+        for key, value in overrides.settings
+        if options.get(option := key.removesuffix(".site")) not in (None, ()) and value != EACH  # each domain has its own target
     ]
     if problems:
         raise ScenarioError(problems)

@@ -154,6 +154,30 @@ def test_a_file_that_a_user_names_is_looked_at_first(first: tuple[Path, str], wo
     assert (folder / "made" / "here" / "file").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (("mirage", "pool", "--out", "unread.json"), "unread.json"),
+        (("compare", "runs/tiny-3", "runs/tiny-3", "--html", "unread.html"), "unread.html"),
+        (("diagnose", "unread", "--predictions-only"), "unread/diagnose.html"),
+    ],
+)
+def test_files_are_written_whether_or_not_anybody_reads_what_is_printed(
+    first: tuple[Path, str], words: tuple[str, ...], written: str
+) -> None:
+    """As with `| head -1`, which leaves before the end."""
+    folder, _ = first
+    shutil.copytree(folder / "runs" / "tiny-3", folder / "unread", dirs_exist_ok=True)
+    (folder / written).unlink(missing_ok=True)
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        subprocess.run([sys.executable, "-m", "fedmerge", *words], cwd=folder, stdout=write_end, stderr=subprocess.DEVNULL)
+    finally:
+        os.close(write_end)
+    assert (folder / written).is_file()
+
+
 def test_a_locale_that_reads_other_names_of_files_is_named(tmp_path: Path) -> None:
     ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 

@@ -152,17 +152,17 @@ class Table(FileSource):
             root = _image_files.locate(self.root, self.hint)
             wanted = "the folder that the table's paths are relative to"
             return replace(root, expected=wanted) if isinstance(root, Problem) else root
-        return _path(self.file).parent
+        return at_home(self.file).parent
 
     def _sheet(self) -> Spreadsheet:
         """Raises SourceError."""
-        return read_spreadsheet(_path(self.file), self.encoding, self.hint)
+        return read_spreadsheet(at_home(self.file), self.encoding, self.hint)
 
     def pseudonyms(self) -> Pseudonyms | None:
         """By `patient_key`; without one, for sites of one and the same table in this process alone."""
         if self.patient_key or not self.knows_patients:
             return super().pseudonyms()
-        place = str(_path(self.file).resolve())
+        place = str(at_home(self.file).resolve())
         return Pseudonyms(place, frozenset(row.patient for row in self._rows()))
 
     def _class(self, label: str) -> str | None:
@@ -328,11 +328,6 @@ class Table(FileSource):
         found += f" in {len(held)} of {len(cells)} rows" + (f", and {len(odd)} rows whose file is missing" if odd else "")
         mend = "Take another part or seed, or a larger alpha" if self.split else self.hint
         return [Problem("", key, found, "images of two classes or more", mend)]
-
-
-def _path(text: str) -> Path:
-    """A path of a YAML file, with ~ and environment variables filled in."""
-    return at_home(text)
 
 
 def _normal(path: str, top: str) -> str:

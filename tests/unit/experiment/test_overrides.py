@@ -157,11 +157,19 @@ def test_seeds_may_be_named_or_counted_and_not_both(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "given"),
-    [("seed", 7, {"seed": 5}), ("methods", ["mean"], {"methods": ("dcs",)}), ("target", "south", {"target": "north"})],
+    [
+        ("seed", 7, {"seed": 0}),
+        ("jobs", 2, {"jobs": 1}),
+        ("backend", "local", {"backend": "simulation"}),
+        ("methods", ["mean"], {"methods": ("dcs",)}),
+        ("target", "south", {"target": "north"}),
+        ("target.site", "south", {"target": "north"}),
+    ],
 )
 def test_a_key_and_the_option_of_it_are_not_both_given(key: str, value: object, given: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(
-        ScenarioError, match=f"--set: {key}: found .*, and --{key}, which changes the same key; expected one of them"
+        ScenarioError,
+        match=f"--set: {key}: found .*, and --{key.partition('.')[0]}, which changes the same key; expected one of them",
     ):
         load_experiment(world(tmp_path / "here"), Overrides(settings=((key, value),), **given))
 

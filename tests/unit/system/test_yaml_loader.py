@@ -109,6 +109,17 @@ def test_a_missing_file_names_its_neighbor(tmp_path: Path) -> None:
         read_yaml(tmp_path / "organ.yaml")
 
 
+def test_a_link_to_itself_is_no_neighbor_and_a_nul_is_in_no_name(tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(ScenarioError, match=r"found Too many levels of symbolic links; expected a readable YAML file$"):
+        read_yaml(tmp_path / "loop.yaml")
+    (tmp_path / "dangling.yaml").symlink_to("nowhere.yaml")
+    with pytest.raises(ScenarioError, match=r"found No such file or directory; .* did you mean 'loop\.yaml'|known: loop\.yaml"):
+        read_yaml(tmp_path / "dangling.yaml")
+    with pytest.raises(ScenarioError, match=r"found no name of a file .*; expected a readable YAML file"):
+        read_yaml(tmp_path / "a\0b.yaml")
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(ScenarioError, match="UTF-8"):
