@@ -3,6 +3,7 @@
     python benchmarks/load.py long-stream --batches 20000
     python benchmarks/load.py big-pool --experts 200 --max-bytes 1GB
     python benchmarks/load.py many-sites --sites 50
+    python benchmarks/load.py many-sites --sites 6 --large
 
 Each is one run by the front door, with its processes watched from outside. Linux only: memory is read from /proc.
 """
@@ -20,6 +21,8 @@ import typer
 import yaml
 from watch import KINDS, Watched, watch
 
+LARGE = {"model": {"name": "vit_base_patch32_224", "kwargs": {"img_size": 32, "in_chans": 1}}}
+"""350 MB in each message, and quick to train: one patch in each image."""
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "in_chans": 1}
 PLANES = ("axial", "coronal", "sagittal")
 DEADLINE_S = 4 * 3600.0
@@ -66,7 +69,7 @@ def simulate(file: Path, every_s: float, *options: str) -> Watched:
 
 def tell_peaks(found: Watched) -> None:
     """A line for each kind of process."""
-    for role in ("driver", "target", "clients", "daemons"):
+    for role in ("driver", "server", "clients", "target", "daemons"):
         typer.echo(f"  peak of {role:<8} " + ", ".join(f"{kind} {found.peak(role, kind):.0f} MiB" for kind in KINDS))
     total, count = max(s.total for s in found.samples), max(s.processes for s in found.samples)
     typer.echo(f"  peak of all processes together {total:.0f} MiB (shared pages once), {count} processes at most")
@@ -179,6 +182,7 @@ def made_up(request: Any, generator: Any) -> Any:
 @app.command()
 def many_sites(
     sites: Annotated[int, typer.Option(min=2)] = 50,
+    large: Annotated[bool, typer.Option("--large", help="with ViT-B/32, and no method but the mean")] = False,
     out: Annotated[Path, typer.Option(help="a folder that is made anew")] = Path("runs/load/sites"),
 ) -> None:
     """One simulation of many hospitals: seconds, processes, memory."""
@@ -186,9 +190,10 @@ def many_sites(
     scenario = {
         "name": "sites",
         "stream": {"kind": "mixture_drift", "batch_size": 16},
-        "methods": ["mean", "expert", "ensemble", "eam"],
+        "methods": ["mean"] if large else ["mean", "expert", "ensemble", "eam"],
+        **(LARGE if large else {}),
     }
-    found = simulate(world(out, scenario, names, 60, 320), 0.5)
+    found = simulate(world(out, scenario, names, 60, 320), 0.1 if large else 0.5)
     manifest = json.loads((out / "runs" / "sites" / "manifest.json").read_text(encoding="utf-8"))
     typer.echo(f"{len(manifest['experts'])} hospitals: {found.seconds:.0f} s; phases {manifest['phases_seconds']}")
     tell_peaks(found)

@@ -18,6 +18,9 @@ KINDS = ("RssAnon", "RssFile", "RssShmem")
 ACTORS = ("ray::Host", "ray::Placed")
 """What the target's process may be called."""
 
+SERVER = "fedmerge.federated.flower.simulation"
+"""The process that the federation's server runs in, with Flower's own part."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -106,6 +109,8 @@ def role_of(pid: int, root: int) -> str:
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     if any(name in command for name in ACTORS):
         return "target"
+    if SERVER in command:
+        return "server"
     return "clients" if "ray::" in command or "fedmerge" in command else "daemons"
 
 

@@ -119,13 +119,14 @@ def _truths_as_numbers(given: dict[Any, Any], made: BaseModel) -> list[InitError
     found = []
     for name, field in type(made).model_fields.items():
         others = field.validation_alias.choices if isinstance(field.validation_alias, AliasChoices) else [field.validation_alias]
-        whole, values = next((given[key] for key in (name, *others) if key in given), None), getattr(made, name)
+        key = next((key for key in (name, *others) if key in given), name)  # as the user wrote it
+        whole, values = given.get(key), getattr(made, name)
         pairs = (
             zip(whole, values, strict=False) if isinstance(whole, list | tuple) and isinstance(values, tuple) else [(whole, values)]
         )
         for one, value in pairs:
             if isinstance(one, bool) and isinstance(value, int | float) and not isinstance(value, bool):
-                found.append(InitErrorDetails(type="float_type", loc=(name,), input=one))
+                found.append(InitErrorDetails(type="float_type", loc=(str(key),), input=one))
     return found
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedmerge.data.corrupted_images import Gallery
-from fedmerge.errors import ScenarioError
+from fedmerge.errors import FolderError, ScenarioError
 from fedmerge.experiment.experiment import Experiment, RunOptions
 from fedmerge.experiment.training_phase import make_theta_0, site_task
 from fedmerge.federated.client.dataset_summary import Census, census
@@ -103,8 +103,11 @@ def previews(experiments: Sequence[Experiment], pool: Path, cores: int) -> list[
     """Count, look, and time a few steps; nothing is trained, and nothing written but caches of images and an untrained theta_0.
 
     Of several experiments of one scenario, the images of a site are counted once. Raises DataError if images cannot be used,
-    FolderError if an expert in the pool is damaged, and ScenarioError if an event comes after the end of the stream.
+    FolderError if an expert in the pool is damaged, or the pool is a file, and ScenarioError if an event comes after the end of
+    the stream.
     """
+    if pool.exists() and not pool.is_dir():
+        raise FolderError(f"--pool: found '{pool}', a file; expected a folder, or a name that is free")
     trains = {site.name for one in experiments for site in one.sites}
     everyone = {(site.name, one.scenario.trains_on(site)): site for one in experiments for site in one.sites}
     everyone |= {(one.target.name, one.target_classes): one.target for one in experiments}

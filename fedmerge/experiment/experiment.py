@@ -220,7 +220,10 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         raise ScenarioError(once(problems))
     classes = tuple(dict.fromkeys(name for site in found for name in scenario.trains_on(site)))
     seen = seen_by(scenario, found, target)
-    try_out(scenario.model, len(classes))
+    try:
+        try_out(scenario.model, len(classes))
+    except ScenarioError as error:  # a model does not know the file that it stands in
+        raise ScenarioError([replace(problem, where=str(path)) for problem in error.problems]) from None
     if problems := biasless(str(path), scenario, len(classes)):
         raise ScenarioError(problems)
     brought_by(scenario, found, classes)

@@ -233,11 +233,13 @@ class Adapter:
         Raises
         ------
         MethodError
-            For an empty batch, one of whole numbers, or one that the model cannot take; for labels that are missing, that are
-            no classes, or that the method may not see.
+            For a batch that is empty, of whole numbers or without values, or that the model cannot take; for labels that are
+            missing, that are no classes, or that the method may not see.
         """
         if not isinstance(batch, Tensor) or batch.ndim == 0 or len(batch) == 0:
             raise MethodError(f"batch: found {found_as(batch)}; expected a tensor (N, channels, H, W) of at least one sample")
+        if batch.is_meta:
+            raise MethodError("batch: found a tensor on the device 'meta', which holds no values; expected images")
         if not batch.is_floating_point():
             mend = "Give batch.float(), normalized as in the experts' training"
             raise MethodError(f"batch: found values of {batch.dtype}; expected normalized floats. {mend}")

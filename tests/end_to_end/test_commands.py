@@ -25,6 +25,9 @@ def test_a_plan_tells_what_is_in_the_pool(first: tuple[Path, str]) -> None:
     assert told.stdout.count("in the pool") == 2
     assert "never trains" in told.stdout
     assert "nobody trains" in told.stdout
+    wrong = fedmerge(first[0], "plan", "scenarios/tiny.yaml", "--pool", "scenarios/tiny.yaml")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "--pool: found 'scenarios/tiny.yaml', a file; expected a folder" in wrong.stderr
 
 
 def test_a_plan_names_a_damaged_expert(first: tuple[Path, str], tmp_path: Path) -> None:

@@ -56,6 +56,6 @@ def test_a_truth_is_no_number(key: str, tmp_path: Path) -> None:
     """YAML takes `yes` and `on` for true, which is 1 for Python."""
     file = world(tmp_path / "here")
     file.write_text(yaml.safe_dump(SCENARIO | {"methods": ["mean", "ties"]}))
-    with pytest.raises(ScenarioError, match="found True; expected a valid"):
+    with pytest.raises(ScenarioError, match=rf"{key.rpartition('.')[2]}: found True; expected a valid"):
         load_experiment(file, Overrides(settings=((key, True),)))
     load_experiment(file, Overrides(settings=(("methods.mean.with_theta_0", True),)))

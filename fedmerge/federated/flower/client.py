@@ -84,35 +84,37 @@ def client_app(identity: Identity, ticks: Path | None = None) -> Any:
             task = identity.task(asked, context.node_config)
         except SiteError as error:
             return Message(RecordDict({"said": _said(error.told)}), reply_to=message)
-        weights = message.content["weights"].to_torch_state_dict()
-        request = Request(str(asked["what"]), task, weights, tuple(str(asked["layers"]).split()))
+        what, layers = str(asked["what"]), tuple(str(asked["layers"]).split())
         told = context.node_config.get(PROGRESS)
         place = Path(str(told)) if told else ticks
-        if place and request.what == "train":
+        if place and what == "train":
             begin(place, task.site.name)
 
         def on_tick(tick: Tick) -> None:
             if place:
                 leave_progress(place, tick)
 
-        return Message(packed(answer(request, on_tick)), reply_to=message)
+        # neither bytes nor tensors of the request outlive what they become: a model may be large
+        state = message.content["weights"].to_torch_state_dict
+        reply = answer(Request(what, task, state(keep_input=False), layers), on_tick)
+        return Message(packed(reply), reply_to=message)
 
     return app
 
 
 def packed(reply: Reply) -> Any:
-    """A reply as Flower carries it; `decoding.reply_of` is the way back."""
+    """A reply as Flower carries it; `decoding.reply_of` is the way back. Weights and statistics leave the reply, one by one."""
     from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
     upload = reply.upload
     content = RecordDict({"said": _said(reply.reason, upload.seal if upload is not None else Seal())})
     if upload is not None:
-        content["weights"] = ArrayRecord(upload.weights)
+        content["weights"] = ArrayRecord(upload.weights, keep_input=False)
         content["scalars"] = MetricRecord(dict(upload.scalars))
         if upload.samples is not None:
             content["samples"] = ArrayRecord({"samples": upload.samples})
         for kind, state in upload.statistics.items():
-            content[f"statistic.{kind}"] = ArrayRecord(state)
+            content[f"statistic.{kind}"] = ArrayRecord(state, keep_input=False)
     return content
 
 

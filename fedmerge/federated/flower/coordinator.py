@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 from fedmerge.errors import SiteError
 from fedmerge.federated.flower.decoding import failure, reply_of
@@ -86,16 +87,19 @@ class Coordinator:
             known, self.doubts = judge(self.meet(), self.job.tasks, self.job)
             self.whose.update(known)
         began = time.monotonic()
+        records: WeakValueDictionary[int, Any] = WeakValueDictionary()
         waiting: dict[str, Request] = {}
         lost: list[Request] = []
         left = {request.task.site.name: self.retries for request in requests}
         for request in requests:
             if request.task.site.name in self.whose:
-                waiting[self._send(request)] = request
+                waiting[self._send(request, records)] = request
             else:
                 yield Reply(request.task, None, self._absent(request.task.site.name), 0.0)
         while (waiting or lost) and time.monotonic() - began < deadline_s:
-            for message in self.grid.pull_messages(list(waiting)) if waiting else ():
+            arrived = list(self.grid.pull_messages(list(waiting))) if waiting else []
+            while arrived:
+                message = arrived.pop(0)
                 request = waiting.pop(message.metadata.reply_to_message_id)
                 name = request.task.site.name
                 if message.has_error() and message.error.code in LOST and left[name]:
@@ -106,18 +110,21 @@ class Coordinator:
             online = set(self.grid.get_node_ids()) if lost else set()
             for request in [one for one in lost if self.whose[one.task.site.name] in online]:
                 lost.remove(request)
-                waiting[self._send(request)] = request
+                waiting[self._send(request, records)] = request
             time.sleep(PAUSE_S)
         for request in lost:
             yield Reply(request.task, None, f"its client was lost, and was not back within {deadline_s:g} s", deadline_s)
 
-    def _send(self, request: Request) -> str:
+    def _send(self, request: Request, records: WeakValueDictionary[int, Any]) -> str:
+        """Ask a site; the number of the message. records: weights on their way: sites that start from the same share one copy."""
         from flwr.app import ArrayRecord, ConfigRecord, MessageType, RecordDict
 
         if request.what == "train":
             self.tries[request.task.site.name] += 1
         said = {"what": request.what, "layers": " ".join(request.layers), "task": json.dumps(request.task.model_dump(mode="json"))}
-        content = RecordDict({"ask": ConfigRecord(said), "weights": ArrayRecord(dict(request.weights))})
+        weights = records.get(id(request.weights)) or ArrayRecord(dict(request.weights))
+        records[id(request.weights)] = weights
+        content = RecordDict({"ask": ConfigRecord(said), "weights": weights})
         return _push(self.grid, self.whose[request.task.site.name], content, MessageType.TRAIN)
 
     def _absent(self, site: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ HEADERS = {(1, 0): numpy_format.read_array_header_1_0, (2, 0): numpy_format.read
 
 
 def reply_of(content: Mapping[str, Any], task: SiteTask, seconds: float) -> Reply:
-    """What a message says: an upload, the site's own reason why there is none, or why it cannot be read."""
+    """What a message says: an upload, the site's own reason why there is none, or why it cannot be read. Its arrays leave it."""
     site = task.site.name
     try:
         said = dict(content["said"])
@@ -60,8 +60,9 @@ def _upload(content: Mapping[str, Any], site: str, seal: Seal) -> Upload:
     return Upload(site, weights, scalars, samples["samples"] if samples else None, statistics, seal=seal)
 
 
-def _state(record: Mapping[str, Any], site: str) -> dict[str, Tensor]:
-    return {str(name): array_of(array, f"site '{site}': {name}") for name, array in record.items()}
+def _state(record: MutableMapping[str, Any], site: str) -> dict[str, Tensor]:
+    """The tensors of a record. Each array leaves it when it is read: bytes and tensors of a whole model are not held together."""
+    return {str(name): array_of(record.pop(name), f"site '{site}': {name}") for name in list(record)}
 
 
 def array_of(array: Any, where: str) -> Tensor:

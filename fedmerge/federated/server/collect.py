@@ -37,6 +37,7 @@ def collect(job: Job, ask: Ask) -> dict[str, Outcome]:
             outcomes[name] = _admit(reply, asked.pop(name), job, pool)
         else:
             refuse(job, name, f"site '{name}': an answer to no question: it has answered before, or was not asked", reply.upload)
+        del reply  # its weights need not be held while the next ones are read
     for task in missing:
         outcomes.setdefault(task.site.name, Outcome(task.site.name, False, job.silence))
     while len(there := [t for t in job.tasks if not outcomes[t.site.name].reason]) >= (job.at_least or len(job.tasks)):
@@ -56,7 +57,8 @@ def probe_head(job: Job, ask: Ask) -> Initial:
     weights = dict(job.initial.weights)
     for _ in range(ROUNDS):
         heads: list[tuple[float, dict[str, Tensor]]] = []
-        asked = {task.site.name: Request("probe", task, dict(weights)) for task in job.tasks}
+        start = dict(weights)
+        asked = {task.site.name: Request("probe", task, start) for task in job.tasks}
         for reply in ask(list(asked.values()), job.deadline_s):
             name = reply.task.site.name
             if reply.upload is None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from fedmerge.errors import CheckpointError
 
@@ -232,6 +233,9 @@ def check_mapping(owner: str, state: object) -> None:
         if not isinstance(value, Tensor):
             mend = f"Give the state dict inside, checkpoint['{name}']" if isinstance(value, Mapping) else "Give tensors alone"
             raise CheckpointError(f"{owner}: found {found_as(value)} under '{name}'; expected a tensor. {mend}")
+        if is_lazy(value):
+            found, mend = f"{name}, which has no shape before its first batch", "Call the model once on a batch of images"
+            raise CheckpointError(f"{owner}: found {found}; expected weights. {mend}")
         if value.is_meta:
             raise CheckpointError(f"{owner}: found {name} on the device 'meta', which holds no values; expected loaded weights")
         if value.layout != torch.strided:

@@ -86,7 +86,7 @@ def trained() -> dict[str, Upload]:
 def honest(task: SiteTask, job: Job, trained: dict[str, Upload]) -> Upload:
     if "upload" not in trained:
         trained["upload"] = answer(Request("train", task, job.initial.weights), lambda _: None).upload  # type: ignore[assignment]
-    return replace(trained["upload"], site=task.site.name)
+    return replace(trained["upload"], site=task.site.name, weights=dict(trained["upload"].weights))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "ghost"])
@@ -106,7 +106,7 @@ def test_a_bad_upload_is_refused_and_a_good_one_kept(
     sent = replace(upload, site=name, weights=other)
     sent = deed.upload(sent, bad) if deed.upload else sent
     sent = replace(sent, seal=seal_of(deed.request(request) if deed.request else request, sent))
-    content = TABLE.packed(Reply(bad, sent, "", 1.0))
+    content = TABLE.packed(Reply(bad, replace(sent, weights=dict(sent.weights)), "", 1.0))
     if deed.content:
         deed.content(content)
     outcomes = collect(asked, replies(fine, reply_of(content, bad, 1.0)))
@@ -127,8 +127,12 @@ def test_without_a_misdeed_it_is_admitted(keyed: Hospital, job: Jobs, trained: d
     task = keyed("good")
     asked = job(task)
     upload, request = honest(task, asked, trained), Request("train", task, asked.initial.weights)
-    content = TABLE.packed(Reply(task, replace(upload, seal=seal_of(request, upload)), "", 1.0))
-    assert collect(asked, replies(reply_of(content, task, 1.0)))["good"].trained
+    sent = replace(upload, seal=seal_of(request, upload))
+    content = TABLE.packed(Reply(task, sent, "", 1.0))
+    reply = reply_of(content, task, 1.0)
+    assert not sent.weights  # neither side holds bytes and tensors of a model together
+    assert not content["weights"]
+    assert collect(asked, replies(reply))["good"].trained
     expert = ExpertPool(asked.pool).load(task)
     assert expert.signed
     assert [line["dtype"] for line in expert.audit if line["kind"] == "statement"] == ["signed"]

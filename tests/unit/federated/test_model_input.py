@@ -82,12 +82,15 @@ def test_two_equal_sides_are_one() -> None:
         ({"in_chans": 4}, "model.kwargs.in_chans: found 4; expected 1 or 3"),
         ({"in_chans": 2}, "model.kwargs.in_chans: found 2; expected 1 or 3"),
         ({"num_heads": 3}, "dim should be divisible by num_heads"),
+        ({"nope": 3}, "scenarios/tiny.yaml, line {line}: model.kwargs.nope: found 3 (VisionTransformer.__init__() got"),
     ],
 )
 @pytest.mark.parametrize("verb", ["simulate", "plan"])
 def test_every_verb_says_it_at_once(tmp_path: Path, verb: str, change: dict[str, Any], said: str) -> None:
     model = {**TINY, "kwargs": {**TINY["kwargs"], **change}}  # type: ignore[dict-item]
-    world(tmp_path).write_text(yaml.safe_dump({**SCENARIO, "model": model}))
+    text = yaml.safe_dump({**SCENARIO, "model": model})
+    world(tmp_path).write_text(text)
+    said = said.replace("{line}", str(1 + text[: text.find("nope")].count("\n")))
     ended = fedmerge(tmp_path, verb, "scenarios/tiny.yaml")
     assert ended.returncode == 2
     assert said in ended.stderr

@@ -283,6 +283,16 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "no classes": (lambda: probed("none", "posterior"), CheckpointError, r"of shape \(5,\)"),
     "a mapping": (lambda: probed("dict", "dcs"), CheckpointError, "found dict as its output"),
     "two inputs": (lambda: probed("two", "eam"), MethodError, "cannot take .*missing 1 required"),
+    "no shape yet": (
+        lambda: fedmerge.Adapter(torch.nn.Sequential(torch.nn.LazyLinear(3)), [{}]),
+        CheckpointError,
+        "model: found 0.weight, which has no shape before its first batch; expected weights. Call the model once",
+    ),
+    "no values": (
+        lambda: fedmerge.Adapter(Net(), BOTH)(torch.ones(2, 3, 4, 4, device="meta")),
+        MethodError,
+        "batch: found a tensor on the device 'meta', which holds no values",
+    ),
     "no text": (
         lambda: fedmerge.merge(Net(), [{1: torch.zeros(1)}]),
         CheckpointError,
