@@ -190,7 +190,7 @@ def many_sites(
     scenario = {
         "name": "sites",
         "stream": {"kind": "mixture_drift", "batch_size": 16},
-        "methods": ["mean"] if large else ["mean", "expert", "ensemble", "eam"],
+        "methods": ["mean"] if large or sites > 200 else ["mean", "expert", "ensemble", "eam"],
         **(LARGE if large else {}),
     }
     found = simulate(world(out, scenario, names, 60, 320), 0.1 if large else 0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import subprocess
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -74,15 +75,18 @@ class Watched:
 def watch(command: list[str], cwd: Path, run: Path, every_s: float, deadline_s: float) -> Watched:
     """Run a command and look at its processes until it ends. run: its run folder, where the number of batches is read."""
     began = time.monotonic()
-    child = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     samples = []
-    while child.poll() is None and time.monotonic() - began < deadline_s:
-        samples.append(look(child.pid, run, time.monotonic() - began))
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(every_s)
-    if child.poll() is None:
-        child.terminate()
-    said = child.communicate(timeout=60)[0]
+    with tempfile.TemporaryFile("w+") as told:  # a pipe that nobody reads fills up, and the command waits
+        child = subprocess.Popen(command, cwd=cwd, stdout=told, stderr=subprocess.STDOUT)
+        while child.poll() is None and time.monotonic() - began < deadline_s:
+            samples.append(look(child.pid, run, time.monotonic() - began))
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(every_s)
+        if child.poll() is None:
+            child.terminate()
+        child.wait(60)
+        told.seek(0)
+        said = told.read()
     return Watched(child.returncode, time.monotonic() - began, said, samples)
 
 

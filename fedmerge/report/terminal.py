@@ -26,12 +26,20 @@ QUARTERS = 4
 MOST_NAMED = 4
 """Sites that a line of progress names."""
 
+MOST_LISTED = 24
+"""Sites that a title names."""
+
 PLAIN_WIDTH = 120
 """Characters of a line where there is no terminal to ask."""
 
 
 MINUTE_S = 60.0
 """Without a terminal, at least so much time lies between two lines of a long wait."""
+
+
+def listed(names: Sequence[str], most: int = MOST_LISTED) -> str:
+    """Names with commas between them; of more than `most`, the first, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class Pace:
@@ -88,7 +96,7 @@ class Terminal:
     def experts(self, sha256: dict[str, str], trained: dict[str, bool], brought: Sequence[str] = ()) -> None:
         """One line: every expert's digest, and whether it was trained now, lay in the pool, or was trained elsewhere."""
         how = {name: "trained now" if now else "brought" if name in brought else "from the pool" for name, now in trained.items()}
-        self.say(f"experts: {', '.join(f'{name} {digest[:12]} ({how[name]})' for name, digest in sha256.items())}")
+        self.say(f"experts: {listed([f'{name} {digest[:12]} ({how[name]})' for name, digest in sha256.items()])}")
 
     @contextmanager
     def progress(self, title: str, expected: int = 0) -> Iterator[SiteProgress]:
@@ -190,8 +198,7 @@ class SiteProgress:
         words = self.pace.words(whole)
         if self.pace.due():
             busy = [f"{name} {100 * part:.0f}%" for name, part in self.shares.items() if part < 1]
-            more = f" and {len(busy) - MOST_NAMED} more" if len(busy) > MOST_NAMED else ""
-            self.terminal.say(f"  {words}{': ' if busy else ''}{', '.join(busy[:MOST_NAMED])}{more}")
+            self.terminal.say(f"  {words}{': ' if busy else ''}{listed(busy, MOST_NAMED)}")
 
 
 class StreamProgress:

@@ -39,21 +39,29 @@ class Identity(Protocol):
 
 @dataclass(frozen=True)
 class Listed:
-    """Nodes of a simulation that know every task beforehand: the node's partition number says which hospital it is."""
+    """Nodes of a simulation that know every task beforehand: the node's partition number says which hospital it is.
 
-    tasks: Sequence[SiteTask]
+    tasks: as JSON, because Ray carries all of them with every message, and a node reads its own alone.
+    """
+
+    tasks: Sequence[str]
+
+    @staticmethod
+    def of(tasks: Sequence[SiteTask]) -> Listed:
+        """Of these tasks."""
+        return Listed([task.model_dump_json() for task in tasks])
 
     def name(self, node: Said) -> str:
         """Never needed: nothing can go wrong before."""
-        return self.tasks[int(node["partition-id"])].site.name
+        return self.site({}, node).name
 
     def site(self, said: Said, node: Said) -> Site:
         """The hospital of this number."""
-        return self.tasks[int(node["partition-id"])].site
+        return self.task(said, node).site
 
     def task(self, said: Said, node: Said) -> SiteTask:
         """Its task."""
-        return self.tasks[int(node["partition-id"])]
+        return SiteTask.model_validate_json(self.tasks[int(node["partition-id"])])
 
 
 def client_app(identity: Identity, ticks: Path | None = None) -> Any:

@@ -168,18 +168,19 @@ def _some_nodes(grid: Any, tasks: Sequence[SiteTask], connect_s: float) -> list[
 def _claims(grid: Any, asked: Sequence[tuple[int, Mapping[str, str]]], within_s: float) -> list[Claim]:
     """Who nodes say that they are, of all that answer in time; each question has a number of its own to sign.
 
-    asked: nodes, and what else they are told.
+    asked: nodes, and what else they are told. within_s: how long none of them may answer; many that share a machine take turns.
     """
     from flwr.app import ConfigRecord, MessageType, RecordDict
 
-    began = time.monotonic()
     waiting: dict[str, str] = {}
     for node, said in asked:
         nonce = secrets.token_hex(16)
         waiting[_push(grid, node, RecordDict({"ask": ConfigRecord({"nonce": nonce, **said})}), MessageType.QUERY)] = nonce
     found: list[Claim] = []
-    while waiting and time.monotonic() - began < min(within_s, START_GRACE_S):
+    heard = time.monotonic()
+    while waiting and time.monotonic() - heard < min(within_s, START_GRACE_S):
         for message in grid.pull_messages(list(waiting)):
+            heard = time.monotonic()
             nonce = waiting.pop(message.metadata.reply_to_message_id)
             if not message.has_error():
                 found.append(Claim.of(message.metadata.src_node_id, nonce, message.content))

@@ -33,6 +33,9 @@ from fedmerge.system.process import cores, make_core_slots
 MOST_ROUNDS = 200
 """More blocks of layers than any model has."""
 
+ARRIVAL_S = 1.0
+"""What a hospital may take to say who it is, while it takes turns with the others, seconds."""
+
 STOP_S = 10.0
 """What a federation that has said its last word may take to end, seconds."""
 
@@ -90,7 +93,7 @@ class ChildBackend:
                 child = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.PIPE, start_new_session=True, env=here)
             patience_s = 0.0
             try:
-                _watch(child, folder, job.deadline_s * _waits(what, job) + self.grace_s, on_tick)
+                _watch(child, folder, job.deadline_s * _waits(what, job) + self.grace_s + ARRIVAL_S * len(job.tasks), on_tick)
                 patience_s = STOP_S
             finally:
                 _end(child, patience_s)

@@ -26,7 +26,7 @@ def run_job(folder: Path) -> None:
     """Read the job, run the federation, say how it ended: after that, Flower waits for ever for a client that is stuck."""
     what, job = read_job(folder)
     asked = incomplete(job) if what == "gather" else list(job.tasks)
-    run_flower(job, asked, client_app(Listed(asked), folder / TICKS), lambda backend: carry_out(folder, what, job, backend))
+    run_flower(job, asked, client_app(Listed.of(asked), folder / TICKS), lambda backend: carry_out(folder, what, job, backend))
 
 
 def run_flower(job: Job, asked: list[SiteTask], client: Any, program: Callable[[Backend], None]) -> None:

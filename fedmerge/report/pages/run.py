@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,11 @@ def _verdict(versus: dict[str, Any]) -> str:
 
 def leaves(record: RunRecord) -> list[dict[str, Any]]:
     """What left every site: totals by kind, and every item."""
-    found = []
+    found, of_site = [], defaultdict(list)
+    for item in record.audit:
+        of_site[item["site"]].append(item)
     for name in [*(site.name for site in record.sites), record.target]:
-        items = [item for item in record.audit if item["site"] == name]
+        items = of_site[name]
         if name == record.target and not items:
             continue
         kinds = sorted({item["kind"] for item in items})

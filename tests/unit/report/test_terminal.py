@@ -9,7 +9,7 @@ import pytest
 
 from fedmerge.experiment.sweep import in_their_order
 from fedmerge.report.batch_log import Step
-from fedmerge.report.terminal import Pace, Terminal, console, in_short, site_table
+from fedmerge.report.terminal import Pace, Terminal, console, in_short, listed, site_table
 
 
 class Clock:
@@ -46,6 +46,16 @@ def test_of_many_sites_the_first_are_named(capsys: pytest.CaptureFixture[str]) -
             clock.now = 61.0 if number == 8 else 0.0
             bars.tick(f"site_{number}", 1, 10, "run 1")
     assert capsys.readouterr().out.splitlines()[1].endswith("site_3 10% and 5 more")
+
+
+def test_a_line_does_not_name_a_thousand_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    """A thousand hospitals in the title of a phase, which the status repeats for each of them, were 4 MB."""
+    names = [f"site_{number}" for number in range(1000)]
+    Terminal().experts(dict.fromkeys(names, "0" * 64), dict.fromkeys(names, True))
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("experts: site_0 000000000000 (trained now), site_1")
+    assert said.endswith("site_23 000000000000 (trained now) and 976 more")
+    assert (listed(names[:24]), listed(names[:25])) == (", ".join(names[:24]), ", ".join(names[:24]) + " and 1 more")
 
 
 def test_the_stream_and_what_was_done_before(capsys: pytest.CaptureFixture[str]) -> None:
