@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,7 @@ from fedmerge.federated.site import Site
 from fedmerge.report.batch_log import Ledger
 from fedmerge.report.pages.run import write
 from fedmerge.report.records import RunRecord, SiteRow
-from fedmerge.report.run_log import RunLog, run_log
+from fedmerge.report.run_log import TOOLS, RunLog, run_log
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.system.notebook import html_table
 
@@ -211,14 +211,34 @@ def run(
     >>> result.report_path.as_posix()
     'runs/organs-1/report.html'
     """
+    given = {"scenario": scenario, "out": out or "", "pool": pool, "methods": methods, "settings": settings or {}, **options}
+    _refuse_types(given)
     own = {name: options.pop(name) for name in ("resume", "quiet", "threads", "log") if name in options}
-    for name in ("resume", "quiet"):
-        if not isinstance(own.get(name, False), bool):
-            raise UserError(f"{name}: found {own[name]!r}; expected True or False")
+    options |= {name: tuple(map(str, options[name])) for name in ("add_sites", "without") if name in options}
     changes = Overrides(seed=seed, backend=backend, methods=tuple(methods), settings=tuple((settings or {}).items()), **options)
     experiment = load_experiment(Path(scenario), changes)
     folder = Path(out) if out is not None else experiment.run_dir
     return RunResult(folder, run_experiment(experiment, RunOptions(out=folder, pool=Path(pool), **own)))
+
+
+def _refuse_types(given: Mapping[str, Any]) -> None:
+    """Raises UserError for an argument of `run` that is not of its type; what its value may be is checked with the scenario."""
+
+    def of(names: str, right: Callable[[Any], bool], expected: str) -> None:
+        for name in names.split():
+            if name in given and not right(given[name]):
+                raise UserError(f"{name}: found {given[name]!r}; expected {expected}")
+
+    of("scenario out pool", lambda path: isinstance(path, str | Path), "a path")
+    of("methods add_sites without", lambda names: isinstance(names, list | tuple), "a list of names, such as ['mean', 'eam']")
+    of("log", lambda names: isinstance(names, list | tuple) and {*names} <= {*TOOLS}, f"a list of names among {', '.join(TOOLS)}")
+    of(
+        "settings",
+        lambda keys: isinstance(keys, Mapping) and all(isinstance(key, str) for key in keys),
+        "a mapping of keys to values",
+    )
+    of("resume quiet", lambda truth: isinstance(truth, bool), "True or False")
+    of("threads", lambda count: isinstance(count, int) and not isinstance(count, bool) and count > 0, "a whole number above 0")
 
 
 def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any]:

@@ -87,7 +87,11 @@ def read_generalist(experiment: Experiment) -> dict[str, Any] | None:
 def consume(
     experiment: Experiment, initial: Initial, sent: Sent, options: RunOptions, terminal: Terminal, log: RunLog
 ) -> tuple[Progress, Seen]:
-    """The stream from beginning to end, or from the last snapshot: every batch is counted once."""
+    """The stream from beginning to end, or from the last snapshot: every batch is counted once.
+
+    Raises SiteError where no row is left, because every method names an expert that was left out.
+    """
+    _tell_left_out(experiment, sent, terminal)
     task, scenario = target_task(experiment, initial, sent, options), experiment.scenario
     course = course_of(experiment, task.experts)
     experts, base = contributions(experiment, initial, sent.experts)
@@ -187,6 +191,16 @@ def target_task(experiment: Experiment, initial: Initial, sent: Sent, options: R
         gpus=scenario.target.gpus,
         resource=scenario.target.resource,
     )
+
+
+def _tell_left_out(experiment: Experiment, sent: Sent, terminal: Terminal) -> None:
+    there = {method.key for method in usable(experiment, sent.experts)}
+    gone = [method for method in experiment.scenario.methods if method.key not in there]
+    said = [f"method '{method.key}' names site '{getattr(method, 'site', '')}', whose expert is not there" for method in gone]
+    if not there and not sent.federated:
+        raise SiteError(f"{'; '.join(said)}: no row is left. Add a method of all experts, such as 'mean'; experts are in the pool")
+    for line in said:
+        terminal.say(f"  {line}; the run goes on without its row")
 
 
 def usable(experiment: Experiment, experts: list[Expert]) -> tuple[Any, ...]:

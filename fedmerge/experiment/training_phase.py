@@ -135,8 +135,14 @@ def run_strategies(
     having made in the same pool is waited for.
     """
     founders = [task for task in tasks if task.site.name in experiment.founders]
-    if not experiment.scenario.federated or not founders:
+    if not experiment.scenario.federated:
         return ()
+    if not founders:
+        keys = ", ".join(strategy.key for strategy in experiment.scenario.federated)
+        found = "found no expert of a hospital that is there from the beginning, and others come too late for the rounds"
+        raise SiteError(
+            f"federated: {keys}: {found}; expected one or more. Experts are in the pool; leave 'federated' out to use them"
+        )
     pool, strategies = GlobalPool(options.pool, founders), experiment.scenario.federated
     awaited = [Awaited(one.key, pool.entry(one), partial(pool.has, one)) for one in strategies]
     deadline_s = sum(one.rounds for one in strategies) * experiment.scenario.training.deadline_s + START_GRACE_S

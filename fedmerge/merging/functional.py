@@ -23,7 +23,7 @@ from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.evidence import Answer, Evidence
 from fedmerge.merging.methods._base import METHODS, Method, Stateful, Static
 from fedmerge.merging.per_sample.dispatch import PerSample, Way
-from fedmerge.merging.predict import Prediction, Row, carry, evidence_of, predict, rows_of
+from fedmerge.merging.predict import Prediction, Row, bank_of, carry, evidence_of, predict, rows_of
 from fedmerge.system.notebook import html_table
 
 Experts = Sequence[StateDict] | Mapping[str, StateDict]
@@ -281,7 +281,8 @@ class Adapter:
     def reset(self) -> None:
         """Forget all batches: the next is predicted as if it were the first. Experts stay as they are."""
         self._began, self._last = False, None
-        self._row.state = self._row.method.start(self._bank) if isinstance(self._row.method, Stateful) else {}
+        method = self._row.method
+        self._row.state = method.start(bank_of(method, self._bank)) if isinstance(method, Stateful) else {}
 
     def join(
         self,
@@ -574,6 +575,8 @@ def _only_row(method: Method, given: _Given, experts: Mapping[str, _Expert]) -> 
             f"method {method.key}: found hyper-parameters that need the whole stream before the first prediction; expected "
             "ones with which it goes batch by batch, as an adapter does. Use fedmerge.run for the whole stream"
         )
+    if row.with_theta_0 and row.refuses_theta_0:
+        raise MethodError(f"method {row.key}: with_theta_0: found True; expected False. {row.refuses_theta_0}")
     for lacking in sorted(row.needed - given.has(experts)):
         mend = MENDS.get(lacking, f"statistics={{'{lacking}': [...]}}, one mapping of tensors for each expert")
         raise MethodError(f"method {method.key}: found no {lacking}; expected {mend}")

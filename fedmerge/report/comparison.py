@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,17 +192,19 @@ def _differing(one: Any, other: Any, key: str) -> Iterator[tuple[str, Any, Any]]
 
 
 def _named(value: Any) -> dict[str, Any] | None:
-    """A mapping, or a list of mappings by their names; None for what has no parts."""
+    """A mapping, or a list of mappings by their names, and by numbers where they share one; None for what has no parts."""
     if isinstance(value, dict):
         return value
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         return None
-    found = {}
+    found, times = {}, Counter[str]()
     for number, item in enumerate(value):
         only = next(iter(item)) if len(item) == 1 else None  # a plug-in by its name, as methods are
         inner = item[only] if only else item
         label = inner.get("label") if isinstance(inner, dict) else None
-        found[str(label or only or item.get("name") or number)] = inner
+        name = str(label or only or item.get("name") or number)
+        times[name] += 1
+        found[name if times[name] == 1 else f"{name} ({times[name]})"] = inner
     return found
 
 

@@ -11,7 +11,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -162,13 +162,17 @@ def _name(text: str) -> str:
     return re.sub(r"[^\w/. -]", "_", text)
 
 
+TOOLS: dict[str, Callable[[Path, str], Writer]] = {"tensorboard": lambda out, _: TensorBoard(out), "mlflow": MLflow}
+"""By name, from the run's folder and the scenario's name."""
+
+
 @contextmanager
 def run_log(tools: Sequence[str], out: Path, scenario: str) -> Iterator[RunLog]:
     """A log in these tools, which are opened at once. Raises MissingExtra for one that is not installed."""
     writers: list[Writer] = []
     with ExitStack() as ending:
         for tool in dict.fromkeys(tools):
-            writers.append(TensorBoard(out) if tool == "tensorboard" else MLflow(out, scenario))
+            writers.append(TOOLS[tool](out, scenario))
         done = False
         ending.callback(lambda: [writer.close(done) for writer in writers])
         yield RunLog(writers)

@@ -112,3 +112,9 @@ def test_images_that_cannot_be_used_cost_no_other_hospital_its_expert(first: tup
         assert "bladder/0.png" not in (folder / "runs/west" / left).read_text()
     assert [site["name"] for site in read(folder / "runs/west/summary.json")["sites"]] == ["north", "south"]
     assert "files that are no image" in read(folder / "runs/west/manifest.json")["absent"]["west"]
+    alone = "methods=[{expert: {site: west}}]"
+    ended = simulate(folder, *options[:3], "min_sites=2", "--set", alone, "--out", "runs/no-row")
+    assert ended.returncode == 2
+    assert "method 'expert:west' names site 'west', whose expert is not there: no row is left" in " ".join(ended.stderr.split())
+    said = done(folder, *options[:3], "min_sites=2", "--set", "methods=[mean, {expert: {site: west}}]", "--out", "runs/a-row")
+    assert "whose expert is not there; the run goes on without its row" in " ".join(said.split())

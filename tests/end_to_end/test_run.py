@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,6 +102,17 @@ def test_a_notebook_gets_the_run_of_the_command(first: tuple[Path, str]) -> None
         assert result.report_path.is_file()
         with pytest.raises(fedmerge.FedmergeError, match="did you mean 'epochs'"):
             fedmerge.run("scenarios/tiny.yaml", settings={"training.epoch": 3}, out="runs/wrong")
+        wrong: dict[str, tuple[Any, str]] = {
+            "threads": ("two", "a whole number above 0"),
+            "methods": ("mean", "a list of names"),
+            "add_sites": ("sites/north.yaml", "a list of names"),
+            "settings": ("seed=1", "keys and their values|a mapping of keys"),
+            "log": (("wandb",), "a list of names among tensorboard, mlflow"),
+            "pool": (None, "a path"),
+        }
+        for name, (value, expected) in wrong.items():
+            with pytest.raises(fedmerge.FedmergeError, match=f"^{name}: found .*; expected {expected}"):
+                fedmerge.run("scenarios/tiny.yaml", **{name: value})
     assert same_predictions(folder / "runs" / "notebook", folder / "runs" / "tiny-3")
     accuracies = [row["accuracy"] for row in result.table]
     assert accuracies == sorted(accuracies, reverse=True)

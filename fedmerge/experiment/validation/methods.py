@@ -51,12 +51,8 @@ def _needs(where: str, at: str, method: Method, scenario: Scenario) -> list[Prob
             if here != there:
                 mend = f"Give both the same value: the server merges with that of uploads.{kind} between rounds"
                 problems.append(Problem(where, f"{place}.{field}", str(here), f"{there}, as in uploads.{kind}", mend))
-    lacks = sorted(method.needed & {*STATISTICS.names, "counts", "theta_0"}) if method.with_theta_0 else []
-    if lacks or (method.with_theta_0 and (scenario.target.shards or 1) > 1):
-        why = (
-            f"The start, theta_0, has no {lacks[0]}, which the method needs of every expert" if lacks else "No shard holds theta_0"
-        )
-        why = "The method starts from theta_0 already" if "theta_0" in lacks else why
+    if method.with_theta_0 and (method.refuses_theta_0 or (scenario.target.shards or 1) > 1):
+        why = method.refuses_theta_0 or "No shard holds theta_0"
         problems.append(Problem(where, f"{at}.{method.kind()}.with_theta_0", "true", "false", why))
     if "generalist" in method.needed and scenario.generalist is None:
         found, expected = f"'{method.key}', which needs a generalist, and no key 'generalist'", "that key in the scenario"

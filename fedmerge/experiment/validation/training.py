@@ -129,9 +129,10 @@ def _fit(name: str, expert: OwnExpert, digest: str, model: str, classes: tuple[s
         return str(error)
 
 
-def unfit(where: str, scenario: Scenario, founders: int) -> list[Problem]:
-    """Federated strategies that could not be run among so many hospitals."""
-    fewest = min(founders, scenario.min_sites or founders)  # the run goes on with so few, and their rounds must be possible
+def unfit(where: str, scenario: Scenario, founders: int, joining: int) -> list[Problem]:
+    """Federated strategies that could not be run among so many hospitals. joining: others, which come too late for the rounds."""
+    enough = scenario.min_sites - joining if scenario.min_sites else founders  # if all others are there
+    fewest = max(1, min(founders, enough))  # the run goes on with so few, and their rounds must be possible
     as_few = " (the fewest that min_sites allows)" if fewest < founders else ""
     problems = []
     for number, strategy in enumerate(scenario.federated):

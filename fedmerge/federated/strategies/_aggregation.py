@@ -27,7 +27,8 @@ class Aggregation:
 
     def __init__(self, strategy: Strategy, theta_0: Mapping[str, Tensor]) -> None:
         self.strategy, self.layout = strategy, theta_0
-        self.server = strategy.server()
+        with _of_some_run():
+            self.server = strategy.server()
 
     def round(self, number: int, theta: State, uploads: Sequence[Upload]) -> State:
         """theta^{r+1} from theta^r and what hospitals have sent, in the order given: sums depend on it. number: r, from 1.

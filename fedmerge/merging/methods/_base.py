@@ -82,6 +82,14 @@ class Method(Plugin):
         return self.needs
 
     @property
+    def refuses_theta_0(self) -> str:
+        """Why theta_0 cannot be one more of its experts, or nothing."""
+        lacks = sorted(self.needed - {"temperature", "labels", "generalist"})
+        if "theta_0" in lacks:
+            return "The method starts from theta_0 already"
+        return f"The start, theta_0, has no {lacks[0]}, which the method needs of every expert" if lacks else ""
+
+    @property
     def built_on(self) -> Method:
         """The method whose model it starts from; itself, if it makes its own."""
         return self

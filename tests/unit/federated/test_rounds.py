@@ -376,6 +376,18 @@ def test_rounds_must_be_possible_with_as_few_hospitals_as_are_enough(tmp_path: P
         load_experiment(file, Overrides())
 
 
+def test_hospitals_that_join_are_not_enough_for_rounds(tmp_path: Path) -> None:
+    """They count for min_sites, and come too late for the rounds."""
+    file = world(tmp_path)
+    scenario = {**SCENARIO, "sites": ["north", "south", "east"], "events": [{"at": 1, "join": "west"}], "federated": ["krum"]}
+    (tmp_path / "sites" / "west.yaml").write_text((tmp_path / "sites" / "north.yaml").read_text().replace("north", "west"))
+    file.write_text(yaml.safe_dump({**scenario, "min_sites": 4}))
+    load_experiment(file, Overrides())
+    file.write_text(yaml.safe_dump({**scenario, "min_sites": 3}))
+    with pytest.raises(ScenarioError, match=r"'krum-5', which would have 2 hospitals in a round \(the fewest that min"):
+        load_experiment(file, Overrides())
+
+
 def test_a_generalist_that_is_nowhere_names_those_that_are(tmp_path: Path) -> None:
     file = world(tmp_path)
     t3 = {"t3": {"generalist": "generalist"}}

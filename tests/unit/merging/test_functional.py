@@ -182,9 +182,11 @@ def test_the_state_dict_is_the_model_that_predicted(name: str) -> None:
     torch.testing.assert_close(logits, model(x).log_softmax(-1))
 
 
-def test_a_reset_adapter_begins_anew() -> None:
+@pytest.mark.parametrize("with_theta_0", [False, True])
+@pytest.mark.parametrize(("name", "more"), [("eam", {"gamma": 5, "ema_init": "uniform"}), ("posterior", {})])
+def test_a_reset_adapter_begins_anew(name: str, more: dict[str, Any], with_theta_0: bool) -> None:
     first, second = (a_batch(dtype=torch.float32, seed=seed) for seed in (1, 2))
-    adapt = fedmerge.Adapter(Net(), {"a": NORTH, "b": SOUTH}, gamma=5)
+    adapt = fedmerge.Adapter(Net(), {"a": NORTH, "b": SOUTH}, name, base=START, with_theta_0=with_theta_0, **more)
     began = adapt(first)
     adapt(second)
     assert not torch.equal(adapt(first), began)
@@ -283,6 +285,16 @@ WRONG: dict[str, tuple[Callable[[], Any], type[FedmergeError], str]] = {
     "no classes": (lambda: probed("none", "posterior"), CheckpointError, r"of shape \(5,\)"),
     "a mapping": (lambda: probed("dict", "dcs"), CheckpointError, "found dict as its output"),
     "two inputs": (lambda: probed("two", "eam"), MethodError, "cannot take .*missing 1 required"),
+    "theta_0 twice": (
+        lambda: fedmerge.merge(Net(), BOTH, "ties", START, with_theta_0=True),
+        MethodError,
+        "ties: with_theta_0: found True; expected False. The method starts from theta_0 already",
+    ),
+    "no count of theta_0": (
+        lambda: fedmerge.merge(Net(), BOTH, "weighted_mean", START, counts=[1, 2], with_theta_0=True),
+        MethodError,
+        "weighted_mean: with_theta_0: found True; expected False. The start, theta_0, has no counts",
+    ),
     "no shape yet": (
         lambda: fedmerge.Adapter(torch.nn.Sequential(torch.nn.LazyLinear(3)), [{}]),
         CheckpointError,

@@ -110,6 +110,15 @@ def test_what_differs_is_told_by_its_key(tmp_path: Path) -> None:
     ]
 
 
+def test_entries_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """A second row of the same method is one that was added; the first has not changed."""
+    of_a, of_c = ({"expert": {"kind": "expert", "label": None, "site": site}} for site in "ac")
+    first, second = (
+        written(tmp_path / name, {"mean": []}, scenario={"methods": rows}) for name, rows in (("x", [of_c]), ("y", [of_c, of_a]))
+    )
+    assert [key for key, _, _ in compare(first, second).changed] == ["methods.expert (2)"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
