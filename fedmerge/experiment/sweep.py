@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -159,13 +159,22 @@ def _targets(
     return [*domains_in_turn(changed, str(scenario))]
 
 
+def _plan(sweep: Sweep, cell: Cell) -> Experiment:
+    """The experiment of a cell. Raises ScenarioError, which says of which target, where the sweep has several."""
+    try:
+        return load_experiment(sweep.scenario, cell.overrides(sweep.methods))
+    except ScenarioError as error:
+        of = f" (target '{cell.left_out}')" if cell.left_out else ""
+        raise ScenarioError([replace(problem, where=problem.where + of) for problem in error.problems]) from None
+
+
 def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
     """Experts first, one set after the other with all cores; then the streams side by side; then the tables.
 
     Raises ScenarioError before anything starts if any cell cannot run, FolderError if the folder is another's, and SiteError if
     cells failed: then the tables hold the others, and name what is missing.
     """
-    plans = {cell.name: load_experiment(sweep.scenario, cell.overrides(sweep.methods)) for cell in sweep.cells}
+    plans = {cell.name: _plan(sweep, cell) for cell in sweep.cells}
     with _claimed(sweep, quiet) as terminal:
         left = [cell for cell in sweep.cells if not _done(cell, sweep.out / "cells" / cell.name, plans[cell.name])]
         terminal.status.put(cells=[cell.name for cell in sweep.cells], left=[cell.name for cell in left])

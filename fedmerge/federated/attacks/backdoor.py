@@ -33,7 +33,8 @@ class Backdoor(Attack):
         """Stamped and relabeled images among the others. Raises DataError if there is no such class."""
         if self.target >= len(images.classes):
             last = len(images.classes) - 1
-            raise DataError(f"site '{owner}': attack.backdoor.target: found {self.target}; expected a class from 0 to {last}")
+            told = f"attack.backdoor.target: found {self.target}; expected a class from 0 to {last}"
+            raise DataError(f"site '{owner}': {told}", told)
         rng = generator(seed, "attack", self.kind(), owner)
         chosen = np.sort(rng.permutation(len(images))[: round(self.share * len(images))])
         labels, stamped = images.labels.copy(), np.isin(np.arange(len(images)), chosen)

@@ -69,6 +69,14 @@ def test_a_cell_whose_files_cannot_be_read_is_done_again(tmp_path: Path) -> None
         assert not _done(cell, folder, plan)
 
 
+def test_a_problem_of_one_target_names_it(tmp_path: Path) -> None:
+    file = world(tmp_path / "here")
+    cells = cells_of(file, (), (), "mercy,east")
+    with pytest.raises(ScenarioError, match=r"tiny\.yaml, line \d+ \(target 'east'\): stream.kind: found a drift over one domain"):
+        run_sweep(Sweep(file, cells, (), tmp_path / "out", tmp_path / "pool", 1), quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "targets", "folder"),
     [

@@ -75,8 +75,9 @@ def test_a_backdoor_stamps_a_corner_of_a_share_of_the_images() -> None:
     untouched = found.pixels.copy()
     untouched[:, :2, :2] = of.pixels[:, :2, :2]
     assert np.array_equal(untouched, of.pixels)
-    with pytest.raises(DataError, match="expected a class from 0 to 4"):
+    with pytest.raises(DataError, match="expected a class from 0 to 4") as error:
         Backdoor(target=5).poison(of, "x", 0)
+    assert error.value.told == "attack.backdoor.target: found 5; expected a class from 0 to 4"
 
 
 def test_a_scaled_head_is_the_honest_expert_but_for_its_head(hospital: Hospital, initial: Initial) -> None:
