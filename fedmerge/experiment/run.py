@@ -231,14 +231,14 @@ def _refuse_types(given: Mapping[str, Any]) -> None:
 
     of("scenario out pool", lambda path: isinstance(path, str | Path), "a path")
     of("methods add_sites without", lambda names: isinstance(names, list | tuple), "a list of names, such as ['mean', 'eam']")
-    of("log", lambda names: isinstance(names, list | tuple) and {*names} <= {*TOOLS}, f"a list of names among {', '.join(TOOLS)}")
+    of("log", lambda names: isinstance(names, list | tuple) and all(map([*TOOLS].count, names)), f"a list of {', '.join(TOOLS)}")
     of(
         "settings",
         lambda keys: isinstance(keys, Mapping) and all(isinstance(key, str) for key in keys),
         "a mapping of keys to values",
     )
     of("resume quiet", lambda truth: isinstance(truth, bool), "True or False")
-    of("threads", lambda count: isinstance(count, int) and not isinstance(count, bool) and count > 0, "a whole number above 0")
+    of("threads", lambda count: count is None or (type(count) is int and count > 0), "a whole number above 0")
 
 
 def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any]:

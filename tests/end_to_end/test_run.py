@@ -106,8 +106,8 @@ def test_a_notebook_gets_the_run_of_the_command(first: tuple[Path, str]) -> None
             "threads": ("two", "a whole number above 0"),
             "methods": ("mean", "a list of names"),
             "add_sites": ("sites/north.yaml", "a list of names"),
-            "settings": ("seed=1", "keys and their values|a mapping of keys"),
-            "log": (("wandb",), "a list of names among tensorboard, mlflow"),
+            "settings": ("seed=1", "a mapping of keys"),
+            "log": (("wandb",), "a list of tensorboard, mlflow"),
             "pool": (None, "a path"),
         }
         for name, (value, expected) in wrong.items():

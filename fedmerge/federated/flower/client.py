@@ -102,9 +102,8 @@ def client_app(identity: Identity, ticks: Path | None = None) -> Any:
             if place:
                 leave_progress(place, tick)
 
-        # neither bytes nor tensors of the request outlive what they become: a model may be large
-        state = message.content["weights"].to_torch_state_dict
-        reply = answer(Request(what, task, state(keep_input=False), layers), on_tick)
+        record = message.content["weights"]  # what becomes a tensor leaves it, and nothing holds the tensors after the answer
+        reply = answer(Request(what, task, record.to_torch_state_dict(keep_input=False), layers), on_tick)
         return Message(packed(reply), reply_to=message)
 
     return app
