@@ -37,7 +37,7 @@ MINUTE_S = 60.0
 """Without a terminal, at least so much time lies between two lines of a long wait."""
 
 
-def listed(names: Sequence[str], most: int = MOST_LISTED) -> str:
+def first_of(names: Sequence[str], most: int = MOST_LISTED) -> str:
     """Names with commas between them; of more than `most`, the first, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
@@ -96,7 +96,7 @@ class Terminal:
     def experts(self, sha256: dict[str, str], trained: dict[str, bool], brought: Sequence[str] = ()) -> None:
         """One line: every expert's digest, and whether it was trained now, lay in the pool, or was trained elsewhere."""
         how = {name: "trained now" if now else "brought" if name in brought else "from the pool" for name, now in trained.items()}
-        self.say(f"experts: {listed([f'{name} {digest[:12]} ({how[name]})' for name, digest in sha256.items()])}")
+        self.say(f"experts: {first_of([f'{name} {digest[:12]} ({how[name]})' for name, digest in sha256.items()])}")
 
     @contextmanager
     def progress(self, title: str, expected: int = 0) -> Iterator[SiteProgress]:
@@ -198,7 +198,7 @@ class SiteProgress:
         words = self.pace.words(whole)
         if self.pace.due():
             busy = [f"{name} {100 * part:.0f}%" for name, part in self.shares.items() if part < 1]
-            self.terminal.say(f"  {words}{': ' if busy else ''}{listed(busy, MOST_NAMED)}")
+            self.terminal.say(f"  {words}{': ' if busy else ''}{first_of(busy, MOST_NAMED)}")
 
 
 class StreamProgress:
