@@ -208,6 +208,18 @@ def _unspaced(name: str) -> str:
     return "".join(letter for letter in name if unicodedata.category(letter) not in ("Zs", "Zl", "Zp", "Cc", "Cf"))
 
 
+def first_of(names: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first names, and how many more there are.
+
+    Examples
+    --------
+    >>> from fedmerge.errors import first_of
+    >>> first_of(["axial", "coronal", "sagittal"], 2)
+    'axial, coronal and 1 more'
+    """
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` for the closest of `known`, or the list of what is known.
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedmerge.errors import quoted
+from fedmerge.errors import first_of, quoted
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.pool.checkpoint import Brought, fitted, read_weights
 from fedmerge.merging.bank.layout import all_finite, check_mapping
@@ -27,8 +27,7 @@ def told_of(file: Path, model: str | None, scenario: Path | None) -> Iterator[st
     each = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     yield f"{len(found.state)} tensors of {numbers:,} numbers: {each}"
     if broken := [name for name, tensor in found.state.items() if not all_finite(tensor)]:
-        more = f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
-        yield f"NaN or infinity in {', '.join(map(quoted, broken[:SHOWN]))}{more}"
+        yield f"NaN or infinity in {first_of([*map(quoted, broken)], SHOWN)}"
     head = head_of(found)
     yield f"head: {head[0]}, {head[1]} outputs of {head[2]} features" if head else "head: none that could be told by its shape"
     if model:

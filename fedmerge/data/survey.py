@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fedmerge.data.datasets._image_files import ENDS, PARTS, passed_over, writable
 from fedmerge.data.datasets.table import MOST_CLASSES
 from fedmerge.data.spreadsheet import Spreadsheet, read_spreadsheet
-from fedmerge.errors import DataError, SourceError, folded, quoted
+from fedmerge.errors import DataError, SourceError, first_of, folded, quoted
 
 KNOWN = (
     "ROOT/<hospital>/<class>/*, with folders of patients below or not",
@@ -249,8 +249,7 @@ def _numbered(names: set[str]) -> bool:
 
 
 def _listed(names: set[str]) -> str:
-    first = sorted(names)[:4]
-    return ", ".join(map(quoted, first)) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
+    return first_of([*map(quoted, sorted(names))], 4)
 
 
 def _folders_in_words(level: Level, rows: Sequence[ListedImage]) -> str:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field, StrictBool
 
 from fedmerge.adaptation.expert_loader import check_limit
 from fedmerge.adaptation.ray.cluster import preflight
 from fedmerge.adaptation.ray.placement import Wanted
 from fedmerge.adaptation.shard import check_shards
-from fedmerge.errors import UserError, extras_named
+from fedmerge.errors import extras_named
 from fedmerge.experiment.experiment import Experiment, Overrides, RunOptions, load_experiment
 from fedmerge.experiment.run_dir import RunFolder
 from fedmerge.experiment.stream_phase import Seen, Sent, consume, read_generalist, refuse_late_events
@@ -34,12 +35,14 @@ from fedmerge.federated.pool.experts import Expert
 from fedmerge.federated.pool.global_models import GlobalModel
 from fedmerge.federated.security.audit import Item, audit_shown, write_audit
 from fedmerge.federated.site import Site
+from fedmerge.registry import Spec
 from fedmerge.report.batch_log import Ledger
 from fedmerge.report.pages.run import write
 from fedmerge.report.records import RunRecord, SiteRow
-from fedmerge.report.run_log import TOOLS, RunLog, run_log
+from fedmerge.report.run_log import RunLog, Tool, run_log
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.system.notebook import html_table
+from fedmerge.system.yaml_loader import check
 
 
 def prepare(experiment: Experiment, options: RunOptions, backend: Backend | None = None) -> None:
@@ -158,6 +161,29 @@ def _points(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
 
 
+class _Arguments(Spec):
+    """What `run` is given, by type; what a scenario's keys may be is checked with the scenario."""
+
+    scenario: Path
+    methods: tuple[str, ...]
+    settings: dict[str, Any]
+    out: Path | None
+    pool: Path
+    target: Any = None
+    add_sites: tuple[str | Path, ...] = ()
+    without: tuple[str | Path, ...] = ()
+    jobs: Any = None
+    resume: StrictBool = False
+    quiet: StrictBool = False
+    threads: int | None = Field(None, ge=1)
+    log: tuple[Tool, ...] = ()
+
+    def changes(self) -> dict[str, Any]:
+        """The part of it that changes the scenario."""
+        sites = {"add_sites": tuple(map(str, self.add_sites)), "without": tuple(map(str, self.without))}
+        return {"methods": self.methods, "settings": (*self.settings.items(),), "target": self.target, "jobs": self.jobs, **sites}
+
+
 @extras_named()
 def run(
     scenario: str | Path,
@@ -211,34 +237,13 @@ def run(
     >>> result.report_path.as_posix()
     'runs/organs-1/report.html'
     """
-    given = {"scenario": scenario, "out": out or "", "pool": pool, "methods": methods, "settings": settings or {}, **options}
-    _refuse_types(given)
-    own = {name: options.pop(name) for name in ("resume", "quiet", "threads", "log") if name in options}
-    options |= {name: tuple(map(str, options[name])) for name in ("add_sites", "without") if name in options}
-    changes = Overrides(seed=seed, backend=backend, methods=tuple(methods), settings=tuple((settings or {}).items()), **options)
-    experiment = load_experiment(Path(scenario), changes)
-    folder = Path(out) if out is not None else experiment.run_dir
-    return RunResult(folder, run_experiment(experiment, RunOptions(out=folder, pool=Path(pool), **own)))
-
-
-def _refuse_types(given: Mapping[str, Any]) -> None:
-    """Raises UserError for an argument of `run` that is not of its type; what its value may be is checked with the scenario."""
-
-    def of(names: str, right: Callable[[Any], bool], expected: str) -> None:
-        for name in names.split():
-            if name in given and not right(given[name]):
-                raise UserError(f"{name}: found {given[name]!r}; expected {expected}")
-
-    of("scenario out pool", lambda path: isinstance(path, str | Path), "a path")
-    of("methods add_sites without", lambda names: isinstance(names, list | tuple), "a list of names, such as ['mean', 'eam']")
-    of("log", lambda names: isinstance(names, list | tuple) and all(map([*TOOLS].count, names)), f"a list of {', '.join(TOOLS)}")
-    of(
-        "settings",
-        lambda keys: isinstance(keys, Mapping) and all(isinstance(key, str) for key in keys),
-        "a mapping of keys to values",
-    )
-    of("resume quiet", lambda truth: isinstance(truth, bool), "True or False")
-    of("threads", lambda count: count is None or (type(count) is int and count > 0), "a whole number above 0")
+    named = {"scenario": scenario, "methods": methods, "settings": settings or {}, "out": out, "pool": pool}
+    asked = check(_Arguments, {**named, **options}, "fedmerge.run")
+    changes = Overrides(seed=seed, backend=backend, **asked.changes())
+    experiment = load_experiment(asked.scenario, changes)
+    folder = asked.out or experiment.run_dir
+    own = RunOptions(folder, asked.pool, asked.resume, asked.quiet, asked.threads, asked.log)
+    return RunResult(folder, run_experiment(experiment, own))
 
 
 def run_experiment(experiment: Experiment, options: RunOptions) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 
-from fedmerge.errors import SiteError
+from fedmerge.errors import SiteError, first_of
 from fedmerge.experiment.experiment import Experiment, RunOptions
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.federated.client.site_log import where
@@ -23,7 +23,7 @@ from fedmerge.federated.server.collect import incomplete
 from fedmerge.federated.server.in_process import LocalBackend
 from fedmerge.federated.server.initialization import Proxy, initialize, keep_theta_0, kept_proxy
 from fedmerge.federated.server.screening import Vetting, probe_of, vet
-from fedmerge.report.terminal import Terminal, first_of
+from fedmerge.report.terminal import MOST_LISTED, Terminal
 from fedmerge.system.files import see_that_writable
 from fedmerge.system.process import cores
 
@@ -103,10 +103,14 @@ def _gather(experiment: Experiment, job: Job, terminal: Terminal, backend: Backe
     if asked:
         see_that_writable(job.pool, "--pool")
         kinds = ", ".join(statistic.kind() for statistic in experiment.scenario.uploads)
-        title = f"hospitals: {first_of(untrained)} train" if untrained else f"hospitals: {first_of(asked)} compute {kinds}"
+        title = (
+            f"hospitals: {first_of(untrained, MOST_LISTED)} train"
+            if untrained
+            else f"hospitals: {first_of(asked, MOST_LISTED)} compute {kinds}"
+        )
         if bring:
             title = f"{title}; " if untrained else "hospitals: "
-            title += f"{first_of(bring)} bring their experts"
+            title += f"{first_of(bring, MOST_LISTED)} bring their experts"
     began = time.time()
     with terminal.progress(title, len(asked)) as bars:
         outcomes = backend.gather(job, lambda t: bars.tick(t.site, t.done, t.total, t.text))

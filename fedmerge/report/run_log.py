@@ -11,14 +11,16 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedmerge.errors import extras_named
 from fedmerge.report.batch_log import Step
 from fedmerge.report.records import ANCHORS
+
+Tool = Literal["tensorboard", "mlflow"]
 
 MLRUNS = "mlruns"
 """Folder of MLflow, beside the run folders: one for all of them."""
@@ -162,17 +164,13 @@ def _name(text: str) -> str:
     return re.sub(r"[^\w/. -]", "_", text)
 
 
-TOOLS: dict[str, Callable[[Path, str], Writer]] = {"tensorboard": lambda out, _: TensorBoard(out), "mlflow": MLflow}
-"""By name, from the run's folder and the scenario's name."""
-
-
 @contextmanager
 def run_log(tools: Sequence[str], out: Path, scenario: str) -> Iterator[RunLog]:
     """A log in these tools, which are opened at once. Raises MissingExtra for one that is not installed."""
     writers: list[Writer] = []
     with ExitStack() as ending:
         for tool in dict.fromkeys(tools):
-            writers.append(TOOLS[tool](out, scenario))
+            writers.append(TensorBoard(out) if tool == "tensorboard" else MLflow(out, scenario))
         done = False
         ending.callback(lambda: [writer.close(done) for writer in writers])
         yield RunLog(writers)

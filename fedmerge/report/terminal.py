@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from fedmerge.errors import first_of
 from fedmerge.report.batch_log import Step
 from fedmerge.system.status_file import StatusFile
 
@@ -35,11 +36,6 @@ PLAIN_WIDTH = 120
 
 MINUTE_S = 60.0
 """Without a terminal, at least so much time lies between two lines of a long wait."""
-
-
-def first_of(names: Sequence[str], most: int = MOST_LISTED) -> str:
-    """Names with commas between them; of more than `most`, the first, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 class Pace:
@@ -96,7 +92,7 @@ class Terminal:
     def experts(self, sha256: dict[str, str], trained: dict[str, bool], brought: Sequence[str] = ()) -> None:
         """One line: every expert's digest, and whether it was trained now, lay in the pool, or was trained elsewhere."""
         how = {name: "trained now" if now else "brought" if name in brought else "from the pool" for name, now in trained.items()}
-        self.say(f"experts: {first_of([f'{name} {digest[:12]} ({how[name]})' for name, digest in sha256.items()])}")
+        self.say(f"experts: {first_of([f'{name} {digest[:12]} ({how[name]})' for name, digest in sha256.items()], MOST_LISTED)}")
 
     @contextmanager
     def progress(self, title: str, expected: int = 0) -> Iterator[SiteProgress]:

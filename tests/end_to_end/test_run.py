@@ -103,15 +103,17 @@ def test_a_notebook_gets_the_run_of_the_command(first: tuple[Path, str]) -> None
         with pytest.raises(fedmerge.FedmergeError, match="did you mean 'epochs'"):
             fedmerge.run("scenarios/tiny.yaml", settings={"training.epoch": 3}, out="runs/wrong")
         wrong: dict[str, tuple[Any, str]] = {
-            "threads": ("two", "a whole number above 0"),
-            "methods": ("mean", "a list of names"),
-            "add_sites": ("sites/north.yaml", "a list of names"),
-            "settings": ("seed=1", "a mapping of keys"),
-            "log": (("wandb",), "a list of tensorboard, mlflow"),
-            "pool": (None, "a path"),
+            "threads": ("two", "found 'two'; expected a valid integer"),
+            "quiet": ("yes", "found 'yes'; expected a valid boolean"),
+            "methods": ("mean", r"found 'mean'; expected a list, e\.g\. \[mean\]"),
+            "add_sites": ("sites/north.yaml", "found 'sites/north.yaml'; expected a list"),
+            "settings": ("seed=1", "found 'seed=1'; expected a mapping of keys to values"),
+            "log": (("wandb",), "found 'wandb'; expected 'tensorboard' or 'mlflow'"),
+            "pool": (None, "found None; expected"),
+            "quit": (True, "found an unknown key; expected a known one; did you mean 'quiet'"),
         }
-        for name, (value, expected) in wrong.items():
-            with pytest.raises(fedmerge.FedmergeError, match=f"^{name}: found .*; expected {expected}"):
+        for name, (value, said) in wrong.items():
+            with pytest.raises(fedmerge.FedmergeError, match=rf"- fedmerge\.run: {name}(\[0\])?: {said}"):
                 fedmerge.run("scenarios/tiny.yaml", **{name: value})
     assert same_predictions(folder / "runs" / "notebook", folder / "runs" / "tiny-3")
     accuracies = [row["accuracy"] for row in result.table]

@@ -18,7 +18,7 @@ from fedmerge.data.cache import Rows
 from fedmerge.data.datasets._base import Geometry
 from fedmerge.data.datasets._formats import DICOM_ENDS, NIFTI_ENDS, count_of, failure_to_read, page_of, pictures, reason_of
 from fedmerge.data.datasets._picture import DAMAGE, REFUSALS, Deep, Opened, Reading, Refused
-from fedmerge.errors import DataError
+from fedmerge.errors import DataError, first_of
 from fedmerge.system.process import cores, spread
 
 TOPS = (255, 1023, 4095, 16383, 65535)
@@ -345,14 +345,14 @@ def _refuse(seen: _Seen, how: Reading, where: str, names: Sequence[str]) -> None
     """Raises DataError where the source cannot be used as it is."""
     for key, files in seen.refused.items():
         found, expected = REFUSALS[key]
-        limit = f" ({how.max_pixels})" if key == "max_pixels" else ""
+        limit, named = f" ({how.max_pixels})" if key == "max_pixels" else "", first_of(files, 5, "; ")
         raise DataError(
-            f"{where}: found {len(files)} {found}{limit}: {shortened(files)}; expected {expected}",
+            f"{where}: found {len(files)} {found}{limit}: {named}; expected {expected}",
             f"source.{'root' if key in ('codec', 'memory') else key}: found {found}{limit}; expected {expected}",
         )
     if 2 * len(seen.nearly_lost) > len(seen.extents) > 0:
         mend = f"Set gray_range: [black, white] in the source, {ALIKE}"
-        lost = shortened([names[at] for at in sorted(seen.nearly_lost)])
+        lost = first_of([names[at] for at in sorted(seen.nearly_lost)], 5, "; ")
         raise DataError(
             f"{where}: found {len(seen.nearly_lost)} images of {FEW_LEVELS} gray levels or fewer by {_range_words(seen, how)}: "
             f"{lost}; expected a range that fits the values. {mend}",
@@ -392,8 +392,3 @@ def _notes(seen: _Seen, how: Reading, given: bool) -> list[str]:
 
 def _rule_words(how: Reading) -> str:
     return how.rule if isinstance(how.rule, str) else f"percentiles {how.rule[0]:g} and {how.rule[1]:g}"
-
-
-def shortened(names: Sequence[str], most: int = 5) -> str:
-    """The first ones, and how many more there are."""
-    return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")

@@ -21,12 +21,12 @@ from fedmerge.data.cache import cached_rows, folder
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Pseudonyms, Source
 from fedmerge.data.datasets._contents import digests
-from fedmerge.data.datasets._decode import decode_all, shortened
+from fedmerge.data.datasets._decode import decode_all
 from fedmerge.data.datasets._image_files import PLAIN_ENDS
 from fedmerge.data.datasets._picture import MOST_PIXELS, Reading
 from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
-from fedmerge.errors import DataError, Problem, SourceError, folded, quoted
+from fedmerge.errors import DataError, Problem, SourceError, first_of, folded, quoted
 from fedmerge.registry import Spec
 from fedmerge.system.files import at_home, atomic_write
 
@@ -378,10 +378,10 @@ class FileSource(Source):
         if not broken:
             return
         what, most = self.left_out, self.max_broken
-        log.warning("site '%s': %s: left out %d %s: %s", owner, root, len(broken), what, shortened(broken, NAMED))
+        log.warning("site '%s': %s: left out %d %s: %s", owner, root, len(broken), what, first_of(broken, NAMED, "; "))
         if len(broken) > most:
-            mend = "Mend or remove them, or raise max_broken to leave them out"
+            mend, few = "Mend or remove them, or raise max_broken to leave them out", first_of(broken, 5, "; ")
             raise DataError(
-                f"site '{owner}': {root}: found {len(broken)} {what}: {shortened(broken)}; expected at most {most}. {mend}",
+                f"site '{owner}': {root}: found {len(broken)} {what}: {few}; expected at most {most}. {mend}",
                 f"source.max_broken: found more than {most} {what}; expected at most as many. {mend}",
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedmerge.data.datasets._base import same_names
-from fedmerge.errors import Problem, folded, nearest, quoted
+from fedmerge.errors import Problem, first_of, folded, nearest, quoted
 
 LAYOUT = "a folder with the layout <root>/<domain>/<class>/<image>"
 
@@ -208,10 +208,9 @@ def _unwritable(folders: Sequence[Path]) -> list[Problem]:
     wrong = [folder for folder in folders if not writable(folder.name)]
     if not wrong:
         return []
-    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     expected = "folders with names in UTF-8, without control characters"
     mend = "Rename it; for names from Windows: convmv -f latin1 -t utf8"
-    return [Problem("", "root", f"{quoted(wrong[0])}{more}", expected, mend)]
+    return [Problem("", "root", first_of([*map(quoted, wrong)], 1), expected, mend)]
 
 
 def _parts(classes: Mapping[str, Path]) -> list[Problem]:

@@ -17,7 +17,7 @@ from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Pseudonyms, same_names
 from fedmerge.data.datasets._file_source import FileSource, numbers_of
 from fedmerge.data.spreadsheet import Spreadsheet, known_encoding, plain, read_spreadsheet
-from fedmerge.errors import Problem, SourceError, nearest, quoted
+from fedmerge.errors import Problem, SourceError, first_of, nearest, quoted
 from fedmerge.registry import Spec
 from fedmerge.system.files import at_home
 
@@ -352,11 +352,9 @@ def _repeated(rows: Sequence[_image_files.ImageFile]) -> int:
 def _in_lines(lines: Sequence[int], cells: Spreadsheet) -> str:
     """Where rows stand, for who looks at the table."""
     each = sorted(set(lines))
-    more = f" and {len(each) - 5} more" if len(each) > 5 else ""
-    return f"{len(each)} rows ({cells.counted} {', '.join(map(str, each[:5]))}{more})"
+    return f"{len(each)} rows ({cells.counted} {first_of([*map(str, each)], 5)})"
 
 
 def _counted(counts: Mapping[str, int]) -> str:
     """Values, and how many rows have each."""
-    first = ", ".join(f"{quoted(value)} ({number} rows)" for value, number in list(counts.items())[:8])
-    return first + (f" and {len(counts) - 8} more" if len(counts) > 8 else "")
+    return first_of([f"{quoted(value)} ({number} rows)" for value, number in counts.items()], 8)

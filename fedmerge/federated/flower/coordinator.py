@@ -97,9 +97,7 @@ class Coordinator:
             else:
                 yield Reply(request.task, None, self._absent(request.task.site.name), 0.0)
         while (waiting or lost) and time.monotonic() - began < deadline_s:
-            arrived = list(self.grid.pull_messages(list(waiting))) if waiting else []
-            while arrived:
-                message = arrived.pop(0)
+            for message in self.grid.pull_messages(list(waiting)) if waiting else ():
                 request = waiting.pop(message.metadata.reply_to_message_id)
                 name = request.task.site.name
                 if message.has_error() and message.error.code in LOST and left[name]:

@@ -7,9 +7,10 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 
+from fedmerge.errors import first_of
 from fedmerge.experiment.sweep import in_their_order
 from fedmerge.report.batch_log import Step
-from fedmerge.report.terminal import Pace, Terminal, console, first_of, in_short, site_table
+from fedmerge.report.terminal import Pace, Terminal, console, in_short, site_table
 
 
 class Clock:
@@ -55,7 +56,7 @@ def test_a_line_does_not_name_a_thousand_experts(capsys: pytest.CaptureFixture[s
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("experts: site_0 000000000000 (trained now), site_1")
     assert said.endswith("site_23 000000000000 (trained now) and 976 more")
-    assert (first_of(names[:24]), first_of(names[:25])) == (", ".join(names[:24]), ", ".join(names[:24]) + " and 1 more")
+    assert (first_of(names[:24], 24), first_of(names[:25], 24)) == (", ".join(names[:24]), ", ".join(names[:24]) + " and 1 more")
 
 
 def test_the_stream_and_what_was_done_before(capsys: pytest.CaptureFixture[str]) -> None:
