@@ -118,3 +118,7 @@ def test_images_that_cannot_be_used_cost_no_other_hospital_its_expert(first: tup
     assert "method 'expert:west' names site 'west', whose expert is not there: no row is left" in " ".join(ended.stderr.split())
     said = done(folder, *options[:3], "min_sites=2", "--set", "methods=[mean, {expert: {site: west}}]", "--out", "runs/a-row")
     assert "whose expert is not there; the run goes on without its row" in " ".join(said.split())
+    late = ("sites=[west]", "events=[{at: 0, join: north}]", "federated=[fedavg]", "methods=[mean]", "min_sites=1")
+    ended = simulate(folder, *[word for setting in late for word in ("--set", setting)], "--out", "runs/no-founder")
+    assert ended.returncode == 2
+    assert "federated: fedavg-5: found no expert of a hospital that is there from the beginning" in " ".join(ended.stderr.split())

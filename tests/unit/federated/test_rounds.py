@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,20 @@ def test_what_the_server_makes_of_one_round_is_the_formula() -> None:
         assert found["count"].dtype == torch.int64
         assert int(found["count"]) == 7
         assert list(found) == list(before)
+
+
+def test_flower_does_not_warn_of_what_is_not_the_users() -> None:
+    """Its strategies say that they do not evaluate, and FedProx that a mu of 0 is FedAvg."""
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("flwr").addHandler(handler)
+    try:
+        for name, fields in (("fedavg", {}), ("fedprox", {"mu": 0})):
+            Aggregation(STRATEGIES.load(name)(**fields), {})
+    finally:
+        logging.getLogger("flwr").removeHandler(handler)
+    assert not heard
 
 
 def test_krum_takes_the_one_among_the_others() -> None:
