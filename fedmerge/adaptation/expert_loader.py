@@ -18,7 +18,7 @@ from fedmerge.errors import FolderError, Problem, ScenarioError
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.merging.bank.bank import Bank, Shards
 from fedmerge.merging.bank.blockwise import Sizes
-from fedmerge.merging.bank.row_storage import Mapped, Shelf
+from fedmerge.merging.bank.row_storage import KEPT, MANY, Mapped, Shelf
 from fedmerge.merging.bank.sharded import SpreadBank
 from fedmerge.merging.bank.statistics import KINDS
 from fedmerge.merging.curvature.gram import linear_layers
@@ -61,6 +61,7 @@ class Budget:
     def beside(self) -> int:
         """Bytes that are needed whether rows are in memory or not."""
         held = MODELS + sum(method.merged_once is not None or isinstance(method, Online) for method in self.methods) + self.fixed
+        held += 2 * KEPT if self.sizes.experts >= MANY else 0  # in float64
         return PROCESS_BYTES + self.images + held * self.sizes.parameters * FLOAT
 
     @property

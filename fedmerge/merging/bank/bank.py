@@ -23,7 +23,7 @@ from fedmerge.merging.bank.buffers import Buffers
 from fedmerge.merging.bank.layout import Parts, StateDict, found_as
 from fedmerge.merging.bank.patches import WindowProducts
 from fedmerge.merging.bank.recorded import Recorded
-from fedmerge.merging.bank.row_storage import Mapped, Shelf, weighted_sum
+from fedmerge.merging.bank.row_storage import Mapped, RunningSum, Shelf
 from fedmerge.merging.bank.stateless import Stateless
 from fedmerge.merging.bank.statistics import Statistics
 
@@ -116,6 +116,7 @@ class Bank:
         self.kept: dict[str, Tensor] = {}
         self.statistics = Statistics(self.names, self.slices)
         self._rows: dict[int, dict[str, Tensor]] = {}
+        self._sums = (RunningSum(), RunningSum())  # of the encoder and the head
         self._merged = self.blank()
 
     @staticmethod
@@ -216,7 +217,7 @@ class Bank:
         twin.temperatures = torch.cat([self.temperatures, self.temperatures.new_ones(1)])
         twin.buffers = replace(self.buffers, experts=twin.K)
         twin.kept, twin.statistics, twin._merged = {}, Statistics(twin.names, self.slices), self.blank()
-        twin.recorded = Recorded()
+        twin.recorded, twin._sums = Recorded(), (RunningSum(), RunningSum())
         return twin
 
     def heads(self, scale: Tensor) -> Bank:
@@ -324,8 +325,9 @@ class Bank:
             theta (P,), which is `out`.
         """
         out = self._merged if out is None else out
-        for part, weights in ((self.encoder, encoder), (self.head, encoder if head is None else head)):
-            weighted_sum(self.rows[: len(weights), part], weights, out[part], self.read)
+        parts = ((self.encoder, encoder), (self.head, encoder if head is None else head))
+        for (part, weights), add in zip(parts, self._sums, strict=True):
+            add(self.rows[: len(weights), part], weights, out[part], self.read)
         return merged_by(out, encoder)
 
     def forward(self, theta: Tensor, batch: Tensor, coefficients: Tensor | None = None) -> Tensor:

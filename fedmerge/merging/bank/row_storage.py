@@ -1,12 +1,15 @@
 """The rows of a bank, filled one state at a time, in memory or in a file of which only a part is resident at any moment, and
-their weighted sum, which every linear merge is, without a copy of any of them."""
+their weighted sums, which every linear merge is, without a copy of any of them."""
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -248,3 +251,78 @@ def weighted_sum(
             block.copy_(total)
         read(len(used) * len(block) * block.element_size())
     return out
+
+
+MANY = 64
+"""Rows of whom a sum is worth keeping."""
+
+KEPT = 2
+"""Sums that are kept, and so rows of the table that have one each."""
+
+SAME = 1e-9
+"""Relative difference of weights up to which a row is left as it is in a sum."""
+
+CORRECTIONS = 256
+"""After so many a sum is made anew: each leaves a rounding of float32 of what it adds."""
+
+
+@dataclass
+class _Sum:
+    """weights (K,) of a sum; the sum (P,) itself, in float64, once others have been near it; how often it was corrected."""
+
+    weights: Tensor
+    total: Tensor | None = None
+    corrections: int = 0
+
+    def correction(self, weights: Tensor) -> tuple[float, Tensor]:
+        """c, and d (K,), so that the weights are c times these, plus d, which is 0 for as many as possible."""
+        both = (self.weights != 0) & (weights != 0)
+        c = float((weights[both] / self.weights[both]).median()) if bool(both.any()) else 0.0
+        d = weights - c * self.weights
+        return c, torch.where(d.abs() > SAME * (weights.abs() + (c * self.weights).abs()), d, 0)
+
+
+class RunningSum:
+    """Weighted sums of many rows, one after another. Where most weights are those of an earlier sum times one factor, that sum is
+    multiplied by the factor, and only the others' rows are read: a thousand experts are merged for a batch that a few have seen.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.row_storage import RunningSum
+    >>> rows, add, read = torch.ones(100, 3), RunningSum(), []
+    >>> weights = torch.full((100,), 0.01)
+    >>> for first in (0.01, 0.02, 0.03):
+    ...     weights[0] = first
+    ...     total = add(rows, weights, torch.empty(3), read.append)
+    >>> total, read  # bytes
+    (tensor([1.0200, 1.0200, 1.0200]), [1200, 1200, 12])
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[_Sum] = []  # the last one that was used comes last
+
+    def __call__(
+        self, rows: Tensor | Sequence[Tensor], weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None
+    ) -> Tensor:
+        """out (P,) = sum_k weights_k rows_k, as `weighted_sum` has it, up to rounding."""
+        weights = weights.detach().double().cpu()
+        used, largest = int((weights != 0).sum()), partial(torch.linalg.vector_norm, ord=math.inf)
+        if used < MANY or out.dtype.itemsize < FLOAT_BYTES:
+            return weighted_sum(rows, weights, out, read)
+        found = [(int((d != 0).sum()), number, c, d) for number, one in enumerate(self._sums) for c, d in [one.correction(weights)]]
+        changed, number, c, d = min(found, default=(used, -1, 1.0, weights), key=lambda one: one[0])
+        if changed > used // 2:
+            self._sums = [*self._sums[1 - KEPT :], _Sum(weights)]
+            return weighted_sum(rows, weights, out, read)
+        near = self._sums.pop(number)
+        self._sums.append(near)
+        if near.total is not None and near.corrections < CORRECTIONS:
+            weighted_sum(rows, d, out, read)
+            whole = near.total.mul_(c).add_(out)
+            near.weights, near.corrections = c * near.weights + d, near.corrections + 1
+            if bool(largest(out) <= largest(whole)):  # else the rounding of what was taken away would show; or it is NaN
+                return out.copy_(whole)
+        weighted_sum(rows, weights, out, read)
+        near.weights, near.total, near.corrections = weights, out.double(), 0
+        return out

@@ -11,7 +11,7 @@ from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank import buffers
 from fedmerge.merging.bank.bank import Bank
 from fedmerge.merging.bank.layout import Parts, head_names
-from fedmerge.merging.bank.row_storage import weighted_sum
+from fedmerge.merging.bank.row_storage import CORRECTIONS, MANY, RunningSum, weighted_sum
 from fedmerge.merging.evidence import Evidence
 from tests.conftest import Net, expert_states
 
@@ -85,6 +85,53 @@ def test_a_broken_expert_with_weight_zero_is_not_read() -> None:
     rows = torch.tensor([[1.0, 2.0], [float("nan"), float("inf")], [3.0, 4.0]])
     merged = weighted_sum(rows, torch.tensor([0.5, 0.0, 0.5]), torch.empty(2))
     assert torch.equal(merged, torch.tensor([2.0, 3.0]))
+
+
+def shares_of_a_stream(K: int, batches: int, asked: int, seed: int) -> list[torch.Tensor]:
+    """Shares (K,) of batch after batch: a few experts' change by themselves, all others' by one factor."""
+    draw = torch.Generator().manual_seed(seed)
+    shares, found = torch.full((K,), 1 / K, dtype=torch.float64), []
+    for _ in range(batches):
+        shares[torch.randperm(K, generator=draw)[:asked]] *= torch.rand(asked, generator=draw, dtype=torch.float64) * 3
+        shares /= shares.sum()
+        found.append(shares.clone())
+    return found
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(MANY, 200), st.integers(0, 30), st.integers(0, 9999))
+def test_a_running_sum_is_the_sum(K: int, asked: int, seed: int) -> None:
+    """Also where two streams of weights take turns, rows come and go, and the sum is made anew on the way."""
+    rows = torch.randn(K, 50, generator=torch.Generator().manual_seed(seed))
+    add, streams = RunningSum(), [shares_of_a_stream(K, 12, asked, seed + number) for number in range(2)]
+    for pair in zip(*streams, strict=True):
+        for number, shares in enumerate(pair):
+            weights = shares.index_fill(0, torch.arange(number), 0)
+            found = add(rows, weights, torch.empty(50))
+            torch.testing.assert_close(found.double(), weights @ rows.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_running_sum_reads_what_has_changed() -> None:
+    K, P, read = 1000, 10, list[int]()
+    rows, add = torch.randn(K, P), RunningSum()
+    for shares in shares_of_a_stream(K, CORRECTIONS + 4, 20, 0):
+        add(rows, shares, torch.empty(P), read.append)
+    whole = 4 * K * P
+    assert read[:2] == [whole, whole]  # the first has no past; the second tells that a sum is worth keeping
+    assert max(read[2 : 2 + CORRECTIONS]) <= whole * 20 / K
+    assert read[2 + CORRECTIONS] == whole
+    assert read[3 + CORRECTIONS] <= whole * 20 / K
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30, -1e12])
+def test_an_extreme_row_that_leaves_a_running_sum_leaves_nothing(value: float) -> None:
+    rows, add = torch.randn(100, 10), RunningSum()
+    rows[7, 3] = value
+    weights = torch.full((100,), 0.01)
+    for _ in range(3):
+        assert bool(add(rows, weights, torch.empty(10))[3].abs() > 1e9) or not abs(value) < torch.inf
+    weights[7] = 0
+    torch.testing.assert_close(add(rows, weights, torch.empty(10)), weighted_sum(rows, weights, torch.empty(10)))
 
 
 def test_the_moment_policy_is_the_variance_of_the_mixture() -> None:
