@@ -2,7 +2,7 @@
 
 An expert is active while its share in recent batches is at least `LEAST`, and among the `MOST` largest. Beside the active ones a
 batch is shown to `EXPLORED` others, to those first that have waited longest; where some have never been asked, or nobody is active,
-to up to `WIDE`. So who joins is asked next, and a thousand experts have all been asked after 32 batches. What is remembered:
+to up to `WIDE`. So who joins is asked next, and a thousand experts have all been asked after 42 batches. What is remembered:
 
     turn (K,)   number of the batch that an expert has last been asked about, 0 for never
     apart (4,)  images on which active experts and a consensus that does not hang on them answered otherwise, and images: of the
@@ -29,7 +29,7 @@ FEW = 24
 
 MOST = 16
 LEAST = 1 / (4 * MOST)
-WIDE = 32
+WIDE = 24
 
 EXPLORED = 4
 """They stand for all who are not asked. With two, chance decided: one stream of 30 hospitals lost 3.5 points."""

@@ -64,7 +64,7 @@ def test_up_to_24_experts_are_all_asked(granularity: str) -> None:
 def test_some_of_many_are_asked_and_the_others_are_one_model_for_all_images(granularity: str) -> None:
     bank, batch = a_large_bank(60), a_batch(dtype=torch.float32)
     row, counts = a_row(bank, granularity=granularity, fallback="none"), []
-    for _ in range(4):
+    for _ in range(5):
         evidence = Evidence(bank, batch)
         with evidence.billed() as bill:
             found = seen(row, evidence)
@@ -78,8 +78,8 @@ def test_some_of_many_are_asked_and_the_others_are_one_model_for_all_images(gran
         counts.append(asked(found))
         assert len(bill.views["none"]) == asked(found)
         assert bill.forwards == evidence.forwards_run == asked(found) + 3  # the mean, wise_ft and model_stock are of all experts
-    assert counts[:2] == [active.WIDE, active.MOST + 60 - active.WIDE]  # those never asked first
-    assert active.EXPLORED < counts[3] <= active.MOST + active.EXPLORED
+    assert counts[:3] == [active.WIDE, active.MOST + active.WIDE, active.MOST + 60 - 2 * active.WIDE]  # those never asked first
+    assert active.EXPLORED < counts[4] <= active.MOST + active.EXPLORED
     assert bool((row.state["turn"] > 0).all())
 
 
@@ -150,7 +150,7 @@ def test_broken_experts_are_left_and_others_asked() -> None:
     bank.rows[first, bank.head] = torch.nan
     row = a_row(bank, panel=("ensemble",))
     found = seen(row, Evidence(bank, batch))
-    assert asked(found) == 60  # of the first nobody can speak
+    assert asked(found) == 2 * active.WIDE  # of the first nobody can speak
     assert found.coefficients is not None
     assert not found.coefficients.encoder[:, first].any()
     assert bool(torch.isfinite(found.log_p).all())
@@ -226,7 +226,7 @@ def test_an_adapter_selects_and_lets_experts_join() -> None:
     assert adapt.coefficients.encoder.shape[1] in (31, 32)
     adapt.reset()
     adapt(a_batch(dtype=torch.float32))
-    assert adapt.coefficients.notes["forwarded"] == [31]
+    assert adapt.coefficients.notes["forwarded"] == [active.WIDE]
 
 
 @pytest.mark.parametrize("rows", [[2, 0], [3], [0, 1, 2, 3], [1, 3]])
@@ -257,7 +257,7 @@ def test_predictions_are_not_mixed_of_a_minority() -> None:
 
 
 def test_a_mixture_of_predictions_asks_nobody_else() -> None:
-    bank = a_large_bank(60)
+    bank = a_large_bank(40)
     row = a_row(bank, shrink="none")
     row.state["answers"][-1, :2] = torch.tensor([100, 90])  # the mean gives up what the ensemble is sure of
     evidence = Evidence(bank, a_batch(dtype=torch.float32))
