@@ -185,6 +185,8 @@ class _Arguments(Spec):
 
 
 @extras_named()
+@torch.inference_mode(mode=False)  # a notebook may have turned gradients off
+@torch.enable_grad()
 def run(
     scenario: str | Path,
     *,

@@ -213,6 +213,7 @@ class Adapter:
         caption = f"{self.method.key}, {len(self.names)} experts" + ("" if last else ", no coefficients yet")
         return html_table(caption, ["expert", *(part for part, _ in parts)], rows)
 
+    @torch.inference_mode(mode=False)  # a loop in inference mode may call it, and a method may need gradients
     @torch.no_grad()
     def __call__(self, batch: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict one batch, and go on to the next state.
@@ -243,6 +244,7 @@ class Adapter:
         if not batch.is_floating_point():
             mend = "Give batch.float(), normalized as in the experts' training"
             raise MethodError(f"batch: found values of {batch.dtype}; expected normalized floats. {mend}")
+        batch = batch.clone() if batch.is_inference() else batch
         evidence = evidence_of(self._row.method, Evidence(self._bank, batch.to(self._bank.like.device)))
         with self._told(evidence, labels):
             self._last = None
@@ -348,6 +350,7 @@ class Adapter:
     _per_sample: PerSample
     _last: Prediction | None
 
+    @torch.inference_mode(mode=False)
     def _settle(self, experts: dict[str, _Expert]) -> None:
         """Go on with these experts: a new bank, static methods merge again, and what others remember is carried over."""
         single = _only_row(self.method, self._given, experts)

@@ -108,6 +108,18 @@ def test_every_method_gives_the_bits_of_a_run(target: Targets, name: str, said: 
     the_same_bits(site, an_adapter(site, given, name, **said), 0, 3)
 
 
+@pytest.mark.parametrize("name", ["eam", "posterior", "adamerging"])
+def test_a_loop_in_inference_mode_gets_the_same_bits(target: Targets, name: str) -> None:
+    given = experts()[:2]
+    site = TargetSite(target(name), given, base())
+    images, outside = [x for x, _ in batches(site, 0, 2)], an_adapter(site, given, name)
+    wanted = [outside(x) for x in images]
+    with torch.inference_mode():
+        inside = an_adapter(site, given, name)
+        found = [inside(x.clone()) for x in images]
+    assert all(map(torch.equal, found, wanted))
+
+
 @pytest.mark.parametrize("name", ["mean", "eam", "t3_batch", "adamerging", "dawin"])
 def test_an_expert_that_joins_or_leaves_does_what_it_does_in_a_run(target: Targets, name: str) -> None:
     north, south, west = experts()
