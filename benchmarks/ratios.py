@@ -4,6 +4,7 @@
     python benchmarks/ratios.py --update     # writes benchmarks/baseline.json
     python benchmarks/ratios.py --model vit_small_patch32_224 --only ties --only dare    # other sizes; nothing is compared
     python benchmarks/ratios.py --images                             # models per image, every architecture, K = 3 and 8
+    python benchmarks/ratios.py --side-by-side                       # K experts in one pass by vmap, and one after another
 
 Never an absolute time: a rule's CPU seconds over those of what it is compared with, before it and after it in the same process,
 one thread, the median of the repeats. CPU seconds, because those who share the machine disturb them less than the clock's.
@@ -154,19 +155,38 @@ def per_image(title: str, experts: int, repeats: int) -> dict[str, float]:
     return {f"{way} per image, {title}": value for way, value in found.items()}
 
 
-def main(
+@torch.no_grad()
+def side_by_side(title: str, experts: int, repeats: int) -> None:
+    """K experts in one pass, as `torch.func.vmap` runs stacked weights, over one after another, as a run has them."""
+    name, arguments, side = ARCHITECTURES[title]
+    bank = a_bank(name, experts, **arguments)
+    weights = {key: bank.theta[:, columns].reshape(experts, *bank.shapes[key]) for key, columns in bank.slices.items()}
+    fixed = {key: value for key, value in bank.model.named_buffers() if key not in weights}
+    together = torch.func.vmap(
+        lambda one, batch: torch.func.functional_call(bank.model, {**one, **fixed}, (batch,)), in_dims=(0, None)
+    )
+    for count in (BATCH, BATCH // 4):
+        batch = torch.randn(count, 3, side, side)
+        found = ratio(lambda batch=batch: together(weights, batch), lambda batch=batch: bank.expert_logits(batch), repeats)  # type: ignore[misc]
+        print(f"{title:26} K = {experts}, {count:2} images: one pass takes {found:.2f} times as long", flush=True)
+
+
+def main(  # noqa: PLR0913 - one for each part
     model: Annotated[str, typer.Option(help="a model of timm; only the usual one is compared")] = USUAL,
     only: Annotated[list[str] | None, typer.Option(help="these methods; default: all")] = None,
     repeats: Annotated[int, typer.Option(min=1)] = 2,
     images: Annotated[bool, typer.Option("--images", help="models per image alone; --only: titles; nothing is compared")] = False,
+    beside: Annotated[
+        bool, typer.Option("--side-by-side", help="experts in one pass alone; --only: titles; nothing is compared")
+    ] = False,
     update: Annotated[bool, typer.Option(help="commit to what is found now")] = False,
 ) -> None:
     """Measure, print, and compare."""
     torch.set_num_threads(1)
-    if images:
+    if images or beside:
         for title in only or ARCHITECTURES:
             for experts in (3, 8):
-                per_image(title, experts, repeats)
+                (per_image if images else side_by_side)(title, experts, repeats)
         return
     found = measured(model, only or [], repeats)
     if model != USUAL:
