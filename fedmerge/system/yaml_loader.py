@@ -62,13 +62,22 @@ class _AllText(VersionedResolver):
 
 
 MERGE = "tag:yaml.org,2002:merge"
+TEXT = "tag:yaml.org,2002:str"
+OF_YAML_1_1 = re.compile(r"[-+]?0[0-7_]+|[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?|=")
+"""Octal numbers, numbers in base 60, and the key of a default value: nobody means 8 by `010`, or 90 by `1:30`."""
 
 
 class _OneOfAKey(yaml.SafeLoader):
     """Refuses keys that only their values show to be the same, such as `yes` and `true`, and merges mappings (`<<`) as YAML has it.
 
     PyYAML knows merged keys again by the place of their text in memory, and may give back the value that was to be replaced.
+    What YAML 1.1 alone takes for a number is text, as in YAML 1.2: where a number is expected, `1:30` is refused, and `010` is 10.
     """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        """The tag of a node that does not give one."""
+        plain = kind is yaml.ScalarNode and implicit[0]
+        return TEXT if plain and OF_YAML_1_1.fullmatch(value) else super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """A mapping's own keys before merged ones, and among these the first before the next."""
@@ -235,7 +244,7 @@ def _walk(node: Any, key: str) -> Iterator[tuple[Any, Any, Any, str]]:
 def _meant(name: str) -> str:
     """A key without quotes as YAML takes it."""
     try:
-        return str(yaml.safe_load(name))
+        return str(load_yaml(name))
     except (yaml.YAMLError, ValueError, LookupError):
         return name
 
@@ -269,7 +278,7 @@ def _causes(details: list[ErrorDetails], content: Any) -> list[ErrorDetails]:
 def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:
     key = _key(detail["loc"], content)
     context = detail.get("ctx", {})
-    found = f"{detail['input']!r}"
+    found = str(detail["input"]) if isinstance(detail["input"], date) else f"{detail['input']!r}"
     found = found if len(found) <= 80 else found[:77] + "..."
     match detail["type"]:
         case "unknown_key":
