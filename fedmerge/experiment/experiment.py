@@ -161,7 +161,9 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
     content = overridden(given, overrides or Overrides())
 
     def same(key: str) -> bool:
-        return bool(value_at(given, key) == value_at(content, key))
+        (mine, lacking), (changed, still) = value_at(given, key), value_at(content, key)
+        of_all = mine is given and changed is content  # of no single key, or of one that neither has
+        return lacking == still and (of_all or bool(mine == changed))
 
     with lines_named(path, same):
         names = filled(content)[1] + (["methods"] if "methods" not in given and not (overrides and overrides.methods) else [])
