@@ -213,7 +213,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += method_problems(str(path), scenario, [site.name for site in found], [*found, target])
         problems += untrained(str(path), scenario, found) + without_theta_0(str(path), scenario, found)
         problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names), len(joining))
-        problems += of_one_name(str(path), scenario, [site.name for site in found])
+        problems += of_one_name(str(path), scenario, list(dict.fromkeys(site.name for site in found)))
         problems += generalist_nowhere(str(path), scenario) if at_target else []
         problems += prior_problems(str(path), scenario, target)
         problems += start_nowhere(str(path), scenario)

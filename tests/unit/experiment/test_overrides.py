@@ -133,6 +133,14 @@ def test_what_no_option_changes_is_the_files(tmp_path: Path) -> None:
         load_experiment(file, Overrides(methods=("mean",), settings=(("training.augmentt", "light"),)))
 
 
+def test_a_site_that_is_given_twice_is_one_problem(tmp_path: Path) -> None:
+    """No label would give its second row of `expert` a name of its own."""
+    file = world(tmp_path / "here")
+    with pytest.raises(ScenarioError, match="'north' 2 times; expected every site once") as error:
+        load_experiment(file, Overrides(add_sites=(str(file.parents[1] / "sites" / "north.yaml"),)))
+    assert len(error.value.problems) == 1
+
+
 def test_an_unknown_key_is_told_like_any_mistake(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     with pytest.raises(ScenarioError, match=r"stream.batchsize.*did you mean 'batch_size'"):
