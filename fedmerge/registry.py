@@ -202,7 +202,7 @@ def by_name(folder: Folder[Any]) -> Any:
         fields: Any = {}
         if isinstance(value, dict) and len(value) == 1:
             ((name, fields),) = value.items()
-        if not isinstance(name, str) or not isinstance(fields or {}, dict):
+        if not isinstance(name, str) or not isinstance(fields, dict | None):
             raise ValueError(f"a {folder.what} is its name, or one name with a mapping of its fields below it")
         name = folder.aliases.get(name, name)
         if name not in folder.names:

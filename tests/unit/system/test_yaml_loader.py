@@ -217,7 +217,10 @@ def test_shipped_files_are_read_like_plain_yaml(file: Path) -> None:
     assert repr(mine) == repr(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
-@pytest.mark.parametrize("text", ["a: 2001-99-99\n", "a: !!int ''\n", "a: !!python/object:os.x {}\n", "a: &x 1\nb: &x 2\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["a: 2001-99-99\n", "a: !!timestamp x\n", "a: !!int ''\n", "a: !!python/object:os.x {}\n", "a: &x 1\nb: &x 2\n"],
+)
 def test_values_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text(text)
     with pytest.raises(ScenarioError, match=r"odd\.yaml"):
@@ -274,6 +277,9 @@ class Words(Spec):
     sites: tuple[str, ...] = ()
     inner: Inner = Inner()
     count: int = 0
+    file: Path = Path()
+    shares: dict[str, float] = {}
+    names: tuple[str, ...] | dict[str, tuple[str, ...]] | str = ()
 
 
 @pytest.mark.parametrize(
@@ -289,6 +295,8 @@ class Words(Spec):
         ("name: x\nno: 1\n", "line 2: False: found a key that YAML takes for a truth value; expected text. Put it in quotes"),
         ("name: x\n2023: 1\n", "line 2: 2023: found a key that YAML takes for a number; expected text. Put it in quotes"),
         ("inner: 3\n", "inner: found 3; expected a mapping of keys to values"),
+        ("file: no\n", "line 1: file: found no; expected a path. Put it in quotes: without them, YAML takes it for a truth value"),
+        ("shares: {no: 1}\n", "line 1: shares.False: found a key that YAML takes for a truth value; expected text. Put it in"),
         ("count: 1:30\n", "line 1: count: found '1:30'; expected a valid integer"),
         ("count: 2023-05-01\n", "line 1: count: found 2023-05-01; expected a valid integer"),
     ],
@@ -298,6 +306,25 @@ def test_words_that_help(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ScenarioError) as error:
         read_as(Words, tmp_path / "a.yaml")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "found"),
+    [
+        ("[a, no]", "names[1]", "no"),
+        ("{north: [a, on]}", "names.north[1]", "on"),
+        ("{no: [a, b]}", "names.False", "a key that YAML takes for a truth value"),
+        ("{2023: [a, b]}", "names.2023", "a key that YAML takes for a number"),
+    ],
+)
+def test_a_value_of_several_types_is_told_where_it_is_wrong(given: str, key: str, found: str, tmp_path: Path) -> None:
+    """And not that it is none of the other types."""
+    (tmp_path / "a.yaml").write_text(f"names: {given}\n")
+    with pytest.raises(ScenarioError) as error:
+        read_as(Words, tmp_path / "a.yaml")
+    (problem,) = error.value.problems
+    assert (problem.key, problem.found, problem.expected) == (key, found, "text")
+    assert problem.where.endswith("line 1")
 
 
 @pytest.mark.parametrize(
