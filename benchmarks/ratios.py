@@ -171,7 +171,7 @@ def side_by_side(title: str, experts: int, repeats: int) -> None:
         print(f"{title:26} K = {experts}, {count:2} images: one pass takes {found:.2f} times as long", flush=True)
 
 
-def main(  # noqa: PLR0913 - one for each part
+def main(
     model: Annotated[str, typer.Option(help="a model of timm; only the usual one is compared")] = USUAL,
     only: Annotated[list[str] | None, typer.Option(help="these methods; default: all")] = None,
     repeats: Annotated[int, typer.Option(min=1)] = 2,

@@ -202,8 +202,9 @@ def by_name(folder: Folder[Any]) -> Any:
         fields: Any = {}
         if isinstance(value, dict) and len(value) == 1:
             ((name, fields),) = value.items()
-        if not isinstance(name, str) or not isinstance(fields or {}, dict):
-            raise ValueError(f"a {folder.what} is its name, or one name with a mapping of its fields below it")
+        if not isinstance(name, str) or not isinstance(fields, dict | None):
+            article = "an" if folder.what.startswith("a") else "a"
+            raise ValueError(f"{article} {folder.what} is its name, or one name with a mapping of its fields below it")
         name = folder.aliases.get(name, name)
         if name not in folder.names:
             raise ValueError(f"no such {folder.what}: {nearest(name, folder.names)}")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedmerge.errors import first_of, quoted
+from fedmerge.errors import CheckpointError, first_of, quoted
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.pool.checkpoint import Brought, fitted, read_weights
 from fedmerge.merging.bank.layout import all_finite, check_mapping
@@ -31,6 +31,10 @@ def told_of(file: Path, model: str | None, scenario: Path | None) -> Iterator[st
     head = head_of(found)
     yield f"head: {head[0]}, {head[1]} outputs of {head[2]} features" if head else "head: none that could be told by its shape"
     if model:
+        if head and not head[1]:
+            raise CheckpointError(
+                f"inspect: {file}: {head[0]}: found a head of 0 outputs; expected one for each class, as {model} has"
+            )
         outputs = [str(number) for number in range(head[1] if head else 1)]
         fit = fitted(found, build(ModelSpec(name=model), len(outputs)), outputs, outputs, f"{file.name}, as {model},")
         yield f"fits {model} with {len(outputs)} classes{_done(found, fit)}"

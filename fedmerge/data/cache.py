@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
@@ -41,6 +42,16 @@ VALUES = 2**23
 """Numbers of images that are worked on at a time, which bounds their float copies."""
 
 MOST_AT_A_TIME = 512
+
+MOST_CHECKED = 2**30
+"""Bytes of pixels up to which a checksum tells, before they are used, whether they are as they were written.
+
+A third of a second for each GB in memory, where a run takes five to normalize its pixels once. More of them may have to come from
+the disk first, also for those who look at few or none, as `plan` does.
+"""
+
+CHECKSUM = "crc32"
+"""Its name among the arrays beside pixels; caches of older versions have none."""
 
 log = logging.getLogger(__name__)
 
@@ -263,7 +274,19 @@ def _kept(place: Path, key: str, make: Callable[[Rows], Arrays]) -> Arrays:
         found = _filled(Rows(file), make)
         with _as_unusable():
             opened.close()
-            atomic_write(place / f"{key}.npz", _packed({name: array for name, array in found.items() if name != "pixels"}))
+            facts = {name: array for name, array in found.items() if name != "pixels"}
+            atomic_write(place / f"{key}.npz", _packed({**facts, CHECKSUM: np.array(_checksum(found["pixels"]))}))
+    return found
+
+
+def _checksum(pixels: NDArray[Any]) -> int:
+    """CRC-32 of an array's bytes, and -1 for one that is too large."""
+    if pixels.nbytes > MOST_CHECKED:
+        return -1
+    found = 0
+    for start, stop in parts(pixels.shape):
+        found = zlib.crc32(np.ascontiguousarray(pixels[start:stop]).data, found)
+        let_go(pixels)
     return found
 
 
@@ -272,10 +295,15 @@ def _stored(place: Path, key: str) -> Arrays | None:
     facts = _read(place / f"{key}.npz")
     if facts is None:
         return None
+    written = facts.pop(CHECKSUM, None)
     try:
-        return {**facts, "pixels": np.load(place / f"{key}.npy", mmap_mode="r")}
+        pixels = np.load(place / f"{key}.npy", mmap_mode="r")
     except (OSError, ValueError, EOFError):
         return None
+    if written is not None and int(written) != _checksum(pixels):
+        log.warning("site '%s': %s: found other pixels than were written; they are made again", place.name, place / f"{key}.npy")
+        return None
+    return {**facts, "pixels": pixels}
 
 
 def _held(owner: str, make: Callable[[Rows], Arrays], why: str) -> Arrays:

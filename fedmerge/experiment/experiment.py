@@ -161,7 +161,9 @@ def load_experiment(path: Path, overrides: Overrides | None = None, at_target: b
     content = overridden(given, overrides or Overrides())
 
     def same(key: str) -> bool:
-        return bool(value_at(given, key) == value_at(content, key))
+        (mine, lacking), (changed, still) = value_at(given, key), value_at(content, key)
+        of_all = mine is given and changed is content  # of no single key, or of one that neither has
+        return lacking == still and (of_all or bool(mine == changed))
 
     with lines_named(path, same):
         names = filled(content)[1] + (["methods"] if "methods" not in given and not (overrides and overrides.methods) else [])
@@ -211,7 +213,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         problems += method_problems(str(path), scenario, [site.name for site in found], [*found, target])
         problems += untrained(str(path), scenario, found) + without_theta_0(str(path), scenario, found)
         problems += unprotected(str(path), scenario, found) + unfit(str(path), scenario, len(names), len(joining))
-        problems += of_one_name(str(path), scenario, [site.name for site in found])
+        problems += of_one_name(str(path), scenario, list(dict.fromkeys(site.name for site in found)))
         problems += generalist_nowhere(str(path), scenario) if at_target else []
         problems += prior_problems(str(path), scenario, target)
         problems += start_nowhere(str(path), scenario)

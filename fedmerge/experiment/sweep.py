@@ -47,6 +47,9 @@ OF_THE_TARGET = (
 """Keys of a resolved scenario on which no expert depends."""
 
 
+OF_TARGETS = ("target", "target.site")
+"""Keys of a scenario that `--targets` changes."""
+
 LONGEST = 48
 """Characters of one setting in the name of a folder."""
 
@@ -120,6 +123,10 @@ def cells_of(scenario: Path, seeds: Sequence[int], settings: Sequence[str], targ
         )
     if "seed" in keys:
         seeds = _seeds_of(dict(axes)["seed"], seeds)
+    for key, values in axes if targets else ():
+        if key in OF_TARGETS and (named := [value for value in values if value != EACH]):
+            found = f"{named[0]!r}, and --targets, which changes the same key"
+            raise ScenarioError([Problem("--set", key, found, "one of them")])
     combinations = list(itertools.product(*[[(key, value) for value in values] for key, values in axes if key != "seed"]))
     seeds = seeds or [content.get("seed") or 0]
     with lines_named(scenario):

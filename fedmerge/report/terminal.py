@@ -5,9 +5,12 @@ The picture of a scenario before it runs, for the terminal.
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +75,7 @@ class Terminal:
     def __init__(self, quiet: bool = False, clock: Callable[[], float] = time.monotonic, status: Path | None = None) -> None:
         self.clock = clock
         self.status = StatusFile(status)
-        self.console = console(quiet)
+        self.console = _LastingConsole(status and status.parent, quiet)
         self.live = self.console.is_terminal and not quiet
         self._told: dict[str, int] = {}
 
@@ -311,3 +314,36 @@ def console(quiet: bool = False, width: int = PLAIN_WIDTH) -> Console:
     if not found.is_terminal:
         found.width = width
     return found
+
+
+class _LastingConsole(Console):
+    """Falls silent where standard output ends before the work, as after `| head`, and where a terminal is gone or a disk is full.
+
+    That is told once, where errors go. watched: the folder that `fedmerge watch` shows, if there is one.
+    """
+
+    def __init__(self, watched: Path | None, quiet: bool) -> None:
+        super().__init__(quiet=quiet, highlight=False, markup=False)
+        if not self.is_terminal:
+            self.width = PLAIN_WIDTH
+        self.watched = watched
+
+    def on_broken_pipe(self) -> None:
+        """rich would end the process."""
+        self._fall_silent(os.strerror(errno.EPIPE))
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            self._fall_silent(error.strerror or str(error))
+
+    def _fall_silent(self, why: str) -> None:
+        self.quiet = True
+        with suppress(OSError, ValueError):  # no file of the system's, as in a notebook
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, sys.stdout.fileno())  # for what it still holds
+            os.close(nothing)
+        seen = f", and is seen by: fedmerge watch {shown_path(self.watched)}" if self.watched else ""
+        with suppress(OSError):
+            print(f"fedmerge: standard output cannot be written ({why}); the work goes on{seen}", file=sys.stderr)

@@ -18,14 +18,19 @@ from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
 from fedmerge.errors import Problem, ScenarioError
 
-if TYPE_CHECKING:
-    from multiprocessing.context import ForkServerContext, SpawnContext  # Windows has but the second
+if sys.platform == "linux":
+    from multiprocessing.context import ForkServerContext as Context
+    from multiprocessing.context import ForkServerProcess as Process
+else:
+    from multiprocessing.context import SpawnContext as Context
+    from multiprocessing.context import SpawnProcess as Process
 
 Task = TypeVar("Task")
 Found = TypeVar("Found")
@@ -202,8 +207,33 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, name="lifeline", daemon=True).start()
 
 
+_LAUNCH = threading.Lock()
+"""While it is held, `__main__` is another module."""
+
+
+class _ProcessApart(Process):
+    """Imports the modules of what it is to do, and not the program that runs here as well.
+
+    multiprocessing has a new process import that program first: a script that calls `fedmerge.run` without
+    `if __name__ == "__main__":` would run once more in it.
+    """
+
+    def start(self) -> None:
+        with _LAUNCH:
+            program = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")  # of which there is no file to import
+            try:
+                super().start()
+            finally:
+                sys.modules["__main__"] = program
+
+
+class _ContextApart(Context):
+    Process = _ProcessApart
+
+
 @cache
-def process_context(*modules: str) -> SpawnContext | ForkServerContext:
+def process_context(*modules: str) -> Context:
     """How processes are made that share nothing with this one.
 
     On Linux they are forked from a server that begins now to import what this process has, once for all of them, where each would
@@ -216,9 +246,9 @@ def process_context(*modules: str) -> SpawnContext | ForkServerContext:
         expected = f"at most {LONGEST_TMPDIR}, since sockets of worker processes allow no more"
         mend = "Set TMPDIR=/tmp, or another short folder"
         raise ScenarioError([Problem("TMPDIR", "", f"a path of {length} characters", expected, mend)])
+    context = _ContextApart()
     if sys.platform != "linux":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
+        return context
     here = [name for name in sys.modules if name == "timm" or name.startswith("fedmerge.")]
     context.set_forkserver_preload([*here, *modules])
     from multiprocessing import forkserver, resource_tracker  # here, for not every system has them

@@ -62,13 +62,22 @@ class _AllText(VersionedResolver):
 
 
 MERGE = "tag:yaml.org,2002:merge"
+TEXT = "tag:yaml.org,2002:str"
+OF_YAML_1_1 = re.compile(r"[-+]?0[0-7_]+|[-+]?[0-9][0-9_]*(:[0-9]+)+(\.[0-9_]*)?|=")
+"""Octal numbers, numbers in base 60, and the key of a default value: nobody means 8 by `010`, or 90 by `1:30`."""
 
 
 class _OneOfAKey(yaml.SafeLoader):
     """Refuses keys that only their values show to be the same, such as `yes` and `true`, and merges mappings (`<<`) as YAML has it.
 
     PyYAML knows merged keys again by the place of their text in memory, and may give back the value that was to be replaced.
+    What YAML 1.1 alone takes for a number is text, as in YAML 1.2: where a number is expected, `1:30` is refused, and `010` is 10.
     """
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        """The tag of a node that does not give one."""
+        plain = kind is yaml.ScalarNode and implicit[0]
+        return TEXT if plain and OF_YAML_1_1.fullmatch(value) else super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """A mapping's own keys before merged ones, and among these the first before the next."""
@@ -99,7 +108,10 @@ class _OneOfAKey(yaml.SafeLoader):
 
 def load_yaml(text: str) -> Any:
     """What a text says. Raises PyYAML's error, ValueError, LookupError or RecursionError; also for values within themselves."""
-    content = yaml.load(text, _OneOfAKey)
+    try:
+        content = yaml.load(text, _OneOfAKey)
+    except AttributeError:  # how PyYAML stumbles over it
+        raise ValueError("a date (!!timestamp) that is none") from None
     if _size(content, {}) > MOST_VALUES:
         raise ValueError(f"anchors that make more than {MOST_VALUES} values")
     return content
@@ -235,7 +247,7 @@ def _walk(node: Any, key: str) -> Iterator[tuple[Any, Any, Any, str]]:
 def _meant(name: str) -> str:
     """A key without quotes as YAML takes it."""
     try:
-        return str(yaml.safe_load(name))
+        return str(load_yaml(name))
     except (yaml.YAMLError, ValueError, LookupError):
         return name
 
@@ -255,9 +267,11 @@ def _causes(details: list[ErrorDetails], content: Any) -> list[ErrorDetails]:
     """
     judged = {_key(detail["loc"], content) for detail in details if not detail["type"].endswith("_type")}
 
+    keys = {_key(detail["loc"], content) for detail in details}
+
     def follows(detail: ErrorDetails) -> bool:
-        depth = len(detail["loc"])
-        if detail["type"].endswith("_type") and _key(detail["loc"], content) in judged:
+        depth, key = len(detail["loc"]), _key(detail["loc"], content)
+        if detail["type"].endswith("_type") and (key in judged or any(one.startswith((f"{key}.", f"{key}[")) for one in keys)):
             return True
         return detail["type"] == "too_short" and any(
             len(other["loc"]) > depth and other["loc"][:depth] == detail["loc"] for other in details
@@ -269,7 +283,7 @@ def _causes(details: list[ErrorDetails], content: Any) -> list[ErrorDetails]:
 def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:
     key = _key(detail["loc"], content)
     context = detail.get("ctx", {})
-    found = f"{detail['input']!r}"
+    found = str(detail["input"]) if isinstance(detail["input"], date) else f"{detail['input']!r}"
     found = found if len(found) <= 80 else found[:77] + "..."
     match detail["type"]:
         case "unknown_key":
@@ -283,11 +297,15 @@ def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:
             return Problem(file, key, found, "a mapping with the key 'kind'")
         case "string_type" if detail["input"] is None:
             return Problem(file, key, "nothing", "text")
+        case "string_type" if detail["loc"][-1] == "[key]" and (taken := _taken_for(detail["input"])):
+            return _key_in_quotes(file, _key(detail["loc"][:-2], content), detail["input"], taken)
+        case "path_type":
+            taken = _taken_for(detail["input"])
+            return Problem(file, key, found, "a path", f"{IN_QUOTES} {taken}" if taken else "")
         case "string_type" if taken := _taken_for(detail["input"]):
             return Problem(file, key, str(detail["input"]), "text", f"{IN_QUOTES} {taken}")
         case "invalid_key" if taken := _taken_for(detail["input"]):
-            key = ".".join(filter(None, [_key(detail["loc"][:-1], content), str(detail["input"])]))
-            return Problem(file, key, f"a key that YAML takes for a {taken}", "text", "Put it in quotes")
+            return _key_in_quotes(file, _key(detail["loc"][:-1], content), detail["input"], taken)
         case "tuple_type" | "list_type":
             items = ", ".join(part.strip() for part in str(detail["input"]).split(","))
             return Problem(file, key, found, f"a list, e.g. [{items}]" if isinstance(detail["input"], str) else "a list")
@@ -297,6 +315,11 @@ def _problem(detail: ErrorDetails, content: Any, file: str) -> Problem:
             return Problem(file, key, found, "", detail["msg"].removeprefix("Value error, "))
     expected = detail["msg"].removeprefix("Input should be ").replace(" after validation", "")
     return Problem(file, key, found, SHOULD.sub(lambda start: f"{ASKED[start[1]]} that should ", expected))
+
+
+def _key_in_quotes(file: str, above: str, given: Any, taken: str) -> Problem:
+    key = ".".join(filter(None, [above, str(given)]))
+    return Problem(file, key, f"a key that YAML takes for a {taken}", "text", "Put it in quotes")
 
 
 ASKED = {"String": "text", "Tuple": "a list", "List": "a list", "Dictionary": "a mapping"}
@@ -320,12 +343,12 @@ def _key(location: tuple[int | str, ...], content: Any) -> str:
     node = content
     for position, step in enumerate(location):
         last = position == len(location) - 1
-        if isinstance(step, int):
-            parts.append(f"[{step}]")
-            node = node[step] if isinstance(node, list | tuple) and step < len(node) else None
-        elif isinstance(node, dict) and step in node:
+        if isinstance(node, dict) and step in node:
             parts.append(f".{step}")
             node = node[step]
+        elif isinstance(step, int):
+            parts.append(f"[{step}]")
+            node = node[step] if isinstance(node, list | tuple) and step < len(node) else None
         elif last and not TYPE.search(str(step)) and not (isinstance(node, dict) and node.get("kind", DEFAULT_KIND) == step):
             parts.append(f".{step}")
     return "".join(parts).lstrip(".")

@@ -59,3 +59,11 @@ def test_a_truth_is_no_number(key: str, tmp_path: Path) -> None:
     with pytest.raises(ScenarioError, match=rf"{key.rpartition('.')[2]}: found True; expected a valid"):
         load_experiment(file, Overrides(settings=((key, True),)))
     load_experiment(file, Overrides(settings=(("methods.mean.with_theta_0", True),)))
+
+
+@pytest.mark.parametrize("fields", [False, 0, "", []])
+def test_a_plugin_is_not_switched_off_by_a_value(fields: object, tmp_path: Path) -> None:
+    """`{eam: no}` was `eam`."""
+    with pytest.raises(ScenarioError, match=r"methods\[0\]: found {'eam': .*}: a method is its name, or one name with a mapping"):
+        load_experiment(world(tmp_path / "here"), Overrides(settings=(("methods", [{"eam": fields}]),)))
+    assert load_experiment(world(tmp_path / "there"), Overrides(settings=(("methods", [{"eam": None}]),)))

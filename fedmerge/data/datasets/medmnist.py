@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import lzma
 import zipfile
 import zlib
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from fedmerge.data.cache import Arrays, Rows, cached_rows, parts
+from fedmerge.data.cache import Arrays, Rows, cached, cached_rows, parts
 from fedmerge.data.datasets import _image_files
 from fedmerge.data.datasets._base import Geometry, Source
 from fedmerge.data.datasets._contents import digests
@@ -28,8 +29,13 @@ from fedmerge.data.images import Images
 from fedmerge.data.partition import Split
 from fedmerge.errors import Problem, SourceError, extras_named, quoted
 
+log = logging.getLogger(__name__)
+
 VERSION = 1
 """Raise it whenever the same file would give other pixels."""
+
+NAMED = 5
+"""Images that a line lists."""
 
 SPLITS = ("train", "val", "test")
 WHERE = "zenodo.org/records/10519652; python -m medmnist download --size=28"
@@ -112,6 +118,39 @@ class Medmnist(Source):
             for at in places.tolist()
         }
 
+    def contents(self, owner: str) -> dict[str, tuple[str, ...]]:
+        """Of all images of this part, by digests of their pixels: a file is unpacked for them once."""
+        names, found = self.classes(), dict[str, list[str]]()
+        for mark, (name, part, at) in zip(self._marks(owner), self._places(), strict=True):
+            found.setdefault(mark, []).append(names[self._labels_of()[name][part][at]])
+        return {mark: tuple(classes) for mark, classes in found.items()}
+
+    def _tell_of_doubts(self, owner: str) -> None:
+        """Where one image is in two classes, in the owner's own log."""
+        where: dict[str, list[tuple[str, str, int]]] = {}
+        for mark, place in zip(self._marks(owner), self._places(), strict=True):
+            where.setdefault(mark, []).append(place)
+        for mark, classes in self.contents(owner).items():
+            if len(set(classes)) > 1:
+                same = " = ".join(f"{name}, {part}, image {at}" for name, part, at in where[mark][:NAMED])
+                log.warning("site '%s': %s: images of different classes with the same content: %s", owner, self._root(), same)
+
+    def _places(self) -> Iterator[tuple[str, str, int]]:
+        """Data set, part and place of every image that is held."""
+        for name in self.datasets:
+            for part, places in self._indices(name).items():
+                yield from ((name, part, at) for at in places.tolist())
+
+    def _marks(self, owner: str) -> list[str]:
+        """A digest of every image's pixels."""
+
+        def make() -> Arrays:
+            held = [(name, part, places) for name in self.datasets for part, places in self._indices(name).items()]
+            blocks = (images for name, part, places in held for images in _pictures(self._files()[name], f"{part}_images", places))
+            return {"marks": np.array([_mark(image) for images in blocks for image in images])}
+
+        return [str(mark) for mark in cached(owner, f"{self.identity(owner, 0)}-contents", make)["marks"]]
+
     @property
     def knows_patients(self) -> bool:
         """The files do not say."""
@@ -122,6 +161,7 @@ class Medmnist(Source):
         key = f"{self.identity(owner, seed)}-{geometry.size}-{geometry.channels}"
         stored = cached_rows(owner, key, lambda rows: self._read(geometry, rows))
         index = np.arange(len(stored["labels"]))
+        self._tell_of_doubts(owner)
         return Images(
             stored["pixels"], stored["labels"], stored["domains"], index, self.classes(), self.domains(), flips=self.flips
         )
@@ -183,6 +223,10 @@ class Medmnist(Source):
         if self.split is None:
             return {part: np.arange(len(given)) for part, given in labels.items()}
         return {part: self.split.indices(given, f"{name} {part}") for part, given in labels.items()}
+
+
+def _mark(image: NDArray[np.uint8]) -> str:
+    return hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()
 
 
 UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError)

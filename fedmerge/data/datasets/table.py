@@ -46,10 +46,13 @@ class Columns(Spec):
 
 
 def _texts(value: Any) -> Any:
-    """Keys and values of YAML that look like numbers or truth values, as a table has them."""
+    """Keys of YAML that look like numbers or truth values, as a table has them, and classes that look like numbers.
+
+    A class that is a truth value stays one, and is told: nobody means the class `false` by `no`.
+    """
     if not isinstance(value, dict):
         return value
-    return {_cell(key): None if name is None else _text(name) for key, name in value.items()}
+    return {_cell(key): name if name is None or isinstance(name, bool) else _text(name) for key, name in value.items()}
 
 
 def _text(value: Any) -> Any:

@@ -85,7 +85,7 @@ def _renewed(name: str, other: str, events: tuple[Event, ...]) -> bool:
 
 
 def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
-    """Lines about files of one content at a site or at two. Blank slices are alike by chance, so it is told, and not refused."""
+    """Lines about images of one content at a site or at two. Blank slices are alike by chance, so it is told, and not refused."""
     said = []
     held = [(site.name, site.source.contents(site.name)) for site in sites]
     for name, items in held:
@@ -93,12 +93,12 @@ def copied(sites: Sequence[Site], events: tuple[Event, ...]) -> list[str]:
         if alike:
             across = sum(len(classes) for classes in alike if len(set(classes)) > 1)
             wrong = f"; {across} of them are in different classes, as their own log says" if across else ""
-            told = f"files with the same content as another, which validation may hold: {sum(map(len, alike))}"
+            told = f"images with the same content as another, which validation may hold: {sum(map(len, alike))}"
             said.append(f"site '{name}': {told}{wrong}")
     for index, earlier in _sharing([items for _, items in held]):
         (name, items), (other, theirs) = held[index], held[earlier]
         if name != other and not _renewed(name, other, events):
-            said.append(f"sites '{other}' and '{name}' have {len(items.keys() & theirs.keys())} files with the same content")
+            said.append(f"sites '{other}' and '{name}' have {len(items.keys() & theirs.keys())} images with the same content")
     return said
 
 

@@ -65,7 +65,7 @@ def train_round(task: SiteTask, theta: State, layers: tuple[str, ...], on_progre
 
 def recipe(strategy: Strategy, number: int, share: Share, task: SiteTask, hyper: dict[str, float], ward: Ward) -> Recipe:
     """The scenario's training with what the strategy says otherwise."""
-    training = task.training
+    training, lr_key = task.training, f"{strategy.key}.lr" if strategy.lr else "training.diversity.lr"
     return Recipe(
         lr=strategy.lr or hyper["lr"],
         weight_decay=hyper["weight_decay"],
@@ -79,6 +79,6 @@ def recipe(strategy: Strategy, number: int, share: Share, task: SiteTask, hyper:
         before=share.before,
         whole=share.whole,
         name=f"{strategy.key}, round {number}",
-        lr_key=f"{strategy.key}.lr" if strategy.lr else "training.diversity.lr",
+        lr_key=f"{lr_key} or {strategy.own_key}" if strategy.own_key and number > 1 else lr_key,
         precision=training.precision,
     )

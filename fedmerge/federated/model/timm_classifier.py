@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
+import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator, with_config
 from torch import nn
 from typing_extensions import TypedDict
@@ -153,7 +154,20 @@ def _misfit(spec: ModelSpec, said: str) -> Problem:
         mend = "Say 'size' in place of it, beside 'kwargs'" if unknown == "img_size" else ""
         found = f"{spec.kwargs.get(unknown)} ({said})"
         return Problem("scenario", f"model.kwargs.{unknown}", found, f"arguments that {spec.name} accepts", mend)
+    for key, value in spec.kwargs.items():
+        if isinstance(value, str) and (number := _as_number(value)):
+            mend = f"Write {number}: YAML takes {value} for text"
+            return Problem("scenario", f"model.kwargs.{key}", f"the text '{value}' ({said})", "a number", mend)
     return Problem("scenario", "model.kwargs", f"{spec.kwargs} ({said})", f"arguments that {spec.name} accepts")
+
+
+def _as_number(text: str) -> str:
+    """A number as YAML takes it for one, of a text such as `1e-5` or `012`; empty for another text."""
+    try:
+        number = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return ""
+    return str(yaml.safe_dump(number)).split()[0]
 
 
 def timm_normalization(spec: ModelSpec) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import CheckpointError, nearest
 from fedmerge.federated.model import ModelSpec, build
-from fedmerge.federated.pool.tensor_file import kind_of, opened_file, read_safetensors
+from fedmerge.federated.pool.tensor_file import HALF_SAVED, kind_of, opened_file, read_safetensors
 from fedmerge.federated.site import OwnExpert
 from fedmerge.federated.statistics._base import State
 from fedmerge.merging.bank.layout import StateDict, check_state, head_names, usual_prefix
@@ -85,6 +85,8 @@ def _refused(file: Path, head: bytes, error: Exception) -> str:
     other = kind_of(file, head)
     if other and ".pth" not in other:
         return other
+    if lacking := re.search(r"failed locating file (\S+):", said):
+        return f"a zip of PyTorch that lacks {HALF_SAVED.format(lacking[1])}"
     if "cut off" in other or not isinstance(error, pickle.UnpicklingError):
         return "a file that was cut off, or that PyTorch has not written: copy it again"
     return f"a pickle that is not read: {said.splitlines()[0][:120]}. {ONLY_WEIGHTS}"

@@ -151,6 +151,10 @@ def _too_short(file: Path, header: int) -> str:
     return f"{size} bytes of a file that says it has {whole}: copy it again" if size != whole else ""
 
 
+HALF_SAVED = "{}, as where saving failed, such as that of tensors on the device 'meta': save it again"
+"""Of a zip of PyTorch that is whole as a zip, and what it lacks."""
+
+
 def _kind_of_zip(file: Path) -> str:
     try:
         with zipfile.ZipFile(file) as opened:
@@ -161,4 +165,6 @@ def _kind_of_zip(file: Path) -> str:
         return "a zip, as PyTorch writes .pth, .pt and .bin"
     if any(name.endswith(".npy") for name in names):
         return "arrays of NumPy (.npz)"
+    if any(name.endswith("/.data/serialization_id") for name in names):
+        return f"a zip of PyTorch that lacks {HALF_SAVED.format('data.pkl')}"
     return f"a zip of {', '.join(names[:3])}: unpack it"

@@ -25,11 +25,7 @@ from fedmerge.system.process import owners, process_context
 GLANCE_S = 0.2
 """Between two looks at the progress of worker processes, seconds."""
 
-
-GONE = (
-    "its process is gone, as when it is killed, memory has run out, or a script calls fedmerge outside of "
-    '`if __name__ == "__main__":`'
-)
+GONE = "its process is gone, as when it is killed, or memory has run out"
 
 
 @dataclass(frozen=True)

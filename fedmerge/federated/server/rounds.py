@@ -46,11 +46,20 @@ def all_rounds(job: Job, strategy: Strategy, ask: Ask) -> Stand:
         began = time.perf_counter()
         told = answers(job, strategy, number, stand.theta, ask)
         theta = aggregation.round(number, stand.theta, told.uploads)
+        see_that_near(job, strategy, number, theta)
         seconds = stand.seconds + time.perf_counter() - began
         turns, absences = (*stand.turns, *told.turns), (*stand.absences, *told.absences)
         stand = Stand(number, theta, aggregation.memory(), turns, seconds, absences)
         pool.keep(strategy, stand, told.items)
     return stand
+
+
+def see_that_near(job: Job, strategy: Strategy, number: int, theta: dict[str, Tensor]) -> None:
+    """Raises SiteError where the server's own step has led beyond what hospitals may send: they could not go on from there."""
+    if not strategy.own_key or not job.initial.known or job.tasks[0].privacy:
+        return
+    if why := job.limits.complaint(theta, job.initial.weights, job.initial.heads):
+        raise SiteError(f"round {number}: the server's step is too long: {why}. Lower {strategy.own_key}")
 
 
 @dataclass(frozen=True)

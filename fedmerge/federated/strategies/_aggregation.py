@@ -42,7 +42,7 @@ class Aggregation:
             raise SiteError(f"round {number}: found no answer of any hospital; expected at least one. Their logs say why")
         nodes, out = _Nodes(len(uploads)), {name: theta[name] for name in self.layout}  # some strategies go by the order of arrays
         try:
-            with _of_some_run():
+            with _of_some_run(), np.errstate(over="ignore", invalid="ignore"):  # what comes out is checked
                 list(self.server.configure_train(number, ArrayRecord(out), ConfigRecord({}), nodes))
                 arrays, _ = self.server.aggregate_train(number, [self._message(upload) for upload in uploads])
         except (AggregationError, InconsistentMessageReplies, ValueError) as error:
@@ -52,7 +52,9 @@ class Aggregation:
         assert arrays is not None
         found = {name: torch.from_numpy(np.array(array.numpy())) for name, array in arrays.items()}
         if broken := [name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())]:
-            raise SiteError(f"round {number}: found NaN or infinity in {broken[0]} of the global model; expected finite numbers")
+            mend = f". Lower {self.strategy.own_key}" if self.strategy.own_key else ""
+            found_in = f"found NaN or infinity in {broken[0]} of the global model"
+            raise SiteError(f"round {number}: {found_in}; expected finite numbers{mend}")
         return {
             name: found[name].reshape(like.shape).to(like.dtype) if like.is_floating_point() else theta[name]
             for name, like in self.layout.items()

@@ -57,6 +57,11 @@ class Strategy(Plugin):
         return self.label or f"{self.kind()}-{self.rounds}"
 
     @property
+    def own_key(self) -> str:
+        """Where the server's own step stands in a scenario; empty if it makes none that could be too long."""
+        return f"{self.key}.server_lr" if "server_lr" in type(self).model_fields else ""
+
+    @property
     def remark(self) -> str:
         """What a reader of the table must know about this row, or nothing."""
         return ""

@@ -241,6 +241,11 @@ def check_mapping(owner: str, state: object) -> None:
         if value.layout != torch.strided:
             mend = "Give tensor.to_dense()"
             raise CheckpointError(f"{owner}: found {name} as a sparse tensor ({value.layout}); expected a dense one. {mend}")
+        if value.is_quantized or value.is_nested:
+            found, mend = (
+                ("quantized", "Give tensor.dequantize()") if value.is_quantized else ("nested", "Give its tensors by name")
+            )
+            raise CheckpointError(f"{owner}: found {name} as a {found} tensor; expected one array of numbers. {mend}")
 
 
 def check_state(state: StateDict, wanted: StateDict, owner: str) -> None:

@@ -83,6 +83,14 @@ def test_tensors_of_eight_bits_and_sparse_ones(tmp_path: Path) -> None:
     assert "inspect: w.pth: found w as a sparse tensor" in said.stderr
 
 
+def test_a_head_without_outputs(tmp_path: Path) -> None:
+    save_file({"fc.weight": torch.ones(0, 2), "fc.bias": torch.ones(0)}, tmp_path / "w.safetensors")
+    said = fedmerge(tmp_path, "inspect", "w.safetensors", "--model", "resnet10t")
+    assert said.returncode == 2
+    assert "w.safetensors: fc: found a head of 0 outputs; expected one for each class, as resnet10t has" in said.stderr
+    assert "head=" not in said.stderr
+
+
 def test_a_name_that_is_not_utf_8_and_a_home_of_nobody(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
     odd = tmp_path / "w\udcff.safetensors"

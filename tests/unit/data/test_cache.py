@@ -90,6 +90,28 @@ def test_what_is_not_whole_is_made_again(cache: Path) -> None:
     assert np.array_equal(cached_rows("x", "key", never)["pixels"], PIXELS)
 
 
+def test_pixels_that_are_others_than_were_written_are_made_again(
+    cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded()
+    file, facts = cache / "key.npy", cache / "key.npz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b"\xff")
+    found = loaded()
+    assert np.array_equal(found["pixels"], PIXELS)
+    assert set(found) == {"pixels", "beside"}
+    assert "key.npy: found other pixels than were written; they are made again" in caplog.text
+    assert file.read_bytes() == whole
+    file.write_bytes(whole[:-1] + b"\xff")
+    with np.load(facts) as stored:
+        np.savez(facts, beside=stored["beside"])  # as an older version has left it
+    assert cached_rows("x", "key", never)["pixels"][-1, -1, -1] == 255
+    monkeypatch.setattr("fedmerge.data.cache.MOST_CHECKED", PIXELS.nbytes - 1)
+    facts.unlink()
+    assert np.array_equal(loaded()["pixels"], PIXELS)
+    assert np.array_equal(cached_rows("x", "key", never)["pixels"], PIXELS)
+
+
 def test_an_error_leaves_nothing_and_drafts_of_the_dead_are_swept(cache: Path) -> None:
     def fails(rows: Rows) -> Arrays:
         fill(rows)

@@ -17,6 +17,7 @@ from fedmerge.data.datasets import _public
 from fedmerge.data.datasets._base import SOURCES, Geometry, Source
 from fedmerge.data.images import Images
 from fedmerge.errors import DataError
+from fedmerge.experiment.validation.sites import copied
 from fedmerge.federated.site import Site
 
 GEOMETRY = Geometry(8, 3)
@@ -425,6 +426,29 @@ def test_medmnist_of_any_size(tmp_path: Path) -> None:
     assert sum(map(len, halves)) == len(whole)
     assert "no organamnist.npz, organcmnist.npz in" in said("medmnist", tmp_path, datasets=["organamnist", "organcmnist"])
     assert "expected data sets with the same classes" in said("medmnist", tmp_path, datasets=["organamnist", "bloodmnist"])
+
+
+def test_copies_in_medmnist_are_counted_as_in_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    medmnist(tmp_path)
+    with np.load(tmp_path / "organamnist.npz") as stored:
+        arrays = dict(stored)
+    images = arrays["train_images"]
+    images[11], images[1], arrays["test_images"][3] = images[0], images[2], images[7]
+    medmnist(tmp_path, **arrays)
+    parts = {
+        name: Site(name=name, source=source("medmnist", tmp_path, datasets=["organamnist"], take=list(take)))
+        for name, take in (("north", ("train", "val")), ("south", ("test",)))
+    }
+    assert copied(list(parts.values()), ()) == [
+        "site 'north': images with the same content as another, which validation may hold: 4; 2 of them are in different classes, "
+        "as their own log says",
+        "sites 'north' and 'south' have 1 images with the same content",
+    ]
+    parts["north"].source.load(Geometry(28, 1), "north", 0)
+    assert (
+        "images of different classes with the same content: organamnist, train, image 1 = organamnist, train, image 2"
+        in caplog.text
+    )
 
 
 def test_files_that_are_no_medmnist(tmp_path: Path) -> None:

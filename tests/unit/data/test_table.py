@@ -179,6 +179,12 @@ def test_labels_that_are_numbers_need_names(archive: Path) -> None:
     assert source.classes() == ("melanoma", "nevus")
 
 
+def test_a_class_is_no_truth_value(archive: Path) -> None:
+    """`{0: no, 1: yes}` were the classes `false` and `true`."""
+    with pytest.raises(ValidationError, match=r"labels\.0\n.*valid string"):
+        table(archive, labels={0: False, 1: True})
+
+
 def test_a_column_of_measurements_is_no_label(archive: Path) -> None:
     lines = text_of(archive).splitlines()
     text = "\n".join([lines[0], *(line.replace("mel", f"{n}.5").replace("nev", f"{n}.25") for n, line in enumerate(lines[1:]))])

@@ -122,6 +122,25 @@ def test_methods_neither_select_nor_drop_federated_rows(tmp_path: Path) -> None:
         load_experiment(file, Overrides(methods=("eamm",)))
 
 
+def test_what_no_option_changes_is_the_files(tmp_path: Path) -> None:
+    """Also a key that is missing, whatever else the command line changes."""
+    file = world(tmp_path / "here")
+    file.write_text(yaml.safe_dump({key: value for key, value in SCENARIO.items() if key != "methods"}))
+    for seed in (None, 7):
+        with pytest.raises(ScenarioError, match=r"tiny\.yaml: methods: found nothing"):
+            load_experiment(file, Overrides(seed=seed))
+    with pytest.raises(ScenarioError, match=r"as the command line changes it: training\.augmentt: found an unknown key"):
+        load_experiment(file, Overrides(methods=("mean",), settings=(("training.augmentt", "light"),)))
+
+
+def test_a_site_that_is_given_twice_is_one_problem(tmp_path: Path) -> None:
+    """No label would give its second row of `expert` a name of its own."""
+    file = world(tmp_path / "here")
+    with pytest.raises(ScenarioError, match="'north' 2 times; expected every site once") as error:
+        load_experiment(file, Overrides(add_sites=(str(file.parents[1] / "sites" / "north.yaml"),)))
+    assert len(error.value.problems) == 1
+
+
 def test_an_unknown_key_is_told_like_any_mistake(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     with pytest.raises(ScenarioError, match=r"stream.batchsize.*did you mean 'batch_size'"):

@@ -69,6 +69,15 @@ def test_a_cell_whose_files_cannot_be_read_is_done_again(tmp_path: Path) -> None
         assert not _done(cell, folder, plan)
 
 
+@pytest.mark.parametrize("targets", ["each", "east,mercy"])
+@pytest.mark.parametrize("setting", ["target=north", "target=each,north", "target.site=north"])
+def test_targets_are_said_once(targets: str, setting: str, tmp_path: Path) -> None:
+    file, key = world(tmp_path / "here"), setting.partition("=")[0]
+    with pytest.raises(ScenarioError, match=f"--set: {key}: found 'north', and --targets, which changes the same key"):
+        cells_of(file, (), [setting], targets)
+    assert cells_of(file, (), [setting], "")
+
+
 def test_a_problem_of_one_target_names_it(tmp_path: Path) -> None:
     file = world(tmp_path / "here")
     cells = cells_of(file, (), (), "mercy,east")

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import fedmerge
+from fedmerge.cli.weights_file import told_of
 from fedmerge.errors import CheckpointError
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.federated.pool.checkpoint import read_state
@@ -79,6 +80,26 @@ def test_a_pickle_of_more_than_tensors_is_never_run(tmp_path: Path, zipped: bool
     assert "found list in it; expected" in refused(tmp_path / "list.pth")
     torch.save({"state_dict": {"a": 3}}, tmp_path / "int.pth", _use_new_zipfile_serialization=zipped)
     assert "found 'state_dict' in it; expected" in refused(tmp_path / "int.pth")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_what_is_no_array_of_numbers_and_a_zip_that_saving_left_half_done(tmp_path: Path, state: dict[str, Tensor]) -> None:
+    name, weights = next((name, tensor) for name, tensor in state.items() if tensor.ndim == 2)
+    odd = {
+        "on the device 'meta'": weights.to("meta"),
+        "as a quantized tensor": torch.quantize_per_tensor(weights, 0.1, 0, torch.qint8),
+        "as a nested tensor": torch.nested.nested_tensor(list(weights)),
+    }
+    for said, tensor in odd.items():
+        torch.save({**state, name: tensor}, tmp_path / "w.pth")
+        with pytest.raises(CheckpointError, match=f"found {name} {said}"):
+            list(told_of(tmp_path / "w.pth", None, None))
+    with pytest.raises(NotImplementedError):
+        torch.save({**state, name: weights.to("meta").untyped_storage()}, tmp_path / "half.pth")
+    assert "found a zip of PyTorch that lacks data/" in refused(tmp_path / "half.pth")
+    with pytest.raises(NotImplementedError):
+        torch.save({name: weights.to_mkldnn()}, tmp_path / "none.pth")
+    assert "found a zip of PyTorch that lacks data.pkl, as where saving failed" in refused(tmp_path / "none.pth")
 
 
 def called_otherwise(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -28,6 +28,8 @@ def spec(kwargs: dict[str, Any], size: int | None = None, name: str = "vit_tiny_
         (spec({"global_pool": ""}, 32, "resnet18"), "model.size: found 32 (mat1 and mat2"),
         (spec({"img_size": 32, "num_heads": 5}), "(dim should be divisible by num_heads); expected arguments that vit_tiny"),
         (spec({"img_size": 32, "num_heads": "a"}), "expected arguments that vit_tiny"),
+        (spec({"init_values": "1e-5"}), "expected a number. Write 1.0e-05: YAML takes 1e-5 for text"),
+        (spec({"num_heads": "03"}), "model.kwargs.num_heads: found the text '03' ("),
         (spec({"img_size": 32, "num_classes": 4}), "model.kwargs.num_classes: found 4; expected no such key: the sites' classes"),
         (
             spec({"pretrained": True}),

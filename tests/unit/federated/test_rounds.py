@@ -301,6 +301,18 @@ def test_a_bad_answer_is_refused_and_named(hospital: Hospital, job: Jobs) -> Non
     assert all(one.reason.startswith("its upload was refused") for one in model.stand.absences)
 
 
+@pytest.mark.parametrize("name", ["fedadam", "fedyogi", "fedavgm"])
+@pytest.mark.parametrize("server_lr", [1e6, 1e39])
+def test_a_server_that_steps_too_far_is_told(name: str, server_lr: float, hospital: Hospital, job: Jobs) -> None:
+    """Also after the last round. Hospitals need not find that their loss is not finite, or be refused for the server's weights."""
+    strategy = named(name, rounds=1, server_lr=server_lr)
+    asked = job(*with_strategies(hospital("north"), hospital("south"), strategies=[strategy]))
+    said = LocalBackend().compete(asked, lambda _: None)[f"{name}-1"]
+    assert said.startswith("round 1: ")
+    assert said.endswith(f". Lower {name}-1.server_lr")
+    assert not GlobalPool(asked.pool, asked.tasks).last(strategy)
+
+
 def test_the_pool_keeps_the_audit_of_every_round(hospital: Hospital, job: Jobs) -> None:
     strategy = named("fedavg", rounds=3)
     asked = job(*with_strategies(hospital("north"), hospital("south"), strategies=[strategy]))

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import Future
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,6 +45,36 @@ def test_sites_that_wait_count_and_short_runs_have_no_line_a_minute(capsys: pyte
         "  6%, about 35 min left: north 22%",
         "  10%, about 27 min left: north 22%, south 18%",
     ]
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+def test_work_goes_on_where_standard_output_ends(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    terminal = Terminal(status=tmp_path / "status.json")
+    with terminal.progress("hospitals") as bars:
+        bars.tick("north", 100, 100, "run 1")
+    terminal.say("a line")
+    said = f"standard output cannot be written ({os.strerror(number)}); the work goes on, and is seen by: fedmerge watch {tmp_path}"
+    assert capsys.readouterr().err == f"fedmerge: {said}\n"
+    assert json.loads((tmp_path / "status.json").read_text())["sites"]["north"]["share"] == 1
+
+
+def test_a_run_outlives_who_reads_its_output() -> None:
+    """As `| head -1` does. Nothing that standard output still holds ends the process with an error, either."""
+    work = "from fedmerge.report.terminal import Terminal\nt = Terminal()\nfor n in range(20000): t.say(f'{n} ' * 20)"
+    run = subprocess.Popen([sys.executable, "-c", work], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert run.stdout
+    assert run.stderr
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.stderr.read().startswith(b"fedmerge: standard output cannot be written (Broken pipe); the work goes on\n")
+    assert run.wait() == 0
 
 
 def test_of_many_sites_the_first_are_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,23 @@ def test_owners_have_the_environment_and_the_folder_of_the_moment(monkeypatch: p
         assert owner.submit(os.getenv, "ASKS").result() is None
 
 
+def test_owners_do_not_run_the_script_that_asks(tmp_path: Path) -> None:
+    """It needs no `if __name__ == "__main__":`, and is `__main__` as before when it goes on."""
+    script = tmp_path / "script.py"
+    asking = [
+        "import os, sys",
+        "from fedmerge.system.process import owners",
+        "print(__name__)",
+        "program = sys.modules['__main__']",
+        "with owners(1) as owner:",
+        "    print(owner.submit(os.getcwd).result())",
+        "print(sys.modules['__main__'] is program)",
+    ]
+    script.write_text("\n".join(asking), encoding="utf-8")
+    ran = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout.splitlines()) == (0, ["__main__", str(Path.cwd()), "True"]), ran.stderr
+
+
 def test_owners_end_with_who_started_them() -> None:
     """However that ends; so does what they were forked from."""
     asking = [

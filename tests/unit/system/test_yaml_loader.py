@@ -190,9 +190,9 @@ def test_only_what_stands_in_the_file_has_a_line(tmp_path: Path) -> None:
 
 ROOT = Path(__file__).resolve().parents[3]
 SCALARS = """
-yes no on off Yes NO y n Y N true TRUE ~ null NULL 1e-3 1.e-3 1.0e-3 1.0e3 1e3 1.5e+3 12e03 1E5 .5 5. ._1 0o17 017 08 0x1F 0b11
-1_000 1_0.5 190:20:30 190:20:30.15 1:30 1:60 -1:30 2001-12-14 2001-12-14t21:59:43.10-05:00 .inf -.inf +1 -0 -_ 0b -01 1,000
-'yes' "no" '1' !!str<1 !!int<'3' !!float<3 !!binary<aGk= {a} [1,y] {1:2} {yes:<1} 1e nan x#y |<
+yes no on off Yes NO y n Y N true TRUE ~ null NULL 1e-3 1.e-3 1.0e-3 1.0e3 1e3 1.5e+3 12e03 1E5 .5 5. ._1 0o17 08 0x1F 0b11 00.5
+1_000 1_0.5 2001-12-14 2001-12-14t21:59:43.10-05:00 .inf -.inf +1 -0 -_ 0b 1,100
+'yes' "no" '1' !!str<1 !!int<'3' !!float<3 !!binary<aGk= {a} [1,y] {yes:<1} 1e nan x#y |<
 """
 
 
@@ -204,6 +204,13 @@ def test_values_are_those_of_plain_yaml(scalar: str, tmp_path: Path) -> None:
     assert repr(mine) == repr(plain)  # 1, 1.0 and True are equal, but do not read the same
 
 
+@pytest.mark.parametrize("scalar", ["017", "0_7", "-01", "190:20:30", "190:20:30.15", "1:30", "1:60", "-1:30", "="])
+def test_what_yaml_1_1_alone_takes_for_a_number_is_text(scalar: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(f"a: {scalar}\nb: [{scalar}]\n{scalar}: {{{scalar}: {scalar}}}\n")
+    assert read_yaml(file) == {"a": scalar, "b": [scalar], scalar: {scalar: scalar}}
+
+
 @pytest.mark.parametrize("file", sorted(ROOT.glob("s[ci]*s/*.yaml")), ids=lambda path: path.stem)
 def test_shipped_files_are_read_like_plain_yaml(file: Path) -> None:
     mine = read_yaml(file)
@@ -211,7 +218,8 @@ def test_shipped_files_are_read_like_plain_yaml(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a: 2001-99-99\n", "a: !!int ''\n", "a: !!python/object:os.x {}\n", "a: &x 1\nb: &x 2\n", "a: =\n"]
+    "text",
+    ["a: 2001-99-99\n", "a: !!timestamp x\n", "a: !!int ''\n", "a: !!python/object:os.x {}\n", "a: &x 1\nb: &x 2\n"],
 )
 def test_values_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "odd.yaml").write_text(text)
@@ -268,6 +276,10 @@ class Words(Spec):
     name: str = ""
     sites: tuple[str, ...] = ()
     inner: Inner = Inner()
+    count: int = 0
+    file: Path = Path()
+    shares: dict[str, float] = {}
+    names: tuple[str, ...] | dict[str, tuple[str, ...]] | str = ()
 
 
 @pytest.mark.parametrize(
@@ -283,6 +295,10 @@ class Words(Spec):
         ("name: x\nno: 1\n", "line 2: False: found a key that YAML takes for a truth value; expected text. Put it in quotes"),
         ("name: x\n2023: 1\n", "line 2: 2023: found a key that YAML takes for a number; expected text. Put it in quotes"),
         ("inner: 3\n", "inner: found 3; expected a mapping of keys to values"),
+        ("file: no\n", "line 1: file: found no; expected a path. Put it in quotes: without them, YAML takes it for a truth value"),
+        ("shares: {no: 1}\n", "line 1: shares.False: found a key that YAML takes for a truth value; expected text. Put it in"),
+        ("count: 1:30\n", "line 1: count: found '1:30'; expected a valid integer"),
+        ("count: 2023-05-01\n", "line 1: count: found 2023-05-01; expected a valid integer"),
     ],
 )
 def test_words_that_help(tmp_path: Path, text: str, said: str) -> None:
@@ -290,6 +306,25 @@ def test_words_that_help(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ScenarioError) as error:
         read_as(Words, tmp_path / "a.yaml")
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "found"),
+    [
+        ("[a, no]", "names[1]", "no"),
+        ("{north: [a, on]}", "names.north[1]", "on"),
+        ("{no: [a, b]}", "names.False", "a key that YAML takes for a truth value"),
+        ("{2023: [a, b]}", "names.2023", "a key that YAML takes for a number"),
+    ],
+)
+def test_a_value_of_several_types_is_told_where_it_is_wrong(given: str, key: str, found: str, tmp_path: Path) -> None:
+    """And not that it is none of the other types."""
+    (tmp_path / "a.yaml").write_text(f"names: {given}\n")
+    with pytest.raises(ScenarioError) as error:
+        read_as(Words, tmp_path / "a.yaml")
+    (problem,) = error.value.problems
+    assert (problem.key, problem.found, problem.expected) == (key, found, "text")
+    assert problem.where.endswith("line 1")
 
 
 @pytest.mark.parametrize(
