@@ -306,7 +306,7 @@ class RunningSum:
         self, rows: Tensor | Sequence[Tensor], weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None
     ) -> Tensor:
         """out (P,) = sum_k weights_k rows_k, as `weighted_sum` has it, up to rounding."""
-        weights = weights.detach().double().cpu()
+        weights = weights.detach().to("cpu", torch.float64, copy=True)  # whoever gave them may write over them
         used, largest = int((weights != 0).sum()), partial(torch.linalg.vector_norm, ord=math.inf)
         if used < MANY or out.dtype.itemsize < FLOAT_BYTES:
             return weighted_sum(rows, weights, out, read)

@@ -114,8 +114,12 @@ def test_a_running_sum_is_the_sum(K: int, asked: int, seed: int) -> None:
 def test_a_running_sum_reads_what_has_changed() -> None:
     K, P, read = 1000, 10, list[int]()
     rows, add = torch.randn(K, P), RunningSum()
+    weights = torch.empty(K, dtype=torch.float64)
     for shares in shares_of_a_stream(K, CORRECTIONS + 4, 20, 0):
-        add(rows, shares, torch.empty(P), read.append)
+        weights.copy_(shares)  # in place
+        torch.testing.assert_close(
+            add(rows, weights, torch.empty(P), read.append).double(), shares @ rows.double(), rtol=1e-4, atol=1e-5
+        )
     whole = 4 * K * P
     assert read[:2] == [whole, whole]  # the first has no past; the second tells that a sum is worth keeping
     assert max(read[2 : 2 + CORRECTIONS]) <= whole * 20 / K
