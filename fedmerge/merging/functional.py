@@ -5,8 +5,8 @@ Both take the path of a run, `rows_of` and `predict`, so that they give the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from operator import index
@@ -39,6 +39,14 @@ MENDS = {
 """What gives a method what it needs, beside the statistics of sites."""
 
 
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """No gradients, and no inference mode: what is made inside is used outside, and some methods take gradients of their own."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@_plain_tensors()
 def merge(  # noqa: PLR0913 - all but the experts have defaults
     model: nn.Module,
     experts: Experts,
@@ -163,6 +171,7 @@ class Adapter:
     True
     """
 
+    @_plain_tensors()
     def __init__(  # noqa: PLR0913 - all but the experts have defaults
         self,
         model: nn.Module,
@@ -213,7 +222,7 @@ class Adapter:
         caption = f"{self.method.key}, {len(self.names)} experts" + ("" if last else ", no coefficients yet")
         return html_table(caption, ["expert", *(part for part, _ in parts)], rows)
 
-    @torch.no_grad()
+    @_plain_tensors()
     def __call__(self, batch: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict one batch, and go on to the next state.
 
@@ -243,6 +252,7 @@ class Adapter:
         if not batch.is_floating_point():
             mend = "Give batch.float(), normalized as in the experts' training"
             raise MethodError(f"batch: found values of {batch.dtype}; expected normalized floats. {mend}")
+        batch = batch.clone() if batch.is_inference() else batch  # no gradient goes through one of inference mode
         evidence = evidence_of(self._row.method, Evidence(self._bank, batch.to(self._bank.like.device)))
         with self._told(evidence, labels):
             self._last = None
@@ -254,6 +264,7 @@ class Adapter:
         self._began = True
         return self._last.log_p
 
+    @_plain_tensors()
     def state_dict(self) -> dict[str, Tensor]:
         """The model of the last merge.
 
@@ -278,12 +289,14 @@ class Adapter:
         what = "one model for each sample" if apart else "predictions and no model"
         raise MethodError(f"method {row.method.key}: found {what}; expected a method with one model for each batch, such as eam")
 
+    @_plain_tensors()
     def reset(self) -> None:
         """Forget all batches: the next is predicted as if it were the first. Experts stay as they are."""
         self._began, self._last = False, None
         method = self._row.method
         self._row.state = method.start(bank_of(method, self._bank)) if isinstance(method, Stateful) else {}
 
+    @_plain_tensors()
     def join(
         self,
         name: str,
@@ -320,6 +333,7 @@ class Adapter:
             check_mapping(f"statistics['{kind}'] of expert '{name}'", one)
         self._settle({**self._experts, name: _Expert(_copied(state), count, temperature, dict(statistics or {}))})
 
+    @_plain_tensors()
     def leave(self, name: str) -> None:
         """Let an expert go; what the method remembers of the others is carried over.
 

@@ -43,6 +43,7 @@ VARIANTS = [
 ]
 CASES = [(name, SAID.get(name, {})) for name in METHODS.names] + VARIANTS
 NORTH, SOUTH, WEST = expert_states(3)
+NAMED = {"north": NORTH, "south": SOUTH}
 START = expert_states(1, 9)[0]
 
 
@@ -525,3 +526,26 @@ def test_a_method_that_compares_views_names_a_batch_that_is_not_of_images() -> N
     ):
         fedmerge.Adapter(model, experts, method="eam")(rows)
     assert fedmerge.Adapter(model, experts, method="dcs")(rows).shape == (4, 2)
+
+
+@pytest.mark.parametrize(("name", "said"), CASES, ids=str)
+def test_inference_mode_changes_nothing(name: str, said: dict[str, Any]) -> None:
+    """Wherever an adapter is made, and wherever it is called."""
+
+    def logits(made: bool, called: bool) -> Tensor:
+        with torch.inference_mode(made):
+            states = {one: {key: value.clone() for key, value in state.items()} for one, state in NAMED.items()}
+            measured = {kind: dict(zip(states, given, strict=True)) for kind, given in statistics([0, 1], [NORTH, SOUTH]).items()}
+            said_now = {"generalist": START} | said if "generalist" in METHODS.load(name).model_fields else said
+            adapt = fedmerge.Adapter(Net(), states, name, START, statistics=measured, counts=[3, 4], **said_now)
+        with torch.inference_mode(called):
+            x = a_batch(dtype=torch.float32).clone()
+            labels = torch.zeros(len(x)).long() if "labels" in adapt.method.needed else None
+            adapt(x, labels)
+            found = adapt(x, labels)
+            adapt.leave("north")
+            adapt.join("west", WEST, count=5, statistics={kind: given["south"] for kind, given in measured.items()})
+        return torch.stack([found, adapt(a_batch(dtype=torch.float32), labels)])
+
+    for made, called in ((True, False), (False, True), (True, True)):
+        assert torch.equal(logits(made, called), logits(False, False))
