@@ -5,8 +5,8 @@ Both take the path of a run, `rows_of` and `predict`, so that they give the same
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from operator import index
@@ -25,6 +25,7 @@ from fedmerge.merging.methods._base import METHODS, Method, Stateful, Static
 from fedmerge.merging.per_sample.dispatch import PerSample, Way
 from fedmerge.merging.predict import Prediction, Row, bank_of, carry, evidence_of, predict, rows_of
 from fedmerge.system.notebook import html_table
+from fedmerge.system.torch_settings import own_settings
 
 Experts = Sequence[StateDict] | Mapping[str, StateDict]
 """State dicts of the experts; without names they are expert-0, expert-1, ..."""
@@ -39,14 +40,7 @@ MENDS = {
 """What gives a method what it needs, beside the statistics of sites."""
 
 
-@contextmanager
-def _plain_tensors() -> Iterator[None]:
-    """No gradients, and no inference mode: what is made inside is used outside, and some methods take gradients of their own."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
-
-
-@_plain_tensors()
+@own_settings(gradients=False)
 def merge(  # noqa: PLR0913 - all but the experts have defaults
     model: nn.Module,
     experts: Experts,
@@ -171,7 +165,7 @@ class Adapter:
     True
     """
 
-    @_plain_tensors()
+    @own_settings(gradients=False)
     def __init__(  # noqa: PLR0913 - all but the experts have defaults
         self,
         model: nn.Module,
@@ -222,7 +216,7 @@ class Adapter:
         caption = f"{self.method.key}, {len(self.names)} experts" + ("" if last else ", no coefficients yet")
         return html_table(caption, ["expert", *(part for part, _ in parts)], rows)
 
-    @_plain_tensors()
+    @own_settings(gradients=False)
     def __call__(self, batch: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict one batch, and go on to the next state.
 
@@ -264,7 +258,7 @@ class Adapter:
         self._began = True
         return self._last.log_p
 
-    @_plain_tensors()
+    @own_settings(gradients=False)
     def state_dict(self) -> dict[str, Tensor]:
         """The model of the last merge.
 
@@ -289,14 +283,14 @@ class Adapter:
         what = "one model for each sample" if apart else "predictions and no model"
         raise MethodError(f"method {row.method.key}: found {what}; expected a method with one model for each batch, such as eam")
 
-    @_plain_tensors()
+    @own_settings(gradients=False)
     def reset(self) -> None:
         """Forget all batches: the next is predicted as if it were the first. Experts stay as they are."""
         self._began, self._last = False, None
         method = self._row.method
         self._row.state = method.start(bank_of(method, self._bank)) if isinstance(method, Stateful) else {}
 
-    @_plain_tensors()
+    @own_settings(gradients=False)
     def join(
         self,
         name: str,
@@ -333,7 +327,7 @@ class Adapter:
             check_mapping(f"statistics['{kind}'] of expert '{name}'", one)
         self._settle({**self._experts, name: _Expert(_copied(state), count, temperature, dict(statistics or {}))})
 
-    @_plain_tensors()
+    @own_settings(gradients=False)
     def leave(self, name: str) -> None:
         """Let an expert go; what the method remembers of the others is carried over.
 

@@ -549,3 +549,25 @@ def test_inference_mode_changes_nothing(name: str, said: dict[str, Any]) -> None
 
     for made, called in ((True, False), (False, True), (True, True)):
         assert torch.equal(logits(made, called), logits(False, False))
+
+
+@pytest.mark.parametrize("name", ["mean", "dare", "model_stock", "lame", "posterior", "dawin", "adamerging"])
+def test_what_pytorch_makes_by_default_changes_nothing(name: str) -> None:
+    x = a_batch(dtype=torch.float32)
+
+    def logits() -> Tensor:
+        adapt = fedmerge.Adapter(model, NAMED, name, START)
+        adapt(x)
+        return adapt(x)
+
+    model = Net()
+    expected = logits()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(logits(), expected)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert torch.equal(logits(), expected)
+        assert torch.zeros(1).is_meta
