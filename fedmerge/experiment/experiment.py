@@ -32,6 +32,7 @@ from fedmerge.experiment.validation.training import (
     public_problems,
     start_nowhere,
     unfit,
+    unmeasurable,
     unprotected,
     untrained,
     without_theta_0,
@@ -226,7 +227,7 @@ def _checked(content: dict[str, Any], path: Path, at_target: bool) -> Experiment
         try_out(scenario.model, len(classes))
     except ScenarioError as error:  # a model does not know the file that it stands in
         raise ScenarioError([replace(problem, where=str(path)) for problem in error.problems]) from None
-    if problems := biasless(str(path), scenario, len(classes)):
+    if problems := biasless(str(path), scenario, len(classes)) + unmeasurable(str(path), scenario, len(classes)):
         raise ScenarioError(problems)
     brought_by(scenario, found, classes)
     return Experiment(scenario, tuple(found), target, classes, seen)

@@ -42,6 +42,7 @@ from fedmerge.report.records import RunRecord, SiteRow
 from fedmerge.report.run_log import RunLog, Tool, run_log
 from fedmerge.report.terminal import Terminal, shown_path
 from fedmerge.system.notebook import html_table
+from fedmerge.system.torch_settings import own_settings
 from fedmerge.system.yaml_loader import check
 
 
@@ -185,8 +186,7 @@ class _Arguments(Spec):
 
 
 @extras_named()
-@torch.inference_mode(mode=False)  # a notebook may have turned gradients off
-@torch.enable_grad()
+@own_settings(gradients=True)
 def run(
     scenario: str | Path,
     *,

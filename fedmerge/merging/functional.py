@@ -25,6 +25,7 @@ from fedmerge.merging.methods._base import METHODS, Method, Stateful, Static
 from fedmerge.merging.per_sample.dispatch import PerSample, Way
 from fedmerge.merging.predict import Prediction, Row, bank_of, carry, evidence_of, predict, rows_of
 from fedmerge.system.notebook import html_table
+from fedmerge.system.torch_settings import own_settings
 
 Experts = Sequence[StateDict] | Mapping[str, StateDict]
 """State dicts of the experts; without names they are expert-0, expert-1, ..."""
@@ -39,6 +40,7 @@ MENDS = {
 """What gives a method what it needs, beside the statistics of sites."""
 
 
+@own_settings(gradients=False)
 def merge(  # noqa: PLR0913 - all but the experts have defaults
     model: nn.Module,
     experts: Experts,
@@ -163,6 +165,7 @@ class Adapter:
     True
     """
 
+    @own_settings(gradients=False)
     def __init__(  # noqa: PLR0913 - all but the experts have defaults
         self,
         model: nn.Module,
@@ -213,8 +216,7 @@ class Adapter:
         caption = f"{self.method.key}, {len(self.names)} experts" + ("" if last else ", no coefficients yet")
         return html_table(caption, ["expert", *(part for part, _ in parts)], rows)
 
-    @torch.inference_mode(mode=False)  # a loop in inference mode may call it, and a method may need gradients
-    @torch.no_grad()
+    @own_settings(gradients=False)
     def __call__(self, batch: Tensor, labels: Tensor | None = None) -> Tensor:
         """Predict one batch, and go on to the next state.
 
@@ -244,7 +246,7 @@ class Adapter:
         if not batch.is_floating_point():
             mend = "Give batch.float(), normalized as in the experts' training"
             raise MethodError(f"batch: found values of {batch.dtype}; expected normalized floats. {mend}")
-        batch = batch.clone() if batch.is_inference() else batch
+        batch = batch.clone() if batch.is_inference() else batch  # no gradient goes through one of inference mode
         evidence = evidence_of(self._row.method, Evidence(self._bank, batch.to(self._bank.like.device)))
         with self._told(evidence, labels):
             self._last = None
@@ -256,6 +258,7 @@ class Adapter:
         self._began = True
         return self._last.log_p
 
+    @own_settings(gradients=False)
     def state_dict(self) -> dict[str, Tensor]:
         """The model of the last merge.
 
@@ -280,12 +283,14 @@ class Adapter:
         what = "one model for each sample" if apart else "predictions and no model"
         raise MethodError(f"method {row.method.key}: found {what}; expected a method with one model for each batch, such as eam")
 
+    @own_settings(gradients=False)
     def reset(self) -> None:
         """Forget all batches: the next is predicted as if it were the first. Experts stay as they are."""
         self._began, self._last = False, None
         method = self._row.method
         self._row.state = method.start(bank_of(method, self._bank)) if isinstance(method, Stateful) else {}
 
+    @own_settings(gradients=False)
     def join(
         self,
         name: str,
@@ -322,6 +327,7 @@ class Adapter:
             check_mapping(f"statistics['{kind}'] of expert '{name}'", one)
         self._settle({**self._experts, name: _Expert(_copied(state), count, temperature, dict(statistics or {}))})
 
+    @own_settings(gradients=False)
     def leave(self, name: str) -> None:
         """Let an expert go; what the method remembers of the others is carried over.
 
@@ -350,7 +356,6 @@ class Adapter:
     _per_sample: PerSample
     _last: Prediction | None
 
-    @torch.inference_mode(mode=False)
     def _settle(self, experts: dict[str, _Expert]) -> None:
         """Go on with these experts: a new bank, static methods merge again, and what others remember is carried over."""
         single = _only_row(self.method, self._given, experts)

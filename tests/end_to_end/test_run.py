@@ -95,11 +95,25 @@ def test_a_folder_of_another_scenario_is_refused(first: tuple[Path, str]) -> Non
     assert read(first[0] / "runs/tiny-3/summary.json")["seed"] == 3
 
 
+def test_what_a_notebook_has_set_changes_no_run(first: tuple[Path, str]) -> None:
+    folder, _ = first
+    torch.set_default_dtype(torch.float64)
+    try:
+        with contextlib.chdir(folder), torch.inference_mode(), torch.device("meta"):
+            fedmerge.run("scenarios/tiny.yaml", out="runs/set", pool="fresh", quiet=True)
+            assert torch.is_inference_mode_enabled()
+            assert torch.zeros(1).is_meta
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert read(folder / "runs/set/manifest.json")["trained"] == {"north": True, "south": True}
+    assert same_predictions(folder / "runs" / "set", folder / "runs" / "tiny-3")
+
+
 def test_a_notebook_gets_the_run_of_the_command(first: tuple[Path, str]) -> None:
     folder, _ = first
     with contextlib.chdir(folder):
-        with torch.inference_mode():  # as a notebook may have it
-            result = fedmerge.run("scenarios/tiny.yaml", out="runs/notebook", quiet=True)
+        result = fedmerge.run("scenarios/tiny.yaml", out="runs/notebook", quiet=True)
         assert all(f"<tr><td>{row['method']}</td>" in result._repr_html_() for row in result.table)
         assert result.report_path.is_file()
         with pytest.raises(fedmerge.FedmergeError, match="did you mean 'epochs'"):

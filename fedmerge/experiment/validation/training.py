@@ -7,6 +7,8 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+import torch
+
 from fedmerge.errors import CheckpointError, Problem, nearest
 from fedmerge.experiment.scenario import Scenario
 from fedmerge.experiment.validation.problems import placed
@@ -14,6 +16,7 @@ from fedmerge.federated.attacks._base import Attack
 from fedmerge.federated.model import build, model_of_json
 from fedmerge.federated.pool.checkpoint import fitting
 from fedmerge.federated.site import OwnExpert, Site
+from fedmerge.federated.statistics._base import Statistic
 
 
 def unprotected(where: str, scenario: Scenario, sites: Sequence[Site]) -> list[Problem]:
@@ -145,6 +148,23 @@ def unfit(where: str, scenario: Scenario, founders: int, joining: int) -> list[P
             found = f"'{key}', which would have {asked} hospitals in a round{as_few}"
             problems.append(Problem(where, at, found, f"at least {strategy.least} hospitals in each round"))
     return problems
+
+
+def unmeasurable(where: str, scenario: Scenario, classes: int) -> list[Problem]:
+    """Strategies whose hospitals could not measure what they have to send beside weights. The model can be built."""
+    asked = [(number, strategy, one) for number, strategy in enumerate(scenario.federated) for one in strategy.statistics]
+    asked = [(number, strategy, one) for number, strategy, one in asked if type(one).unfit is not Statistic.unfit]
+    if not asked:
+        return []
+    side, channels = scenario.model.geometry
+    model, image = build(scenario.model, classes).eval(), torch.zeros(1, channels, side, side)
+    return [
+        Problem(
+            where, f"federated[{number}]", f"'{strategy.key}', and {why}", "a strategy without that", "Take information: diagonal"
+        )
+        for number, strategy, one in asked
+        if (why := one.unfit(model, image))
+    ]
 
 
 def public_problems(where: str, scenario: Scenario) -> list[Problem]:

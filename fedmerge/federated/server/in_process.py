@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -24,6 +24,12 @@ from fedmerge.system.process import owners, process_context
 
 GLANCE_S = 0.2
 """Between two looks at the progress of worker processes, seconds."""
+
+AHEAD = 2
+"""Parts of the work that are under way or lie ready, for each worker: all of them are lost if a worker dies."""
+
+DEATHS = 4
+"""Workers that die one after the other, without an answer between them, after which no more are started: it is not one hospital."""
 
 GONE = "its process is gone, as when it is killed, or memory has run out"
 
@@ -69,6 +75,37 @@ class LocalBackend:
             torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """What a worker does of a request: one of several runs, what comes after the runs that are trained, or all of it."""
+
+    request: Request
+    number: int | None = None
+    trained: tuple[Run, ...] | None = None
+
+    @classmethod
+    def all_of(cls, request: Request) -> list[_Part]:
+        """What can be done side by side."""
+        runs = request.task.runs if request.what == "train" else 1
+        return [cls(request, number) for number in range(runs)] if runs > 1 else [cls(request)]
+
+    @property
+    def site(self) -> str:
+        """The hospital."""
+        return self.request.task.site.name
+
+    def given_to(self, executor: ProcessPoolExecutor) -> Future[Any]:
+        """Its answer, in time."""
+        if self.number is None:
+            return executor.submit(_answered, self.request, self.trained)
+        return executor.submit(_run, self.request, self.number)
+
+
+def _broken(future: Future[Any]) -> bool:
+    """Whether it will have no answer, since a worker has died."""
+    return future.done() and (future.cancelled() or isinstance(future.exception(), BrokenProcessPool))
+
+
 class _Workers:
     """Processes that train for hospitals; they are started when something is asked."""
 
@@ -78,48 +115,64 @@ class _Workers:
         self.executor: ProcessPoolExecutor | None = None
 
     def ask(self, requests: Sequence[Request], deadline_s: float) -> Iterator[Reply]:
-        """Replies as they arrive; a site's runs go to whichever worker is free, in the order of the sites."""
-        began = time.monotonic()
-        executor = self._started()
-        waiting: dict[Future[Any], tuple[Request, int | None]] = {}
-        for request in requests:
-            several = request.task.runs if request.what == "train" else 0
-            for number in range(several) if several > 1 else (None,):
-                call: Callable[..., Any] = _answered if number is None else _run
-                given = (request,) if number is None else (request, number)
-                waiting[executor.submit(call, *given)] = (request, number)
+        """Replies as they arrive; a site's runs go to whichever worker is free, in the order of the sites.
+
+        If a worker dies, all parts that were under way are lost. Each is done again by itself, as often as `retries` allows: a
+        hospital whose worker dies each time fails alone.
+        """
+        began, left = time.monotonic(), {request.task.site.name: request.task.training.retries for request in requests}
+        fresh = deque(part for request in requests for part in _Part.all_of(request))
+        lost, waiting, deaths = deque[_Part](), dict[Future[Any], _Part](), 0
         runs: dict[str, dict[int, Run]] = defaultdict(dict)
-        failed: set[str] = set()
         done: dict[str, dict[int, int]] = defaultdict(dict)
-        while waiting and time.monotonic() - began < deadline_s:
+        failed: set[str] = set()
+        while (fresh or lost or waiting) and time.monotonic() - began < deadline_s:
+            while (lost and not waiting) or (fresh and not lost and len(waiting) < AHEAD * self.jobs):
+                part = (lost or fresh).popleft()
+                if part.site not in failed:
+                    waiting[self._given(part)] = part
             ready, _ = wait(waiting, GLANCE_S, FIRST_COMPLETED)
             self._miss_the_dead()
-            self._tell(done, {request.task.site.name: request for request, _ in waiting.values()})
+            self._tell(done, {part.site: part.request for part in waiting.values()})
+            if any(_broken(future) for future in ready):
+                self.end()
+                gone = [waiting.pop(future) for future in list(waiting) if _broken(future)]
+                deaths += 1
+                for name in dict.fromkeys(part.site for part in gone):
+                    left[name] -= 1
+                lost.extend(part for part in gone if left[part.site] >= 0 and deaths < DEATHS)
+                over = [*gone, *lost, *fresh] if deaths >= DEATHS else [part for part in gone if left[part.site] < 0]
+                for part in over:
+                    if part.site not in failed:
+                        failed.add(part.site)
+                        yield Reply(part.request.task, None, GONE, time.monotonic() - began)
+                continue
             for future in ready:
-                request, number = waiting.pop(future)
-                name, seconds = request.task.site.name, time.monotonic() - began
-                try:
-                    found = future.result()
-                except BrokenProcessPool:
-                    self.end()  # the others, too: their runs have failed with it
-                    found = GONE
-                if isinstance(found, Run) and self.executor is None:
-                    found = GONE
-                if name in failed:
+                part, found, seconds = waiting.pop(future), future.result(), time.monotonic() - began
+                deaths = 0
+                if part.site in failed:
                     continue
                 if isinstance(found, Reply):
                     yield Reply(found.task, found.upload, found.reason, seconds)
                 elif isinstance(found, str):
-                    failed.add(name)
-                    yield Reply(request.task, None, found, seconds)
+                    failed.add(part.site)
+                    yield Reply(part.request.task, None, found, seconds)
                 else:
-                    assert number is not None
-                    runs[name][number] = found
-                    if len(runs[name]) == request.task.training.runs:
-                        trained = [run for _, run in sorted(runs.pop(name).items())]
-                        waiting[executor.submit(_answered, request, trained)] = (request, None)
+                    assert part.number is not None
+                    runs[part.site][part.number] = found
+                    if len(runs[part.site]) == part.request.task.runs:
+                        trained = tuple(run for _, run in sorted(runs.pop(part.site).items()))
+                        fresh.appendleft(_Part(part.request, trained=trained))
         if waiting:
             self.end()
+
+    def _given(self, part: _Part) -> Future[Any]:
+        """A worker's answer, in time; if one has died since it last had work, by new workers."""
+        try:
+            return part.given_to(self._started())
+        except BrokenProcessPool:
+            self.end()
+            return part.given_to(self._started())
 
     def _miss_the_dead(self) -> None:
         """The executor notices the end of workers that were there when it was last called, and the youngest was not."""

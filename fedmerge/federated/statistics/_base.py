@@ -70,6 +70,10 @@ class Statistic(Plugin):
     def measure(self, ground: Ground) -> State:
         """The arrays, on the CPU."""
 
+    def unfit(self, model: nn.Module, image: Tensor) -> str:
+        """Why it cannot be measured of this model, whatever its weights, or nothing. image: one (1, channels, H, W)."""
+        return ""
+
     @property
     def key(self) -> str:
         """Digest of the kind and its fields: what was computed otherwise is another statistic."""

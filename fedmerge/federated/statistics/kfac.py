@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedmerge.federated.statistics._base import Ground, Shapes, State, Statistic, asymmetry, negativity
-from fedmerge.merging.curvature.kfac import GRADIENTS, INPUTS, Estimator, factors, layers, others, rest, sides
+from fedmerge.merging.curvature.kfac import GRADIENTS, INPUTS, Estimator, beside_images, factors, layers, others, rest, sides
 
 
 class Kfac(Statistic):
@@ -27,6 +27,11 @@ class Kfac(Statistic):
             d, o = sides(layer)
             shapes |= {name + INPUTS: (d, d), name + GRADIENTS: (o, o)}
         return shapes
+
+    def unfit(self, model: nn.Module, image: Tensor) -> str:
+        """A linear layer that sees no image, as in a text tower."""
+        odd = beside_images(model.eval(), image)
+        return f"a model whose layer '{odd}' sees no images" if odd else ""
 
     def measure(self, ground: Ground) -> State:
         """A and G by weight, the diagonal by parameter."""

@@ -22,7 +22,8 @@ MEMORY = ("m_t", "v_t", "momentum_vector")
 class Aggregation:
     """One global model in the making. theta_0: its layout, which every result is brought back to.
 
-    Integers stay those of theta^r: nothing trains them, and Flower would average them as floats.
+    Integers stay those of theta^r: nothing trains them, and Flower would average them as floats. So do tensors that no hospital has
+    changed, such as the statistics of BatchNorm: their mean differs by rounding, and Adam divides by how much.
     """
 
     def __init__(self, strategy: Strategy, theta_0: Mapping[str, Tensor]) -> None:
@@ -56,9 +57,15 @@ class Aggregation:
             found_in = f"found NaN or infinity in {broken[0]} of the global model"
             raise SiteError(f"round {number}: {found_in}; expected finite numbers{mend}")
         return {
-            name: found[name].reshape(like.shape).to(like.dtype) if like.is_floating_point() else theta[name]
+            name: found[name].reshape(like.shape).to(like.dtype) if self._trained(name, theta, uploads) else theta[name]
             for name, like in self.layout.items()
         }
+
+    def _trained(self, name: str, theta: State, uploads: Sequence[Upload]) -> bool:
+        """Whether anybody has moved this tensor away from theta_0, now or before."""
+        first = self.layout[name]
+        seen = (theta[name], *(upload.weights[name] for upload in uploads))
+        return first.is_floating_point() and not all(torch.equal(tensor, first) for tensor in seen)
 
     def memory(self) -> State:
         """What the server remembers, as tensors, for a snapshot."""

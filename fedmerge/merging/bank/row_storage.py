@@ -310,7 +310,8 @@ class RunningSum:
         used, largest = int((weights != 0).sum()), partial(torch.linalg.vector_norm, ord=math.inf)
         if used < MANY or out.dtype.itemsize < FLOAT_BYTES:
             return weighted_sum(rows, weights, out, read)
-        found = [(int((d != 0).sum()), number, c, d) for number, one in enumerate(self._sums) for c, d in [one.correction(weights)]]
+        alike = [(number, one) for number, one in enumerate(self._sums) if len(one.weights) == len(weights)]  # anchors, or none
+        found = [(int((d != 0).sum()), number, c, d) for number, one in alike for c, d in [one.correction(weights)]]
         changed, number, c, d = min(found, default=(used, -1, 1.0, weights), key=lambda one: one[0])
         if changed > used // 2:
             self._sums = [*self._sums[1 - KEPT :], _Sum(weights)]

@@ -112,6 +112,47 @@ def others(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
 
 
+@torch.no_grad()
+def beside_images(model: nn.Module, image: Tensor) -> str:
+    """The first layer that K-FAC would cover and that is applied to something else than images, as in a text tower.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode.
+    image : Tensor
+        One image (1, channels, H, W).
+
+    Returns
+    -------
+    str
+        Its weight's name; "" if there is none.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.curvature.kfac import beside_images
+    >>> beside_images(torch.nn.Sequential(torch.nn.Linear(2, 3)).eval(), torch.ones(1, 2))
+    ''
+    """
+    rows: dict[str, int] = {}  # those of two images, less twice those of one
+
+    def listen(name: str, times: int) -> Any:
+        def hear(_: nn.Module, __: object, output: Tensor) -> None:
+            rows[name] = rows.get(name, 0) + times * len(output)
+
+        return hear
+
+    for count, times in ((1, -2), (2, 1)):
+        hooks = [layer.register_forward_hook(listen(name, times)) for name, layer in layers(model).items()]
+        try:
+            model(image.expand(count, *image.shape[1:]).clone())
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return next((name for name, left in rows.items() if left), "")
+
+
 @torch.enable_grad()
 def factors(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
     """Kronecker factors of the Fisher information under the model's own label distribution.
@@ -161,6 +202,10 @@ def factors(model: nn.Module, x: Batched, estimator: Estimator = "exact", seed: 
             [-0.2500,  0.2500]], dtype=torch.float64)
     """
     found, generator = layers(model), torch.Generator().manual_seed(seed)
+    if found and (odd := beside_images(model, next(iter(x.split(1))))):
+        expected = "rows of each image. This model has no K-FAC; the diagonal it has"
+        said = f"{odd}: found inputs that are no images' rows; expected {expected}"
+        raise SiteError(said, told=said)
     double: dict[str, Any] = {"dtype": torch.float64, "device": next((p.device for p in model.parameters()), "cpu")}
     A = {name: torch.zeros(sides(layer)[0], sides(layer)[0], **double) for name, layer in found.items()}
     G = {name: torch.zeros(sides(layer)[1], sides(layer)[1], **double) for name, layer in found.items()}

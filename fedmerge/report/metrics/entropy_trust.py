@@ -76,7 +76,9 @@ def kept_predictions(run: Path) -> tuple[dict[str, NDArray[np.float32]], NDArray
         stored = kept_arrays(run)
     p, y = {name.removeprefix(PREFIX): rows for name, rows in stored.items() if name.startswith(PREFIX)}, stored["labels"]
     if len(p) < 2:
-        raise FolderError(f"{run}: found predictions of {len(p)} experts; expected two or more: add 'expert' to the methods")
+        found = f"those of one expert, {next(iter(p))}" if p else "none of an expert"
+        mend = "add {expert: {with_theta_0: true}} to the methods: theta_0 is the second" if p else "add 'expert' to the methods"
+        raise FolderError(f"{run}: among the predictions, found {found}; expected those of two experts or more: {mend}")
     seen = np.all(
         [np.isfinite(q).all(1) for q in p.values()], axis=0
     )  # where hospitals come and go, some images have no prediction

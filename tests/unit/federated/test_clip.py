@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fedmerge.data.datasets.organ_phantom import ORGANS
-from fedmerge.errors import CheckpointError, ScenarioError, UploadRefused
+from fedmerge.errors import CheckpointError, ScenarioError, SiteError, UploadRefused
 from fedmerge.federated.attacks._base import ATTACKS
 from fedmerge.federated.client.site_training import admit_images, model_of, train_site
 from fedmerge.federated.flower.node_identity import agreed
@@ -365,7 +365,13 @@ def test_statistics_of_a_clip_are_those_of_its_layout(kind: str, change: dict[st
     model = build(ClipSpec.model_validate(MODEL | change), 4).eval()
     side = 32 if change.get("name") else 16
     x, statistic = torch.randn(8, 3, side, side, generator=torch.Generator().manual_seed(0)), STATISTICS.load(kind)()
-    found = statistic.measure(Ground(model, x, torch.arange(8) % 4, lambda: [dict(model.state_dict())], (), 0))
+    ground = Ground(model, x, torch.arange(8) % 4, lambda: [dict(model.state_dict())], (), 0)
+    if why := statistic.unfit(model, x[:1]):  # four classes in two templates are eight prompts: as many rows as images
+        assert (kind, change, "sees no images" in why) == ("kfac", {"tune": "both"}, True)
+        with pytest.raises(SiteError, match="found inputs that are no images' rows"):
+            statistic.measure(ground)
+        return
+    found = statistic.measure(ground)
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == dict(statistic.layout(model))
     assert all(bool(torch.isfinite(tensor).all()) for tensor in found.values())
     assert kind != "class_counts" or found["counts"].tolist() == [2, 2, 2, 2]

@@ -25,6 +25,7 @@ from fedmerge.federated.server.rounds import compete
 from fedmerge.federated.strategies._base import STRATEGIES, Strategy
 from fedmerge.federated.strategies.fedfisher import by_layer, descent
 from fedmerge.merging.curvature.kfac import factors, rest
+from tests.clips import MODEL as CLIP
 from tests.front_door import SCENARIO, world
 
 Hospital = Callable[..., SiteTask]
@@ -199,3 +200,26 @@ def test_what_kfac_has_not_is_told(tmp_path: Path) -> None:
         assert len(error.value.problems) == 1
         assert f"federated[0].fedfisher.{field}" in str(error.value), str(error.value)
         assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "layer"),
+    [
+        ({**CLIP, "tune": "both"}, "head.text.transformer.resblocks.0.mlp.c_fc.weight"),
+        (
+            {"name": "swinv2_tiny_window8_256", "size": 32, "kwargs": {"img_size": 32, "window_size": 4, "in_chans": 1}},
+            "cpb_mlp.0.weight",
+        ),
+    ],
+    ids=["text tower", "relative positions"],
+)
+def test_a_model_that_has_no_kfac_is_told_before_anything_trains(tmp_path: Path, model: dict[str, Any], layer: str) -> None:
+    file = world(tmp_path)
+    kinds = ["fedavg", "fedfisher", {"fedfisher": {"information": "kfac"}}]
+    file.write_text(yaml.safe_dump({**SCENARIO, "model": model, "federated": kinds}))
+    with pytest.raises(
+        ScenarioError, match=r"federated\[2\]: found 'fedfisher-kfac', and a model whose layer '.*' sees no images"
+    ) as error:
+        load_experiment(file, Overrides())
+    assert len(error.value.problems) == 1
+    assert f"{layer}' sees" in str(error.value)

@@ -14,12 +14,15 @@ import pytest
 import torch
 
 from fedmerge.data.datasets.organ_phantom import ORGANS
-from fedmerge.federated.messages import Job, SiteTask, Tick
+from fedmerge.federated.client.diwa import Run
+from fedmerge.federated.messages import Initial, Job, Reply, Request, SiteTask, Tick
 from fedmerge.federated.pool.experts import ExpertPool
+from fedmerge.federated.server import in_process
 from fedmerge.federated.server.in_process import LocalBackend
 
 Hospital = Callable[..., SiteTask]
 Jobs = Callable[..., Job]
+answered = in_process._answered
 
 
 def test_runs_spread_over_workers_give_the_same_experts(hospital: Hospital, job: Jobs, tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_runs_spread_over_workers_give_the_same_experts(hospital: Hospital, job:
 
 
 def test_a_killed_worker_is_a_reason_and_never_a_hang(hospital: Hospital, job: Jobs) -> None:
-    asked = job(hospital("north", runs=2, epochs=2000), folder="killed")
+    asked = job(hospital("north", runs=2, epochs=2000, retries=0), folder="killed")
 
     def kill() -> None:
         while not (there := active_children()):
@@ -59,6 +62,45 @@ def test_a_killed_worker_is_a_reason_and_never_a_hang(hospital: Hospital, job: J
     killer.join()
     assert "process is gone" in outcomes["north"].reason
     assert not active_children()
+
+
+def killed(request: Request, trained: tuple[Run, ...] | None = None) -> Reply:
+    """A worker's answer for a hospital; of south it dies, each time or, where a file says so, the first time alone."""
+    once = Path(os.environ["DIES_ONCE"]) if "DIES_ONCE" in os.environ else None
+    if request.task.site.name == "south" and not (once and once.exists()):
+        if once:
+            once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return answered(request, trained)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_who_loses_a_worker_is_asked_again_and_fails_alone(
+    once: bool, hospital: Hospital, job: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_process, "_answered", killed)
+    if once:
+        monkeypatch.setenv("DIES_ONCE", str(tmp_path / "died"))
+    tasks = [hospital(name, runs=1, epochs=1) for name in ("north", "south", "east", "west")]
+    asked = job(*tasks, folder="asked")
+    outcomes = LocalBackend(jobs=2).gather(asked, lambda _: None)
+    assert {name for name, outcome in outcomes.items() if outcome.trained} == {"north", "east", "west"} | (
+        {"south"} if once else set()
+    )
+    assert once or "process is gone" in outcomes["south"].reason
+    assert not active_children()
+
+
+def test_a_worker_that_dies_between_two_rounds_is_replaced(hospital: Hospital, initial: Initial) -> None:
+    request = Request("train", hospital("north", runs=1, epochs=1), dict(initial.weights))
+    with LocalBackend(jobs=2)._workers(lambda _: None) as ask:
+        (first,) = ask([request], 60)
+        for process in active_children():
+            process.kill()
+            process.join()
+        (second,) = ask([request], 60)
+    assert first.upload is not None and second.upload is not None
+    assert all(torch.equal(tensor, second.upload.weights[name]) for name, tensor in first.upload.weights.items())
 
 
 def test_workers_leave_ctrl_c_to_their_parent(hospital: Hospital, job: Jobs, capfd: pytest.CaptureFixture[str]) -> None:

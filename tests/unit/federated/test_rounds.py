@@ -157,6 +157,22 @@ def test_the_length_of_a_way_is_the_sum_of_its_steps(rho: float, steps: int) -> 
     assert path_length(steps, rho) == pytest.approx(sum(a), rel=1e-9)
 
 
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fednova", "fedmedian"])
+def test_what_no_hospital_has_trained_stays(name: str) -> None:
+    """As the statistics of BatchNorm: the mean of equal numbers differs from them by rounding, and Adam makes steps of that."""
+    draw = torch.Generator().manual_seed(0)
+    theta_0 = {"weight": torch.randn(4, generator=draw), "variance": torch.rand(200, generator=draw) * 1e-3}
+    fields = {"tau": 1e-8} if name in ("fedadam", "fedyogi") else {}
+    aggregation, theta = Aggregation(STRATEGIES.load(name)(**fields), theta_0), theta_0
+    for number in range(1, 4):
+        moved = [theta["weight"] + 0.1 * torch.randn(4, generator=draw) for _ in range(3)]
+        told = [{"n": float(n), "steps": 2.0} for n in (17, 29, 53)]
+        sent = [Upload("north", {**theta, "weight": w}, scalars) for w, scalars in zip(moved, told, strict=True)]
+        theta = aggregation.round(number, theta, sent)
+    assert torch.equal(theta["variance"], theta_0["variance"])
+    assert not torch.equal(theta["weight"], theta_0["weight"])
+
+
 def test_nova_goes_the_mean_length_in_the_mean_direction() -> None:
     found = nova(np.zeros(1), [np.array([-1.0]), np.array([-3.0])], [1, 1], [1, 3])
     assert found.tolist() == [-2.0]

@@ -111,6 +111,16 @@ def test_a_running_sum_is_the_sum(K: int, asked: int, seed: int) -> None:
             torch.testing.assert_close(found.double(), weights @ rows.double(), rtol=1e-5, atol=1e-6)
 
 
+def test_many_experts_are_mixed_with_and_without_theta_0() -> None:
+    K, states = MANY, expert_states(MANY + 1)
+    bank = Bank.of(Net(), states[:K], base=states[K])
+    for number in range(3):
+        for length in (K, K + 1):
+            weights = torch.full((length,), 1 / length, dtype=torch.float64).index_fill(0, torch.tensor(number), 0.5)
+            expected = weights @ bank.rows[:length].double()
+            torch.testing.assert_close(bank.mix(weights).double(), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_running_sum_reads_what_has_changed() -> None:
     K, P, read = 1000, 10, list[int]()
     rows, add = torch.randn(K, P), RunningSum()

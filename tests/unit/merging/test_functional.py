@@ -43,6 +43,7 @@ VARIANTS = [
 ]
 CASES = [(name, SAID.get(name, {})) for name in METHODS.names] + VARIANTS
 NORTH, SOUTH, WEST = expert_states(3)
+NAMED = {"north": NORTH, "south": SOUTH}
 START = expert_states(1, 9)[0]
 
 
@@ -106,18 +107,6 @@ def test_every_method_gives_the_bits_of_a_run(target: Targets, name: str, said: 
     given = complete(build(MODEL, 11, seed=0))
     site = TargetSite(target(load_method(name, **said)), given, base())
     the_same_bits(site, an_adapter(site, given, name, **said), 0, 3)
-
-
-@pytest.mark.parametrize("name", ["eam", "posterior", "adamerging"])
-def test_a_loop_in_inference_mode_gets_the_same_bits(target: Targets, name: str) -> None:
-    given = experts()[:2]
-    site = TargetSite(target(name), given, base())
-    images, outside = [x for x, _ in batches(site, 0, 2)], an_adapter(site, given, name)
-    wanted = [outside(x) for x in images]
-    with torch.inference_mode():
-        inside = an_adapter(site, given, name)
-        found = [inside(x.clone()) for x in images]
-    assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.parametrize("name", ["mean", "eam", "t3_batch", "adamerging", "dawin"])
@@ -537,3 +526,48 @@ def test_a_method_that_compares_views_names_a_batch_that_is_not_of_images() -> N
     ):
         fedmerge.Adapter(model, experts, method="eam")(rows)
     assert fedmerge.Adapter(model, experts, method="dcs")(rows).shape == (4, 2)
+
+
+@pytest.mark.parametrize(("name", "said"), CASES, ids=str)
+def test_inference_mode_changes_nothing(name: str, said: dict[str, Any]) -> None:
+    """Wherever an adapter is made, and wherever it is called."""
+
+    def logits(made: bool, called: bool) -> Tensor:
+        with torch.inference_mode(made):
+            states = {one: {key: value.clone() for key, value in state.items()} for one, state in NAMED.items()}
+            measured = {kind: dict(zip(states, given, strict=True)) for kind, given in statistics([0, 1], [NORTH, SOUTH]).items()}
+            said_now = {"generalist": START} | said if "generalist" in METHODS.load(name).model_fields else said
+            adapt = fedmerge.Adapter(Net(), states, name, START, statistics=measured, counts=[3, 4], **said_now)
+        with torch.inference_mode(called):
+            x = a_batch(dtype=torch.float32).clone()
+            labels = torch.zeros(len(x)).long() if "labels" in adapt.method.needed else None
+            adapt(x, labels)
+            found = adapt(x, labels)
+            adapt.leave("north")
+            adapt.join("west", WEST, count=5, statistics={kind: given["south"] for kind, given in measured.items()})
+        return torch.stack([found, adapt(a_batch(dtype=torch.float32), labels)])
+
+    for made, called in ((True, False), (False, True), (True, True)):
+        assert torch.equal(logits(made, called), logits(False, False))
+
+
+@pytest.mark.parametrize("name", ["mean", "dare", "model_stock", "lame", "posterior", "dawin", "adamerging"])
+def test_what_pytorch_makes_by_default_changes_nothing(name: str) -> None:
+    x = a_batch(dtype=torch.float32)
+
+    def logits() -> Tensor:
+        adapt = fedmerge.Adapter(model, NAMED, name, START)
+        adapt(x)
+        return adapt(x)
+
+    model = Net()
+    expected = logits()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(logits(), expected)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert torch.equal(logits(), expected)
+        assert torch.zeros(1).is_meta

@@ -57,7 +57,10 @@ def test_a_run_is_read_and_what_is_none_is_told(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="finished run"):
         kept_predictions(tmp_path)
     np.savez(tmp_path / "predictions.npz", labels=y, **{"p:mean": p["a"]})
-    with pytest.raises(FolderError, match="add 'expert'"):
+    with pytest.raises(FolderError, match=r"found none of an expert; .*add 'expert'"):
+        kept_predictions(tmp_path)
+    np.savez(tmp_path / "predictions.npz", labels=y, **{"p:expert:a": p["a"]})  # of a scenario with one hospital
+    with pytest.raises(FolderError, match=r"found those of one expert, a; .*with_theta_0: true"):
         kept_predictions(tmp_path)
     np.savez(tmp_path / "predictions.npz", labels=y, **{f"p:expert:{name}": q for name, q in p.items()})
     whole = (tmp_path / "predictions.npz").read_bytes()
