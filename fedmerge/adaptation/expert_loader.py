@@ -18,11 +18,11 @@ from fedmerge.errors import FolderError, Problem, ScenarioError
 from fedmerge.federated.model import ModelSpec, build
 from fedmerge.merging.bank.bank import Bank, Shards
 from fedmerge.merging.bank.blockwise import Sizes
-from fedmerge.merging.bank.row_storage import KEPT, MANY, Mapped, Shelf
+from fedmerge.merging.bank.row_storage import MANY, Mapped, Shelf
 from fedmerge.merging.bank.sharded import SpreadBank
 from fedmerge.merging.bank.statistics import KINDS
 from fedmerge.merging.curvature.gram import linear_layers
-from fedmerge.merging.methods._base import Method, Online
+from fedmerge.merging.methods._base import Adaptive, Method, Online
 
 PROCESS_BYTES = 480 * 2**20
 """What the target's process takes of its own before it holds an expert, as measured on Linux with a small model."""
@@ -61,7 +61,9 @@ class Budget:
     def beside(self) -> int:
         """Bytes that are needed whether rows are in memory or not."""
         held = MODELS + sum(method.merged_once is not None or isinstance(method, Online) for method in self.methods) + self.fixed
-        held += 2 * KEPT if self.sizes.experts >= MANY else 0  # in float64
+        held += (
+            2 * sum(isinstance(method, Adaptive) for method in self.methods) if self.sizes.experts >= MANY else 0
+        )  # running sums
         return PROCESS_BYTES + self.images + held * self.sizes.parameters * FLOAT
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fedmerge.errors import MethodError
 from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.row_storage import RunningSum
 from fedmerge.merging.coefficients import Coefficients, cap
 from fedmerge.merging.evidence import Evidence
 from fedmerge.merging.methods._base import Adaptive, Method, Online, Output, State, Stateful, Static
@@ -19,6 +20,9 @@ from fedmerge.merging.per_sample.dispatch import PerSample
 
 STREAM = "stream."
 """Before the names of what a row has seen of its stream, beside what its method remembers."""
+
+SUMS = "sums"
+"""Name of the weights of a row's sums of experts, beside what its method remembers."""
 
 
 class Fixed(Method):
@@ -100,6 +104,8 @@ class Row:
         Largest coefficient of one expert, in (0, 1].
     model : nn.Module, optional
         Of a method that is `Fixed`.
+    add : RunningSum, optional
+        What sums the experts, and goes on from the row's sum for the batch before.
 
     Examples
     --------
@@ -120,6 +126,7 @@ class Row:
     statistics: Tensor | None = None
     cap: float | None = None
     model: nn.Module | None = None
+    add: RunningSum = field(default_factory=RunningSum)
 
     def info(self) -> RowInfo:
         """What the report says of it."""
@@ -398,19 +405,21 @@ def predict(row: Row, evidence: Evidence, per_sample: PerSample) -> Prediction:
     (torch.Size([4, 2]), 1, tensor([2., 2.]))
     """
     per_sample = per_sample.joined if row.method.with_theta_0 else per_sample
+    row.add = row.add.at(row.state.get(SUMS))
     row.state, seen = _apart(row.state)
     found = _predicted(row, evidence, per_sample)
-    if row.method.label_prior == "none":
-        return found
-    seen, log_p = row.method.under_labels(row.state, seen, found.log_p)
-    row.state = _together(row.state, seen)
-    return replace(found, log_p=log_p)
+    if row.method.label_prior != "none":
+        seen, log_p = row.method.under_labels(row.state, seen, found.log_p)
+        row.state, found = _together(row.state, seen), replace(found, log_p=log_p)
+    if row.add.past:
+        row.state = {**row.state, SUMS: torch.stack(row.add.past)}
+    return found
 
 
 def _apart(state: State) -> tuple[State, State]:
     """What the method remembers, and what the row has seen of its stream's labels."""
     seen = {name.removeprefix(STREAM): value for name, value in state.items() if name.startswith(STREAM)}
-    return {name: value for name, value in state.items() if not name.startswith(STREAM)}, seen
+    return {name: value for name, value in state.items() if not name.startswith(STREAM) and name != SUMS}, seen
 
 
 def _together(own: State, seen: State) -> State:
@@ -431,7 +440,7 @@ def _predicted(row: Row, evidence: Evidence, per_sample: PerSample) -> Predictio
             return _merged(row.theta, evidence, row.statistics)
         case Adaptive():
             row.state, coefficients = method.step(row.state, evidence)
-            return _mixed(cap(coefficients, evidence.bank.K, row.cap), evidence, per_sample)
+            return _mixed(cap(coefficients, evidence.bank.K, row.cap), evidence, per_sample, row.add)
         case Online():
             row.state, theta = method.step(row.state, evidence)
             return _merged(theta, evidence, merges=1)
@@ -446,13 +455,13 @@ def _merged(
     return replace(done, theta=theta, statistics=statistics)
 
 
-def _mixed(found: Coefficients, evidence: Evidence, per_sample: PerSample) -> Prediction:
+def _mixed(found: Coefficients, evidence: Evidence, per_sample: PerSample, add: RunningSum) -> Prediction:
     """One merge for the batch, or as `PerSample` does it where samples have coefficients of their own, or no merge at all."""
     if found.of == "predictions":
         mixed = evidence.mixture(found.encoder, found.scale)
         return Prediction.of(mixed.to(evidence.bank.like.device, evidence.bank.wide), found)
     if found.encoder.ndim == 1:
-        theta = evidence.bank.mix(found.encoder, found.on_one_scale().head)
+        theta = evidence.bank.mix(found.encoder, found.on_one_scale().head, add=add)
         return _merged(theta, evidence, found.encoder, 1, found)
-    done = per_sample.predict(evidence.batch, found.on_one_scale())
+    done = per_sample.predict(evidence.batch, found.on_one_scale(), add)
     return Prediction.of(torch.log_softmax(done.logits.float(), -1), found, done.forwards, done.merges)

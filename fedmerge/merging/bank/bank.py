@@ -23,7 +23,7 @@ from fedmerge.merging.bank.buffers import Buffers
 from fedmerge.merging.bank.layout import Parts, StateDict, found_as
 from fedmerge.merging.bank.patches import WindowProducts
 from fedmerge.merging.bank.recorded import Recorded
-from fedmerge.merging.bank.row_storage import Mapped, RunningSum, Shelf
+from fedmerge.merging.bank.row_storage import Add, Mapped, Shelf, weighted_sum
 from fedmerge.merging.bank.stateless import Stateless
 from fedmerge.merging.bank.statistics import Statistics
 
@@ -116,7 +116,6 @@ class Bank:
         self.kept: dict[str, Tensor] = {}
         self.statistics = Statistics(self.names, self.slices)
         self._rows: dict[int, dict[str, Tensor]] = {}
-        self._sums = (RunningSum(), RunningSum())  # of the encoder and the head
         self._merged = self.blank()
 
     @staticmethod
@@ -217,7 +216,7 @@ class Bank:
         twin.temperatures = torch.cat([self.temperatures, self.temperatures.new_ones(1)])
         twin.buffers = replace(self.buffers, experts=twin.K)
         twin.kept, twin.statistics, twin._merged = {}, Statistics(twin.names, self.slices), self.blank()
-        twin.recorded, twin._sums = Recorded(), (RunningSum(), RunningSum())
+        twin.recorded = Recorded()
         return twin
 
     def heads(self, scale: Tensor) -> Bank:
@@ -304,7 +303,7 @@ class Bank:
         """Memory traffic of one linear merge: read K rows, write one."""
         return (self.K + 1) * self.P * self.like.element_size()
 
-    def mix(self, encoder: Tensor, head: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    def mix(self, encoder: Tensor, head: Tensor | None = None, out: Tensor | None = None, add: Add = weighted_sum) -> Tensor:
         """theta (P,) = (sum_k encoder_k phi_k, sum_k head_k w_k), written into `out` or the bank's own buffer.
 
         A one-hot row returns that expert bit for bit, and an expert with coefficient 0 is not read, so that a broken one cannot
@@ -318,6 +317,8 @@ class Bank:
             The same for the head; default: those of the encoder.
         out : Tensor, optional
             Room for the result (P,); default: the bank's own, which the next merge writes over.
+        add : RunningSum, optional
+            What sums the encoders, and knows of earlier sums; default: nobody does.
 
         Returns
         -------
@@ -325,9 +326,9 @@ class Bank:
             theta (P,), which is `out`.
         """
         out = self._merged if out is None else out
-        parts = ((self.encoder, encoder), (self.head, encoder if head is None else head))
-        for (part, weights), add in zip(parts, self._sums, strict=True):
-            add(self.rows[: len(weights), part], weights, out[part], self.read)
+        add(self.rows[: len(encoder), self.encoder], encoder, out[self.encoder], self.read)
+        head = encoder if head is None else head
+        weighted_sum(self.rows[: len(head), self.head], head, out[self.head], self.read)
         return merged_by(out, encoder)
 
     def forward(self, theta: Tensor, batch: Tensor, coefficients: Tensor | None = None) -> Tensor:

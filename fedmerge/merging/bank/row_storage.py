@@ -8,7 +8,6 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -199,6 +198,10 @@ CUDA_BLOCK = 2**22
 FLOAT_BYTES = 4
 
 
+Add = Callable[[Tensor | Sequence[Tensor], Tensor, Tensor, Callable[[int], None]], Tensor]
+"""`weighted_sum`, or a `RunningSum`."""
+
+
 def weighted_sum(
     rows: Tensor | Sequence[Tensor], weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None
 ) -> Tensor:
@@ -256,35 +259,23 @@ def weighted_sum(
 MANY = 64
 """Rows of whom a sum is worth keeping."""
 
-KEPT = 2
-"""Sums that are kept, and so rows of the table that have one each."""
-
 SAME = 1e-9
 """Relative difference of weights up to which a row is left as it is in a sum."""
 
-CORRECTIONS = 256
+CORRECTIONS = 32
 """After so many a sum is made anew: each leaves a rounding of float32 of what it adds."""
 
 
-@dataclass
-class _Sum:
-    """weights (K,) of a sum; the sum (P,) itself, in float64, once others have been near it; how often it was corrected."""
-
-    weights: Tensor
-    total: Tensor | None = None
-    corrections: int = 0
-
-    def correction(self, weights: Tensor) -> tuple[float, Tensor]:
-        """c, and d (K,), so that the weights are c times these, plus d, which is 0 for as many as possible."""
-        both = (self.weights != 0) & (weights != 0)
-        c = float((weights[both] / self.weights[both]).median()) if bool(both.any()) else 0.0
-        d = weights - c * self.weights
-        return c, torch.where(d.abs() > SAME * (weights.abs() + (c * self.weights).abs()), d, 0)
-
-
 class RunningSum:
-    """Weighted sums of many rows, one after another. Where most weights are those of an earlier sum times one factor, that sum is
+    """Weighted sums of many rows, one after another. Where most weights are those of the sum before times one factor, that sum is
     multiplied by the factor, and only the others' rows are read: a thousand experts are merged for a batch that a few have seen.
+
+    A sum's bits hang on its weights and on `past` alone: who goes on from there later, with the same rows, gets the same.
+
+    Parameters
+    ----------
+    past : Tensor, optional
+        (n, K), weights of the sums since one was made anew; default: none.
 
     Examples
     --------
@@ -292,15 +283,25 @@ class RunningSum:
     >>> from fedmerge.merging.bank.row_storage import RunningSum
     >>> rows, add, read = torch.ones(100, 3), RunningSum(), []
     >>> weights = torch.full((100,), 0.01)
-    >>> for first in (0.01, 0.02, 0.03):
+    >>> for first in (0.01, 0.02, 0.03, 0.04):
     ...     weights[0] = first
     ...     total = add(rows, weights, torch.empty(3), read.append)
-    >>> total, read  # bytes
-    (tensor([1.0200, 1.0200, 1.0200]), [1200, 1200, 12])
+    >>> total, read  # bytes; the second one tells that a sum is worth keeping
+    (tensor([1.0300, 1.0300, 1.0300]), [1200, 1200, 12, 12, 12])
     """
 
-    def __init__(self) -> None:
-        self._sums: list[_Sum] = []  # the last one that was used comes last
+    def __init__(self, past: Tensor | None = None) -> None:
+        self.past: list[Tensor] = [] if past is None else [*past.double()]
+        self._weights = self.past[0] if self.past else None  # those of the sum as it is
+        self._total: Tensor | None = None  # in float64; None until a sum is near the one before
+        for weights in self.past[1:]:
+            self._weights = _corrected(self._weights, weights)[2]
+
+    def at(self, past: Tensor | None) -> RunningSum:
+        """This one if it has come from there, and otherwise one that goes on from there."""
+        own = torch.stack(self.past) if self.past else None
+        same = past is own if past is None or own is None else torch.equal(past, own)
+        return self if same else RunningSum(past)
 
     def __call__(
         self, rows: Tensor | Sequence[Tensor], weights: Tensor, out: Tensor, read: Callable[[int], None] = lambda _: None
@@ -309,21 +310,38 @@ class RunningSum:
         weights = weights.detach().to("cpu", torch.float64, copy=True)  # whoever gave them may write over them
         used, largest = int((weights != 0).sum()), partial(torch.linalg.vector_norm, ord=math.inf)
         if used < MANY or out.dtype.itemsize < FLOAT_BYTES:
+            self.past, self._weights, self._total = [], None, None
             return weighted_sum(rows, weights, out, read)
-        alike = [(number, one) for number, one in enumerate(self._sums) if len(one.weights) == len(weights)]  # anchors, or none
-        found = [(int((d != 0).sum()), number, c, d) for number, one in alike for c, d in [one.correction(weights)]]
-        changed, number, c, d = min(found, default=(used, -1, 1.0, weights), key=lambda one: one[0])
-        if changed > used // 2:
-            self._sums = [*self._sums[1 - KEPT :], _Sum(weights)]
-            return weighted_sum(rows, weights, out, read)
-        near = self._sums.pop(number)
-        self._sums.append(near)
-        if near.total is not None and near.corrections < CORRECTIONS:
-            weighted_sum(rows, d, out, read)
-            whole = near.total.mul_(c).add_(out)
-            near.weights, near.corrections = c * near.weights + d, near.corrections + 1
-            if bool(largest(out) <= largest(whole)):  # else the rounding of what was taken away would show; or it is NaN
-                return out.copy_(whole)
+        if self._weights is not None and len(self._weights) == len(weights) and len(self.past) <= CORRECTIONS:
+            c, d, after = _corrected(self._weights, weights)
+            if int((d != 0).sum()) <= used // 2:
+                total = self._replayed(rows, out, read) if self._total is None else self._total
+                weighted_sum(rows, d, out, read)
+                total.mul_(c).add_(out)
+                if bool(largest(out) <= largest(total)):  # else the rounding of what was taken away would show; or it is NaN
+                    self.past, self._weights, self._total = [*self.past, weights], after, total
+                    return out.copy_(total)
         weighted_sum(rows, weights, out, read)
-        near.weights, near.total, near.corrections = weights, out.double(), 0
+        self._total = out.double() if len(self.past) > 1 else None
+        self.past, self._weights = [weights], weights
         return out
+
+    def _replayed(self, rows: Tensor | Sequence[Tensor], room: Tensor, read: Callable[[int], None]) -> Tensor:
+        """The sum as it is, from what is known of the past."""
+        before = self.past[0]
+        total = weighted_sum(rows, before, room, read).double()
+        for weights in self.past[1:]:
+            c, d, before = _corrected(before, weights)
+            total.mul_(c).add_(weighted_sum(rows, d, room, read))
+        return total
+
+
+def _corrected(before: Tensor | None, weights: Tensor) -> tuple[float, Tensor, Tensor]:
+    """c, and d (K,), so that the weights are c times those before, plus d, which is 0 for as many as possible; and c before + d."""
+    assert before is not None
+    both = (before != 0) & (weights != 0)
+    c = float((weights[both] / before[both]).median()) if bool(both.any()) else 0.0
+    scaled = c * before
+    d = weights - scaled
+    d = torch.where(d.abs() > SAME * (weights.abs() + scaled.abs()), d, 0)
+    return c, d, scaled + d

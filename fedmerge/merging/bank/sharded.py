@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedmerge.errors import CheckpointError
 from fedmerge.merging.bank.bank import Bank, Rule, Shards, merged_by
-from fedmerge.merging.bank.row_storage import Shelf, weighted_sum
+from fedmerge.merging.bank.row_storage import Add, Shelf, weighted_sum
 
 BLOCK_BYTES = 64 * 2**20
 """Bytes of the experts' columns, and of what a rule makes of them, that are at the target at a time."""
@@ -151,8 +151,11 @@ class SpreadBank(Bank):
         """Some columns of all experts (K, width)."""
         return torch.cat(self.asked("columns", at))
 
-    def mix(self, encoder: Tensor, head: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """theta (P,): every shard sums its experts, those without a coefficient are not asked, and the anchors are added here."""
+    def mix(self, encoder: Tensor, head: Tensor | None = None, out: Tensor | None = None, add: Add = weighted_sum) -> Tensor:
+        """theta (P,): every shard sums its experts, those without a coefficient are not asked, and the anchors are added here.
+
+        Earlier sums are not known to the shards.
+        """
         head = encoder if head is None else head
         out = self._merged if out is None else out
         for part, weights in ((self.encoder, encoder), (self.head, head)):

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedmerge.errors import PerSampleRefused
 from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.row_storage import Add, weighted_sum
 from fedmerge.merging.coefficients import Coefficients
 from fedmerge.merging.per_sample.merged_first import MERGE, can_merge_first
 from fedmerge.merging.per_sample.mixture import Mixture, alike, merged_once
@@ -131,30 +132,31 @@ class PerSampleLogits:
 class PerSample:
     """How one bank predicts samples with coefficients of their own.
 
-    Attributes
-    ----------
-    bank : Bank
-        The experts.
-    way : Way, default 'auto'
-        Auto, or the one way that is taken.
-    taken : dict[str, int], optional
-        Batches by way.
-    refusal : str, default ''
-        Why the mixture cannot be used, or nothing.
+        Attributes
+        ----------
+        bank : Bank
+            The experts.
+        way : Way, default 'auto'
+            Auto, or the one way that is taken.
+        taken : dict[str, int], optional
+            Batches by way.
+        refusal : str, default ''
+            Why the mixture cannot be used, or nothing.
 
-    Examples
-    --------
-    >>> import torch
-    >>> from fedmerge.merging.bank.bank import Bank
-    >>> from fedmerge.merging.per_sample.dispatch import PerSample
-    >>> from fedmerge.merging.coefficients import Coefficients
-    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
-    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
-    >>> alpha = torch.tensor([[1.0, 0.0], [0.5, 0.5]])  # of two images
-    >>> found = PerSample(bank, way="rows").predict(torch.ones(2, 1), Coefficients(alpha, alpha))
-    >>> found.logits, found.merges
-    (tensor([[ 2., -2.],
-            [ 1.,  1.]]), 2)
+        Examples
+        --------
+        >>> import torch
+        >>> from fedmerge.merging.bank.bank import Bank
+    from fedmerge.merging.bank.row_storage import Add, weighted_sum
+        >>> from fedmerge.merging.per_sample.dispatch import PerSample
+        >>> from fedmerge.merging.coefficients import Coefficients
+        >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+        >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+        >>> alpha = torch.tensor([[1.0, 0.0], [0.5, 0.5]])  # of two images
+        >>> found = PerSample(bank, way="rows").predict(torch.ones(2, 1), Coefficients(alpha, alpha))
+        >>> found.logits, found.merges
+        (tensor([[ 2., -2.],
+                [ 1.,  1.]]), 2)
     """
 
     bank: Bank
@@ -169,8 +171,8 @@ class PerSample:
         """The same with theta_0 as one more expert."""
         return PerSample(self.bank.joined, self.way, self.taken)
 
-    def predict(self, batch: Tensor, coefficients: Coefficients) -> PerSampleLogits:
-        """Logits of a batch (N, channels, H, W) under coefficients (N, K) or (N, K + A).
+    def predict(self, batch: Tensor, coefficients: Coefficients, add: Add = weighted_sum) -> PerSampleLogits:
+        """Logits of a batch (N, channels, H, W) under coefficients (N, K) or (N, K + A). add: as in `Bank.mix`.
 
         Raises PerSampleRefused if the mixture is asked for and the model cannot be run so.
         """
@@ -181,13 +183,13 @@ class PerSample:
         self.taken[way] = self.taken.get(way, 0) + 1
         if mixed:
             used = _taking_part(coefficients.encoder, coefficients.encoder)
-            return PerSampleLogits(Mixture(self.bank).forward(batch, coefficients.encoder, coefficients.head), way, used, 0)
-        return PerSampleLogits(self._by_groups(batch, distinct, which), way, 1, len(distinct))
+            return PerSampleLogits(Mixture(self.bank).forward(batch, coefficients.encoder, coefficients.head, add), way, used, 0)
+        return PerSampleLogits(self._by_groups(batch, distinct, which, add), way, 1, len(distinct))
 
-    def _by_groups(self, batch: Tensor, rows: Tensor, which: Tensor) -> Tensor:
+    def _by_groups(self, batch: Tensor, rows: Tensor, which: Tensor, add: Add) -> Tensor:
         width, logits = rows.shape[1] // 2, None
         encoder, head = rows[:, :width], rows[:, width:]
-        left, once = merged_once(self.bank, encoder, head) if len(rows) > 1 else (torch.ones_like(encoder[0]), None)
+        left, once = merged_once(self.bank, encoder, head, add) if len(rows) > 1 else (torch.ones_like(encoder[0]), None)
         for number, row in enumerate(rows):
             here = (which == number).to(batch.device)
             theta = self.bank.mix(row[:width] * left, row[width:] * left)

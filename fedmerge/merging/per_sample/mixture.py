@@ -13,6 +13,7 @@ from torch import Tensor
 import fedmerge.merging.per_sample.mixed_operations  # noqa: F401 - fills the table of operations
 from fedmerge.errors import PerSampleRefused, first_line
 from fedmerge.merging.bank.bank import Bank
+from fedmerge.merging.bank.row_storage import Add, weighted_sum
 from fedmerge.merging.per_sample.mixed_tensor import Mixed
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -43,7 +44,7 @@ def alike(encoder: Tensor, head: Tensor) -> Tensor:
     return (encoder == encoder[0]).all(0) & (head == head[0]).all(0) & ((encoder[0] != 0) | (head[0] != 0))
 
 
-def merged_once(bank: Bank, encoder: Tensor, head: Tensor) -> tuple[Tensor, Tensor | None]:
+def merged_once(bank: Bank, encoder: Tensor, head: Tensor, add: Add = weighted_sum) -> tuple[Tensor, Tensor | None]:
     """The part of all samples' models that is the same.
 
     Parameters
@@ -52,6 +53,8 @@ def merged_once(bank: Bank, encoder: Tensor, head: Tensor) -> tuple[Tensor, Tens
         The experts.
     encoder, head : Tensor
         Coefficients (N, K), or (N, K + A) with the bank's anchors.
+    add : Add, optional
+        As in `Bank.mix`.
 
     Returns
     -------
@@ -74,7 +77,7 @@ def merged_once(bank: Bank, encoder: Tensor, head: Tensor) -> tuple[Tensor, Tens
     same = alike(encoder, head)
     if int(same.sum()) < 2:
         return torch.ones_like(same), None
-    return ~same, bank.mix(encoder[0] * same, head[0] * same, out=torch.empty_like(bank.blank()))
+    return ~same, bank.mix(encoder[0] * same, head[0] * same, out=torch.empty_like(bank.blank()), add=add)
 
 
 class Mixture:
@@ -102,16 +105,16 @@ class Mixture:
         self.bank = bank
 
     @torch.no_grad()
-    def forward(self, batch: Tensor, encoder: Tensor, head: Tensor) -> Tensor:
+    def forward(self, batch: Tensor, encoder: Tensor, head: Tensor, add: Add = weighted_sum) -> Tensor:
         """Logits (N, C) of sample i under (sum_k encoder_ik phi_k, sum_k head_ik w_k).
 
-        batch: (N, channels, H, W). encoder, head: (N, K), or (N, K + A) with the bank's anchors.
+        batch: (N, channels, H, W). encoder, head: (N, K), or (N, K + A) with the bank's anchors. add: as in `Bank.mix`.
         Raises PerSampleRefused, naming operation and parameter, if the model does something that has no exact form.
         """
         bank, used = self.bank, set[str]()
         if bank.shards:
             raise PerSampleRefused("per-sample merging: the experts are spread over shards, and a mixture needs them in one place")
-        left, once = merged_once(bank, encoder, head)
+        left, once = merged_once(bank, encoder, head, add)
         parts = tuple(zip((bank.parts.encoder, bank.parts.head), (encoder * left, head * left), strict=True))
         rows = tuple(tuple(torch.nonzero(coefficients.any(0)).flatten().tolist()) for _, coefficients in parts)
         chosen = [coefficients[:, list(at)] for (_, coefficients), at in zip(parts, rows, strict=True)]

@@ -157,14 +157,20 @@ def test_broken_experts_are_left_and_others_asked() -> None:
     assert not row.state["pi"][first].any()
 
 
-def test_a_method_goes_on_with_the_same_bits_from_its_state() -> None:
-    bank = a_large_bank(60)
-    row = a_row(bank)
-    for number in range(3):
+@pytest.mark.parametrize("granularity", ["image", "batch"])
+@pytest.mark.parametrize("K", [60, 150])
+def test_a_method_goes_on_with_the_same_bits_from_its_state(K: int, granularity: str) -> None:
+    """Also from 64 experts on, where a sum of most of them is corrected from batch to batch; and beside another row."""
+    bank = a_large_bank(K)
+    row, beside = (a_row(bank, granularity=granularity, fallback="none", beta=beta) for beta in (1.0, 0.5))
+    for number in range(9):
         seen(row, Evidence(bank, a_batch(dtype=torch.float32, seed=number)))
-    again = a_row(bank)
+        seen(beside, Evidence(bank, a_batch(dtype=torch.float32, seed=number)))
+    if K > 64:
+        assert len(row.state["sums"]) > 2  # sums have been corrected
+    again = a_row(bank, granularity=granularity, fallback="none")
     again.state = {name: torch.from_numpy(value.numpy().copy()) for name, value in row.state.items()}
-    for number in range(3, 6):
+    for number in range(9, 12):
         x = a_batch(dtype=torch.float32, seed=number)
         assert torch.equal(seen(row, Evidence(bank, x)).log_p, seen(again, Evidence(bank, x)).log_p)
 
