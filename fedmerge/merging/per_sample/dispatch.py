@@ -147,7 +147,6 @@ class PerSample:
         --------
         >>> import torch
         >>> from fedmerge.merging.bank.bank import Bank
-    from fedmerge.merging.bank.row_storage import Add, weighted_sum
         >>> from fedmerge.merging.per_sample.dispatch import PerSample
         >>> from fedmerge.merging.coefficients import Coefficients
         >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
