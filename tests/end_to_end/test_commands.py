@@ -25,6 +25,9 @@ def test_a_plan_tells_what_is_in_the_pool(first: tuple[Path, str]) -> None:
     assert told.stdout.count("in the pool") == 2
     assert "never trains" in told.stdout
     assert "nobody trains" in told.stdout
+    changed = fedmerge(first[0], "plan", "scenarios/tiny.yaml", "--without", "south", "--add-site", "east", "--methods", "mean,eam")
+    assert changed.returncode == 0, changed.stderr
+    assert [name in changed.stdout for name in ("south", "east", "methods: mean, eam\n")] == [False, True, True]
     wrong = fedmerge(first[0], "plan", "scenarios/tiny.yaml", "--pool", "scenarios/tiny.yaml")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "--pool: found 'scenarios/tiny.yaml', a file; expected a folder" in wrong.stderr
