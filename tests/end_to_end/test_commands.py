@@ -50,6 +50,7 @@ def test_a_sweep_shares_experts_and_goes_on_where_it_stopped(first: tuple[Path, 
     options = ("--set", "stream={kind: iid, batch_size: 8},{kind: temporal, batch_size: 8}", "--methods", "mean,eam")
     swept = fedmerge(folder, "sweep", "scenarios/tiny.yaml", *options)
     assert swept.returncode == 0, swept.stderr + swept.stdout
+    assert swept.stdout.count("majority class") == 2 and "minus mean" in swept.stdout
     out = folder / "runs" / "tiny-sweep"
     with (out / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
