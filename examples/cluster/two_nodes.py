@@ -136,5 +136,8 @@ def _wait_for_nodes(address: str, count: int, log: Path) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
+        raise SystemExit
     given = [word for word in sys.argv[1:] if word != "--tls"]
     raise SystemExit(main(*(given or ["scenarios/organs.yaml"]), tls="--tls" in sys.argv))

@@ -9,6 +9,7 @@ from rich.table import Table
 from fedmerge.cli.methods import fields_of
 from fedmerge.data.datasets._base import SOURCES
 from fedmerge.data.datasets._public import Published, published_by
+from fedmerge.errors import DataError, nearest
 from fedmerge.report.terminal import console
 
 HEAD = """# Public data sets by name
@@ -55,7 +56,9 @@ def dataset_table() -> None:
 
 
 def describe_dataset(kind: str) -> str:
-    """The records of one source, and its keys. Raises ScenarioError for an unknown name."""
+    """The records of one source, and its keys. Raises DataError for an unknown name."""
+    if kind not in SOURCES.names:
+        raise DataError(f"data set: found '{kind}'; expected a known one: {nearest(kind, SOURCES.names)}")
     source = SOURCES.load(kind)
     text = [f"{kind}: {inspect.getdoc(inspect.getmodule(source)) or ''}", "", inspect.getdoc(source) or ""]
     for name, facts in records().get(kind, {}).items():

@@ -214,7 +214,7 @@ def _texts(folder: Path, name: str, found: Survey, seen: Look, plan: Plan, said:
     )
     content = {
         "name": name,
-        "question": f"Which of the classes is it? {len(plan.sites)} hospitals train, and '{plan.target.name}' is the target.",
+        "question": "Which of the classes is it?",  # --target and --add-site change who trains
         "seed": 0,
         "protocol": "quick",
         "model": {"name": "vit_tiny_patch16_224", "kwargs": kwargs},

@@ -90,9 +90,12 @@ def doctor(
 
 @app.command()
 @guarded
-def plan(
+def plan(  # noqa: PLR0913 - one parameter per option of the command line
     scenario: Annotated[Path, typer.Argument(help="YAML file of the scenario, e.g. scenarios/organs.yaml")],
+    methods: Annotated[str, typer.Option(help="methods to run, separated by commas", show_default="those of the scenario")] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="seed that replaces the scenario's")] = None,
+    add_site: Annotated[list[str] | None, typer.Option(help="site file of one more hospital; may be repeated")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="name of a hospital to leave out; may be repeated")] = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", help="KEY=VALUE changes a key of the scenario, e.g. stream.batch_size=16; may be repeated"),
@@ -106,7 +109,9 @@ def plan(
     from fedmerge.experiment.experiment import Overrides, load_each
     from fedmerge.experiment.overrides import single
 
-    changes = Overrides(seed=seed, settings=tuple(single(text) for text in setting or ()), target=target)
+    names = tuple(name.strip() for name in methods.split(",") if name.strip())
+    settings = tuple(single(text) for text in setting or ())
+    changes = Overrides(seed, names, tuple(add_site or ()), settings, target, tuple(without or ()))
     show_previews(previews(load_each(scenario, changes), pool, cores()))
 
 

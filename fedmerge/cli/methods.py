@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fedmerge.errors import MethodError, nearest
 from fedmerge.merging.methods._base import METHODS, Adaptive, Method, Online, Output, Static
 from fedmerge.registry import Plugin
 from fedmerge.report.terminal import console
@@ -44,7 +45,9 @@ def row(name: str) -> tuple[str, ...]:
 
 
 def describe(name: str) -> str:
-    """A method's paper, its docstring with formula, and its fields. Raises ScenarioError for an unknown name."""
+    """A method's paper, its docstring with formula, and its fields. Raises MethodError for an unknown name."""
+    if name not in METHODS.names:
+        raise MethodError(f"method: found '{name}'; expected a known one: {nearest(name, METHODS.names)}")
     kind = METHODS.load(name)
     first = inspect.getdoc(inspect.getmodule(kind)) or ""
     return "\n".join([f"{name}: {first}", kind.paper, "", inspect.getdoc(kind) or "", "", "Fields:", *fields_of(kind)])

@@ -53,6 +53,9 @@ OF_TARGETS = ("target", "target.site")
 LONGEST = 48
 """Characters of one setting in the name of a folder."""
 
+MOST_LINES = 40
+"""Lines of a table on the terminal; a longer one is in the page alone."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -204,6 +207,8 @@ def run_sweep(sweep: Sweep, quiet: bool = False) -> Grid:
             raise SiteError(f"{_reasons(failed)}\n{words}. The same command runs the others again")
     if table := DomainTable.of(grid):
         terminal.table("accuracy on the domain left out of training, %", *table.cells())
+    elif len(grid.lines) <= MOST_LINES:
+        terminal.table("accuracy, %, and its difference to the mean, points", *grid.brief())
     terminal.say(f"table and plots: {shown_path(sweep.out / 'sweep.html')}")
     return grid
 

@@ -85,6 +85,17 @@ class Grid:
             for line in self.lines
         ]
 
+    def brief(self) -> list[list[str]]:
+        """Header and rows for a terminal: each interval in one column, and none over one seed."""
+        names = self.header()
+        first = names.index("method") + 1
+        shown = [[*names[:first], "accuracy", "95% interval", "minus mean", "95% interval"]]
+        for row in self.cells():
+            value, low, high, _, gain, gain_low, gain_high = row[first + 1 :]
+            ranges = [f"{a} to {b}" if a not in ("", "one seed") else "" for a, b in ((low, high), (gain_low, gain_high))]
+            shown.append([*row[:first], value, ranges[0], gain, ranges[1]])
+        return shown
+
 
 @dataclass(frozen=True)
 class DomainTable:

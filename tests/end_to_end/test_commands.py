@@ -25,6 +25,9 @@ def test_a_plan_tells_what_is_in_the_pool(first: tuple[Path, str]) -> None:
     assert told.stdout.count("in the pool") == 2
     assert "never trains" in told.stdout
     assert "nobody trains" in told.stdout
+    changed = fedmerge(first[0], "plan", "scenarios/tiny.yaml", "--without", "south", "--add-site", "east", "--methods", "mean,eam")
+    assert changed.returncode == 0, changed.stderr
+    assert [name in changed.stdout for name in ("south", "east", "methods: mean, eam\n")] == [False, True, True]
     wrong = fedmerge(first[0], "plan", "scenarios/tiny.yaml", "--pool", "scenarios/tiny.yaml")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert "--pool: found 'scenarios/tiny.yaml', a file; expected a folder" in wrong.stderr
@@ -47,6 +50,7 @@ def test_a_sweep_shares_experts_and_goes_on_where_it_stopped(first: tuple[Path, 
     options = ("--set", "stream={kind: iid, batch_size: 8},{kind: temporal, batch_size: 8}", "--methods", "mean,eam")
     swept = fedmerge(folder, "sweep", "scenarios/tiny.yaml", *options)
     assert swept.returncode == 0, swept.stderr + swept.stdout
+    assert swept.stdout.count("majority class") == 2 and "minus mean" in swept.stdout
     out = folder / "runs" / "tiny-sweep"
     with (out / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))

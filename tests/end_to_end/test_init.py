@@ -60,7 +60,7 @@ def test_hospitals_and_classes_and_a_run_to_its_report(tmp_path: Path) -> None:
     assert "the folders are <hospital>/<class>; classes 'melanoma', 'nevus'" in said
     assert "'Clinic a' is the target" in said
     assert "PNG of 20 x 24 pixels (median of 60 images), color" in said
-    assert scenario["name"] == "skin_2024"
+    assert (scenario["name"], scenario["question"]) == ("skin_2024", "Which of the classes is it?")  # whichever --target is
     assert (scenario["sites"], scenario["target"]) == (["clinic_b", "clinic_c"], "clinic_a")
     assert scenario["model"]["kwargs"]["in_chans"] == 3
     assert source_of(tmp_path, "clinic_b")["kind"] == "image_folder"

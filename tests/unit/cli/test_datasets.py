@@ -43,4 +43,6 @@ def test_the_page_is_what_the_command_prints() -> None:
 
 
 def test_a_data_set_that_is_not_known() -> None:
-    assert "did you mean 'camelyon17'?" in printed("camelyon16", code=2)
+    said = printed("camelyon16", code=2)
+    assert "did you mean 'camelyon17'?" in said
+    assert "scenario" not in said

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedmerge.cli.methods import describe, row
-from fedmerge.errors import ScenarioError
+from fedmerge.errors import MethodError
 from fedmerge.merging.methods._base import METHODS
 from tests.front_door import fedmerge
 
@@ -31,6 +31,7 @@ def test_the_verb_prints_them_and_helps_with_a_typo(tmp_path: Path) -> None:
     whole = fedmerge(tmp_path, "methods")
     assert whole.returncode == 0, whole.stderr
     assert all(name in whole.stdout for name in METHODS.names)
-    assert "did you mean 'dawin'?" in fedmerge(tmp_path, "methods", "dawn").stderr
-    with pytest.raises(ScenarioError):
+    wrong = fedmerge(tmp_path, "methods", "dawn").stderr
+    assert wrong == "fedmerge: method: found 'dawn'; expected a known one: did you mean 'dawin'?\n"
+    with pytest.raises(MethodError):
         describe("dawn")
