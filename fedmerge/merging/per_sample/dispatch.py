@@ -132,30 +132,30 @@ class PerSampleLogits:
 class PerSample:
     """How one bank predicts samples with coefficients of their own.
 
-        Attributes
-        ----------
-        bank : Bank
-            The experts.
-        way : Way, default 'auto'
-            Auto, or the one way that is taken.
-        taken : dict[str, int], optional
-            Batches by way.
-        refusal : str, default ''
-            Why the mixture cannot be used, or nothing.
+    Attributes
+    ----------
+    bank : Bank
+        The experts.
+    way : Way, default 'auto'
+        Auto, or the one way that is taken.
+    taken : dict[str, int], optional
+        Batches by way.
+    refusal : str, default ''
+        Why the mixture cannot be used, or nothing.
 
-        Examples
-        --------
-        >>> import torch
-        >>> from fedmerge.merging.bank.bank import Bank
-        >>> from fedmerge.merging.per_sample.dispatch import PerSample
-        >>> from fedmerge.merging.coefficients import Coefficients
-        >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
-        >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
-        >>> alpha = torch.tensor([[1.0, 0.0], [0.5, 0.5]])  # of two images
-        >>> found = PerSample(bank, way="rows").predict(torch.ones(2, 1), Coefficients(alpha, alpha))
-        >>> found.logits, found.merges
-        (tensor([[ 2., -2.],
-                [ 1.,  1.]]), 2)
+    Examples
+    --------
+    >>> import torch
+    >>> from fedmerge.merging.bank.bank import Bank
+    >>> from fedmerge.merging.per_sample.dispatch import PerSample
+    >>> from fedmerge.merging.coefficients import Coefficients
+    >>> a, b = ({"weight": torch.tensor([row]).T} for row in ([2.0, -2.0], [0.0, 4.0]))
+    >>> bank = Bank.of(torch.nn.Linear(1, 2, bias=False), {"axial": a, "coronal": b})
+    >>> alpha = torch.tensor([[1.0, 0.0], [0.5, 0.5]])  # of two images
+    >>> found = PerSample(bank, way="rows").predict(torch.ones(2, 1), Coefficients(alpha, alpha))
+    >>> found.logits, found.merges
+    (tensor([[ 2., -2.],
+            [ 1.,  1.]]), 2)
     """
 
     bank: Bank
