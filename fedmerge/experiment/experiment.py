@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Experiment:
         """Names of the sites that are there from the beginning."""
         return tuple(site.name for site in self.sites[: len(self.scenario.sites)])
 
-    @property
+    @cached_property
     def tasks(self) -> dict[str, tuple[str, ...]]:
         """The classes of each hospital, where hospitals have tasks of their own; empty where all train on the same."""
         own = {site.name: self.scenario.trains_on(site) for site in self.sites}
