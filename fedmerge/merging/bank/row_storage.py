@@ -292,7 +292,7 @@ class RunningSum:
 
     def __init__(self, past: Tensor | None = None) -> None:
         self.past: list[Tensor] = [] if past is None else [*past.double()]
-        self._weights = self.past[0] if self.past else None  # those of the sum as it is
+        self._weights = self.past[0] if self.past else torch.empty(0)  # those of the sum as it is
         self._total: Tensor | None = None  # in float64; None until a sum is near the one before
         for weights in self.past[1:]:
             self._weights = _corrected(self._weights, weights)[2]
@@ -310,9 +310,9 @@ class RunningSum:
         weights = weights.detach().to("cpu", torch.float64, copy=True)  # whoever gave them may write over them
         used, largest = int((weights != 0).sum()), partial(torch.linalg.vector_norm, ord=math.inf)
         if used < MANY or out.dtype.itemsize < FLOAT_BYTES:
-            self.past, self._weights, self._total = [], None, None
+            self.past, self._weights, self._total = [], torch.empty(0), None
             return weighted_sum(rows, weights, out, read)
-        if self._weights is not None and len(self._weights) == len(weights) and len(self.past) <= CORRECTIONS:
+        if len(self._weights) == len(weights) and len(self.past) <= CORRECTIONS:
             c, d, after = _corrected(self._weights, weights)
             if int((d != 0).sum()) <= used // 2:
                 total = self._replayed(rows, out, read) if self._total is None else self._total
@@ -336,9 +336,8 @@ class RunningSum:
         return total
 
 
-def _corrected(before: Tensor | None, weights: Tensor) -> tuple[float, Tensor, Tensor]:
+def _corrected(before: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
     """c, and d (K,), so that the weights are c times those before, plus d, which is 0 for as many as possible; and c before + d."""
-    assert before is not None
     both = (before != 0) & (weights != 0)
     c = float((weights[both] / before[both]).median()) if bool(both.any()) else 0.0
     scaled = c * before
