@@ -311,9 +311,13 @@ def duration(seconds: float) -> str:
 def console(quiet: bool = False, width: int = PLAIN_WIDTH) -> Console:
     """Plain, and this wide where there is no terminal."""
     found = Console(quiet=quiet, highlight=False, markup=False)
+    _widen(found, width)
+    return found
+
+
+def _widen(found: Console, width: int) -> None:
     if not found.is_terminal:
         found.width = width
-    return found
 
 
 class _LastingConsole(Console):
@@ -324,8 +328,7 @@ class _LastingConsole(Console):
 
     def __init__(self, watched: Path | None, quiet: bool) -> None:
         super().__init__(quiet=quiet, highlight=False, markup=False)
-        if not self.is_terminal:
-            self.width = PLAIN_WIDTH
+        _widen(self, PLAIN_WIDTH)
         self.watched = watched
 
     def on_broken_pipe(self) -> None:

@@ -120,26 +120,24 @@ class Medmnist(Source):
 
     def contents(self, owner: str) -> dict[str, tuple[str, ...]]:
         """Of all images of this part, by digests of their pixels: a file is unpacked for them once."""
-        names, found = self.classes(), dict[str, list[str]]()
-        for mark, (name, part, at) in zip(self._marks(owner), self._places(), strict=True):
-            found.setdefault(mark, []).append(names[self._labels_of()[name][part][at]])
-        return {mark: tuple(classes) for mark, classes in found.items()}
+        return {mark: tuple(name for name, _ in images) for mark, images in self._alike(owner).items()}
 
     def _tell_of_doubts(self, owner: str) -> None:
         """Where one image is in two classes, in the owner's own log."""
-        where: dict[str, list[tuple[str, str, int]]] = {}
-        for mark, place in zip(self._marks(owner), self._places(), strict=True):
-            where.setdefault(mark, []).append(place)
-        for mark, classes in self.contents(owner).items():
-            if len(set(classes)) > 1:
-                same = " = ".join(f"{name}, {part}, image {at}" for name, part, at in where[mark][:NAMED])
+        for images in self._alike(owner).values():
+            if len({name for name, _ in images}) > 1:
+                same = " = ".join(place for _, place in images[:NAMED])
                 log.warning("site '%s': %s: images of different classes with the same content: %s", owner, self._root(), same)
 
-    def _places(self) -> Iterator[tuple[str, str, int]]:
-        """Data set, part and place of every image that is held."""
+    def _alike(self, owner: str) -> dict[str, list[tuple[str, str]]]:
+        """Class and place of the images that have the same pixels, by a digest of these."""
+        names, labels, marks = self.classes(), self._labels_of(), iter(self._marks(owner))
+        found: dict[str, list[tuple[str, str]]] = {}
         for name in self.datasets:
             for part, places in self._indices(name).items():
-                yield from ((name, part, at) for at in places.tolist())
+                for at, label in zip(places.tolist(), labels[name][part][places].tolist(), strict=True):
+                    found.setdefault(next(marks), []).append((names[label], f"{name}, {part}, image {at}"))
+        return found
 
     def _marks(self, owner: str) -> list[str]:
         """A digest of every image's pixels."""
